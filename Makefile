@@ -1,0 +1,34 @@
+# The four verbs are install, lint, test and bench; demo shows what it is all about.
+# Everything happens in .venv; PYTHON names the interpreter to make it with (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo install lint test test-slow bench clean
+
+demo: install
+	@BIN=$(BIN) scripts/demo
+
+install: .venv/installed
+
+# The stamp is the last thing made, so a broken installation is taken up again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+bench: install
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

@@ -1,0 +1,78 @@
+"""The `llada` command: one module a sub-command, each a thin layer over the package.
+
+Results go to standard output, everything else to standard error.
+"""
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llada.errors import UserError
+
+COMMANDS = {
+    "prepare": "get a text and write the folder that training reads",
+    "train": "train a masked diffusion language model from scratch, or go on with a run",
+    "evaluate": "measure a checkpoint: its NELBO on the validation text",
+    "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a sub-command; exits with 0, 2 (bad input) or 130 (stopped by the user)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        sys.exit(0 if arguments else USAGE_ERROR)
+    if arguments[0] == "--version":
+        from llada import __version__
+
+        print(f"llada-trainer {__version__}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        _fail(f"There is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
+    # Imported on demand, so that help and mistakes need not wait for torch.
+    command = importlib.import_module(f"llada.cli.{name}")
+    try:
+        sys.exit(command.run(rest))
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(_describe(error))
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: llada COMMAND [OPTIONS]",
+            "",
+            "The open trainer for LLaDA, large language diffusion with masking.",
+            "",
+            *lines,
+            "",
+            "`llada COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def _describe(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full{where}: free some space and repeat the command; what was complete before is unharmed."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No permission to read or write there{where}: choose another folder or change its permissions."
+    return f"{error.strerror or type(error).__name__}{where}: check the path and the disk."
+
+
+def _fail(sentence: str) -> None:
+    print(f"llada: {sentence}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)

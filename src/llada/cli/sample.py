@@ -1,0 +1,126 @@
+"""`llada sample`."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from llada.checkpoint import Checkpoint, load_checkpoint
+from llada.cli.options import parse
+from llada.errors import UserError
+from llada.hardware import DeviceName, choose_device
+from llada.sampler import Remasking, SamplerConfig, suppress, unmask
+from llada.text.tokenizer import MASK
+
+DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
+
+A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and kept elsewhere."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    checkpoint: Path
+    """A run folder (its best checkpoint is meant) or a checkpoint folder."""
+    prompt: str = ""
+    """Text to go on from."""
+    template: str | None = None
+    """Text with <MASK> or <MASK*N> where it is to be filled in, instead of a prompt."""
+    n_samples: int = 1
+    """How many texts to write."""
+    gen_length: int | None = None
+    """Characters to add to the prompt; what is left of the training length if left out."""
+    steps: int | None = None
+    """Predictions in all; as many as there are characters to fill if left out, fewer is faster and worse."""
+    block_length: int | None = None
+    """Fill blocks of this length from left to right; the whole text at once if left out."""
+    temperature: float = 1.0
+    """1 samples from the model, 0 takes the likeliest character."""
+    cfg_scale: float = 0.0
+    """Strength of classifier-free guidance by the prompt, which doubles the cost."""
+    remasking: Remasking = "random"
+    """Which predictions stay at each step: random ones, as in training, or the most confident ("low_confidence")."""
+    seed: int = 0
+    """Fixes the texts."""
+    device: DeviceName = "auto"
+    """"auto" is the GPU where there is one."""
+    show: bool = False
+    """Watch the text appear step by step in the terminal."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = parse(SampleOptions, "sample", arguments, DESCRIPTION)
+    device = choose_device(options.device)
+    checkpoint = load_checkpoint(options.checkpoint, device)
+    template = _make_template(options, checkpoint)
+    tokenizer = checkpoint.tokenizer
+    n_masks = template.count(tokenizer.mask_id)
+    try:
+        config = SamplerConfig(
+            steps=options.steps or max(1, n_masks),
+            block_length=options.block_length,
+            temperature=options.temperature,
+            cfg_scale=options.cfg_scale,
+            remasking=options.remasking,
+        )
+    except ValueError as error:
+        raise UserError(f"These options do not work: {error}.") from error
+    start = time.perf_counter()
+    canvas = torch.tensor([template] * options.n_samples, device=device)
+    predict = suppress(checkpoint.model, tokenizer.forbidden_rows)
+    generator = torch.Generator().manual_seed(options.seed)
+    nfe = 0
+    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+            canvas, nfe = state.x_t, state.nfe
+            if options.show:
+                live.update(_draw(checkpoint, canvas[0], nfe), refresh=True)
+    samples = [tokenizer.decode(row) for row in canvas.tolist()]
+    seconds = time.perf_counter() - start
+    if options.json:
+        print(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
+        return 0
+    print(f"\n{'-' * 40}\n".join(samples))
+    print(f"{nfe} evaluations of the network in {seconds:.1f} s", file=sys.stderr)
+    return 0
+
+
+def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
+    """The ids to start from, MASK among them."""
+    tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
+    if options.n_samples < 1 or (options.gen_length is not None and options.gen_length < 0):
+        raise UserError("--n_samples must be at least 1 and --gen_length at least 0: correct them.")
+    if options.template is not None:
+        if options.prompt:
+            raise UserError("--prompt and --template exclude each other: write the prompt into the template.")
+        pieces = re.split(rf"{MASK[:-1]}(?:\*(\d+))?>", options.template)  # text, count, text, count, ..., text
+        template = tokenizer.encode(pieces[0])
+        for count, text in zip(pieces[1::2], pieces[2::2], strict=True):
+            template += [tokenizer.mask_id] * int(count or 1) + tokenizer.encode(text)
+    else:
+        prompt = tokenizer.encode(options.prompt)
+        gen_length = max(0, longest - len(prompt)) if options.gen_length is None else options.gen_length
+        template = prompt + [tokenizer.mask_id] * gen_length
+    if tokenizer.mask_id not in template:
+        raise UserError(f"There is nothing to fill in: shorten the prompt below {longest} characters, or add {MASK}.")
+    checkpoint.check_length(len(template))
+    return template
+
+
+def _draw(checkpoint: Checkpoint, row: torch.Tensor, nfe: int) -> Text:
+    """A canvas for the terminal, its masks dim."""
+    picture = Text()
+    for token in row.tolist():
+        is_masked = token == checkpoint.tokenizer.mask_id
+        picture.append(checkpoint.tokenizer.decode([token], mask_symbol="░"), style="dim" if is_masked else "bold")
+    picture.append(f"\n\n{nfe} evaluations", style="dim")
+    return picture

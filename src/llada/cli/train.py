@@ -1,0 +1,79 @@
+"""`llada train`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from llada.cli import INTERRUPTED
+from llada.cli.options import parse
+from llada.errors import UserError
+from llada.files import read_json
+from llada.text.dataset import PreparedText
+from llada.training.config import PRESETS, TrainConfig
+from llada.training.forecast import announce
+from llada.training.monitor import Display, format_duration
+from llada.training.run_folder import RunFolder
+from llada.training.trainer import Trainer
+
+DEFAULT_PRESET = "laptop"
+DESCRIPTION = f"""Train a masked diffusion language model from scratch, or go on with a run.
+
+These come first and set the defaults of all other options:
+  --preset NAME        {", ".join(PRESETS)} (default: {DEFAULT_PRESET})
+  --config FILE        config.json of a run
+  --resume [FOLDER]    go on with the run in that folder (default: --output_dir)"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    config, resume = _parse(arguments)
+    console = Console(stderr=True)
+    data = PreparedText.open(config.data.data_dir)
+    folder = RunFolder(config.output_dir)
+    if not resume:
+        folder.check_free()
+    trainer = Trainer(config, data, folder, resume)
+    if trainer.share_done() >= 1:
+        raise UserError(f"The run in {folder.path} is complete: raise --steps or --epochs to train it further.")
+    announce(trainer, console)
+    folder.start(config)
+    progress = trainer.run(Display(console, trainer.total_steps))
+    if trainer.share_done() < 1:
+        command = shlex.join(["llada", "train", "--resume", str(folder.path)])
+        print(f"Stopped after step {progress.step}; saved. Go on with: {command}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"Trained {progress.step:,} steps in {format_duration(progress.seconds)}.")
+    print(
+        f"Best NELBO {progress.best_nelbo:.3f} nats per character, at step {progress.best_step:,}; curves.png shows it."
+    )
+    print(f"Run folder: {folder.path}. Next: llada evaluate --checkpoint {folder.path}")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """The configuration of the run, and whether it goes on with one that is there.
+
+    A preset, a file or a run to resume sets the defaults of all other flags, so it is read before them.
+    """
+    first = argparse.ArgumentParser(prog="llada train", add_help=False, allow_abbrev=False)
+    base = first.add_mutually_exclusive_group()
+    base.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
+    base.add_argument("--config", type=Path)
+    base.add_argument("--resume", nargs="?", type=Path, const=Path())
+    first.add_argument("--output_dir", "--output-dir", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+
+    default = PRESETS[chosen.preset]
+    resume = chosen.resume is not None
+    if resume:
+        folder = chosen.resume if chosen.resume != Path() else chosen.output_dir or default.output_dir
+        default = replace(RunFolder.read_config(folder), output_dir=folder)
+    elif chosen.config:
+        default = TrainConfig.from_json(read_json(chosen.config))
+    if chosen.output_dir and not resume:
+        default = replace(default, output_dir=chosen.output_dir)
+    return parse(TrainConfig, "train", rest, DESCRIPTION, default), resume

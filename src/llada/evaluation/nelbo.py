@@ -1,0 +1,119 @@
+"""The number that we report: the negative evidence lower bound in nats per token, with its standard error.
+
+Every non-overlapping window of a text is masked M times, each time at exactly k random positions with k uniform on
+1..L; the mean of (1/k) * sum of the cross-entropies there bounds the negative log-likelihood of a window from above.
+Counts are stratified over the windows and masks come in complementary pairs, which takes variance out and leaves the
+expectation as it is.
+
+Shape letters: W windows, L length, B batch.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from llada.errors import UserError
+from llada.forward_process import mask_exact_count
+from llada.objective import masked_nll, sequence_bounds
+from llada.text.dataset import Ids
+
+
+@dataclass(frozen=True)
+class Nelbo:
+    """An estimate of the bound."""
+
+    nelbo_nats_per_token: float
+    nelbo_stderr: float
+    """Standard error of the mean over windows; it holds both the text's and the masks' randomness."""
+    bits_per_token: float
+    windows: int
+    masks_per_window: int
+    sequence_length: int
+    tokens_scored: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cut_windows(tokens: Ids, length: int, at_most: int | None = None) -> Tensor:
+    """The non-overlapping windows (W, L) of a text; its last, shorter piece is left out.
+
+    With `at_most`, only so many, spread evenly over the text.
+
+    Raises:
+        UserError: the text is shorter than one window.
+    """
+    n_windows = len(tokens) // length
+    if n_windows == 0:
+        raise UserError(
+            f"The text of {len(tokens):,} tokens is shorter than a window of {length}: "
+            f"choose a --sequence_length of at most {len(tokens)}."
+        )
+    windows = np.asarray(tokens[: n_windows * length]).reshape(n_windows, length)
+    if at_most is not None and at_most < n_windows:
+        windows = windows[np.linspace(0, n_windows - 1, at_most).round().astype(int)]
+    return torch.from_numpy(windows.astype(np.int64))
+
+
+@torch.inference_mode()
+def estimate_nelbo(
+    predict_at: Callable[[Tensor, Tensor], Tensor],
+    windows: Tensor,
+    mask_id: int,
+    *,
+    masks_per_window: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[float, float], None] = lambda share, running_mean: None,
+) -> Nelbo:
+    """The bound over all windows (W, L).
+
+    Args:
+        predict_at: (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions.
+        masks_per_window: M; even, because masks come in pairs.
+        seed: fixes every mask, whatever the batch size.
+        on_progress: told the share done and the mean so far, after each batch.
+
+    Raises:
+        ValueError: an odd number of masks.
+        UserError: the model gave a bound that is not a number.
+    """
+    if masks_per_window < 2 or masks_per_window % 2:
+        raise ValueError(f"masks come in complementary pairs: take an even number of them, not {masks_per_window}")
+    start = time.perf_counter()
+    generator = Generator().manual_seed(seed)
+    n_windows, n_rounds = len(windows), masks_per_window // 2
+    total = torch.zeros(n_windows, dtype=torch.float64)
+    for n_rounds_done in range(n_rounds):
+        order = torch.randperm(n_windows, generator=generator)  # so that counts are not tied to places in the text
+        twice = torch.cat((order, order))
+        noisy = mask_exact_count(windows[twice], mask_id, generator, complementary=True)
+        for first in range(0, len(twice), batch_size):
+            rows = slice(first, first + batch_size)
+            batch, x_0 = noisy.rows(rows).to(torch.device(device)), windows[twice[rows]].to(device)
+            nll = masked_nll(predict_at(batch.x_t, batch.is_masked), x_0, batch)
+            total.index_add_(0, twice[rows], sequence_bounds(nll, batch).double().cpu())
+            share = (n_rounds_done + min(1.0, rows.stop / len(twice))) / n_rounds
+            on_progress(share, float(total.mean()) / masks_per_window / share)
+    per_window = total / masks_per_window
+    mean = float(per_window.mean())
+    if not math.isfinite(mean):
+        raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
+    return Nelbo(
+        nelbo_nats_per_token=mean,
+        nelbo_stderr=float(per_window.std()) / n_windows**0.5 if n_windows > 1 else math.nan,
+        bits_per_token=mean / math.log(2),
+        windows=n_windows,
+        masks_per_window=masks_per_window,
+        sequence_length=windows.shape[1],
+        tokens_scored=windows.numel(),
+        seconds=time.perf_counter() - start,
+    )

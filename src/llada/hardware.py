@@ -1,0 +1,85 @@
+"""Which device and which precision, and what the machine has; every choice comes with its reason, to be printed."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from llada.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The data type of matrix products and activations; weights, norms, softmax and loss stay in fp32."""
+
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """The named device; "auto" is the GPU where there is one.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("No CUDA device is available to this installation of torch: use --device cpu or auto.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """bf16 products where the processor has them in hardware, fp32 elsewhere, unless a name decides."""
+    if name != "auto":
+        return Precision(torch.bfloat16 if name == "bf16" else torch.float32, "as asked for")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "the GPU multiplies bf16 in hardware")
+        return Precision(torch.float32, "the GPU has no bf16 in hardware")
+    if has_bf16_cpu():
+        return Precision(torch.bfloat16, "the processor multiplies bf16 in hardware")
+    return Precision(torch.float32, "the processor has no bf16 in hardware (AMX or AVX512-BF16)")
+
+
+def has_bf16_cpu() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Measured speed of square products, the yardstick for the expected time of a run."""
+    a = torch.randn(1024, 1024, device=device, dtype=dtype)
+    a @ a  # the first product pays for set-up
+    _synchronize(device)
+    n_products, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ a
+        _synchronize(device)
+        n_products += 1
+    return n_products * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

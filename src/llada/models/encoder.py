@@ -1,0 +1,114 @@
+"""The founding document's network: a bidirectional transformer encoder with learned positions.
+
+Layer norm on the embeddings, before each attention and feed-forward, and on the output; GELU; dropout; no causal mask.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INIT_STD = 0.02  # BERT's and GPT-2's
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of the encoder; the defaults are the founding document's."""
+
+    vocab_size: int
+    """V: rows of the embedding, the mask row included."""
+    mask_token_id: int
+    """Row of MASK in the embedding."""
+    max_sequence_length: int
+    d_model: int = 768
+    n_heads: int = 12
+    n_layers: int = 24
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}; "
+                f"try d_model {self.n_heads * max(1, round(self.d_model / self.n_heads))}"
+            )
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual connection."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        x = x + self._drop(self.attend(self.attention_norm(x), visible))
+        return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
+
+    def attend(self, h: Tensor, visible: Tensor | None) -> Tensor:
+        q, k, v = (
+            part.view(*part.shape[:-1], self.n_heads, -1).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=-1)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        return self.attention_out(mixed.transpose(1, 2).flatten(2))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Encoder(nn.Module):
+    """Token rows (B, L) in, logits (B, L, V) out, L at most `max_sequence_length`."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.max_sequence_length, config.d_model)
+        self.embedding_norm = nn.LayerNorm(config.d_model)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
+        self.output_norm = nn.LayerNorm(config.d_model)
+        self.output = nn.Linear(config.d_model, config.vocab_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with std 0.02; residual outputs divided by sqrt(2 n_layers), as in GPT-2."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                is_residual_output = name.endswith(("attention_out.weight", "down.weight"))
+                depth_scale = (2 * self.config.n_layers) ** -0.5 if is_residual_output else 1.0
+                nn.init.normal_(parameter, std=INIT_STD * depth_scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        if rows.shape[1] > self.config.max_sequence_length:
+            raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
+        x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
+        x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
+        visible = None if attention_mask is None else _visible_keys(attention_mask)
+        for layer in self.layers:
+            x = layer(x, visible)
+        return self.output_norm(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D)."""
+        return self.output(features)
+
+    def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(self.features(rows, attention_mask))
+
+
+def _visible_keys(attention_mask: Tensor) -> Tensor:
+    """(B, 1, 1, L) bool; a row without any visible key attends to all of them instead of becoming NaN."""
+    visible = attention_mask.bool()
+    return (visible | ~visible.any(dim=1, keepdim=True))[:, None, None, :]

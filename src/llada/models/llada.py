@@ -1,0 +1,196 @@
+"""The LLaDA network: a Llama-style transformer whose attention sees the whole sequence.
+
+RMSNorm, rotary positions, SwiGLU, no biases, no causal mask (arXiv 2502.09992, section 2.2). Module names and
+configuration keys are those of the public checkpoints, so a model of any size that is trained here is stored in the
+official layout.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-value heads, C channels of a head,
+M width of the feed-forward layer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LLaDAConfig:
+    """Keys of the official `config.json` that this network reads; `checkpoint.py` writes and checks the fixed rest."""
+
+    d_model: int
+    n_heads: int
+    n_layers: int
+    vocab_size: int
+    """V: rows of the embedding, the mask row included."""
+    mask_token_id: int
+    """Row of MASK in the embedding."""
+    pad_token_id: int
+    eos_token_id: int
+    mlp_hidden_size: int
+    max_sequence_length: int
+    n_kv_heads: int | None = None
+    """Key-value heads; None means one for each head."""
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}; "
+                f"try d_model {2 * self.n_heads * max(1, round(self.d_model / (2 * self.n_heads)))}"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, cast back, then scaled: the order of the official code (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, each (L, C), in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
+
+    Made anew in every forward pass: that costs microseconds, and nothing can cast it to bf16 or keep a table that was
+    made under `inference_mode`, the two ways in which a stored one goes wrong.
+    """
+    inverse_frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse_frequency)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel c against channel c + C/2, computed in fp32; x and the result are (B, H, L, C)."""
+    x32 = x.float()
+    lower, upper = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat((-upper, lower), dim=-1) * sin).to(x.dtype)
+
+
+def key_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
+
+    Finite, so that a row without any visible key attends evenly instead of becoming NaN.
+    """
+    hidden = ~attention_mask.bool()[:, None, None, :]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+def init_normal(weight: Tensor, std: float) -> None:
+    """Fill with a normal distribution that is cut off at three standard deviations."""
+    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+
+class TransformerLayer(nn.Module):
+    """One pre-norm layer, with the official names: `ff_proj` is the gate, `ff_out` the way down."""
+
+    def __init__(self, config: LLaDAConfig, depth: int) -> None:
+        super().__init__()
+        width, kv_width = config.d_model, config.kv_heads * config.head_dim
+        self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
+        self.reset_parameters(depth)
+
+    def reset_parameters(self, depth: int) -> None:
+        """The official initialisation ("mitchell"); `depth` counts layers from 1 and shrinks the residual outputs."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.ff_proj, self.up_proj):
+            init_normal(linear.weight, linear.in_features**-0.5)
+        for linear in (self.attn_out, self.ff_out):
+            init_normal(linear.weight, (linear.in_features * 2 * depth) ** -0.5)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        x = x + self.attend(self.attn_norm(x), rotary, bias)
+        h = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+    def attend(self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        q = rotate(self._split(self.q_proj(h), self.n_heads), *rotary)  # (B, H, L, C)
+        k = rotate(self._split(self.k_proj(h), self.kv_heads), *rotary)
+        v = self._split(self.v_proj(h), self.kv_heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.kv_heads != self.n_heads)
+        return self.attn_out(mixed.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _split(x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+class Transformer(nn.Module):
+    """The parts of the network, under the official names; `ff_out` is the head."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(TransformerLayer(config, depth + 1) for depth in range(config.n_layers))
+        self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
+        init_normal(self.wte.weight, config.d_model**-0.5)
+        if not config.weight_tying:
+            self.ff_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            init_normal(self.ff_out.weight, config.d_model**-0.5)
+
+
+class _Model(nn.Module):
+    """Holds the prefix `model.` that the official tensor names start with."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+
+class LLaDA(nn.Module):
+    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Model(Transformer(config))
+
+    @property
+    def transformer(self) -> Transformer:
+        return self.model.transformer
+
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        x = self.transformer.wte(rows)
+        rotary = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
+        bias = None if attention_mask is None else key_bias(attention_mask, x.dtype)
+        for layer in self.transformer.blocks:
+            x = layer(x, rotary, bias)
+        return self.transformer.ln_f(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D)."""
+        if self.config.weight_tying:
+            return F.linear(features, self.transformer.wte.weight)
+        return self.transformer.ff_out(features)
+
+    def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(self.features(rows, attention_mask))

@@ -1,0 +1,91 @@
+"""How large a network is and what it costs, by formula: parameters, training memory, FLOPs.
+
+Shape letters: L length, V vocabulary rows, D width, M width of the feed-forward layer.
+"""
+
+from dataclasses import dataclass
+
+from llada.models.configuration import NetworkConfig
+from llada.models.llada import LLaDAConfig
+
+FP32_BYTES = 4
+
+
+def count_parameters(config: NetworkConfig) -> dict[str, int]:
+    """Parameters by part; their sum equals the built network's to the last one."""
+    width, vocab = config.d_model, config.vocab_size
+    if isinstance(config, LLaDAConfig):
+        attention = 2 * width * width + 2 * width * config.kv_heads * config.head_dim
+        return {
+            "embedding": vocab * width,
+            "attention": config.n_layers * attention,
+            "feed-forward": config.n_layers * 3 * width * config.mlp_hidden_size,
+            "norms": (2 * config.n_layers + 1) * width,
+            "head": 0 if config.weight_tying else vocab * width,
+        }
+    return {
+        "embedding": (vocab + config.max_sequence_length) * width,
+        "attention": config.n_layers * (4 * width * width + 4 * width),
+        "feed-forward": config.n_layers * (8 * width * width + 5 * width),
+        "norms": (2 * config.n_layers + 2) * 2 * width,
+        "head": vocab * width + vocab,
+    }
+
+
+def training_flops_per_token(config: NetworkConfig, length: int) -> float:
+    """FLOPs of forward and backward: 6 for each parameter in a product, 12 L D for each layer's attention.
+
+    Source: arXiv 2001.08361, section 2.1, with every token attending to all others.
+    """
+    parts = count_parameters(config)
+    in_products = parts["attention"] + parts["feed-forward"] + config.vocab_size * config.d_model
+    return 6 * in_products + 12 * config.n_layers * length * config.d_model
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Expected bytes while training."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller batch can save."""
+        return self.weights + self.gradients + self.optimizer + self.ema
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.activations
+
+
+def training_memory(
+    config: NetworkConfig, tokens: int, activation_bytes: int, optimizer_states: int, with_ema: bool
+) -> TrainingMemory:
+    """Memory of a training step over `tokens` tokens at once, with fp32 weights, gradients and optimizer state.
+
+    Args:
+        tokens: rows times length of what goes through the network together.
+        activation_bytes: bytes of an activation, 4 in fp32 and 2 in bf16.
+        optimizer_states: tensors of the weights' size that the optimizer keeps, 2 for AdamW.
+
+    The activations are those that autograd keeps for the backward pass: norms, projections and residuals of width D,
+    the gate, its product and their inputs of width M, but no attention weights, which fused attention never stores.
+    """
+    n_parameters = sum(count_parameters(config).values())
+    if isinstance(config, LLaDAConfig):
+        kept_per_layer = 12 * config.d_model + 4 * config.mlp_hidden_size
+    else:
+        kept_per_layer = (12 if config.dropout == 0 else 15) * config.d_model + 8 * config.d_model
+    kept = config.n_layers * kept_per_layer * activation_bytes + 3 * config.vocab_size * FP32_BYTES
+    weights = n_parameters * FP32_BYTES
+    return TrainingMemory(
+        weights=weights,
+        gradients=weights,
+        optimizer=optimizer_states * weights,
+        ema=weights if with_ema else 0,
+        activations=tokens * kept,
+    )

@@ -1,0 +1,105 @@
+"""Optimizers, the learning rate over a run, and the moving average of the weights.
+
+Shape letters: G matrices of one shape, R rows, C columns.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+ScheduleName = Literal["cosine", "wsd"]
+
+# Newton-Schulz coefficients and step count of Keller Jordan's Muon (2024), tuned for a steep slope at zero.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+
+
+def learning_rate_factor(
+    schedule: ScheduleName, progress: float, step: int, warmup_steps: int, decay: float, final: float
+) -> float:
+    """Factor on the peak learning rate.
+
+    Args:
+        schedule: "cosine" falls along half a cosine after the warm-up; "wsd" (warm-up, stable, decay: arXiv 2404.06395)
+            stays at the peak and falls linearly over the last part of the run.
+        progress: share of the run that is done, 0 to 1.
+        step: steps done; the factor rises linearly over the first `warmup_steps`.
+        decay: the share of the run over which "wsd" falls; 1 is a straight line from the peak.
+        final: the factor at the end.
+    """
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    half_cosine = (1 + math.cos(math.pi * progress)) / 2
+    fall = half_cosine if schedule == "cosine" else min(1.0, (1 - progress) / decay)
+    return warmup * (final + (1 - final) * fall)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised, for the matrices inside the layers (Keller Jordan, 2024).
+
+    torch has a Muon of its own, which orthogonalises in bf16: on a processor without bf16 products that takes longer
+    than the rest of the step (docs/EXPERIMENTS.md). This one works in fp32, and on all matrices of a shape at once.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameters in _by_shape(group["params"]):
+                gradients = torch.stack([p.grad for p in parameters if p.grad is not None])  # (G, R, C)
+                momenta = torch.stack([self._momentum_of(p) for p in parameters]).lerp_(
+                    gradients, 1 - group["momentum"]
+                )
+                update = orthogonalise(gradients.lerp_(momenta, group["momentum"]))  # Nesterov
+                rows, columns = update.shape[-2:]
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for parameter, momentum, direction in zip(parameters, momenta, update, strict=True):
+                    self._momentum_of(parameter).copy_(momentum)
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-rate)
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix of each of (G, R, C), roughly: singular values end between 0.7 and 1.2."""
+    a, b, c = _NEWTON_SCHULZ
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+def _by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            groups.setdefault(parameter.shape, []).append(parameter)
+    yield from groups.values()
+
+
+class ExponentialAverage:
+    """Moving average of a network's weights: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.n_updates = 0
+        self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        current = network.state_dict()
+        torch._foreach_lerp_(list(self.weights.values()), [current[name] for name in self.weights], 1 - decay)
+        self.n_updates += 1

@@ -1,0 +1,1 @@
+"""Text: where it comes from, its tokenizer, and the prepared folder that training reads."""

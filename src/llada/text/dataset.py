@@ -1,0 +1,180 @@
+"""The prepared folder: a text as ids, cut into sequences, with its vocabulary and checksums; and batches from it.
+
+    shakespeare_raw.txt   the text
+    vocab.json            its vocabulary
+    train_data.npy        (rows, sequence_length) ids of the first 90 % of the text, the last row padded
+    val_data.npy          the same of the rest
+    metadata.json         counts, split, source, and the sha256 of every other file
+
+The file names are the founding document's. Letters: N rows, L length, B batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
+
+from llada.errors import UserError
+from llada.files import folder_written_whole, read_json, sha256_of, write_json
+from llada.text.corpus import Corpus
+from llada.text.tokenizer import VOCAB_FILE, CharTokenizer
+
+FORMAT_VERSION = 1
+TRAIN_FRACTION = 0.9
+RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "metadata.json"
+SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
+CONTENT_FILES = (RAW_FILE, VOCAB_FILE, *SPLIT_FILES.values())
+
+Split = Literal["train", "val"]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+
+def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText":
+    """Write the prepared folder, whole or not at all, and open it.
+
+    A prepared folder that is there already is replaced; a folder with anything else in it is left alone.
+
+    Raises:
+        UserError: the text is shorter than a sequence, or `folder` holds other things.
+    """
+    _refuse_foreign_folder(folder)
+    tokenizer = CharTokenizer(corpus.text)
+    n_train = int(TRAIN_FRACTION * len(corpus.text))
+    if not 1 <= sequence_length <= n_train:
+        raise UserError(
+            f"--sequence_length {sequence_length} does not fit the training text of {n_train:,} characters: "
+            f"choose a length from 1 to {n_train:,}."
+        )
+    parts = {"train": corpus.text[:n_train], "val": corpus.text[n_train:]}
+    with folder_written_whole(folder) as aside:
+        (aside / RAW_FILE).write_bytes(corpus.text.encode("utf-8"))
+        tokenizer.save(aside)
+        shapes = {}
+        for split, text in parts.items():
+            rows = _rows_of(tokenizer.encode(text), sequence_length, tokenizer)
+            shapes[split] = {"tokens": len(text), "sequences": len(rows)}
+            np.save(aside / SPLIT_FILES[split], rows)
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "source": corpus.source,
+            "origin": corpus.origin,
+            "characters": len(corpus.text),
+            "sequence_length": sequence_length,
+            "train_fraction": TRAIN_FRACTION,
+            "splits": shapes,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": str(rows.dtype),
+            "sha256": {name: sha256_of(aside / name) for name in CONTENT_FILES},
+        }
+        write_json(aside / METADATA_FILE, metadata)
+    return PreparedText.open(folder)
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.is_dir():
+        foreign = sorted({path.name for path in folder.iterdir()} - {*CONTENT_FILES, METADATA_FILE})
+        if foreign:
+            raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another --output_dir.")
+    elif folder.exists():
+        raise UserError(f"{folder} is a file: choose another --output_dir.")
+
+
+def _rows_of(ids: list[int], sequence_length: int, tokenizer: CharTokenizer) -> Ids:
+    """Ids cut into rows (N, L), the last one padded, in the smallest type that holds a network row's number."""
+    n_rows = -(-len(ids) // sequence_length)
+    rows = np.full(n_rows * sequence_length, tokenizer.pad_id, dtype=np.min_scalar_type(tokenizer.mask_row))
+    rows[: len(ids)] = ids
+    return rows.reshape(n_rows, sequence_length)
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A prepared folder, verified and opened by memory map."""
+
+    folder: Path
+    tokenizer: CharTokenizer
+    metadata: dict[str, Any]
+    rows: dict[str, Ids]
+    """(N, L) ids of each split, padded at the end."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "PreparedText":
+        """Verify every file against metadata.json and map the arrays.
+
+        Raises:
+            UserError: a file is missing or not what was written.
+        """
+        if not (folder / METADATA_FILE).is_file():
+            raise UserError(f"{folder} is not a complete prepared text: run `llada prepare --output_dir {folder}`.")
+        metadata = read_json(folder / METADATA_FILE)
+        remedy = f"run `llada prepare --output_dir {folder}` again"
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{folder} has another format than version {FORMAT_VERSION}: {remedy}.")
+        checksums = metadata.get("sha256", {})
+        for name in CONTENT_FILES:
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing: {remedy}.")
+            if sha256_of(folder / name) != checksums.get(name):
+                raise UserError(f"{folder / name} has changed since it was written (wrong checksum): {remedy}.")
+        rows = {split: np.load(folder / name, mmap_mode="r") for split, name in SPLIT_FILES.items()}
+        return cls(folder, CharTokenizer.load(folder), metadata, rows)
+
+    @property
+    def sequence_length(self) -> int:
+        return int(self.metadata["sequence_length"])
+
+    def tokens(self, split: Split) -> Ids:
+        """The split as one run of ids, without its padding."""
+        return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Clean ids (B, L) and, where some are padding, which of them are text."""
+
+    x_0: Tensor
+    is_text: Tensor | None = None
+    """(B, L) bool; None means all."""
+
+
+DrawBatch = Callable[[int, Generator], TokenBatch]
+"""`draw(step, generator)`: the batch of that step, the same whenever it is asked for."""
+
+
+def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
+    """Windows (B, L) at any offset of the training text, so that many epochs over a short text see fresh cuts."""
+    tokens = data.tokens("train")
+    if length > len(tokens):
+        raise UserError(f"A window of {length} does not fit the training text of {len(tokens):,} tokens: shorten it.")
+
+    def draw(step: int, generator: Generator) -> TokenBatch:
+        start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()
+        return TokenBatch(_as_ids(tokens[start[:, None] + np.arange(length)]))
+
+    return draw
+
+
+def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatch:
+    """The stored rows as they are, each once an epoch, in an order that is new in every epoch."""
+    rows, pad_id = data.rows["train"], data.tokenizer.pad_id
+
+    def draw(step: int, generator: Generator) -> TokenBatch:
+        position = step * batch_size + np.arange(batch_size)
+        epoch, index = position // len(rows), position % len(rows)
+        for e in np.unique(epoch):
+            order = np.random.default_rng((seed, int(e))).permutation(len(rows))
+            index[epoch == e] = order[index[epoch == e]]
+        x_0 = _as_ids(rows[index])
+        is_text = x_0 != pad_id
+        return TokenBatch(x_0, None if bool(is_text.all()) else is_text)
+
+    return draw
+
+
+def _as_ids(array: Ids) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

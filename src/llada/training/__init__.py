@@ -1,0 +1,1 @@
+"""Training: configuration and presets, the loop, what is written and shown while it runs."""

@@ -1,0 +1,234 @@
+"""What a run can be told, in one dataclass a concern, and the presets, which are values of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+
+from llada.errors import UserError
+from llada.hardware import DeviceName, PrecisionName
+from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
+from llada.optim import ScheduleName
+from llada.text.tokenizer import CharTokenizer
+
+DEFAULT_DATA_FOLDER = Path("data/shakespeare")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network to build."""
+
+    network: Literal["llada", "encoder"] = "llada"
+    """"llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "encoder": learned positions,
+    LayerNorm, GELU, dropout."""
+    d_model: int = 128
+    """Width."""
+    n_heads: int = 2
+    """Attention heads."""
+    n_layers: int = 4
+    """Transformer layers."""
+    mlp_hidden_size: int | None = None
+    """Width of the feed-forward layers of "llada"; None is 8/3 of d_model, rounded up to a multiple of 32."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths of "llada"."""
+    dropout: float = 0.0
+    """Of "encoder" only; masking regularises already."""
+
+    def build_config(self, tokenizer: CharTokenizer, max_sequence_length: int) -> NetworkConfig:
+        """The configuration of this network for a vocabulary.
+
+        Raises:
+            UserError: a shape that cannot be built, or dropout for a network that has none.
+        """
+        try:
+            if self.network == "encoder":
+                return EncoderConfig(
+                    vocab_size=tokenizer.vocab_size,
+                    mask_token_id=tokenizer.mask_row,
+                    max_sequence_length=max_sequence_length,
+                    d_model=self.d_model,
+                    n_heads=self.n_heads,
+                    n_layers=self.n_layers,
+                    dropout=self.dropout,
+                )
+            if self.dropout:
+                raise ValueError("the llada network has no dropout: leave --dropout out or choose --network encoder")
+            return LLaDAConfig(
+                d_model=self.d_model,
+                n_heads=self.n_heads,
+                n_layers=self.n_layers,
+                vocab_size=tokenizer.vocab_size,
+                mask_token_id=tokenizer.mask_row,
+                pad_token_id=tokenizer.pad_id,
+                eos_token_id=tokenizer.eos_id,
+                mlp_hidden_size=self.mlp_hidden_size or -(-self.d_model * 8 // 3 // 32) * 32,
+                max_sequence_length=max_sequence_length,
+                rope_theta=self.rope_theta,
+            )
+        except ValueError as error:
+            raise UserError(f"This network cannot be built: {error}.") from error
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The text to learn."""
+
+    data_dir: Path = DEFAULT_DATA_FOLDER
+    """Folder that `llada prepare` wrote."""
+    windows: Literal["random", "stored"] = "random"
+    """"random": windows at any offset of the text. "stored": the prepared sequences as they are."""
+    sequence_length: int = 256
+    """Length of a random window; stored sequences have their own."""
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """The forward process."""
+
+    masking: Literal["bernoulli", "exact_count"] = "exact_count"
+    """"bernoulli" is LLaDA's own; "exact_count" has the same expectation and less variance."""
+    complementary: bool = True
+    """Train on every sequence twice in a batch, with complementary masks (exact_count only)."""
+    elbo_from: float = 0.0
+    """Share of the run after which the loss is the bound; before, it is the plain mean over the masked tokens."""
+    random_length: float = 0.01
+    """Share of batches that are cut to a random length, as LLaDA does."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and its schedule."""
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """"muon": Muon for the matrices inside the layers, AdamW for the rest. "adamw": AdamW for all."""
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices."""
+    beta2: float = 0.95
+    """Of AdamW."""
+    warmup_steps: int = 50
+    """Steps over which the rate rises."""
+    schedule: ScheduleName = "wsd"
+    """"wsd": stable, then a linear fall over the last part. "cosine": half a cosine."""
+    decay: float = 1.0
+    """Share of the run over which "wsd" falls; 1 is a straight line from the peak."""
+    final_rate: float = 0.0
+    """Rate at the end, as a share of the peak."""
+    clip: float = 1.0
+    """Greatest norm of the gradient."""
+    ema: float = 0.99
+    """Decay of the moving average of the weights, which is what is saved and evaluated; 0 is none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    output_dir: Path = Path("runs/laptop")
+    """The run folder."""
+    batch_size: int = 16
+    """Sequences that go through the network together."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    epochs: float | None = None
+    """Length of the run in passes over the training text."""
+    steps: int | None = 1400
+    """Length of the run in steps, unless --epochs is given."""
+    minutes: float | None = None
+    """Stop after this time at the latest, with the schedule shortened to fit."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: int = 200
+    """Steps between evaluations, each with a sample and a checkpoint."""
+    evaluation_windows: int = 128
+    """Validation windows of such an evaluation; `llada evaluate` takes all."""
+    seed: int = 0
+    """Fixes initialisation, data order and noise."""
+    device: DeviceName = "auto"
+    """"auto" is the GPU where there is one."""
+    precision: PrecisionName = "auto"
+    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    compile: bool = False
+    """torch.compile the network; pays on a GPU, see docs/EXPERIMENTS.md."""
+    force: bool = False
+    """Start even if the memory does not suffice by the estimate."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
+        if self.noise.complementary and self.noise.masking == "bernoulli":
+            raise UserError("Complementary masks need --masking exact_count: add it or --no-complementary.")
+        if self.noise.complementary and self.batch_size * self.accumulate % 2:
+            raise UserError(
+                f"Complementary masks need an even number of sequences, not {self.batch_size * self.accumulate}: "
+                "change --batch_size or add --no-complementary."
+            )
+        if self.epochs is None and self.steps is None and self.minutes is None:
+            raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
+
+    @property
+    def sequences_per_step(self) -> int:
+        """That one update of the weights learns from."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def distinct_sequences(self) -> int:
+        """Of those, how many are not the complement of another."""
+        return self.sequences_per_step // (2 if self.noise.complementary else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the run's config.json."""
+        content: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TrainConfig":
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            UserError: a key that is unknown, or a value of another type.
+        """
+        try:
+            return dacite.from_dict(cls, dict(content), dacite.Config(strict=True, cast=[Path]))
+        except dacite.DaciteError as error:
+            raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
+
+
+PRESETS = {
+    "laptop": TrainConfig(),
+    "tiny": TrainConfig(
+        network=NetworkOptions(d_model=64, n_heads=2, n_layers=2),
+        data=DataOptions(sequence_length=64),
+        output_dir=Path("runs/tiny"),
+        batch_size=32,
+        steps=200,
+        evaluate_every=100,
+    ),
+    "founding": TrainConfig(
+        network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
+        data=DataOptions(windows="stored"),
+        noise=NoiseOptions(masking="bernoulli", complementary=False),
+        optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, ema=0.0),
+        output_dir=Path("runs/founding"),
+        batch_size=4,
+        epochs=10,
+        steps=None,
+    ),
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

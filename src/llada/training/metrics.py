@@ -1,0 +1,105 @@
+"""What a run measures of itself and writes down: the loss by t, metrics.jsonl, curves.png.
+
+Letters: N masked positions, T bins of t.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llada.forward_process import NoisyBatch
+
+N_BINS = 10
+
+
+class LossByTime:
+    """The unweighted cross-entropy in T bins of t, which explains a spike of the weighted loss.
+
+    The training loss divides by p, so that one batch with few masks can move it by a lot without meaning anything.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros(N_BINS, device=device)
+        self._count = torch.zeros(N_BINS, device=device)
+
+    @torch.no_grad()
+    def add(self, nll: Tensor, noisy: NoisyBatch) -> None:
+        """Add the (N,) cross-entropies at the masked positions of a batch."""
+        row_bin = (noisy.p_mask[:, 0] * N_BINS).long().clamp(max=N_BINS - 1)
+        index = row_bin[:, None].expand_as(noisy.is_masked)[noisy.is_masked]
+        self._sum.index_add_(0, index, nll.detach().float())
+        self._count.index_add_(0, index, torch.ones_like(nll, dtype=torch.float32))
+
+    def take(self) -> tuple[float | None, list[float | None]]:
+        """The mean over all and by bin, None where nothing was masked; then start anew."""
+        sums, counts = self._sum.tolist(), self._count.tolist()
+        self._sum.zero_()
+        self._count.zero_()
+        by_bin = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
+        return (sum(sums) / sum(counts) if sum(counts) else None), by_bin
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended and flushed."""
+
+    def __init__(self, path: Path, from_step: int) -> None:
+        """Open for appending; lines after `from_step`, left by a run that was stopped later than saved, are dropped."""
+        self.path = path
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= from_step]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Draw the curves of a run: loss and bound over steps, and the cross-entropy by t at the start, middle and end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(metrics)
+    training = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "nelbo" in row]
+    if not training:
+        return
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    steps = [row["step"] for row in training]
+    left.plot(steps, [row["nll"] for row in training], color="tab:gray", lw=0.8, label="cross-entropy, unweighted")
+    left.plot(steps, [row["loss"] for row in training], color="tab:blue", lw=0.8, alpha=0.5, label="training loss")
+    if evaluations:
+        left.errorbar(
+            [row["step"] for row in evaluations],
+            [row["nelbo"] for row in evaluations],
+            yerr=[row["nelbo_stderr"] for row in evaluations],
+            color="tab:red", marker="o", ms=3, label="NELBO, validation",
+        )  # fmt: skip
+    left.set(xlabel="step", ylabel="nats per token", title="Training")
+    left.legend(frameon=False)
+    centres = [(i + 0.5) / N_BINS for i in range(N_BINS)]
+    for share, colour in ((0.0, "0.75"), (0.5, "0.45"), (1.0, "black")):
+        row = training[round(share * (len(training) - 1))]
+        values = [math.nan if value is None else value for value in row["nll_by_t"]]
+        right.plot(centres, values, marker="o", ms=3, color=colour, label=f"step {row['step']}")
+    right.set(xlabel="t (share of masked tokens)", ylabel="nats per masked token", title="Cross-entropy by t")
+    right.legend(frameon=False)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,153 @@
+"""The run folder: its configuration, its checkpoints, and how a run goes on from them.
+
+config.json                     the resolved configuration
+metrics.jsonl                   one object a logged step
+curves.png, samples/
+checkpoints/step-NNNNNNNN/      a model (see checkpoint.py) and training_state.pt, to resume from
+checkpoints/last, best          links to two of these
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llada.checkpoint import CHECKPOINTS_FOLDER, load_weights, save_weights
+from llada.errors import UserError
+from llada.files import folder_written_whole, read_json, write_json
+from llada.models import MaskPredictor, NetworkConfig
+from llada.optim import ExponentialAverage
+from llada.text.tokenizer import CharTokenizer
+from llada.training.config import TrainConfig
+
+CONFIG_FILE, STATE_FILE = "config.json", "training_state.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Time spent, evaluation included."""
+    best_nelbo: float = float("inf")
+    best_step: int = 0
+
+
+class RunFolder:
+    """A folder that holds one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS_FOLDER
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds a run already, which a new one would spoil.
+
+        Raises:
+            UserError: there is one.
+        """
+        if (self.path / CONFIG_FILE).exists():
+            raise UserError(
+                f"{self.path} holds a run already: go on with --resume {self.path}, or choose another --output_dir."
+            )
+
+    def start(self, config: TrainConfig) -> None:
+        """Write the resolved configuration, that of a resumed run with what has been changed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / CONFIG_FILE, config.to_json())
+
+    @staticmethod
+    def read_config(path: Path) -> TrainConfig:
+        """The configuration of the run in this folder.
+
+        Raises:
+            UserError: there is no run, or its configuration is of another version.
+        """
+        if not (path / CONFIG_FILE).is_file():
+            raise UserError(f"{path} holds no run to resume: check the path, or start one without --resume.")
+        return TrainConfig.from_json(read_json(path / CONFIG_FILE))
+
+    def save(
+        self,
+        progress: Progress,
+        config: NetworkConfig,
+        tokenizer: CharTokenizer,
+        model: MaskPredictor,
+        average: ExponentialAverage | None,
+        optimizers: list[torch.optim.Optimizer],
+    ) -> None:
+        """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
+
+        The model that is stored is the moving average of the weights, where there is one.
+        """
+        folder = self.checkpoints / f"step-{progress.step:08d}"
+        weights = model.network.state_dict()
+        state: dict[str, Any] = {
+            "progress": vars(progress),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "weights": weights if average else None,
+            "n_averaged": average.n_updates if average else 0,
+        }
+        with folder_written_whole(folder) as aside:
+            save_weights(aside, config, tokenizer, average.weights if average else weights)
+            torch.save(state, aside / STATE_FILE)
+        self._point("last", folder)
+        if progress.best_step == progress.step:
+            self._point("best", folder)
+        self._prune()
+
+    def load(
+        self,
+        model: MaskPredictor,
+        average: ExponentialAverage | None,
+        optimizers: list[torch.optim.Optimizer],
+    ) -> Progress:
+        """Put the state of the last checkpoint into these objects.
+
+        Raises:
+            UserError: the checkpoint is missing, broken, or of another network.
+        """
+        folder = self.checkpoints / "last"
+        if not folder.is_dir():
+            raise UserError(f"{self.path} has no checkpoint yet: delete the folder and start again without --resume.")
+        with _as_user_error(folder / STATE_FILE):
+            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+            load_weights(model, folder / "model.safetensors")
+            if average is not None:
+                for name, tensor in model.network.state_dict().items():
+                    average.weights[name].copy_(tensor)
+                average.n_updates = state["n_averaged"]
+                model.network.load_state_dict(state["weights"])
+            for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(optimizer_state)
+            return Progress(**state["progress"])
+
+    def _point(self, name: str, folder: Path) -> None:
+        """Make `name` a link to a checkpoint, in one step, so that it never points nowhere."""
+        aside = self.checkpoints / f".{name}.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(folder.name)
+        os.replace(aside, self.checkpoints / name)
+
+    def _prune(self) -> None:
+        """Keep the checkpoints that `last` and `best` point to."""
+        kept = {(self.checkpoints / name).resolve() for name in ("last", "best")}
+        for folder in self.checkpoints.glob("step-*"):
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be resumed from ({reason}): it is damaged or of another run.") from error

@@ -1,0 +1,295 @@
+"""The training loop.
+
+A step draws its sequences and its noise from a generator that is seeded by (seed, step) alone. So a run can stop at any
+step and go on as if nothing had happened, and a step cut into several batches is the same step.
+
+Shape letters: B batch, L length, N masked positions.
+"""
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from llada.checkpoint import make_predictor
+from llada.errors import UserError
+from llada.evaluation.nelbo import Nelbo, cut_windows, estimate_nelbo
+from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
+from llada.hardware import choose_device, choose_precision
+from llada.objective import Weighting, loss_weights, masked_nll, weighted_loss
+from llada.optim import ExponentialAverage, learning_rate_factor
+from llada.sampler import SamplerConfig, infill, suppress
+from llada.text.dataset import PreparedText, random_windows, stored_sequences
+from llada.training.config import TrainConfig
+from llada.training.metrics import LossByTime, MetricsFile, draw_curves
+from llada.training.monitor import Display, Stopwatch
+from llada.training.optimizers import make_optimizers
+from llada.training.run_folder import Progress, RunFolder
+
+EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
+SAMPLE_LENGTH = 200
+
+
+class Trainer:
+    """A run: built from a configuration and a prepared text, fresh or resumed, then `run`."""
+
+    def __init__(self, config: TrainConfig, data: PreparedText, folder: RunFolder, resume: bool = False) -> None:
+        self.config, self.data, self.folder = config, data, folder
+        self.device = choose_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
+        self.length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
+        self.network_config = config.network.build_config(data.tokenizer, self.length)
+        torch.manual_seed(config.seed)
+        self.model = make_predictor(self.network_config, data.tokenizer).to(self.device)
+        self.optimizers = make_optimizers(self.model.network, config.optimizer)
+        self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
+        self.progress = folder.load(self.model, self.average, self.optimizers) if resume else Progress()
+        self.predict = torch.compile(self.model) if config.compile else self.model
+        if config.data.windows == "random":
+            self.draw = random_windows(data, config.distinct_sequences, self.length)
+        else:
+            self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
+        self.total_steps = count_steps(config, data, self.length)
+        self.stop_requested = False
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.sequences_per_step * self.length
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def make_batch(self, step: int) -> tuple[Tensor, Tensor | None, NoisyBatch]:
+        """The clean ids (B, L) of a step, which of them are text, and their noisy form; the same whenever asked for."""
+        noise, mask_id = self.config.noise, self.data.tokenizer.mask_id
+        generator = generator_for(self.config.seed, step)
+        batch = self.draw(step, generator)
+        x_0 = truncate_randomly(batch.x_0, generator, noise.random_length)
+        is_text = None if batch.is_text is None else batch.is_text[:, : x_0.shape[1]]
+        if noise.complementary:
+            x_0 = x_0.repeat(2, 1)
+            is_text = None if is_text is None else is_text.repeat(2, 1)
+        if noise.masking == "bernoulli":
+            return x_0, is_text, mask_bernoulli(x_0, mask_id, generator, is_text)
+        return x_0, is_text, mask_exact_count(x_0, mask_id, generator, is_text, noise.complementary)
+
+    def train_step(self, by_time: LossByTime) -> tuple[Tensor, Tensor]:
+        """One update of the weights; returns the loss and the norm of the gradient, both scalars on the device."""
+        config, step = self.config, self.progress.step
+        torch.manual_seed(int(generator_for(config.seed, step).initial_seed()))  # dropout
+        x_0, is_text, noisy = self.make_batch(step)
+        weights = loss_weights(noisy, self._weighting())
+        loss = torch.zeros((), device=self.device)
+        for first in range(0, len(x_0), config.batch_size):
+            rows = slice(first, first + config.batch_size)
+            part = self._loss(
+                x_0[rows], None if is_text is None else is_text[rows], noisy.rows(rows), weights[rows], by_time
+            )
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
+        factor = self.learning_rate_factor()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model.network)
+        self.progress.step += 1
+        return loss, norm
+
+    def _loss(
+        self, x_0: Tensor, is_text: Tensor | None, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime
+    ) -> Tensor:
+        x_0, noisy = x_0.to(self.device, non_blocking=True), noisy.to(self.device)
+        attention_mask = None if is_text is None else is_text.to(self.device)
+        with self.precision.autocast(self.device):
+            logits = self.predict(noisy.x_t, attention_mask, noisy.is_masked)
+        nll = masked_nll(logits, x_0, noisy)
+        by_time.add(nll, noisy)
+        return weighted_loss(nll, noisy, weights.to(self.device))
+
+    def _weighting(self) -> Weighting:
+        return "elbo" if self.share_done() >= self.config.noise.elbo_from else "uniform"
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    def share_done(self) -> float:
+        """The part of the run that is done, by steps or by time, whichever is further."""
+        shares = [0.0]
+        if self.total_steps is not None:
+            shares.append(self.progress.step / self.total_steps)
+        if self.config.minutes is not None:
+            shares.append(self.progress.seconds / (60 * self.config.minutes))
+        return min(1.0, max(shares))
+
+    def learning_rate_factor(self) -> float:
+        options = self.config.optimizer
+        return learning_rate_factor(
+            options.schedule,
+            progress=self.share_done(),
+            step=self.progress.step,
+            warmup_steps=options.warmup_steps,
+            decay=options.decay,
+            final=options.final_rate,
+        )
+
+    def run(self, display: Display) -> Progress:
+        """Train to the end, or until told to stop; the last state is saved in either case.
+
+        Raises:
+            UserError: the loss is no finite number any more. Nothing is saved then; the last checkpoint stays.
+        """
+        config, progress = self.config, self.progress
+        metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
+        by_time = LossByTime(self.device)
+        timer = Stopwatch(progress, self.tokens_per_step, self.total_steps, config.minutes)
+        with self._stopping_on_signals(), display:
+            while self.share_done() < 1 and not self.stop_requested:
+                factor = self.learning_rate_factor()
+                loss, norm = self.train_step(by_time)
+                timer.lap()
+                is_last = self.share_done() >= 1 or self.stop_requested
+                if progress.step % config.log_every == 0 or is_last:
+                    self._log(metrics, display, by_time, timer, loss, norm, factor)
+                if progress.step % config.evaluate_every == 0 or is_last:
+                    self._evaluate_and_save(metrics, display, evaluate=not self.stop_requested)
+                    timer.skip()
+        return progress
+
+    def _log(
+        self, metrics: MetricsFile, display: Display, by_time: LossByTime, timer: Stopwatch,
+        loss: Tensor, norm: Tensor, factor: float,
+    ) -> None:  # fmt: skip
+        step, loss_now = self.progress.step, float(loss)
+        if not math.isfinite(loss_now) or not math.isfinite(float(norm)):
+            raise UserError(
+                f"The loss or its gradient became {loss_now} by step {step}: go on from the last checkpoint with "
+                f"--resume {self.folder.path} and lower learning rates."
+            )
+        nll, nll_by_t = by_time.take()
+        rate = timer.tokens_per_second
+        metrics.write(
+            {
+                "step": step,
+                "tokens": step * self.tokens_per_step,
+                "seconds": round(self.progress.seconds, 2),
+                "loss": loss_now,
+                "nll": nll,
+                "nll_by_t": nll_by_t,
+                "grad_norm": float(norm),
+                "learning_rate_factor": factor,
+                "tokens_per_second": rate and round(rate),
+            }
+        )
+        status = f"loss {loss_now:.3f}"
+        if self.progress.best_step:
+            status += f" · NELBO {self.progress.best_nelbo:.3f}"
+        if rate:
+            status += f" · {rate / 1000:.1f}k tokens/s"
+        display.update(step, self.share_done(), status, timer.seconds_left)
+
+    def _evaluate_and_save(self, metrics: MetricsFile, display: Display, evaluate: bool) -> None:
+        """Measure and show the model that would be saved, then save it; a run told to stop only saves."""
+        progress = self.progress
+        with self._average_in_place():
+            if evaluate:
+                result = self.estimate_nelbo()
+                metrics.write(
+                    {"step": progress.step, "nelbo": result.nelbo_nats_per_token, "nelbo_stderr": result.nelbo_stderr}
+                )
+                if result.nelbo_nats_per_token < progress.best_nelbo:
+                    progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
+                sample = self.sample()
+                folder = self.folder.path / "samples"
+                folder.mkdir(exist_ok=True)
+                (folder / f"step-{progress.step:08d}.txt").write_text(sample + "\n", encoding="utf-8")
+                display.say(
+                    f"step {progress.step}: NELBO {result.nelbo_nats_per_token:.3f} ± {result.nelbo_stderr:.3f} "
+                    f"nats per token ({result.windows} validation windows). A sample:\n{_indented(sample)}"
+                )
+        self.folder.save(progress, self.network_config, self.data.tokenizer, self.model, self.average, self.optimizers)
+        draw_curves(metrics.path, self.folder.path / "curves.png")
+
+    def estimate_nelbo(self) -> Nelbo:
+        """The bound on some windows of the validation text, with the same masks at every step."""
+        windows = cut_windows(self.data.tokens("val"), self.length, self.config.evaluation_windows)
+
+        def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
+            with self.precision.autocast(self.device):
+                return self.model(x_t, positions=is_masked)
+
+        return estimate_nelbo(
+            predict_at, windows, self.data.tokenizer.mask_id,
+            masks_per_window=EVALUATION_MASKS, batch_size=self.config.batch_size, device=self.device,
+        )  # fmt: skip
+
+    def sample(self) -> str:
+        """A text out of nothing, the same masks and draws at every step."""
+        tokenizer = self.data.tokenizer
+        template = torch.full((1, min(SAMPLE_LENGTH, self.length)), tokenizer.mask_id, device=self.device)
+        canvas = infill(
+            suppress(self.model, tokenizer.forbidden_rows),
+            template,
+            tokenizer.mask_id,
+            SamplerConfig(steps=template.shape[1], temperature=1.0, remasking="random"),
+            Generator().manual_seed(self.config.seed),
+        )
+        return tokenizer.decode(canvas.x_t[0].tolist())
+
+    @contextmanager
+    def _average_in_place(self) -> Iterator[None]:
+        """Lend the model its averaged weights, in evaluation mode."""
+        network = self.model.network
+        own = {name: tensor.clone() for name, tensor in network.state_dict().items()} if self.average else None
+        if self.average:
+            network.load_state_dict(self.average.weights)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            if own is not None:
+                network.load_state_dict(own)
+            self.model.train()
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the run after its step; the second one is not caught."""
+
+        def request_stop(number: int, _frame: object) -> None:
+            self.stop_requested = True
+            signal.signal(number, previous[signal.Signals(number)])
+
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in previous:
+            signal.signal(number, request_stop)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def count_steps(config: TrainConfig, data: PreparedText, length: int) -> int | None:
+    """Steps of the whole run; None if only the time limits it. An epoch is as many tokens as the training text has."""
+    if config.epochs is None:
+        return config.steps
+    if config.data.windows == "stored":
+        sequences = len(data.rows["train"])
+    else:
+        sequences = math.ceil(len(data.tokens("train")) / length)
+    return max(1, math.ceil(config.epochs * sequences / config.distinct_sequences))
+
+
+def generator_for(seed: int, step: int) -> Generator:
+    """The source of all randomness of a step."""
+    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    return Generator().manual_seed(int(state[0]))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
