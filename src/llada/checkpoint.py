@@ -57,6 +57,8 @@ def save_weights(folder: Path, config: NetworkConfig, tokenizer: CharTokenizer, 
     tokenizer.save(folder)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors makes the file for its owner alone; it may be read by whoever may read its neighbours.
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -70,8 +72,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     tokenizer = CharTokenizer.load(folder)
     if (config.vocab_size, config.mask_token_id) != (tokenizer.vocab_size, tokenizer.mask_row):
         raise UserError(
-            f"{folder} does not fit together (config.json has {config.vocab_size} rows, vocab.json "
-            f"{tokenizer.vocab_size}): restore both files from the same run."
+            f"{folder} does not fit together (config.json has {config.vocab_size} rows with MASK in row "
+            f"{config.mask_token_id}, vocab.json {tokenizer.vocab_size} with MASK in the last): "
+            "restore both files from the same run."
         )
     model = make_predictor(config, tokenizer)
     load_weights(model, folder / WEIGHTS_FILE)

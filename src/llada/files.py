@@ -73,15 +73,14 @@ def _put_in_place(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.rename(new, folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.rename(folder, old / "kept")
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    os.rename(folder, old)
     try:
         os.rename(new, folder)
     except BaseException:
-        os.rename(old / "kept", folder)
+        os.rename(old, folder)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -65,9 +65,10 @@ def mask_exact_count(
 ) -> NoisyBatch:
     """Exactly k of a row's n maskable tokens are masked, with k uniform on 1..n and spread evenly over the rows.
 
-    The objective then needs the weight n/k in place of 1/p, and its expectation is the same bound (arXiv 2406.03736,
-    section 3.3; LLaDA evaluates by it, appendix B.5). The counts are stratified: row b draws from the b-th of B equal
-    slices of 1..n, with one offset shared by all, which takes their variance out of the loss.
+    The objective then needs the weight n/k in place of 1/p, and its expectation is the same bound (RADD, arXiv
+    2406.03736; LLaDA evaluates by it, arXiv 2502.09992, eq. 6 and appendix B.5). The counts are stratified: row b
+    draws from the b-th of B equal slices of 1..n, with one offset shared by all, which takes their variance out of
+    the loss.
 
     Args:
         x_0, mask_id, maskable: as in `mask_bernoulli`; every row needs a maskable token.

@@ -6,23 +6,19 @@ Both are one formula. For a row with n maskable tokens, of which some are masked
 
 and its expectation over the forward process is an upper bound on -log p_theta(x_0) / n (arXiv 2502.09992, eq. 3 and 4).
 Training averages it over a batch; with exactly k masked tokens, p = k/n, it reads (1/k) * sum of cross-entropies, the
-estimator of lower variance that we report (eq. 14).
+estimator of lower variance that we report (eq. 6).
 
 Shape letters: B batch, L length, V vocabulary rows, N masked positions of the whole batch.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.forward_process import NoisyBatch
+from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
 
-MaskPredictor = Callable[[Tensor], Tensor]
-"""`predict(x_t)`: token ids (B, L) to logits (B, L, V)."""
-Weighting = Literal["elbo", "uniform"]
 Average = Literal["tokens", "sequences"]
 
 
@@ -49,17 +45,19 @@ def bound_weights(noisy: NoisyBatch) -> Tensor:
     return 1 / (noisy.p_mask * noisy.n_maskable)
 
 
-def loss_weights(noisy: NoisyBatch, weighting: Weighting = "elbo", average: Average = "tokens") -> Tensor:
+def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "tokens") -> Tensor:
     """(B, 1): the weight of a masked token's cross-entropy in the training loss of the whole batch.
 
     Args:
-        weighting: "elbo" makes the loss the bound. "uniform" is the mean over the masked tokens, no likelihood, but of
-            lower variance, which learns faster at first (arXiv 2510.03280; docs/EXPERIMENTS.md).
+        power: weights are in proportion to 1 / p^power. With 1 the loss is the bound. With less it is a weighted mean
+            of cross-entropies, no likelihood, but of lower variance, which learns faster in a short run (arXiv
+            2510.03280, 2602.15014; docs/EXPERIMENTS.md); 0 is the plain mean over the masked tokens.
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Both: GUIDELINES.md.
     """
-    if weighting == "uniform":
-        return (1 / noisy.is_masked.sum().clamp(min=1)).expand(len(noisy.x_t), 1)
+    if power != 1.0:
+        weights = noisy.p_mask.clamp(min=MIN_MASK_PROBABILITY) ** -power  # a row without masks has p = 0 and no terms
+        return weights / (weights * noisy.is_masked).sum().clamp(min=1)
     if average == "sequences":
         return bound_weights(noisy) / len(noisy.x_t)
     return bound_weights(noisy) * noisy.n_maskable / noisy.n_maskable.sum()

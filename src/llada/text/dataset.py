@@ -45,6 +45,8 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
     _refuse_foreign_folder(folder)
     tokenizer = CharTokenizer(corpus.text)
     n_train = int(TRAIN_FRACTION * len(corpus.text))
+    if n_train == 0:
+        raise UserError(f"A text of {len(corpus.text)} characters is too short to split: use a longer one.")
     if not 1 <= sequence_length <= n_train:
         raise UserError(
             f"--sequence_length {sequence_length} does not fit the training text of {n_train:,} characters: "
@@ -115,13 +117,20 @@ class PreparedText:
         remedy = f"run `llada prepare --output_dir {folder}` again"
         if metadata.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{folder} has another format than version {FORMAT_VERSION}: {remedy}.")
-        checksums = metadata.get("sha256", {})
+        checksums = metadata.get("sha256")
+        if not isinstance(checksums, dict):
+            raise UserError(f"{folder / METADATA_FILE} holds no checksums: {remedy}.")
         for name in CONTENT_FILES:
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name} is missing: {remedy}.")
             if sha256_of(folder / name) != checksums.get(name):
                 raise UserError(f"{folder / name} has changed since it was written (wrong checksum): {remedy}.")
         rows = {split: np.load(folder / name, mmap_mode="r") for split, name in SPLIT_FILES.items()}
+        for split, array in rows.items():
+            counts = (metadata.get("splits") or {}).get(split) or {}
+            length, n_tokens = metadata.get("sequence_length"), counts.get("tokens")
+            if array.shape != (counts.get("sequences"), length) or not 0 <= array.size - n_tokens < length:
+                raise UserError(f"{folder / METADATA_FILE} does not fit {SPLIT_FILES[split]}: {remedy}.")
         return cls(folder, CharTokenizer.load(folder), metadata, rows)
 
     @property

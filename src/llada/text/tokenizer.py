@@ -8,7 +8,7 @@ MASK.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from llada.errors import UserError
 
@@ -44,7 +44,7 @@ class CharTokenizer:
     @property
     def forbidden_rows(self) -> tuple[int, ...]:
         """Columns of the logits that no sampler may choose: those that stand for no text."""
-        return (self.pad_id, self.bos_id, self.mask_row)
+        return (self.pad_id, self.bos_id, self.eos_id, self.mask_row)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS.
@@ -74,15 +74,17 @@ class CharTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write vocab.json."""
-        content = {
+        text = json.dumps(self._to_json(), indent=2, ensure_ascii=False) + "\n"
+        (folder / VOCAB_FILE).write_text(text, encoding="utf-8")
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
             "type": "character",
             "vocab_size": self.vocab_size,
             "mask_row": self.mask_row,
             "special_tokens": SPECIAL_IDS,
             "token_to_id": {PAD: self.pad_id, BOS: self.bos_id, EOS: self.eos_id, **self._id_of, MASK: self.mask_id},
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / VOCAB_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -94,8 +96,9 @@ class CharTokenizer:
         path = folder / VOCAB_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            tokenizer = cls(token for token in content["token_to_id"] if token not in SPECIAL_IDS)
-            is_consistent = content["token_to_id"] == {**SPECIAL_IDS, **tokenizer._id_of}
+            tokens = [token for token in content["token_to_id"] if token not in SPECIAL_IDS]
+            tokenizer = cls(tokens)
+            is_consistent = all(len(token) == 1 for token in tokens) and content == tokenizer._to_json()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: name a folder that `llada prepare` or `llada train` wrote.") from None
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -92,8 +92,8 @@ class NoiseOptions:
     """"bernoulli" is LLaDA's own; "exact_count" has the same expectation and less variance."""
     complementary: bool = True
     """Train on every sequence twice in a batch, with complementary masks (exact_count only)."""
-    elbo_from: float = 0.0
-    """Share of the run after which the loss is the bound; before, it is the plain mean over the masked tokens."""
+    weight_power: float = 0.5
+    """Weights of the loss are 1 / p^weight_power: 1 is the bound, LLaDA's loss; less learns faster in a short run."""
     random_length: float = 0.01
     """Share of batches that are cut to a random length, as LLaDA does."""
 
@@ -218,7 +218,7 @@ PRESETS = {
     "founding": TrainConfig(
         network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
         data=DataOptions(windows="stored"),
-        noise=NoiseOptions(masking="bernoulli", complementary=False),
+        noise=NoiseOptions(masking="bernoulli", complementary=False, weight_power=1.0),
         optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, ema=0.0),
         output_dir=Path("runs/founding"),
         batch_size=4,

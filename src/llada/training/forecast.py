@@ -8,23 +8,23 @@ from llada.errors import UserError
 from llada.hardware import describe_device, matmul_flops_per_second, memory_bytes
 from llada.models.size import TrainingMemory, count_parameters, training_flops_per_token, training_memory
 from llada.training.monitor import format_duration
-from llada.training.trainer import Trainer
+from llada.training.plan import RunPlan
 
 MATMUL_SHARE = 0.5  # of the speed of large products is reached by a whole step; measured, docs/EXPERIMENTS.md
 LONG_RUN_SECONDS = 24 * 3600
 ADVICE = "`--preset laptop` trains in about ten minutes on two cores"
 
 
-def announce(trainer: Trainer, console: Console) -> None:
+def announce(plan: RunPlan, console: Console) -> None:
     """Print what the run is and what it will take.
 
     Raises:
         UserError: it cannot fit the memory, unless the configuration says `force`.
     """
-    config, network = trainer.config, trainer.network_config
+    config, network = plan.config, plan.network_config
     parts = count_parameters(network)
-    memory, available = expected_memory(trainer), memory_bytes(trainer.device)
-    seconds = expected_seconds(trainer)
+    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    seconds = expected_seconds(plan)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
@@ -34,16 +34,16 @@ def announce(trainer: Trainer, console: Console) -> None:
     table.add_row(
         "parameters", f"{sum(parts.values()):,} ({', '.join(f'{name} {n:,}' for name, n in parts.items() if n)})"
     )
-    table.add_row("text", f"{len(trainer.data.tokens('train')):,} characters, {trainer.data.folder}")
-    table.add_row("a step", f"{config.sequences_per_step} sequences of {trainer.length}, {_noise_in_words(trainer)}")
-    table.add_row("run", _length_in_words(trainer))
+    table.add_row("text", f"{len(plan.data.tokens('train')):,} characters, {plan.data.folder}")
+    table.add_row("a step", f"{config.sequences_per_step} sequences of {plan.length}, {_noise_in_words(plan)}")
+    table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
-        f"{describe_device(trainer.device)}, {_dtype_name(trainer.precision.dtype)}: {trainer.precision.reason}",
+        f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
     table.add_row("memory", f"about {gigabytes(memory.total)} of {gigabytes(available)}")
     table.add_row("time", f"about {format_duration(seconds)}, told better after a few steps" if seconds else "as given")
-    table.add_row("folder", str(trainer.folder.path))
+    table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
     if memory.total > available and not config.force:
         raise UserError(_does_not_fit(memory, available))
@@ -53,28 +53,29 @@ def announce(trainer: Trainer, console: Console) -> None:
         )
 
 
-def expected_memory(trainer: Trainer) -> TrainingMemory:
+def expected_memory(plan: RunPlan) -> TrainingMemory:
     """By formula; see `models.size`."""
-    config = trainer.config
+    config = plan.config
     return training_memory(
-        trainer.network_config,
-        tokens=min(config.batch_size, config.sequences_per_step) * trainer.length,
-        activation_bytes=trainer.precision.dtype.itemsize,
+        plan.network_config,
+        batch_size=config.batch_size,
+        length=plan.length,
+        activation_bytes=plan.precision.dtype.itemsize,
         optimizer_states=1 if config.optimizer.optimizer == "muon" else 2,
-        with_ema=trainer.average is not None,
+        with_ema=config.optimizer.ema > 0,
     )
 
 
-def expected_seconds(trainer: Trainer) -> float | None:
+def expected_seconds(plan: RunPlan) -> float | None:
     """From the FLOPs of the steps to go and the measured speed of products; None if the run has only a time limit."""
-    if trainer.total_steps is None:
+    if plan.total_steps is None:
         return None
-    tokens = (trainer.total_steps - trainer.progress.step) * trainer.tokens_per_step
-    flops = tokens * training_flops_per_token(trainer.network_config, trainer.length)
-    speed = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
+    tokens = plan.total_steps * plan.tokens_per_step
+    flops = tokens * training_flops_per_token(plan.network_config, plan.length)
+    speed = matmul_flops_per_second(plan.device, plan.precision.dtype)
     seconds = flops / (MATMUL_SHARE * speed)
-    limit = trainer.config.minutes
-    return seconds if limit is None else min(seconds, 60 * limit - trainer.progress.seconds)
+    limit = plan.config.minutes
+    return seconds if limit is None else min(seconds, 60 * limit)
 
 
 def gigabytes(n_bytes: float) -> str:
@@ -91,23 +92,22 @@ def _does_not_fit(memory: TrainingMemory, available: int) -> str:
     )
 
 
-def _noise_in_words(trainer: Trainer) -> str:
-    noise = trainer.config.noise
+def _noise_in_words(plan: RunPlan) -> str:
+    noise = plan.config.noise
     if noise.masking == "bernoulli":
         return "Bernoulli masks"
     return "exact-count masks in complementary pairs" if noise.complementary else "exact-count masks"
 
 
-def _length_in_words(trainer: Trainer) -> str:
+def _length_in_words(plan: RunPlan) -> str:
     limits = []
-    if trainer.total_steps is not None:
-        tokens = trainer.total_steps * trainer.config.distinct_sequences * trainer.length
-        epochs = tokens / len(trainer.data.tokens("train"))
-        limits.append(f"{trainer.total_steps:,} steps, {epochs:.1f} epochs")
-    if trainer.config.minutes is not None:
-        limits.append(f"{trainer.config.minutes:g} minutes")
-    done = f", from step {trainer.progress.step:,}" if trainer.progress.step else ""
-    return " or ".join(limits) + done
+    if plan.total_steps is not None:
+        tokens = plan.total_steps * plan.config.distinct_sequences * plan.length
+        epochs = tokens / len(plan.data.tokens("train"))
+        limits.append(f"{plan.total_steps:,} steps, {epochs:.1f} epochs")
+    if plan.config.minutes is not None:
+        limits.append(f"{plan.config.minutes:g} minutes")
+    return " or ".join(limits)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -19,15 +19,14 @@ from llada.checkpoint import make_predictor
 from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo, cut_windows, estimate_nelbo
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
-from llada.hardware import choose_device, choose_precision
-from llada.objective import Weighting, loss_weights, masked_nll, weighted_loss
+from llada.objective import loss_weights, masked_nll, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor
 from llada.sampler import SamplerConfig, infill, suppress
-from llada.text.dataset import PreparedText, random_windows, stored_sequences
-from llada.training.config import TrainConfig
+from llada.text.dataset import random_windows, stored_sequences
 from llada.training.metrics import LossByTime, MetricsFile, draw_curves
 from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
+from llada.training.plan import RunPlan
 from llada.training.run_folder import Progress, RunFolder
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
@@ -35,30 +34,23 @@ SAMPLE_LENGTH = 200
 
 
 class Trainer:
-    """A run: built from a configuration and a prepared text, fresh or resumed, then `run`."""
+    """A run, fresh or resumed: built from its plan, then `run`."""
 
-    def __init__(self, config: TrainConfig, data: PreparedText, folder: RunFolder, resume: bool = False) -> None:
-        self.config, self.data, self.folder = config, data, folder
-        self.device = choose_device(config.device)
-        self.precision = choose_precision(config.precision, self.device)
-        self.length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
-        self.network_config = config.network.build_config(data.tokenizer, self.length)
+    def __init__(self, plan: RunPlan, folder: RunFolder, resume: bool = False) -> None:
+        config, data = plan.config, plan.data
+        self.plan, self.config, self.data, self.folder = plan, config, data, folder
+        self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
-        self.model = make_predictor(self.network_config, data.tokenizer).to(self.device)
+        self.model = make_predictor(plan.network_config, data.tokenizer).to(self.device)
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         self.progress = folder.load(self.model, self.average, self.optimizers) if resume else Progress()
         self.predict = torch.compile(self.model) if config.compile else self.model
         if config.data.windows == "random":
-            self.draw = random_windows(data, config.distinct_sequences, self.length)
+            self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
-        self.total_steps = count_steps(config, data, self.length)
         self.stop_requested = False
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.config.sequences_per_step * self.length
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -81,7 +73,7 @@ class Trainer:
         config, step = self.config, self.progress.step
         torch.manual_seed(int(generator_for(config.seed, step).initial_seed()))  # dropout
         x_0, is_text, noisy = self.make_batch(step)
-        weights = loss_weights(noisy, self._weighting())
+        weights = loss_weights(noisy, config.noise.weight_power)
         loss = torch.zeros((), device=self.device)
         for first in range(0, len(x_0), config.batch_size):
             rows = slice(first, first + config.batch_size)
@@ -113,16 +105,13 @@ class Trainer:
         by_time.add(nll, noisy)
         return weighted_loss(nll, noisy, weights.to(self.device))
 
-    def _weighting(self) -> Weighting:
-        return "elbo" if self.share_done() >= self.config.noise.elbo_from else "uniform"
-
     # -- the run --------------------------------------------------------------------------------------------------
 
     def share_done(self) -> float:
         """The part of the run that is done, by steps or by time, whichever is further."""
         shares = [0.0]
-        if self.total_steps is not None:
-            shares.append(self.progress.step / self.total_steps)
+        if self.plan.total_steps is not None:
+            shares.append(self.progress.step / self.plan.total_steps)
         if self.config.minutes is not None:
             shares.append(self.progress.seconds / (60 * self.config.minutes))
         return min(1.0, max(shares))
@@ -147,7 +136,7 @@ class Trainer:
         config, progress = self.config, self.progress
         metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
         by_time = LossByTime(self.device)
-        timer = Stopwatch(progress, self.tokens_per_step, self.total_steps, config.minutes)
+        timer = Stopwatch(progress, self.plan.tokens_per_step, self.plan.total_steps, config.minutes)
         with self._stopping_on_signals(), display:
             while self.share_done() < 1 and not self.stop_requested:
                 factor = self.learning_rate_factor()
@@ -176,7 +165,7 @@ class Trainer:
         metrics.write(
             {
                 "step": step,
-                "tokens": step * self.tokens_per_step,
+                "tokens": step * self.plan.tokens_per_step,
                 "seconds": round(self.progress.seconds, 2),
                 "loss": loss_now,
                 "nll": nll,
@@ -212,12 +201,13 @@ class Trainer:
                     f"step {progress.step}: NELBO {result.nelbo_nats_per_token:.3f} ± {result.nelbo_stderr:.3f} "
                     f"nats per token ({result.windows} validation windows). A sample:\n{_indented(sample)}"
                 )
-        self.folder.save(progress, self.network_config, self.data.tokenizer, self.model, self.average, self.optimizers)
+        tokenizer, network_config = self.data.tokenizer, self.plan.network_config
+        self.folder.save(progress, network_config, tokenizer, self.model, self.average, self.optimizers)
         draw_curves(metrics.path, self.folder.path / "curves.png")
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some windows of the validation text, with the same masks at every step."""
-        windows = cut_windows(self.data.tokens("val"), self.length, self.config.evaluation_windows)
+        windows = cut_windows(self.data.tokens("val"), self.plan.length, self.config.evaluation_windows)
 
         def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
             with self.precision.autocast(self.device):
@@ -231,7 +221,7 @@ class Trainer:
     def sample(self) -> str:
         """A text out of nothing, the same masks and draws at every step."""
         tokenizer = self.data.tokenizer
-        template = torch.full((1, min(SAMPLE_LENGTH, self.length)), tokenizer.mask_id, device=self.device)
+        template = torch.full((1, min(SAMPLE_LENGTH, self.plan.length)), tokenizer.mask_id, device=self.device)
         canvas = infill(
             suppress(self.model, tokenizer.forbidden_rows),
             template,
@@ -272,17 +262,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def count_steps(config: TrainConfig, data: PreparedText, length: int) -> int | None:
-    """Steps of the whole run; None if only the time limits it. An epoch is as many tokens as the training text has."""
-    if config.epochs is None:
-        return config.steps
-    if config.data.windows == "stored":
-        sequences = len(data.rows["train"])
-    else:
-        sequences = math.ceil(len(data.tokens("train")) / length)
-    return max(1, math.ceil(config.epochs * sequences / config.distinct_sequences))
 
 
 def generator_for(seed: int, step: int) -> Generator:

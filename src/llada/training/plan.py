@@ -1,0 +1,60 @@
+"""What follows from a configuration and a text before anything is built: device, network, length of the run."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from llada.hardware import Precision, choose_device, choose_precision
+from llada.models import NetworkConfig
+from llada.text.dataset import PreparedText
+from llada.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that could be started."""
+
+    config: TrainConfig
+    data: PreparedText
+    device: torch.device
+    precision: Precision
+    network_config: NetworkConfig
+    length: int
+    """Tokens of a sequence."""
+    total_steps: int | None
+    """None if only the time limits the run."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: PreparedText) -> "RunPlan":
+        """The plan of a configuration on a text.
+
+        Raises:
+            UserError: the network cannot be built or the device is not there.
+        """
+        device = choose_device(config.device)
+        length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
+        return cls(
+            config=config,
+            data=data,
+            device=device,
+            precision=choose_precision(config.precision, device),
+            network_config=config.network.build_config(data.tokenizer, length),
+            length=length,
+            total_steps=count_steps(config, data, length),
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.sequences_per_step * self.length
+
+
+def count_steps(config: TrainConfig, data: PreparedText, length: int) -> int | None:
+    """Steps of the whole run; None if only the time limits it. An epoch is as many tokens as the training text has."""
+    if config.epochs is None:
+        return config.steps
+    if config.data.windows == "stored":
+        sequences = len(data.rows["train"])
+    else:
+        sequences = math.ceil(len(data.tokens("train")) / length)
+    return max(1, math.ceil(config.epochs * sequences / config.distinct_sequences))

@@ -1,0 +1,49 @@
+"""A small text and a small run that many tests share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llada.text.corpus import Corpus
+from llada.text.dataset import PreparedText, prepare
+from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # for toys.py
+
+WORDS = (
+    "to be or not to be that is the question ",
+    "whether tis nobler in the mind to suffer\n",
+    "ay there's the rub ",
+)
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Some 9,000 characters without much to learn from."""
+    return "".join(WORDS[(i * i + i // 3) % 3] for i in range(260))
+
+
+@pytest.fixture(scope="session")
+def data(text: str, tmp_path_factory: pytest.TempPathFactory) -> PreparedText:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    return prepare(Corpus(text, "file", "made up"), folder, sequence_length=100)
+
+
+@pytest.fixture
+def small_run(data: PreparedText, tmp_path: Path) -> TrainConfig:
+    """A run of a second."""
+    return TrainConfig(
+        network=NetworkOptions(d_model=16, n_heads=2, n_layers=1),
+        data=DataOptions(data_dir=data.folder, sequence_length=24),
+        noise=NoiseOptions(),
+        optimizer=OptimizerOptions(warmup_steps=2),
+        output_dir=tmp_path / "run",
+        batch_size=4,
+        steps=12,
+        log_every=1,
+        evaluate_every=6,
+        evaluation_windows=4,
+        device="cpu",
+        precision="fp32",
+    )

@@ -1,0 +1,117 @@
+"""The layers of the design, held: imports point downward only, and the centre knows no network."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "llada"
+
+# The layer of every module; a folder's name stands for all that is in it.
+LAYERS = {
+    "errors": -1,
+    "files": -1,
+    "hardware": 0,
+    "forward_process": 0,
+    "models": 0,
+    "optim": 0,
+    "text.tiny_shakespeare": 0,
+    "text.tokenizer": 0,
+    "text.corpus": 0,
+    "objective": 1,
+    "sampler": 1,
+    "text.dataset": 1,
+    "checkpoint": 1,
+    "evaluation": 2,
+    "training": 3,
+    "cli": 4,
+    "__main__": 5,
+}
+OPEN_TO_ALL = {"__init__", "text.__init__"}  # they only gather names
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def layer_of(module: str) -> int:
+    """Of the longest prefix that has one."""
+    parts = module.split(".")
+    for n in range(len(parts), 0, -1):
+        if ".".join(parts[:n]) in LAYERS:
+            return LAYERS[".".join(parts[:n])]
+    raise AssertionError(f"{module} has no layer: give it one in LAYERS")
+
+
+def imports_of(path: Path) -> list[str]:
+    """The package's own modules that a file imports, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("llada."):
+            module = node.module.removeprefix("llada.")
+            for name in node.names:  # `from llada.text import corpus` imports a module
+                inner = PACKAGE / module.replace(".", "/") / f"{name.name}.py"
+                found.append(f"{module}.{name.name}" if inner.exists() else module)
+        elif isinstance(node, ast.Import):
+            found += [name.name.removeprefix("llada.") for name in node.names if name.name.startswith("llada.")]
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_downward(path: Path) -> None:
+    module = module_name(path)
+    if module in OPEN_TO_ALL:
+        return
+    for imported in imports_of(path):
+        same_folder = module.split(".")[0] == imported.split(".")[0] and "." in module
+        assert layer_of(imported) < layer_of(module) or same_folder or layer_of(imported) == layer_of(module) == -1, (
+            f"{module} must not import {imported}"
+        )
+
+
+@pytest.mark.parametrize("module", ["forward_process", "objective", "sampler"])
+def test_the_centre_knows_no_network_file_or_configuration(module: str) -> None:
+    allowed = {"forward_process", "objective"}
+    assert set(imports_of(PACKAGE / f"{module}.py")) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=module_name)
+def test_networks_know_nothing_of_ours(path: Path) -> None:
+    assert all(imported.split(".")[0] == "models" for imported in imports_of(path))
+
+
+def test_heavy_libraries_stay_where_they_belong() -> None:
+    """matplotlib is imported when a curve is drawn, and torch not before a command needs it."""
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names.append(node.module or "")
+            assert not any(name.startswith("matplotlib") for name in names), path
+            if path == PACKAGE / "cli" / "__init__.py":
+                assert not any(name.startswith("torch") for name in names), path
+
+
+def test_the_mask_id_is_written_once() -> None:
+    places = [path for path in FILES if "126336" in path.read_text(encoding="utf-8").replace("(126336 beside", "")]
+    assert [module_name(path) for path in places] == ["text.tokenizer"]
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in FILES:
+        source = path.read_text(encoding="utf-8")
+        assert "pickle" not in source.replace("unpickled", ""), path
+        assert source.count("torch.load(") == source.count("weights_only=True"), path
+
+
+def test_public_names_are_exactly_these() -> None:
+    import llada
+
+    assert sorted(llada.__all__) == sorted(
+        name for name in vars(llada) if not name.startswith("_") and not hasattr(vars(llada)[name], "__path__")
+        and type(vars(llada)[name]).__name__ != "module"
+    )  # fmt: skip

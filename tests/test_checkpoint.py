@@ -1,0 +1,404 @@
+"""Checkpoints: bit for bit there and back, in the public layout, and one sentence for each way to be broken."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llada.checkpoint import find_checkpoint, load_checkpoint, make_predictor, save_weights
+from llada.errors import UserError
+from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
+from llada.text.tokenizer import CharTokenizer
+
+# Six characters: the ids 3..8, the row 9 for MASK, ten rows in all.
+TOKENIZER = CharTokenizer("abcdef")
+X_T = torch.tensor([[1, 3, 126336, 8, 2], [126336, 126336, 4, 0, 0]])  # (B, L) = (2, 5)
+
+LLADA = LLaDAConfig(
+    d_model=8,
+    n_heads=2,
+    n_layers=2,
+    vocab_size=10,
+    mask_token_id=9,
+    pad_token_id=0,
+    eos_token_id=2,
+    mlp_hidden_size=12,
+    max_sequence_length=16,
+)
+SMALL_KV = LLaDAConfig(**{**vars(LLADA), "n_kv_heads": 1, "weight_tying": True, "rope_theta": 5e5})
+ENCODER = EncoderConfig(
+    vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
+)
+
+# config.json of LLaDA-8B-Instruct, without auto_map and transformers_version, which name code and the writing program.
+OFFICIAL = {
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": 4096,
+    "embedding_dropout": 0.0,
+    "embedding_size": 126464,
+    "eos_token_id": 126081,
+    "flash_attention": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 12288,
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "pad_token_id": 126081,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "use_cache": False,
+    "vocab_size": 126464,
+    "weight_tying": False,
+}
+BOTH = pytest.mark.parametrize(
+    "config", [pytest.param(LLADA, id="llada"), pytest.param(SMALL_KV, id="tied"), pytest.param(ENCODER, id="encoder")]
+)
+
+
+def assert_one_sentence(error: UserError) -> None:
+    assert str(error).endswith(".")
+    assert "\n" not in str(error)
+
+
+def save_new(folder: Path, config: NetworkConfig) -> dict[str, Tensor]:
+    """Write a checkpoint with random weights, biases and norms included, and return them."""
+    weights = make_predictor(config, TOKENIZER).network.state_dict()
+    weights = {name: torch.randn(tensor.shape) for name, tensor in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder, config, TOKENIZER, weights)
+    return weights
+
+
+def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def assert_refused(path: Path, *named: str) -> None:
+    """The checkpoint is refused in one sentence that names these."""
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert_one_sentence(caught.value)
+    for name in named:
+        assert name in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small `llada` checkpoint."""
+    save_new(tmp_path / "checkpoint", LLADA)
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+# There and back
+
+
+@BOTH
+def test_a_loaded_model_computes_the_same_bits(tmp_path: Path, config: NetworkConfig) -> None:
+    model = make_predictor(config, TOKENIZER).eval()
+    save_weights(tmp_path, config, TOKENIZER, model.network.state_dict())
+    checkpoint = load_checkpoint(tmp_path)
+    with torch.inference_mode():
+        expected, logits = model(X_T), checkpoint.model(X_T)
+    assert logits.shape == (2, 5, 10)
+    assert logits.equal(expected)
+    assert expected.std() > 0
+
+
+@BOTH
+def test_a_loaded_model_has_the_same_weights_in_the_same_type(tmp_path: Path, config: NetworkConfig) -> None:
+    weights = save_new(tmp_path, config)
+    loaded = load_checkpoint(tmp_path).model.network.state_dict()
+    assert set(loaded) == set(weights)
+    assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+
+
+@BOTH
+def test_a_loaded_model_does_not_drop_out(tmp_path: Path, config: NetworkConfig) -> None:
+    save_new(tmp_path, config)
+    model = load_checkpoint(tmp_path).model
+    assert not any(module.training for module in model.modules())
+    with torch.inference_mode():
+        assert model(X_T).equal(model(X_T))
+
+
+@BOTH
+def test_configuration_and_vocabulary_come_back(tmp_path: Path, config: NetworkConfig) -> None:
+    save_new(tmp_path, config)
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert vars(checkpoint.config) | {"n_kv_heads": None} == vars(config) | {"n_kv_heads": None}
+    assert getattr(checkpoint.config, "kv_heads", None) == getattr(config, "kv_heads", None)
+    assert checkpoint.tokenizer.characters == ["a", "b", "c", "d", "e", "f"]
+    assert checkpoint.folder == tmp_path
+    assert (checkpoint.model.mask_id, checkpoint.model.mask_row) == (126336, 9)
+
+
+def test_a_checkpoint_is_three_files(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "vocab.json"]
+
+
+@pytest.mark.usefixtures("_usual_umask")
+def test_others_may_read_a_checkpoint(tmp_path: Path) -> None:
+    save_new(tmp_path, LLADA)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "config.json": 0o644,
+        "model.safetensors": 0o644,
+        "vocab.json": 0o644,
+    }
+
+
+def test_a_text_may_be_as_long_as_those_of_the_training(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    checkpoint.check_length(16)
+    with pytest.raises(UserError, match="17 tokens are more than the 16") as caught:
+        checkpoint.check_length(17)
+    assert_one_sentence(caught.value)
+
+
+# The public layout
+
+
+def test_the_tensors_have_the_official_names_and_shapes(tmp_path: Path) -> None:
+    save_new(tmp_path, LLADA)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.transformer.wte.weight": (10, 8),
+        "model.transformer.ln_f.weight": (8,),
+        "model.transformer.ff_out.weight": (10, 8),
+    }
+    for i in range(2):
+        shapes |= {
+            f"model.transformer.blocks.{i}.attn_norm.weight": (8,),
+            f"model.transformer.blocks.{i}.q_proj.weight": (8, 8),
+            f"model.transformer.blocks.{i}.k_proj.weight": (8, 8),
+            f"model.transformer.blocks.{i}.v_proj.weight": (8, 8),
+            f"model.transformer.blocks.{i}.attn_out.weight": (8, 8),
+            f"model.transformer.blocks.{i}.ff_norm.weight": (8,),
+            f"model.transformer.blocks.{i}.ff_proj.weight": (12, 8),
+            f"model.transformer.blocks.{i}.up_proj.weight": (12, 8),
+            f"model.transformer.blocks.{i}.ff_out.weight": (8, 12),
+        }
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == shapes
+
+
+def test_tied_weights_are_stored_once_and_shared_heads_narrow(tmp_path: Path) -> None:
+    save_new(tmp_path, SMALL_KV)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "model.transformer.ff_out.weight" not in stored
+    assert stored["model.transformer.blocks.0.k_proj.weight"].shape == (4, 8)  # one head of 4 channels
+
+
+def test_the_configuration_has_the_official_keys_and_values(folder: Path) -> None:
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert stored == OFFICIAL | {
+        "d_model": 8,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "n_layers": 2,
+        "mlp_hidden_size": 12,
+        "vocab_size": 10,
+        "embedding_size": 10,
+        "max_sequence_length": 16,
+        "mask_token_id": 9,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "rope_theta": 10000.0,
+    }
+
+
+def test_further_keys_of_a_public_checkpoint_do_no_harm(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda content: content.update(auto_map={}, transformers_version="4.46.3"))
+    assert load_checkpoint(folder).config.n_layers == 2
+
+
+# Which folder
+
+
+def test_a_checkpoint_is_found_in_its_folder(folder: Path) -> None:
+    assert find_checkpoint(folder) == folder
+
+
+def test_the_best_checkpoint_of_a_run_comes_before_the_last(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in ("step-00000001", "step-00000002"):
+        save_new(run / "checkpoints" / step, LLADA)
+    (run / "config.json").write_text("{}", encoding="utf-8")  # the configuration of the run, not of a network
+    (run / "checkpoints" / "last").symlink_to("step-00000002")
+    assert find_checkpoint(run) == run / "checkpoints" / "last"
+    (run / "checkpoints" / "best").symlink_to("step-00000001")
+    assert find_checkpoint(run) == run / "checkpoints" / "best"
+    assert load_checkpoint(run).folder == run / "checkpoints" / "best"
+    assert find_checkpoint(run / "checkpoints" / "last") == run / "checkpoints" / "last"
+
+
+def test_a_link_to_nothing_is_passed_over(tmp_path: Path) -> None:
+    save_new(tmp_path / "checkpoints" / "last", LLADA)
+    (tmp_path / "checkpoints" / "best").symlink_to("gone")
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoints" / "last"
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "nowhere", "nowhere is not there")
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "holds no checkpoint")
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    assert_refused(tmp_path / "file", "holds no checkpoint")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])
+def test_a_checkpoint_without_one_of_its_files_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert_refused(folder, str(folder))
+
+
+# Broken weights
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 7, 8, 9, 100, 0.5, -1000, -4, -1])
+def test_cut_weights_are_refused(folder: Path, n_bytes: float) -> None:
+    """A number of bytes from the start, to the end, or a fraction of all."""
+    whole = (folder / "model.safetensors").read_bytes()
+    n_kept = int(n_bytes * len(whole)) if n_bytes == 0.5 else int(n_bytes)
+    (folder / "model.safetensors").write_bytes(whole[:n_kept])
+    assert_refused(folder, "model.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 1000, b"\x00" * 1000, b'{"format": "pt"}' * 10])
+def test_what_is_no_safetensors_file_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert_refused(folder, "model.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("name", ["model.transformer.wte.weight", "model.transformer.blocks.1.ff_norm.weight"])
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors")
+    assert_refused(folder, "does not fit its config.json", name)
+
+
+@pytest.mark.parametrize("name", ["model.transformer.blocks.2.q_proj.weight", "lora"])
+def test_an_extra_tensor_is_named(folder: Path, name: str) -> None:
+    save_file(load_file(folder / "model.safetensors") | {name: torch.zeros(8, 8)}, folder / "model.safetensors")
+    assert_refused(folder, "does not fit its config.json", name)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (96,), (12, 8, 1), (1, 8), (12, 9)])
+def test_a_tensor_of_another_shape_is_named(folder: Path, shape: tuple[int, ...]) -> None:
+    """As many numbers among them, and one that could be broadcast."""
+    name = "model.transformer.blocks.0.up_proj.weight"  # (12, 8)
+    save_file(load_file(folder / "model.safetensors") | {name: torch.zeros(shape)}, folder / "model.safetensors")
+    assert_refused(folder, "does not fit its config.json", name)
+
+
+def test_weights_of_the_other_network_are_refused(folder: Path, tmp_path: Path) -> None:
+    save_new(tmp_path / "other", ENCODER)
+    (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    assert_refused(folder, "does not fit its config.json")
+
+
+# Broken configuration or vocabulary
+
+LLADA_KEYS = [
+    *("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "max_sequence_length", "vocab_size"),
+    *("mask_token_id", "pad_token_id", "eos_token_id", "rope_theta", "rms_norm_eps", "weight_tying"),
+]
+ENCODER_KEYS = ["d_model", "n_heads", "n_layers", "max_sequence_length", "vocab_size", "mask_token_id", "dropout"]
+
+
+@pytest.mark.parametrize(
+    ("config", "key"), [*((LLADA, key) for key in LLADA_KEYS), *((ENCODER, key) for key in ENCODER_KEYS)]
+)
+def test_a_missing_key_is_named_and_never_guessed(tmp_path: Path, config: NetworkConfig, key: str) -> None:
+    save_new(tmp_path, config)
+    edit_json(tmp_path / "config.json", lambda content: content.pop(key))
+    assert_refused(tmp_path, "config.json cannot be used", f"lacks {key}")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}"])
+def test_a_configuration_of_another_form_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content, encoding="utf-8")
+    assert_refused(folder, "config.json")
+
+
+@pytest.mark.parametrize("architectures", [["LlamaForCausalLM"], [], None, "LLaDAModelLM", 5])
+def test_another_architecture_is_refused(folder: Path, architectures: Any) -> None:
+    edit_json(folder / "config.json", lambda content: content.update(architectures=architectures))
+    assert_refused(folder, "config.json cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope", False), ("block_type", "sequential"), ("include_bias", True), ("embedding_size", 16)]
+)
+def test_another_member_of_the_family_is_refused(folder: Path, key: str, value: Any) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: value}))
+    assert_refused(folder, "config.json cannot be used", key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_heads", 3), ("n_heads", 0), ("n_kv_heads", 3), ("d_model", "8"), ("n_layers", "2"), ("mlp_hidden_size", None)],
+)
+def test_a_value_that_makes_no_network_is_refused(folder: Path, key: str, value: Any) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: value}))
+    assert_refused(folder, "config.json")
+
+
+@pytest.mark.parametrize("characters", ["abcde", "abcdefg"])
+def test_a_vocabulary_of_another_size_is_refused(folder: Path, characters: str) -> None:
+    CharTokenizer(characters).save(folder)
+    assert_refused(folder, "does not fit together", "config.json has 10 rows", f"vocab.json {len(characters) + 4}")
+
+
+def test_another_row_for_mask_is_refused(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda content: content.update(mask_token_id=2))
+    assert_refused(folder, "does not fit together")
+
+
+def test_a_broken_vocabulary_is_refused(folder: Path) -> None:
+    edit_json(folder / "vocab.json", lambda content: content["token_to_id"].update(a=5))
+    assert_refused(folder, "vocab.json")

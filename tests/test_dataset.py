@@ -1,0 +1,447 @@
+"""The prepared folder, number by number, also when writing fails or a file is damaged; and the batches from it."""
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llada.errors import UserError
+from llada.text.corpus import Corpus
+from llada.text.dataset import PreparedText, Split, prepare, random_windows, stored_sequences
+
+# The characters a..j have the ids 3..12; 18 of the 20 are for training, "ij" for validation.
+TEXT = "abcdefghij" * 2
+FILES = ["metadata.json", "shakespeare_raw.txt", "train_data.npy", "val_data.npy", "vocab.json"]
+
+# Twenty characters with the ids 3..22 in this order, so that an id tells where in the text it stands.
+ORDERED_TEXT = "abcdefghijklmnopqrst"
+
+
+def assert_one_sentence(error: UserError) -> None:
+    assert str(error).endswith(".")
+    assert "\n" not in str(error)
+
+
+def corpus_of(text: str) -> Corpus:
+    return Corpus(text, "file", "my.txt")
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def edit_metadata(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    (folder / "metadata.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A prepared folder with `TEXT` in sequences of 4."""
+    prepare(corpus_of(TEXT), tmp_path / "prepared", 4)
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def ordered(tmp_path: Path) -> PreparedText:
+    """`ORDERED_TEXT`, whose training part is the ids 3..20."""
+    return prepare(corpus_of(ORDERED_TEXT), tmp_path / "ordered", 3)
+
+
+# What is written
+
+
+def test_the_folder_holds_five_files(folder: Path) -> None:
+    assert names_in(folder) == FILES
+    assert names_in(folder.parent) == ["prepared"]
+    assert (folder / "shakespeare_raw.txt").read_bytes() == TEXT.encode()
+
+
+def test_the_sequences_are_the_text_cut_at_90_percent_and_padded_at_the_end(folder: Path) -> None:
+    train, val = np.load(folder / "train_data.npy"), np.load(folder / "val_data.npy")
+    assert train.dtype == val.dtype == np.uint8
+    assert train.tolist() == [[3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
+    assert val.tolist() == [[11, 12, 0, 0]]
+
+
+def test_a_text_that_fits_is_not_padded(tmp_path: Path) -> None:
+    data = prepare(corpus_of(TEXT), tmp_path / "prepared", 9)
+    assert data.rows["train"].tolist() == [[*range(3, 12)], [12, *range(3, 11)]]
+    assert data.rows["val"].tolist() == [[11, 12] + [0] * 7]
+
+
+def test_the_metadata_say_everything(folder: Path) -> None:
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    others = [name for name in FILES if name != "metadata.json"]
+    assert metadata.pop("sha256") == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in others}
+    assert metadata == {
+        "format_version": 1,
+        "source": "file",
+        "origin": "my.txt",
+        "characters": 20,
+        "sequence_length": 4,
+        "train_fraction": 0.9,
+        "splits": {"train": {"tokens": 18, "sequences": 5}, "val": {"tokens": 2, "sequences": 1}},
+        "vocab_size": 14,
+        "dtype": "uint8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("n_characters", "n_train", "n_val"),
+    [(2, 1, 1), (10, 9, 1), (11, 9, 2), (19, 17, 2), (1_115_394, 1_003_854, 111_540)],
+)
+def test_nine_tenths_are_for_training(tmp_path: Path, n_characters: int, n_train: int, n_val: int) -> None:
+    """The last case is Tiny Shakespeare, whose usual split nanoGPT's `data/shakespeare_char` prints."""
+    data = prepare(corpus_of("a" * n_characters), tmp_path / "prepared", 1)
+    assert (len(data.tokens("train")), len(data.tokens("val"))) == (n_train, n_val)
+    assert (len(data.rows["train"]), len(data.rows["val"])) == (n_train, n_val)
+
+
+@pytest.mark.parametrize(("n_distinct", "dtype"), [(252, np.uint8), (253, np.uint16), (300, np.uint16)])
+def test_ids_take_one_byte_while_all_rows_of_a_network_do(tmp_path: Path, n_distinct: int, dtype: type) -> None:
+    """With 252 characters the row of MASK is 255, the largest number of one byte."""
+    text = "".join(chr(0x4E00 + i) for i in range(n_distinct))
+    data = prepare(corpus_of(text), tmp_path / "prepared", 7)
+    assert data.rows["train"].dtype == data.rows["val"].dtype == dtype
+    assert data.metadata["dtype"] == np.dtype(dtype).name
+    assert [*data.tokens("train"), *data.tokens("val")] == list(range(3, 3 + n_distinct))
+
+
+@pytest.mark.parametrize("sequence_length", [1, 5, 16, 60])
+def test_the_rows_in_order_are_the_text(tmp_path: Path, sequence_length: int) -> None:
+    text = "Zwölf Boxkämpfer jagen\r\n\tViktor quer über den großen Sylter Deich. 世界"
+    data = prepare(corpus_of(text), tmp_path / "prepared", sequence_length)
+    ids = np.concatenate([data.tokens("train"), data.tokens("val")])
+    alphabet = sorted(set(text))
+    assert ids.tolist() == [3 + alphabet.index(character) for character in text]
+    assert data.tokenizer.decode(ids) == text
+    for rows in data.rows.values():
+        assert rows.shape[1] == sequence_length == data.sequence_length
+        assert (rows.reshape(-1) == 0).sum() < sequence_length
+    assert (tmp_path / "prepared" / "shakespeare_raw.txt").read_bytes() == text.encode("utf-8")
+
+
+def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:
+    data = prepare(corpus_of("a" * 18 + "zy"), tmp_path / "prepared", 4)
+    assert data.tokenizer.characters == ["a", "y", "z"]
+    assert data.tokens("val").tolist() == [5, 4]
+
+
+# What is refused, replaced, left alone
+
+
+@pytest.mark.parametrize(("text", "sequence_length"), [(TEXT, 19), (TEXT, 0), (TEXT, -4)])
+def test_a_length_that_does_not_fit_is_refused_and_nothing_written(
+    tmp_path: Path, text: str, sequence_length: int
+) -> None:
+    with pytest.raises(UserError, match=f"--sequence_length {sequence_length} does not fit") as caught:
+        prepare(corpus_of(text), tmp_path / "some" / "where", sequence_length)
+    assert_one_sentence(caught.value)
+    assert names_in(tmp_path) == []
+
+
+def test_a_text_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too short to split") as caught:
+        prepare(corpus_of("a"), tmp_path / "some" / "where", 1)
+    assert_one_sentence(caught.value)
+    assert names_in(tmp_path) == []
+
+
+def test_the_whole_training_text_may_be_one_sequence(tmp_path: Path) -> None:
+    assert prepare(corpus_of(TEXT), tmp_path / "prepared", 18).rows["train"].shape == (1, 18)
+
+
+def test_a_length_that_does_not_fit_leaves_the_earlier_folder(folder: Path) -> None:
+    before = content_of(folder)
+    with pytest.raises(UserError, match="does not fit"):
+        prepare(corpus_of(TEXT), folder, 19)
+    assert content_of(folder) == before
+
+
+def test_preparing_again_replaces_the_folder(folder: Path) -> None:
+    prepare(corpus_of("xyz" * 10), folder, 6)
+    assert names_in(folder) == FILES
+    assert names_in(folder.parent) == ["prepared"]
+    data = PreparedText.open(folder)
+    assert data.sequence_length == 6
+    assert data.tokenizer.characters == ["x", "y", "z"]
+    assert data.rows["train"].shape == (5, 6)  # 27 of the 30 characters
+
+
+def test_preparing_twice_gives_the_same_bytes(folder: Path) -> None:
+    before = content_of(folder)
+    prepare(corpus_of(TEXT), folder, 4)
+    assert content_of(folder) == before
+
+
+def test_an_empty_or_incomplete_folder_is_filled(folder: Path) -> None:
+    before = content_of(folder)
+    (folder / "metadata.json").unlink()
+    prepare(corpus_of(TEXT), folder, 4)
+    assert content_of(folder) == before
+    for name in FILES:
+        (folder / name).unlink()
+    prepare(corpus_of(TEXT), folder, 4)
+    assert content_of(folder) == before
+
+
+@pytest.mark.parametrize("foreign", ["diary.txt", ".hidden"])
+def test_a_folder_with_other_things_is_left_alone(folder: Path, foreign: str) -> None:
+    (folder / foreign).write_text("mine", encoding="utf-8")
+    before = content_of(folder)
+    with pytest.raises(UserError, match=f"holds {foreign}") as caught:
+        prepare(corpus_of(TEXT), folder, 6)
+    assert_one_sentence(caught.value)
+    assert content_of(folder) == before
+    assert names_in(folder.parent) == ["prepared"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "prepared").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="is a file") as caught:
+        prepare(corpus_of(TEXT), tmp_path / "prepared", 4)
+    assert_one_sentence(caught.value)
+    assert content_of(tmp_path) == {"prepared": b"mine"}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_leaves_the_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    before = content_of(folder)
+    save, written = np.save, []
+
+    def save_until_full(path: Path, rows: np.ndarray) -> None:
+        written.append(path)
+        save(path, rows)
+        if len(written) == failing:
+            path.write_bytes(path.read_bytes()[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(corpus_of("xyz" * 10), folder, 6)
+    assert content_of(folder) == before
+    assert names_in(folder.parent) == ["prepared"]
+    written.clear()
+    with pytest.raises(OSError, match="No space left"):
+        prepare(corpus_of("xyz" * 10), folder.parent / "new", 6)
+    assert names_in(folder.parent) == ["prepared"]
+
+
+# Opening
+
+
+def test_opening_gives_what_was_prepared(folder: Path) -> None:
+    data = PreparedText.open(folder)
+    assert data.folder == folder
+    assert data.sequence_length == 4
+    assert data.tokenizer.decode(data.tokens("train")) == TEXT[:18]
+    assert data.tokenizer.decode(data.tokens("val")) == TEXT[18:]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_sequences_stay_on_the_disk(folder: Path, split: Split) -> None:
+    data = PreparedText.open(folder)
+    assert isinstance(data.rows[split], np.memmap)
+    assert np.shares_memory(data.tokens(split), data.rows[split])
+    with pytest.raises(ValueError, match="read-only"):
+        data.rows[split][0, 0] = 1
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "prepared").mkdir()
+    with pytest.raises(UserError, match="run `llada prepare") as caught:
+        PreparedText.open(tmp_path / "prepared")
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match="run `llada prepare") as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+    assert name == "metadata.json" or name in str(caught.value)
+
+
+@pytest.mark.parametrize("position", [0, -1])
+@pytest.mark.parametrize("name", [name for name in FILES if name != "metadata.json"])
+def test_a_changed_byte_is_refused(folder: Path, name: str, position: int) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[position] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match="wrong checksum") as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    with pytest.raises(UserError) as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused(folder: Path, version: Any) -> None:
+    edit_metadata(folder, format_version=version)
+    with pytest.raises(UserError, match="another format than version 1") as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("checksums", [{}, [], None, "none"])
+def test_metadata_without_checksums_are_refused(folder: Path, checksums: Any) -> None:
+    edit_metadata(folder, sha256=checksums)
+    with pytest.raises(UserError, match="run `llada prepare") as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+
+
+# Windows at any offset
+
+
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("length", [1, 4, 17])
+def test_windows_are_pieces_of_the_training_text(ordered: PreparedText, length: int) -> None:
+    batch = random_windows(ordered, 6, length)(0, generator_of(0))
+    assert batch.x_0.shape == (6, length)
+    assert batch.x_0.dtype == torch.int64
+    assert batch.is_text is None
+    for window in batch.x_0.tolist():
+        assert window == list(range(window[0], window[0] + length))
+        assert 3 <= window[0] <= window[-1] <= 20
+
+
+def test_windows_start_everywhere_alike(ordered: PreparedText) -> None:
+    """15 offsets, the last included; a count of 15,000 draws has mean 1,000 and standard deviation 31."""
+    starts = random_windows(ordered, 15_000, 4)(0, generator_of(0)).x_0[:, 0]
+    offsets, counts = starts.unique(return_counts=True)
+    assert offsets.tolist() == list(range(3, 18))
+    assert counts.min() > 1_000 - 5 * 31
+    assert counts.max() < 1_000 + 5 * 31
+
+
+def test_a_window_may_be_all_of_the_text(ordered: PreparedText) -> None:
+    x_0 = random_windows(ordered, 2, 18)(0, generator_of(0)).x_0
+    assert x_0.tolist() == [list(range(3, 21))] * 2
+
+
+def test_windows_do_not_see_the_padding(folder: Path) -> None:
+    """18 characters are stored in 20 places."""
+    x_0 = random_windows(PreparedText.open(folder), 500, 3)(0, generator_of(0)).x_0
+    assert x_0.min() == 3
+
+
+def test_windows_of_two_byte_ids_are_right(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(300))
+    x_0 = random_windows(prepare(corpus_of(text), tmp_path / "prepared", 7), 1, 270)(0, generator_of(0)).x_0
+    assert x_0.tolist() == [list(range(3, 273))]
+
+
+def test_the_same_generator_gives_the_same_windows(ordered: PreparedText) -> None:
+    draw = random_windows(ordered, 32, 4)
+    first = draw(5, generator_of(7)).x_0
+    assert draw(5, generator_of(7)).x_0.equal(first)
+    assert random_windows(ordered, 32, 4)(5, generator_of(7)).x_0.equal(first)
+    assert not draw(5, generator_of(8)).x_0.equal(first)
+
+
+def test_a_window_longer_than_the_text_is_refused(ordered: PreparedText) -> None:
+    with pytest.raises(UserError, match="A window of 19 does not fit the training text of 18 tokens") as caught:
+        random_windows(ordered, 2, 19)
+    assert_one_sentence(caught.value)
+
+
+# The stored sequences
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> PreparedText:
+    """200 characters: 180 for training, 12 rows of 15, each of which starts with another character."""
+    text = "".join(chr(0x4E00 + i) for i in range(200))
+    return prepare(corpus_of(text), tmp_path / "many", 15)
+
+
+def stream_of(data: PreparedText, batch_size: int, seed: int, n_rows: int) -> list[list[int]]:
+    """The first rows that batches of this size bring."""
+    draw = stored_sequences(data, batch_size, seed)
+    batches = [draw(step, generator_of(step)).x_0 for step in range(-(-n_rows // batch_size))]
+    assert all(batch.shape == (batch_size, data.sequence_length) for batch in batches)
+    return torch.cat(batches)[:n_rows].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 12, 30])
+def test_every_row_comes_once_in_every_epoch(many: PreparedText, batch_size: int) -> None:
+    rows = [list(range(3 + 15 * i, 18 + 15 * i)) for i in range(12)]
+    stream = stream_of(many, batch_size, seed=1, n_rows=36)
+    for epoch in (stream[:12], stream[12:24], stream[24:]):
+        assert sorted(epoch) == rows
+
+
+def test_every_epoch_and_every_seed_has_its_order(many: PreparedText) -> None:
+    stream = stream_of(many, 4, seed=1, n_rows=36)
+    orders = [stream[:12], stream[12:24], stream[24:], stream_of(many, 4, seed=2, n_rows=12), sorted(stream[:12])]
+    assert all(orders[i] != orders[j] for i in range(5) for j in range(i))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 12, 36, 40])
+def test_the_order_of_the_rows_does_not_depend_on_the_batch_size(many: PreparedText, batch_size: int) -> None:
+    assert stream_of(many, batch_size, seed=1, n_rows=36) == stream_of(many, 1, seed=1, n_rows=36)
+
+
+def test_a_step_brings_the_same_rows_whenever_it_is_asked_for(many: PreparedText) -> None:
+    """Hence a resumed run goes on where it was, in the middle of an epoch."""
+    stream = stream_of(many, 5, seed=1, n_rows=45)
+    draw = stored_sequences(many, 5, seed=1)
+    assert draw(7, generator_of(0)).x_0.tolist() == stream[35:40]
+    assert draw(2, generator_of(9)).x_0.tolist() == stream[10:15]
+
+
+def test_padding_is_marked(folder: Path) -> None:
+    """Of the five rows, the one with the ids 9, 10 ends with two PAD."""
+    batch = stored_sequences(PreparedText.open(folder), 5, seed=0)(0, generator_of(0))
+    assert batch.is_text is not None
+    assert batch.is_text.dtype == torch.bool
+    assert sorted(zip(batch.x_0.tolist(), batch.is_text.tolist(), strict=True)) == [
+        ([3, 4, 5, 6], [True] * 4),
+        ([5, 6, 7, 8], [True] * 4),
+        ([7, 8, 9, 10], [True] * 4),
+        ([9, 10, 0, 0], [True, True, False, False]),
+        ([11, 12, 3, 4], [True] * 4),
+    ]
+
+
+def test_without_padding_nothing_is_marked(many: PreparedText, folder: Path) -> None:
+    assert all(stored_sequences(many, 5, seed=0)(step, generator_of(0)).is_text is None for step in range(8))
+    draw = stored_sequences(PreparedText.open(folder), 1, seed=0)
+    batches = [draw(step, generator_of(0)) for step in range(5)]
+    assert [batch.is_text is None for batch in batches] == [bool((batch.x_0 != 0).all()) for batch in batches]
+    assert sum(batch.is_text is None for batch in batches) == 4
+
+
+@pytest.mark.parametrize(
+    "draw_from", [lambda data: random_windows(data, 2, 3), lambda data: stored_sequences(data, 2, 0)]
+)
+def test_a_batch_may_be_changed_without_harm(ordered: PreparedText, draw_from: Callable[[PreparedText], Any]) -> None:
+    before = content_of(ordered.folder)
+    draw_from(ordered)(0, generator_of(0)).x_0.zero_()
+    assert content_of(ordered.folder) == before

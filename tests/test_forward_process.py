@@ -1,0 +1,132 @@
+"""Shape letters: B batch, L length."""
+
+import pytest
+import torch
+from torch import Generator
+
+from llada.forward_process import (
+    MIN_MASK_PROBABILITY,
+    choose_positions,
+    mask_bernoulli,
+    mask_exact_count,
+    p_mask_at,
+    truncate_randomly,
+)
+
+MASK = 126336
+
+
+def ids(rows: int, length: int) -> torch.Tensor:
+    return torch.arange(rows * length).reshape(rows, length) % 60 + 3
+
+
+def test_schedule_is_lladas() -> None:
+    t = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.allclose(p_mask_at(t), torch.tensor([0.001, 0.5005, 1.0]))
+
+
+def test_bernoulli_masks_follow_their_probability() -> None:
+    noisy = mask_bernoulli(ids(500, 400), MASK, Generator().manual_seed(0))
+    assert torch.allclose(noisy.p_mask[:, 0], (1 - MIN_MASK_PROBABILITY) * noisy.t + MIN_MASK_PROBABILITY)
+    share = noisy.is_masked.float().mean(1)
+    deviation = (share - noisy.p_mask[:, 0]) / (noisy.p_mask[:, 0] * (1 - noisy.p_mask[:, 0]) / 400).sqrt()
+    assert abs(float(deviation.mean())) < 4 / 500**0.5
+    assert 0.8 < float(deviation.std()) < 1.2
+    assert abs(float(noisy.t.mean()) - 0.5) < 4 * (1 / 12 / 500) ** 0.5
+
+
+@pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
+def test_tokens_change_only_where_masked(draw) -> None:  # type: ignore[no-untyped-def]
+    x_0 = ids(16, 50)
+    noisy = draw(x_0, MASK, Generator().manual_seed(1))
+    assert torch.equal(noisy.x_t == MASK, noisy.is_masked)
+    assert torch.equal(noisy.x_t[~noisy.is_masked], x_0[~noisy.is_masked])
+    assert torch.equal(noisy.n_maskable, torch.full((16, 1), 50.0))
+
+
+@pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
+def test_given_tokens_are_never_masked(draw) -> None:  # type: ignore[no-untyped-def]
+    x_0 = ids(16, 50)
+    maskable = torch.rand(16, 50, generator=Generator().manual_seed(2)) < 0.5
+    noisy = draw(x_0, MASK, Generator().manual_seed(3), maskable)
+    assert not (noisy.is_masked & ~maskable).any()
+    assert torch.equal(noisy.n_maskable[:, 0], maskable.sum(1).float())
+
+
+def test_exact_counts_are_stratified_over_the_rows() -> None:
+    """With as many rows as tokens, every count from 1 to L comes up exactly once."""
+    noisy = mask_exact_count(ids(50, 50), MASK, Generator().manual_seed(4))
+    counts = noisy.is_masked.sum(1)
+    assert sorted(counts.tolist()) == list(range(1, 51))
+    assert torch.allclose(noisy.p_mask[:, 0], counts / 50)
+    assert torch.equal(noisy.t, noisy.p_mask[:, 0])
+
+
+def test_exact_counts_are_uniform_in_the_long_run() -> None:
+    generator = Generator().manual_seed(5)
+    counts = torch.cat([mask_exact_count(ids(3, 4), MASK, generator).is_masked.sum(1) for _ in range(2000)])
+    observed = counts.bincount(minlength=5)[1:].float()
+    expected = 6000 / 4
+    assert float(((observed - expected) ** 2 / expected).sum()) < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
+
+
+def test_every_set_of_positions_is_equally_likely() -> None:
+    candidates = torch.tensor([[True, True, False, True, True]]).expand(6000, 5)
+    chosen = choose_positions(candidates, torch.full((6000,), 2), Generator().manual_seed(6))
+    code = (chosen.long() * torch.tensor([1, 2, 4, 8, 16])).sum(1)
+    values, observed = code.unique(return_counts=True)
+    assert len(values) == 6  # two of four
+    assert float(((observed - 1000.0) ** 2 / 1000).sum()) < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+def test_complementary_pairs_mask_each_token_once() -> None:
+    x_0 = ids(8, 40).repeat(2, 1)
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(7), complementary=True)
+    first, second = noisy.is_masked.chunk(2)
+    is_full = first.all(1)
+    assert torch.equal(first[~is_full], ~second[~is_full])
+    assert torch.allclose(noisy.p_mask[:, 0], noisy.is_masked.sum(1) / 40)
+
+
+def test_the_complement_of_a_full_mask_is_full() -> None:
+    """So that a count of L is as likely as any other, in both halves."""
+    generator = Generator().manual_seed(8)
+    counts = []
+    for _ in range(3000):
+        noisy = mask_exact_count(ids(2, 3).repeat(2, 1), MASK, generator, complementary=True)
+        counts.append(noisy.is_masked.sum(1))
+    observed = torch.cat(counts).bincount(minlength=4).float()
+    assert observed[0] == 0
+    # The halves of a pair depend on each other, so the tolerance is that of the 6000 pairs, not of the 12000 rows.
+    assert torch.allclose(observed[1:] / 12000, torch.full((3,), 1 / 3), atol=4 * (2 / 9 / 6000) ** 0.5)
+
+
+def test_complementary_pairs_leave_given_tokens_alone() -> None:
+    x_0 = ids(4, 10).repeat(2, 1)
+    maskable = (torch.arange(10) >= 4).expand(8, 10)
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(9), maskable, complementary=True)
+    first, second = noisy.is_masked.chunk(2)
+    assert not noisy.is_masked[:, :4].any()
+    assert (first | second)[:, 4:].all()
+
+
+def test_impossible_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match="even batch, not 3"):
+        mask_exact_count(ids(3, 4), MASK, Generator(), complementary=True)
+    with pytest.raises(ValueError, match="no maskable token"):
+        mask_exact_count(ids(2, 4), MASK, Generator(), torch.tensor([[True] * 4, [False] * 4]))
+
+
+def test_one_batch_in_a_hundred_is_cut() -> None:
+    generator = Generator().manual_seed(10)
+    lengths = torch.tensor([truncate_randomly(ids(1, 20), generator).shape[1] for _ in range(5000)])
+    cut = lengths[lengths < 20]
+    assert 25 < len(cut) < 75  # 47.5 expected: a cut to the full length, 1 in 20, does not show
+    always = torch.tensor([truncate_randomly(ids(1, 4), generator, 1.0).shape[1] for _ in range(4000)])
+    observed = always.bincount(minlength=5)[1:].float()
+    assert float(((observed - 1000) ** 2 / 1000).sum()) < 16.3
+
+
+def test_the_same_seed_gives_the_same_noise() -> None:
+    first, second = (mask_exact_count(ids(4, 9), MASK, Generator().manual_seed(11)) for _ in range(2))
+    assert torch.equal(first.x_t, second.x_t)

@@ -1,0 +1,163 @@
+"""Shape letters: B batch, L length, V vocabulary rows."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator
+from toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor, uniform
+
+from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch, mask_bernoulli, mask_exact_count
+from llada.objective import loss_weights, masked_nll, sequence_bounds, weighted_loss
+
+X_0 = torch.tensor([2, 0, 1, 1])
+TABLE = table_predictor(length=4, seed=0)
+
+
+def exact_batch(x_0: torch.Tensor, sets: list[tuple[int, ...]]) -> NoisyBatch:
+    """The rows of x_0 (L,) masked at these positions, as if by exact counts."""
+    is_masked = torch.zeros(len(sets), len(x_0), dtype=torch.bool)
+    for row, positions in enumerate(sets):
+        is_masked[row, list(positions)] = True
+    share = is_masked.sum(1, keepdim=True) / len(x_0)
+    full = torch.full_like(share, len(x_0))
+    return NoisyBatch(torch.where(is_masked, MASK, x_0), is_masked, share, share[:, 0], full)
+
+
+def bounds(predict, x_0: torch.Tensor, noisy: NoisyBatch) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return sequence_bounds(masked_nll(predict(noisy.x_t), x_0, noisy), noisy)
+
+
+def test_uniform_predictor_has_a_bound_of_log_v_for_every_mask() -> None:
+    x_0 = torch.randint(0, N_TOKENS, (64, 32), generator=Generator().manual_seed(0))
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(1))
+    assert torch.allclose(bounds(uniform, x_0, noisy), torch.full((64,), math.log(N_TOKENS)))
+
+
+def test_perfect_predictor_has_a_bound_of_zero() -> None:
+    x_0 = torch.randint(0, N_TOKENS, (8, 6), generator=Generator().manual_seed(2))
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(3))
+    logits = F.one_hot(x_0, N_TOKENS) * 100.0
+    assert torch.allclose(bounds(lambda _: logits, x_0, noisy), torch.zeros(8), atol=1e-6)
+
+
+def test_enumerating_all_masks_gives_the_enumerated_expectation_exactly() -> None:
+    by_count = [list(itertools.combinations(range(4), k)) for k in range(1, 5)]
+    means = []
+    for sets in by_count:
+        noisy = exact_batch(X_0, sets)
+        means.append(bounds(TABLE, X_0.expand(len(sets), 4), noisy).mean())
+    assert float(torch.stack(means).mean()) == pytest.approx(enumerated_nelbo(TABLE, X_0), rel=1e-6)
+
+
+@pytest.mark.parametrize("complementary", [False, True])
+def test_exact_count_estimator_is_unbiased(complementary: bool) -> None:
+    generator, draws = Generator().manual_seed(4), []
+    for _ in range(1500):
+        x_0 = X_0.expand(8, 4)
+        noisy = mask_exact_count(x_0, MASK, generator, complementary=complementary)
+        draws.append(bounds(TABLE, x_0, noisy).mean())
+    estimates = torch.stack(draws)
+    stderr = float(estimates.std()) / len(draws) ** 0.5
+    assert abs(float(estimates.mean()) - enumerated_nelbo(TABLE, X_0)) < 4 * stderr
+    assert stderr < 0.01  # else the line above would say little
+
+
+def test_bernoulli_estimator_is_unbiased_for_its_own_range_of_p() -> None:
+    """E over p ~ U(eps, 1) of sum over sets of p^k (1-p)^(L-k) * CE / p, with the integral over p done numerically."""
+    p = torch.linspace(MIN_MASK_PROBABILITY, 1, 20001, dtype=torch.float64)
+    expected = 0.0
+    for k in range(1, 5):
+        for positions in itertools.combinations(range(4), k):
+            noisy = exact_batch(X_0, [positions])
+            nll = float(masked_nll(TABLE(noisy.x_t), X_0[None], noisy).sum())
+            integral = torch.trapezoid(p ** (k - 1) * (1 - p) ** (4 - k), p) / (1 - MIN_MASK_PROBABILITY)
+            expected += nll * float(integral) / 4
+    assert expected == pytest.approx(enumerated_nelbo(TABLE, X_0), rel=2e-3)  # the same bound, but for eps
+
+    generator = Generator().manual_seed(5)
+    x_0 = X_0.expand(60_000, 4)
+    draws = bounds(TABLE, x_0, mask_bernoulli(x_0, MASK, generator))
+    assert abs(float(draws.mean()) - expected) < 4 * float(draws.std()) / len(draws) ** 0.5
+
+
+def test_bound_is_above_the_likelihood_and_touches_it_for_exact_conditionals() -> None:
+    """With the conditionals of one joint distribution every order gives its likelihood, and so does the bound."""
+    joint = torch.rand(3, 3, 3, generator=Generator().manual_seed(6), dtype=torch.float64)
+    joint /= joint.sum()
+    x_0 = torch.tensor([0, 2, 1])
+    exact = -math.log(float(joint[0, 2, 1])) / 3
+    assert enumerated_nelbo(joint_predictor(joint), x_0) == pytest.approx(exact, rel=1e-9)
+
+
+def test_pretraining_loss_is_that_of_the_guidelines() -> None:
+    """sum(CE[masked] / p[masked]) / (B L), written out token by token."""
+    x_0 = torch.randint(0, N_TOKENS, (5, 4), generator=Generator().manual_seed(7))
+    noisy = mask_bernoulli(x_0, MASK, Generator().manual_seed(8))
+    logits = TABLE(noisy.x_t)
+    by_hand = 0.0
+    for b in range(5):
+        for i in range(4):
+            if noisy.x_t[b, i] == MASK:
+                by_hand += -float(logits[b, i].log_softmax(-1)[x_0[b, i]]) / float(noisy.p_mask[b, 0])
+    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy, loss_weights(noisy))
+    assert float(loss) == pytest.approx(by_hand / 20, rel=1e-5)
+
+
+def test_finetuning_loss_is_that_of_the_guidelines() -> None:
+    """Each answer's sum of CE / p divided by its length, then the mean over the batch; prompts are never masked."""
+    x_0 = torch.randint(0, N_TOKENS, (3, 4), generator=Generator().manual_seed(9))
+    is_answer = torch.tensor([[False, True, True, True], [False, False, True, True], [False, False, False, True]])
+    noisy = mask_bernoulli(x_0, MASK, Generator().manual_seed(12), is_answer)
+    logits = TABLE(noisy.x_t)
+    by_hand = 0.0
+    for b in range(3):
+        terms = [
+            -float(logits[b, i].log_softmax(-1)[x_0[b, i]]) / float(noisy.p_mask[b, 0])
+            for i in range(4)
+            if noisy.x_t[b, i] == MASK
+        ]
+        by_hand += sum(terms) / (3 - b) / 3
+    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy, loss_weights(noisy, average="sequences"))
+    assert by_hand > 0
+    assert float(loss) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_power_weights_cross_entropies_by_p(power: float) -> None:
+    """A mean under weights 1 / p^power: for 0 the plain mean, and with exact counts for 1 the bound."""
+    x_0 = torch.randint(0, N_TOKENS, (5, 4), generator=Generator().manual_seed(10))
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(11))
+    nll = masked_nll(TABLE(noisy.x_t), x_0, noisy)
+    p = noisy.p_mask[noisy.is_masked.nonzero()[:, 0], 0]
+    expected = float((nll / p**power).sum() / (1 / p**power).sum())
+    assert float(weighted_loss(nll, noisy, loss_weights(noisy, power))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_without_masks_weigh_nothing() -> None:
+    noisy = exact_batch(X_0, [(), (1, 2)])
+    nll = masked_nll(TABLE(noisy.x_t), X_0.expand(2, 4), noisy)
+    assert float(weighted_loss(nll, noisy, loss_weights(noisy, 0.5))) == pytest.approx(float(nll.mean()))
+
+
+def test_losses_of_pieces_add_up_to_the_loss_of_the_batch() -> None:
+    x_0 = torch.randint(0, N_TOKENS, (6, 4), generator=Generator().manual_seed(13))
+    maskable = torch.ones(6, 4, dtype=torch.bool)
+    maskable[0, 2:] = False
+    noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(14), maskable)
+    weights = loss_weights(noisy)
+    whole = weighted_loss(masked_nll(TABLE(noisy.x_t), x_0, noisy), noisy, weights)
+    pieces = 0.0
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        part = noisy.rows(rows)
+        pieces += float(weighted_loss(masked_nll(TABLE(part.x_t), x_0[rows], part), part, weights[rows]))
+    assert pieces == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_logits_at_masked_positions_alone_give_the_same_loss() -> None:
+    x_0 = torch.randint(0, N_TOKENS, (6, 4), generator=Generator().manual_seed(15))
+    noisy = mask_bernoulli(x_0, MASK, Generator().manual_seed(16))
+    logits = TABLE(noisy.x_t)
+    assert torch.equal(masked_nll(logits, x_0, noisy), masked_nll(logits[noisy.is_masked], x_0, noisy))

@@ -1,0 +1,284 @@
+"""Shape letters: B batch, L length."""
+
+import itertools
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from llada.checkpoint import load_checkpoint
+from llada.errors import UserError
+from llada.text.dataset import PreparedText
+from llada.training.config import (
+    PRESETS,
+    DataOptions,
+    NetworkOptions,
+    NoiseOptions,
+    OptimizerOptions,
+    TrainConfig,
+)
+from llada.training.metrics import LossByTime, read_metrics
+from llada.training.monitor import Display
+from llada.training.plan import RunPlan, count_steps
+from llada.training.run_folder import RunFolder
+from llada.training.trainer import Trainer
+
+CONFIGURATIONS = {
+    "muon": {},
+    "adamw with cosine": {"optimizer": OptimizerOptions(optimizer="adamw", schedule="cosine", warmup_steps=2)},
+    "no average": {"optimizer": OptimizerOptions(ema=0.0)},
+    "bernoulli": {"noise": NoiseOptions(masking="bernoulli", complementary=False, weight_power=1.0)},
+    "plain mean": {"noise": NoiseOptions(complementary=False, weight_power=0.0)},
+    "accumulation": {"batch_size": 2, "accumulate": 3},
+    "encoder with dropout": {"network": NetworkOptions("encoder", d_model=16, n_heads=2, n_layers=1, dropout=0.2)},
+}
+
+
+def display(total: int | None = None) -> Display:
+    return Display(Console(quiet=True), total)
+
+
+def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at: int | None = None) -> Trainer:
+    """A run in its folder; with `stop_at`, a SIGINT comes during that step."""
+    folder = RunFolder(config.output_dir)
+    folder.start(config)
+    trainer = Trainer(RunPlan.of(config, data), folder, resume)
+    if stop_at is not None:
+        draw = trainer.draw
+
+        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return draw(step, generator)
+
+        trainer.draw = draw_and_interrupt
+    trainer.run(display())
+    return trainer
+
+
+def losses(config: TrainConfig) -> list[float]:
+    return [row["loss"] for row in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in row]
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def test_the_same_seed_gives_the_same_run(small_run: TrainConfig, data: PreparedText, tmp_path: Path) -> None:
+    other = replace(small_run, output_dir=tmp_path / "other")
+    assert torch.equal(weights(train(small_run, data)), weights(train(other, data)))
+    assert losses(small_run) == losses(other)
+    different = replace(small_run, output_dir=tmp_path / "different", seed=1)
+    train(different, data)
+    assert losses(different) != losses(small_run)
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    changes: dict[str, object], small_run: TrainConfig, data: PreparedText, tmp_path: Path
+) -> None:
+    """Bit for bit: weights, averaged weights, losses, and the best checkpoint."""
+    whole = replace(small_run, output_dir=tmp_path / "whole", **changes)  # type: ignore[arg-type]
+    parts = replace(whole, output_dir=tmp_path / "parts")
+    expected = train(whole, data)
+    stopped = train(parts, data, stop_at=7)
+    assert stopped.progress.step == 8  # the step that was under way is finished
+    resumed = train(RunFolder.read_config(parts.output_dir), data, resume=True)
+    assert torch.equal(weights(resumed), weights(expected))
+    assert losses(parts) == losses(whole)
+    assert (resumed.progress.best_step, resumed.progress.best_nelbo) == (
+        expected.progress.best_step,
+        expected.progress.best_nelbo,
+    )
+    for name in ("last", "best"):
+        one, other = (load_checkpoint(config.output_dir / "checkpoints" / name) for config in (whole, parts))
+        for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("masking", ["exact_count", "bernoulli"])
+def test_accumulated_batches_equal_one_large_batch(
+    masking: str, small_run: TrainConfig, data: PreparedText, tmp_path: Path
+) -> None:
+    """Four batches of B against one of 4B, to 1e-5, in losses and weights after several steps of AdamW."""
+    common = replace(
+        small_run,
+        noise=NoiseOptions(masking=masking, complementary=masking == "exact_count"),  # type: ignore[arg-type]
+        optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-3),
+        steps=5,
+    )
+    one = replace(common, output_dir=tmp_path / "one", batch_size=8)
+    four = replace(common, output_dir=tmp_path / "four", batch_size=2, accumulate=4)
+    a, b = train(one, data), train(four, data)
+    assert losses(one) == pytest.approx(losses(four), abs=1e-5)
+    assert torch.allclose(weights(a), weights(b), atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["llada", "encoder"])
+def test_one_batch_can_be_learned_by_heart(network: str, small_run: TrainConfig, data: PreparedText) -> None:
+    config = replace(
+        small_run,
+        network=NetworkOptions(network, d_model=64, n_heads=2, n_layers=2),  # type: ignore[arg-type]
+        optimizer=OptimizerOptions(warmup_steps=10),
+        steps=150,
+        log_every=50,
+    )
+    trainer = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
+    batch = trainer.make_batch(0)
+    trainer.make_batch = lambda step: batch  # type: ignore[method-assign]
+    by_time = LossByTime(trainer.device)
+    first = float(trainer.train_step(by_time)[0])
+    for _ in range(config.steps - 1):  # type: ignore[operator]
+        last = float(trainer.train_step(by_time)[0])
+    assert first > 2.0
+    assert last < 0.1
+
+
+def test_epochs_count_the_training_text(small_run: TrainConfig, data: PreparedText) -> None:
+    n_tokens = len(data.tokens("train"))
+    random = replace(small_run, epochs=2, noise=NoiseOptions(complementary=False))
+    assert count_steps(random, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 4)
+    pairs = replace(small_run, epochs=2)
+    assert count_steps(pairs, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 2)
+    stored = replace(random, data=DataOptions(data.folder, windows="stored"), epochs=3)
+    assert count_steps(stored, data, 100) == math.ceil(3 * len(data.rows["train"]) / 4)
+
+
+def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, data: PreparedText) -> None:
+    config = replace(small_run, data=DataOptions(data.folder, windows="stored"), epochs=1.0, batch_size=16)
+    trainer = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
+    assert trainer.plan.length == 100
+    assert trainer.plan.network_config.max_sequence_length == 100
+    n_text = 0
+    for step in range(count_steps(config, data, 100) or 0):
+        x_0, is_text, noisy = trainer.make_batch(step)
+        if is_text is not None:
+            assert not (noisy.is_masked & (x_0 == data.tokenizer.pad_id)).any()
+            n_text += int(is_text.sum()) // 2  # each sequence is there twice
+        else:
+            n_text += x_0.numel() // 2
+    assert n_text >= len(data.tokens("train"))
+    train(config, data)
+
+
+def test_time_limit_ends_the_run_with_its_schedule(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which each step takes a second, 10 seconds are 10 steps, and the rate falls by a tenth at each."""
+    ticks = itertools.count()
+    monkeypatch.setattr("llada.training.monitor.time.perf_counter", lambda: float(next(ticks)))
+    config = replace(small_run, steps=None, minutes=10 / 60, evaluate_every=1_000_000)
+    assert train(config, data).progress.step == 10
+    factors = [r["learning_rate_factor"] for r in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in r]
+    assert factors == pytest.approx([0.5, *(1 - n / 10 for n in range(1, 10))])  # the first step still warms up
+
+
+def test_run_folder_holds_what_the_design_says(small_run: TrainConfig, data: PreparedText) -> None:
+    train(small_run, data)
+    folder = small_run.output_dir
+    assert TrainConfig.from_json(json.loads((folder / "config.json").read_text())) == small_run
+    assert (folder / "curves.png").stat().st_size > 10_000
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-00000006.txt", "step-00000012.txt"]
+    for name in ("last", "best"):
+        names = {path.name for path in (folder / "checkpoints" / name).iterdir()}
+        assert names == {"config.json", "model.safetensors", "vocab.json", "training_state.pt"}
+    assert len(list((folder / "checkpoints").glob("step-*"))) <= 2
+    rows = read_metrics(folder / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 13))
+    assert {"tokens", "seconds", "nll", "nll_by_t", "grad_norm", "learning_rate_factor"} <= set(training[0])
+    assert [row["step"] for row in rows if "nelbo" in row] == [6, 12]
+
+
+def test_loss_by_time_is_the_mean_in_each_bin(small_run: TrainConfig, data: PreparedText) -> None:
+    trainer = Trainer(RunPlan.of(small_run, data), RunFolder(small_run.output_dir))
+    _, _, noisy = trainer.make_batch(0)
+    by_time = LossByTime(trainer.device)
+    nll = torch.rand(int(noisy.is_masked.sum()), generator=torch.Generator().manual_seed(0))
+    by_time.add(nll, noisy)
+    expected: list[list[float]] = [[] for _ in range(10)]
+    for row, value in zip(noisy.is_masked.nonzero()[:, 0].tolist(), nll.tolist(), strict=True):
+        expected[min(9, int(float(noisy.p_mask[row, 0]) * 10))].append(value)
+    mean, by_bin = by_time.take()
+    assert mean == pytest.approx(float(nll.mean()))
+    assert by_bin == [pytest.approx(sum(v) / len(v)) if v else None for v in expected]
+    assert by_time.take() == (None, [None] * 10)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
+    small_run: TrainConfig, data: PreparedText
+) -> None:
+    config = replace(small_run, steps=20)
+    folder = RunFolder(config.output_dir)
+    folder.start(config)
+    trainer = Trainer(RunPlan.of(config, data), folder)
+    draw = trainer.draw
+
+    def break_at_eight(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+        if step == 8:
+            torch.nn.init.constant_(next(trainer.model.parameters()), math.nan)
+        return draw(step, generator)
+
+    trainer.draw = break_at_eight
+    with pytest.raises(UserError, match="became nan by step 9"):
+        trainer.run(display())
+    assert torch.isfinite(weights(Trainer(RunPlan.of(config, data), folder, resume=True))).all()
+    assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 6
+
+
+def test_damaged_state_is_named(small_run: TrainConfig, data: PreparedText) -> None:
+    train(small_run, data)
+    state = small_run.output_dir / "checkpoints" / "last" / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"training_state\.pt cannot be resumed from"):
+        Trainer(RunPlan.of(small_run, data), RunFolder(small_run.output_dir), resume=True)
+
+
+def test_resuming_with_another_network_is_refused(small_run: TrainConfig, data: PreparedText) -> None:
+    train(small_run, data)
+    other = replace(small_run, network=NetworkOptions(d_model=32, n_heads=2, n_layers=1))
+    with pytest.raises(UserError, match="does not fit"):
+        Trainer(RunPlan.of(other, data), RunFolder(small_run.output_dir), resume=True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str) -> None:
+    assert TrainConfig.from_json(json.loads(json.dumps(PRESETS[name].to_json()))) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"stepz": 3}, "stepz"), ({"steps": "many"}, "steps"), ({"network": {"network": "lama"}}, "network.network")],
+)
+def test_unknown_keys_and_values_are_refused(content: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"batch_size": 3}, "even number of sequences, not 3"),
+        ({"noise": NoiseOptions(masking="bernoulli")}, "--no-complementary"),
+        ({"steps": None}, "needs an end"),
+    ],
+    ids=str,
+)
+def test_impossible_configurations_are_refused(
+    changes: dict[str, object], message: str, small_run: TrainConfig
+) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(small_run, **changes)  # type: ignore[arg-type]
+
+
+def test_dropout_is_refused_where_there_is_none(small_run: TrainConfig, data: PreparedText) -> None:
+    config = replace(small_run, network=replace(small_run.network, dropout=0.1))
+    with pytest.raises(UserError, match="--network encoder"):
+        Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
