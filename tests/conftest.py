@@ -36,7 +36,7 @@ def small_run(data: PreparedText, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         network=NetworkOptions(d_model=16, n_heads=2, n_layers=1),
         data=DataOptions(data_dir=data.folder, sequence_length=24),
-        noise=NoiseOptions(),
+        noise=NoiseOptions(complementary=True),
         optimizer=OptimizerOptions(warmup_steps=2),
         output_dir=tmp_path / "run",
         batch_size=4,

@@ -151,6 +151,13 @@ def test_template_is_filled_where_it_says_so(llada, world: Path) -> None:  # typ
     assert "4 evaluations" in result.err
 
 
+def test_frames_show_the_way_from_masks_to_text(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    out = llada("sample", "--checkpoint", world / "run", "--prompt", "to be", "--gen_length", 12, "--frames", 3).out
+    assert re.findall(r"^--- (\d+) of 12 masked$", out, re.MULTILINE) == ["12", "8", "4"]
+    assert "to be" + "░" * 12 in out
+    assert out.count("░") == 12 + 8 + 4
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -273,7 +280,7 @@ class TestBadInput:
         )
         assert_one_sentence(llada("sample", "--checkpoint", run, "--temperature", "-1"), "temperature")
         assert_one_sentence(
-            llada("train", "--data_dir", data, "--batch_size", "5", "--output_dir", run / "x"), "even number"
+            llada("train", "--data_dir", data, "--batch_size=5", "--complementary", "--output_dir", run / "x"), "even"
         )
         assert llada("train", "--preset", "laptob").code == 2
 

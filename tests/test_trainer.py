@@ -33,8 +33,8 @@ CONFIGURATIONS = {
     "muon": {},
     "adamw with cosine": {"optimizer": OptimizerOptions(optimizer="adamw", schedule="cosine", warmup_steps=2)},
     "no average": {"optimizer": OptimizerOptions(ema=0.0)},
-    "bernoulli": {"noise": NoiseOptions(masking="bernoulli", complementary=False, weight_power=1.0)},
-    "plain mean": {"noise": NoiseOptions(complementary=False, weight_power=0.0)},
+    "bernoulli": {"noise": NoiseOptions(masking="bernoulli", weight_power=1.0)},
+    "plain mean": {"noise": NoiseOptions(weight_power=0.0)},
     "accumulation": {"batch_size": 2, "accumulate": 3},
     "encoder with dropout": {"network": NetworkOptions("encoder", d_model=16, n_heads=2, n_layers=1, dropout=0.2)},
 }
@@ -142,7 +142,7 @@ def test_one_batch_can_be_learned_by_heart(network: str, small_run: TrainConfig,
 
 def test_epochs_count_the_training_text(small_run: TrainConfig, data: PreparedText) -> None:
     n_tokens = len(data.tokens("train"))
-    random = replace(small_run, epochs=2, noise=NoiseOptions(complementary=False))
+    random = replace(small_run, epochs=2, noise=NoiseOptions())
     assert count_steps(random, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 4)
     pairs = replace(small_run, epochs=2)
     assert count_steps(pairs, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 2)
@@ -232,6 +232,22 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 6
 
 
+def test_a_resumed_run_takes_changed_rates(small_run: TrainConfig, data: PreparedText) -> None:
+    """As the advice for a loss that is no number says; with a rate of zero, the weights stay."""
+    before = weights(train(small_run, data, stop_at=5))
+    optimizer = OptimizerOptions(learning_rate=0.0, muon_learning_rate=0.0, warmup_steps=0)
+    after = weights(train(replace(small_run, optimizer=optimizer), data, resume=True))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.slow
+def test_compiled_network_trains_alike(small_run: TrainConfig, data: PreparedText, tmp_path: Path) -> None:
+    compiled = replace(small_run, compile=True, output_dir=tmp_path / "compiled")
+    train(small_run, data)
+    train(compiled, data)
+    assert losses(compiled) == pytest.approx(losses(small_run), rel=1e-3)
+
+
 def test_damaged_state_is_named(small_run: TrainConfig, data: PreparedText) -> None:
     train(small_run, data)
     state = small_run.output_dir / "checkpoints" / "last" / "training_state.pt"
@@ -266,7 +282,7 @@ def test_unknown_keys_and_values_are_refused(content: dict[str, object], message
     [
         ({"batch_size": 0}, "--batch_size must be at least 1"),
         ({"batch_size": 3}, "even number of sequences, not 3"),
-        ({"noise": NoiseOptions(masking="bernoulli")}, "--no-complementary"),
+        ({"noise": NoiseOptions(masking="bernoulli", complementary=True)}, "--masking exact_count"),
         ({"steps": None}, "needs an end"),
     ],
     ids=str,

@@ -20,6 +20,8 @@ from llada.hardware import DeviceName, choose_device
 from llada.sampler import Remasking, SamplerConfig, suppress, unmask
 from llada.text.tokenizer import MASK
 
+OPEN = "░"  # a mask, for people
+
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 
 A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and kept elsewhere."""
@@ -53,6 +55,8 @@ class SampleOptions:
     """"auto" is the GPU where there is one."""
     show: bool = False
     """Watch the text appear step by step in the terminal."""
+    frames: int = 0
+    """Print the first text at this many stages on its way, too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -79,9 +83,11 @@ def run(arguments: Sequence[str]) -> int:
     predict = suppress(checkpoint.model, tokenizer.forbidden_rows)
     generator = torch.Generator().manual_seed(options.seed)
     nfe = 0
+    stages = [canvas[0]]
     with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
         for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
             canvas, nfe = state.x_t, state.nfe
+            stages.append(canvas[0])
             if options.show:
                 live.update(_draw(checkpoint, canvas[0], nfe), refresh=True)
     samples = [tokenizer.decode(row) for row in canvas.tolist()]
@@ -89,6 +95,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
         return 0
+    for stage in _evenly(stages, options.frames):
+        n_open = int((stage == tokenizer.mask_id).sum())
+        print(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
     print(f"\n{'-' * 40}\n".join(samples))
     print(f"{nfe} evaluations of the network in {seconds:.1f} s", file=sys.stderr)
     return 0
@@ -116,11 +125,16 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
     return template
 
 
+def _evenly(stages: list[torch.Tensor], n: int) -> list[torch.Tensor]:
+    """So many of the stages, from the first to the last but one."""
+    return [stages[i * (len(stages) - 1) // n] for i in range(n)]
+
+
 def _draw(checkpoint: Checkpoint, row: torch.Tensor, nfe: int) -> Text:
     """A canvas for the terminal, its masks dim."""
     picture = Text()
     for token in row.tolist():
         is_masked = token == checkpoint.tokenizer.mask_id
-        picture.append(checkpoint.tokenizer.decode([token], mask_symbol="░"), style="dim" if is_masked else "bold")
+        picture.append(checkpoint.tokenizer.decode([token], mask_symbol=OPEN), style="dim" if is_masked else "bold")
     picture.append(f"\n\n{nfe} evaluations", style="dim")
     return picture

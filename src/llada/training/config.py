@@ -90,7 +90,7 @@ class NoiseOptions:
 
     masking: Literal["bernoulli", "exact_count"] = "exact_count"
     """"bernoulli" is LLaDA's own; "exact_count" has the same expectation and less variance."""
-    complementary: bool = True
+    complementary: bool = False
     """Train on every sequence twice in a batch, with complementary masks (exact_count only)."""
     weight_power: float = 0.5
     """Weights of the loss are 1 / p^weight_power: 1 is the bound, LLaDA's loss; less learns faster in a short run."""
@@ -122,7 +122,7 @@ class OptimizerOptions:
     """Rate at the end, as a share of the peak."""
     clip: float = 1.0
     """Greatest norm of the gradient."""
-    ema: float = 0.99
+    ema: float = 0.98
     """Decay of the moving average of the weights, which is what is saved and evaluated; 0 is none."""
 
 
@@ -136,13 +136,13 @@ class TrainConfig:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     output_dir: Path = Path("runs/laptop")
     """The run folder."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences that go through the network together."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     epochs: float | None = None
     """Length of the run in passes over the training text."""
-    steps: int | None = 1400
+    steps: int | None = 2000
     """Length of the run in steps, unless --epochs is given."""
     minutes: float | None = None
     """Stop after this time at the latest, with the schedule shortened to fit."""
@@ -168,11 +168,11 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
         if self.noise.complementary and self.noise.masking == "bernoulli":
-            raise UserError("Complementary masks need --masking exact_count: add it or --no-complementary.")
+            raise UserError("Complementary masks need --masking exact_count: add it, or --no-complementary.")
         if self.noise.complementary and self.batch_size * self.accumulate % 2:
             raise UserError(
                 f"Complementary masks need an even number of sequences, not {self.batch_size * self.accumulate}: "
-                "change --batch_size or add --no-complementary."
+                "change --batch_size, or add --no-complementary."
             )
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
@@ -218,7 +218,7 @@ PRESETS = {
     "founding": TrainConfig(
         network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
         data=DataOptions(windows="stored"),
-        noise=NoiseOptions(masking="bernoulli", complementary=False, weight_power=1.0),
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
         optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, ema=0.0),
         output_dir=Path("runs/founding"),
         batch_size=4,

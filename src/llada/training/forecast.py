@@ -67,7 +67,7 @@ def expected_memory(plan: RunPlan) -> TrainingMemory:
 
 
 def expected_seconds(plan: RunPlan) -> float | None:
-    """From the FLOPs of the steps to go and the measured speed of products; None if the run has only a time limit."""
+    """From the FLOPs of the steps and the measured speed of products; None if the run has only a time limit."""
     if plan.total_steps is None:
         return None
     tokens = plan.total_steps * plan.tokens_per_step

@@ -126,7 +126,9 @@ class RunFolder:
                 average.n_updates = state["n_averaged"]
                 model.network.load_state_dict(state["weights"])
             for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(optimizer_state)
+                # Rates and decay come from the configuration, which may have been changed for the rest of the run.
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": optimizer_state["state"], "param_groups": groups})
             return Progress(**state["progress"])
 
     def _point(self, name: str, folder: Path) -> None:

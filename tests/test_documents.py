@@ -1,0 +1,183 @@
+"""What the documents promise: every command in the README runs, every file and function that they name exists."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llada import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EXPERIMENTS.md")
+]
+
+# What makes a command small enough for a test, by its name.
+SMALLER = {
+    "train": [
+        "--d_model",
+        "16",
+        "--n_layers",
+        "1",
+        "--steps",
+        "4",
+        "--evaluate_every",
+        "4",
+        "--evaluation_windows",
+        "2",
+    ],
+    "evaluate": ["--masks_per_window", "2"],
+    "sample": ["--steps", "4"],
+    "prepare": [],
+}
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands_of(path: Path) -> list[str]:
+    """The command lines of a document's bash blocks, continued lines joined, comments left out."""
+    lines = []
+    for block in code_blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.strip().startswith("#"):
+                lines.append(re.split(r"\s+#", line.strip())[0].strip())
+    return lines
+
+
+def llada_commands() -> list[str]:
+    return [line for line in commands_of(ROOT / "README.md") if line.split()[0] in ("llada", ".venv/bin/llada")]
+
+
+def test_readme_shows_every_command_and_target() -> None:
+    named = {shlex.split(line)[1] for line in llada_commands()}
+    assert named == set(cli.COMMANDS)
+    assert {"make demo", "make test"} <= set(commands_of(ROOT / "README.md"))
+
+
+def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    _, command, *arguments = shlex.split(line)
+    smaller = SMALLER[command]
+    given = [argument for argument in arguments if argument not in smaller]
+    full = [sys.executable, "-m", "llada", command, *given, *smaller]
+    return subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
+    """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    for line in llada_commands():
+        if "prepare" in line and "--source file" not in line:
+            line = f"llada prepare --input my.txt --sequence_length 100 {' '.join(shlex.split(line)[2:])}"
+        elif "prepare" in line:
+            line += " --sequence_length 100"
+        result = run_small(line, tmp_path)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+
+
+def test_every_python_block_of_the_readme_runs(text: str, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    for line in (
+        "llada prepare --input my.txt --sequence_length 100",
+        "llada train --preset tiny --output_dir runs/laptop",
+    ):
+        assert run_small(line, tmp_path).returncode == 0
+    for block in code_blocks(ROOT / "README.md", "python"):
+        result = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)`", path.read_text(encoding="utf-8")))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_linked_files_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_functions_named_by_the_guidelines_exist() -> None:
+    """Names like `objective.masked_nll` resolve in the package."""
+    import importlib
+
+    names = re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_]+)`", (ROOT / "GUIDELINES.md").read_text(encoding="utf-8"))
+    checked = 0
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if (ROOT / "src" / "llada" / (module.replace(".", "/") + ".py")).exists():
+            assert hasattr(importlib.import_module(f"llada.{module}"), attribute), name
+            checked += 1
+    assert checked > 15
+
+
+def test_file_tree_of_the_readme_is_complete() -> None:
+    tree = next(block for block in code_blocks(ROOT / "README.md", "text") if "src/llada/" in block)
+    for module in (ROOT / "src" / "llada").rglob("*.py"):
+        if module.stem not in ("__init__", "__main__"):
+            assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README's file tree"
+
+
+def test_documents_speak_of_the_project_alone() -> None:
+    for path in DOCUMENTS:
+        words = re.findall(r"/work/|/root/|pypi\.org|pythonhosted", path.read_text(encoding="utf-8"))
+        assert not words, path
+
+
+@pytest.fixture
+def demo(text: str, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """The demo script on a small text with the tiny preset."""
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    prepare = "llada prepare --input my.txt --sequence_length 100 --output_dir data"
+    assert run_small(prepare, tmp_path).returncode == 0
+    environment = {
+        **os.environ,
+        "BIN": os.path.relpath(Path(sys.executable).parent, ROOT),
+        "DEMO_DATA": str(tmp_path / "data"),
+        "DEMO_RUN": str(tmp_path / "run"),
+        "DEMO_PRESET": "tiny",
+    }
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / "scripts" / "demo"], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+def test_demo_ends_with_the_number_a_sample_and_the_folder(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    first = demo()
+    assert first.returncode == 0, first.stderr
+    assert "$ llada train --preset tiny" in first.stderr
+    end = first.stdout.partition("Done.")[2]
+    assert re.search(r"NELBO \d\.\d{4} ± \d\.\d{4} nats per character", end)
+    assert "A sample:\n    " in end
+    assert f"Run folder: {tmp_path / 'run'}" in end
+    assert "Next:" in end
+
+    again = demo()
+    assert again.returncode == 0
+    assert "is there" in again.stdout
+    assert "Next:" in again.stdout
+    assert "$ llada" not in again.stderr  # nothing is done twice
+    assert re.search(r"NELBO \d\.\d{4}", again.stdout)
+
+
+def test_demo_goes_on_where_it_was_stopped(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert demo().returncode == 0
+    (tmp_path / "run" / "summary.txt").unlink()  # as if stopped after the training
+    again = demo()
+    assert again.returncode == 0, again.stderr
+    assert "--resume" in again.stderr
+    assert "Done." in again.stdout
