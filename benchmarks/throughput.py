@@ -72,8 +72,8 @@ def tokens_per_second(trainer: Trainer, steps: int) -> float:
     by_time = LossByTime(trainer.device)
     start = time.perf_counter()
     for _ in range(steps):
-        loss, _ = trainer.train_step(by_time)
-    float(loss)  # waits for the device
+        done = trainer.train_step(by_time)
+    float(done.loss)  # waits for the device
     return steps * trainer.plan.tokens_per_step / (time.perf_counter() - start)
 
 

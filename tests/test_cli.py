@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -186,10 +187,35 @@ def test_run_can_be_repeated_from_its_configuration(llada, world: Path, tmp_path
     assert first == second
 
 
+def test_epochs_and_steps_take_each_others_place(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for preset, arguments, expected in (
+        ("tiny", ["--epochs", "0.5"], (0.5, None)),
+        ("founding", ["--steps=2"], (None, 2)),
+    ):
+        small = ["--d_model", "16", "--n_heads", "2", "--n_layers", "1", "--evaluation_windows", "1"]
+        folder = tmp_path / preset
+        result = llada(
+            "train", "--preset", preset, *arguments, *small, "--data_dir", world / "data", "--output_dir", folder
+        )
+        assert result.code == 0, result.err
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["epochs"], config["steps"]) == expected
+    assert_one_sentence(llada("train", "--epochs", "1", "--steps", "2"), "give one of them")
+
+
+def test_evaluate_finds_the_text_of_the_run(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    named = llada("evaluate", "--checkpoint", world / "run", "--data_dir", world / "data", "--json")
+    for folder in (world / "run", world / "run" / "checkpoints" / "last"):
+        found = llada("evaluate", "--checkpoint", folder, "--json")
+        assert json.loads(found.out)["tokens_scored"] == json.loads(named.out)["tokens_scored"]
+
+
 def test_complete_run_can_be_trained_further(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run = tmp_path / "run"
     assert llada("train", *TINY, *SHORT, "--data_dir", world / "data", "--output_dir", run).code == 0
-    assert_one_sentence(llada("train", "--resume", run), "is complete", "--steps")
+    complete = llada("train", "--resume", run)
+    assert complete.code == 0
+    assert "is complete; raise --steps" in complete.out
     assert_one_sentence(llada("train", *TINY, "--data_dir", world / "data", "--output_dir", run), "--resume")
     for arguments in (["--resume", run, "--steps", 10], ["--resume", "--output_dir", run, "--steps", 12]):
         result = llada("train", *arguments)
@@ -284,23 +310,53 @@ class TestBadInput:
         )
         assert llada("train", "--preset", "laptob").code == 2
 
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-    def test_full_disk_loses_nothing(self, llada, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-        """Every write of weights fails as on a full disk; what the run had saved before stays and can be resumed."""
+    def test_full_disk_loses_nothing(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        """The real writers meet a limit on the size of files; what the run had saved stays and can be resumed."""
         run = tmp_path / "run"
         assert llada("train", *TINY, *SHORT, "--data_dir", world / "data", "--output_dir", run).code == 0
         before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
-
-        def write_to_full_disk(*_: object, **__: object) -> None:
-            with Path("/dev/full").open("wb", buffering=0) as file:
-                file.write(b"x")
-
-        monkeypatch.setattr("llada.checkpoint.save_file", write_to_full_disk)
-        result = llada("train", "--resume", run, "--steps", 12)
-        assert_one_sentence(result, "disk is full", "unharmed")
+        weights = (run / "checkpoints" / "last" / "model.safetensors").stat().st_size
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            for allowed in (weights - 1000, weights + 1000):  # the weights do not fit; they do, but not the state
+                resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, limits[1]))
+                result = llada("train", "--resume", run, "--steps", 12)
+                assert_one_sentence(result, "could not be written", "unharmed", "--resume")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         after = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
         assert after == before
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "last", "step-00000008"]
+        assert llada("train", "--resume", run, "--steps", 12).code == 0
+
+    def test_impossible_numbers(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        run = world / "run"
+        for flag in ("--batch_size", "--sequence_length"):
+            for value in ("0", "-5"):
+                assert_one_sentence(llada("evaluate", "--checkpoint", run, flag, value), "at least 1")
+        assert_one_sentence(llada("sample", "--checkpoint", run, "--steps", "0"), "steps must be at least 1")
+        for arguments in (
+            ["--steps", "-3"],
+            ["--minutes", "0"],
+            ["--decay", "0"],
+            ["--network", "encoder", "--dropout", "2"],
+        ):
+            result = llada("train", *arguments, "--data_dir", world / "data", "--output_dir", tmp_path / "r")
+            assert_one_sentence(result, arguments[-1].split("=")[-1])
+        assert not (tmp_path / "r").exists()
+
+
+def test_output_may_be_cut_off(world: Path) -> None:
+    """As by `llada sample | head`: no complaint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llada", "sample", "--checkpoint", str(world / "run"), "--n_samples", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Broken pipe" not in process.stderr.read()
+    process.wait(timeout=60)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(world: Path, tmp_path: Path) -> None:

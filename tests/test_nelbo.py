@@ -87,6 +87,18 @@ def test_odd_number_of_masks_is_refused() -> None:
         estimate_nelbo(table_at, windows(4), MASK, masks_per_window=3)
 
 
+def test_one_window_has_no_error() -> None:
+    result = estimate_nelbo(table_at, windows(1), MASK)
+    assert result.nelbo_stderr is None
+    assert result.to_json()["nelbo_stderr"] is None
+    assert result.with_error(2) == f"{result.nelbo_nats_per_token:.2f} (one window, no error)"
+
+
+def test_empty_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        estimate_nelbo(table_at, windows(4), MASK, batch_size=0)
+
+
 def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
     tokens = np.arange(11, dtype=np.uint8)
     assert cut_windows(tokens, 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

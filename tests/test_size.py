@@ -133,8 +133,11 @@ def memory_of(
     activation_bytes: int = 4,
     optimizer_states: int = 2,
     with_ema: bool = False,
+    attention_is_stored: bool = False,
 ) -> TrainingMemory:
-    return training_memory(config, batch_size, length, activation_bytes, optimizer_states, with_ema)
+    return training_memory(
+        config, batch_size, length, activation_bytes, optimizer_states, with_ema, attention_is_stored
+    )
 
 
 def kept_for_backward(config: NetworkConfig, n_rows: int, length: int) -> int:
@@ -202,6 +205,7 @@ LONG_WITH_DROPOUT = pytest.param(
 @pytest.mark.parametrize(("config", "length"), [*CASES, DROPOUT, LONG_WITH_DROPOUT])
 def test_activations_are_what_autograd_keeps_within_a_factor_of_1_5(config: NetworkConfig, length: int) -> None:
     """Of a small vocabulary: autograd keeps V of the 3 V that the formula counts for the moment of the loss."""
-    expected = memory_of(config, batch_size=4, length=length).activations
+    stored = isinstance(config, EncoderConfig) and config.dropout > 0  # on the CPU
+    expected = memory_of(config, batch_size=4, length=length, attention_is_stored=stored).activations
     kept = kept_for_backward(config, 4, length)
     assert 1 / 1.5 < expected / kept < 1.5, f"expected {expected:,} bytes, kept {kept:,}"

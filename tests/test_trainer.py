@@ -14,7 +14,8 @@ from rich.console import Console
 
 from llada.checkpoint import load_checkpoint
 from llada.errors import UserError
-from llada.text.dataset import PreparedText
+from llada.text.corpus import Corpus
+from llada.text.dataset import PreparedText, prepare
 from llada.training.config import (
     PRESETS,
     DataOptions,
@@ -27,7 +28,7 @@ from llada.training.metrics import LossByTime, read_metrics
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan, count_steps
 from llada.training.run_folder import RunFolder
-from llada.training.trainer import Trainer
+from llada.training.trainer import PURPOSES, Trainer, seed_of
 
 CONFIGURATIONS = {
     "muon": {},
@@ -133,25 +134,25 @@ def test_one_batch_can_be_learned_by_heart(network: str, small_run: TrainConfig,
     batch = trainer.make_batch(0)
     trainer.make_batch = lambda step: batch  # type: ignore[method-assign]
     by_time = LossByTime(trainer.device)
-    first = float(trainer.train_step(by_time)[0])
+    first = float(trainer.train_step(by_time).loss)
     for _ in range(config.steps - 1):  # type: ignore[operator]
-        last = float(trainer.train_step(by_time)[0])
+        last = float(trainer.train_step(by_time).loss)
     assert first > 2.0
     assert last < 0.1
 
 
 def test_epochs_count_the_training_text(small_run: TrainConfig, data: PreparedText) -> None:
     n_tokens = len(data.tokens("train"))
-    random = replace(small_run, epochs=2, noise=NoiseOptions())
+    random = replace(small_run, epochs=2, steps=None, noise=NoiseOptions())
     assert count_steps(random, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 4)
-    pairs = replace(small_run, epochs=2)
+    pairs = replace(small_run, epochs=2, steps=None)
     assert count_steps(pairs, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 2)
     stored = replace(random, data=DataOptions(data.folder, windows="stored"), epochs=3)
     assert count_steps(stored, data, 100) == math.ceil(3 * len(data.rows["train"]) / 4)
 
 
 def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, data: PreparedText) -> None:
-    config = replace(small_run, data=DataOptions(data.folder, windows="stored"), epochs=1.0, batch_size=16)
+    config = replace(small_run, data=DataOptions(data.folder, windows="stored"), epochs=1.0, steps=None, batch_size=16)
     trainer = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
     assert trainer.plan.length == 100
     assert trainer.plan.network_config.max_sequence_length == 100
@@ -226,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
         return draw(step, generator)
 
     trainer.draw = break_at_eight
-    with pytest.raises(UserError, match="became nan by step 9"):
+    with pytest.raises(UserError, match="by step 9: go on from the last checkpoint"):
         trainer.run(display())
     assert torch.isfinite(weights(Trainer(RunPlan.of(config, data), folder, resume=True))).all()
     assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 6
@@ -246,6 +247,52 @@ def test_compiled_network_trains_alike(small_run: TrainConfig, data: PreparedTex
     train(small_run, data)
     train(compiled, data)
     assert losses(compiled) == pytest.approx(losses(small_run), rel=1e-3)
+
+
+def test_a_signal_between_step_and_save_loses_nothing(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while step 8 is being logged, after the decision whether to save: step 9 follows and is saved."""
+    config = replace(small_run, steps=20, evaluate_every=100)
+    folder = RunFolder(config.output_dir)
+    folder.start(config)
+    trainer = Trainer(RunPlan.of(config, data), folder)
+    log = trainer._log
+
+    def log_and_interrupt(*arguments) -> None:  # type: ignore[no-untyped-def]
+        log(*arguments)
+        if trainer.progress.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_log", log_and_interrupt)
+    assert trainer.run(display()).step == 9
+    assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 9
+
+
+def test_a_signal_in_the_last_step_still_evaluates(small_run: TrainConfig, data: PreparedText) -> None:
+    assert train(small_run, data, stop_at=11).progress.best_nelbo < math.inf
+
+
+def test_a_validation_text_too_short_for_a_window_is_refused_at_the_start(
+    small_run: TrainConfig, data: PreparedText
+) -> None:
+    config = replace(small_run, data=replace(small_run.data, sequence_length=2000))
+    with pytest.raises(UserError, match="shorter than a window of 2000"):
+        Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
+
+
+def test_resuming_with_another_text_is_refused(
+    small_run: TrainConfig, data: PreparedText, text: str, tmp_path: Path
+) -> None:
+    """Of the same characters, so that only the text itself can tell."""
+    train(small_run, data, stop_at=3)
+    other = prepare(Corpus(text[::-1], "file", "reversed"), tmp_path / "other", 100)
+    with pytest.raises(UserError, match="holds another text"):
+        Trainer(RunPlan.of(small_run, other), RunFolder(small_run.output_dir), resume=True)
+
+
+def test_dropout_and_noise_share_no_randomness() -> None:
+    assert len({seed_of(seed, step, purpose) for seed in (0, 1) for step in (0, 1) for purpose in PURPOSES}) == 8
 
 
 def test_damaged_state_is_named(small_run: TrainConfig, data: PreparedText) -> None:
@@ -284,6 +331,14 @@ def test_unknown_keys_and_values_are_refused(content: dict[str, object], message
         ({"batch_size": 3}, "even number of sequences, not 3"),
         ({"noise": NoiseOptions(masking="bernoulli", complementary=True)}, "--masking exact_count"),
         ({"steps": None}, "needs an end"),
+        ({"epochs": 2.0}, "--epochs and --steps"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"steps": None, "epochs": -1.0}, "--epochs must be more than 0"),
+        ({"minutes": 0.0}, "--minutes must be more than 0"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"optimizer": OptimizerOptions(decay=0.0)}, "--decay must be more than 0"),
+        ({"optimizer": OptimizerOptions(ema=1.5)}, "--ema must be at most 1"),
+        ({"data": DataOptions(sequence_length=0)}, "--sequence_length must be at least 1"),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from llada.errors import UserError
 from llada.files import read_json, write_json
 from llada.models import MaskPredictor, NetworkConfig, build_network, config_from_json, config_to_json
+from llada.sampler import Predict, suppress
 from llada.text.tokenizer import CharTokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -32,6 +33,11 @@ class Checkpoint:
     tokenizer: CharTokenizer
     config: NetworkConfig
     folder: Path
+
+    @property
+    def predict(self) -> Predict:
+        """The model for sampling: what stands for no text, MASK and PAD above all, has no probability."""
+        return suppress(self.model, self.tokenizer.forbidden_rows)
 
     def check_length(self, length: int) -> None:
         """Refuse a text that is longer than those the model was trained on.

@@ -24,14 +24,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_text_whole(path: Path, text: str) -> None:
     """Write aside, then rename: a reader sees the old content or the new."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An object as a JSON file, whole."""
+    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -55,8 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
 
-    The files are on the disk before the rename. What stood at `folder` is kept until the new one is in its place.
+    The files are on the disk before the rename. What stood at `folder` is kept until the new one is in its place; a
+    kill between the two renames leaves it in `.NAME.old` beside, and the next call puts it back first.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -70,10 +77,13 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
     if not folder.exists():
         os.rename(new, folder)
         return
-    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    shutil.rmtree(old, ignore_errors=True)
     os.rename(folder, old)
     try:
         os.rename(new, folder)

@@ -48,7 +48,7 @@ def mask_bernoulli(x_0: Tensor, mask_id: int, generator: Generator, maskable: Te
     """LLaDA's forward process: t ~ U(0, 1) for each row, then each token masked with probability p(t).
 
     Args:
-        x_0: (B, L) clean token ids, on the generator's device.
+        x_0: (B, L) clean token ids, on the CPU, where the generator is too.
         mask_id: the id that stands for MASK.
         maskable: (B, L) bool, False where a token is given (a prompt, padding); None means everywhere.
 

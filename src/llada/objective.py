@@ -55,6 +55,8 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Both: GUIDELINES.md.
     """
+    if power != 1.0 and average != "tokens":
+        raise ValueError("only the bound (power 1) can be averaged by sequences")
     if power != 1.0:
         weights = noisy.p_mask.clamp(min=MIN_MASK_PROBABILITY) ** -power  # a row without masks has p = 0 and no terms
         return weights / (weights * noisy.is_masked).sum().clamp(min=1)

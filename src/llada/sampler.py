@@ -24,7 +24,7 @@ class SamplerConfig:
     """How a canvas is filled; LLaDA's public argument names."""
 
     steps: int = 128
-    """Predictions in all; no more are made than there are tokens to fill."""
+    """Predictions in all: at least one a block, and no more than there are tokens to fill."""
     block_length: int | None = None
     """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
     temperature: float = 0.0

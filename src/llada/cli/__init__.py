@@ -5,6 +5,7 @@ Results go to standard output, everything else to standard error.
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(command.run(rest))
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)
     except OSError as error:
         _fail(_describe(error))
     except KeyboardInterrupt:

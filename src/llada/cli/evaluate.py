@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from llada.checkpoint import load_checkpoint
+from llada.checkpoint import CONFIG_FILE, load_checkpoint
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.evaluation.nelbo import cut_windows, estimate_nelbo
@@ -17,6 +17,7 @@ from llada.hardware import DeviceName, PrecisionName, choose_device, choose_prec
 from llada.text.dataset import PreparedText, Split
 from llada.text.tokenizer import CharTokenizer
 from llada.training.config import DEFAULT_DATA_FOLDER
+from llada.training.run_folder import RunFolder
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
 text, with its standard error."""
@@ -26,8 +27,8 @@ text, with its standard error."""
 class EvaluateOptions:
     checkpoint: Path
     """A run folder (its best checkpoint is meant) or a checkpoint folder."""
-    data_dir: Path = DEFAULT_DATA_FOLDER
-    """Folder that `llada prepare` wrote."""
+    data_dir: Path | None = None
+    """Folder that `llada prepare` wrote; the one that the run was trained on if left out."""
     split: Split = "val"
     """Which part of the text."""
     sequence_length: int | None = None
@@ -52,12 +53,15 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(
             f"--masks_per_window {options.masks_per_window} is not an even number from 2: masks come in pairs."
         )
+    if options.batch_size < 1 or (options.sequence_length is not None and options.sequence_length < 1):
+        raise UserError("--batch_size and --sequence_length must be at least 1: correct them.")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     checkpoint = load_checkpoint(options.checkpoint, device)
-    data = PreparedText.open(options.data_dir)
+    data = PreparedText.open(options.data_dir or data_folder_of(checkpoint.folder))
     check_vocabulary(checkpoint.tokenizer, data)
-    length = options.sequence_length or checkpoint.config.max_sequence_length
+    trained_length = checkpoint.config.max_sequence_length
+    length = trained_length if options.sequence_length is None else options.sequence_length
     checkpoint.check_length(length)
     windows = cut_windows(data.tokens(options.split), length)
 
@@ -82,13 +86,19 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(result.to_json()))
         return 0
-    print(f"NELBO {result.nelbo_nats_per_token:.4f} ± {result.nelbo_stderr:.4f} nats per character (standard error)")
+    print(f"NELBO {result.with_error(4)} nats per character (± standard error)")
     print(f"      {result.bits_per_token:.4f} bits per character, an upper bound on the negative log-likelihood")
     print(
         f"over {result.windows} windows of {length}, {result.tokens_scored:,} characters of the {options.split} split, "
         f"with {result.masks_per_window} masks each, in {result.seconds:.0f} s; {checkpoint.folder}"
     )
     return 0
+
+
+def data_folder_of(checkpoint: Path) -> Path:
+    """The data folder of the run that a checkpoint folder belongs to; the default one if it belongs to none."""
+    run = checkpoint.resolve().parent.parent
+    return RunFolder.read_config(run).data.data_dir if (run / CONFIG_FILE).is_file() else DEFAULT_DATA_FOLDER
 
 
 def check_vocabulary(tokenizer: CharTokenizer, data: PreparedText) -> None:

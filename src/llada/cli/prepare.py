@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
     print(f"Source: {corpus.source}, {corpus.origin}")
-    print(f"Text: {len(corpus.text):,} characters, {data.tokenizer.vocab_size - 4} of them distinct")
+    print(f"Text: {len(corpus.text):,} characters, {len(data.tokenizer.characters)} of them distinct")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = splits[name]
         print(

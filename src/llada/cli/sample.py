@@ -17,7 +17,7 @@ from llada.checkpoint import Checkpoint, load_checkpoint
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
-from llada.sampler import Remasking, SamplerConfig, suppress, unmask
+from llada.sampler import Remasking, SamplerConfig, unmask
 from llada.text.tokenizer import MASK
 
 OPEN = "░"  # a mask, for people
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     n_masks = template.count(tokenizer.mask_id)
     try:
         config = SamplerConfig(
-            steps=options.steps or max(1, n_masks),
+            steps=max(1, n_masks) if options.steps is None else options.steps,
             block_length=options.block_length,
             temperature=options.temperature,
             cfg_scale=options.cfg_scale,
@@ -80,12 +80,11 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"These options do not work: {error}.") from error
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
-    predict = suppress(checkpoint.model, tokenizer.forbidden_rows)
     generator = torch.Generator().manual_seed(options.seed)
     nfe = 0
     stages = [canvas[0]]
     with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
-        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generator):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:

@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     announce(plan, console)
     trainer = Trainer(plan, folder, resume)
     if trainer.share_done() >= 1:
-        raise UserError(f"The run in {folder.path} is complete: raise --steps or --epochs to train it further.")
+        print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
+        return 0
     if resume:
         console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
     folder.start(config)
@@ -67,17 +68,23 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
     base = first.add_mutually_exclusive_group()
     base.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
     base.add_argument("--config", type=Path)
-    base.add_argument("--resume", nargs="?", type=Path, const=Path())
+    base.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output_dir", "--output-dir", type=Path)
+    for length in ("--epochs", "--steps"):
+        first.add_argument(length)
     chosen, rest = first.parse_known_args(arguments)
 
     default = PRESETS[chosen.preset]
     resume = chosen.resume is not None
+    if chosen.resume and chosen.output_dir:
+        raise UserError("--resume FOLDER and --output_dir both name the run: give one of them.")
+    folder = Path(chosen.resume) if chosen.resume else chosen.output_dir
     if resume:
-        folder = chosen.resume if chosen.resume != Path() else chosen.output_dir or default.output_dir
-        default = replace(RunFolder.read_config(folder), output_dir=folder)
+        default = RunFolder.read_config(folder or default.output_dir)
     elif chosen.config:
         default = TrainConfig.from_json(read_json(chosen.config))
-    if chosen.output_dir and not resume:
-        default = replace(default, output_dir=chosen.output_dir)
+    # A length that is given takes the place of the one that the default has, be it in steps or in epochs.
+    if chosen.epochs or chosen.steps:
+        rest += ["--epochs", chosen.epochs or "None", "--steps", chosen.steps or "None"]
+    default = replace(default, output_dir=folder or default.output_dir)
     return parse(TrainConfig, "train", rest, DESCRIPTION, default), resume

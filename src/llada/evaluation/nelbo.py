@@ -29,14 +29,19 @@ class Nelbo:
     """An estimate of the bound."""
 
     nelbo_nats_per_token: float
-    nelbo_stderr: float
-    """Standard error of the mean over windows; it holds both the text's and the masks' randomness."""
+    nelbo_stderr: float | None
+    """Standard error of the mean over windows: the text's randomness and the masks'. None if there is one window."""
     bits_per_token: float
     windows: int
     masks_per_window: int
     sequence_length: int
     tokens_scored: int
     seconds: float
+
+    def with_error(self, digits: int) -> str:
+        """The bound and its standard error for people."""
+        error = "(one window, no error)" if self.nelbo_stderr is None else f"± {self.nelbo_stderr:.{digits}f}"
+        return f"{self.nelbo_nats_per_token:.{digits}f} {error}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,7 +50,7 @@ class Nelbo:
 def cut_windows(tokens: Ids, length: int, at_most: int | None = None) -> Tensor:
     """The non-overlapping windows (W, L) of a text; its last, shorter piece is left out.
 
-    With `at_most`, only so many, spread evenly over the text.
+    With `at_most`, only so many, spread evenly over the text. `length` is at least 1.
 
     Raises:
         UserError: the text is shorter than one window.
@@ -54,7 +59,7 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None) -> Tensor:
     if n_windows == 0:
         raise UserError(
             f"The text of {len(tokens):,} tokens is shorter than a window of {length}: "
-            f"choose a --sequence_length of at most {len(tokens)}."
+            "shorten --sequence_length, or use a longer text."
         )
     windows = np.asarray(tokens[: n_windows * length]).reshape(n_windows, length)
     if at_most is not None and at_most < n_windows:
@@ -88,6 +93,8 @@ def estimate_nelbo(
     """
     if masks_per_window < 2 or masks_per_window % 2:
         raise ValueError(f"masks come in complementary pairs: take an even number of them, not {masks_per_window}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     start = time.perf_counter()
     generator = Generator().manual_seed(seed)
     n_windows, n_rounds = len(windows), masks_per_window // 2
@@ -109,7 +116,7 @@ def estimate_nelbo(
         raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
     return Nelbo(
         nelbo_nats_per_token=mean,
-        nelbo_stderr=float(per_window.std()) / n_windows**0.5 if n_windows > 1 else math.nan,
+        nelbo_stderr=float(per_window.std()) / n_windows**0.5 if n_windows > 1 else None,
         bits_per_token=mean / math.log(2),
         windows=n_windows,
         masks_per_window=masks_per_window,

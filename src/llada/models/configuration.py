@@ -15,9 +15,9 @@ from llada.models.llada import LLaDA, LLaDAConfig
 
 NetworkConfig = LLaDAConfig | EncoderConfig
 
-ARCHITECTURES: dict[str, tuple[type[LLaDAConfig], type[LLaDA]] | tuple[type[EncoderConfig], type[Encoder]]] = {
-    "LLaDAModelLM": (LLaDAConfig, LLaDA),
-    "LLaDAEncoder": (EncoderConfig, Encoder),
+ARCHITECTURES: dict[str, type[LLaDAConfig] | type[EncoderConfig]] = {
+    "LLaDAModelLM": LLaDAConfig,
+    "LLaDAEncoder": EncoderConfig,
 }
 
 # The published values of what is not configurable here; a checkpoint that says otherwise is another network.
@@ -85,7 +85,7 @@ def config_from_json(content: Mapping[str, Any]) -> NetworkConfig:
     names = content.get("architectures") or ["none"]
     if names[0] not in ARCHITECTURES:
         raise ValueError(f"architecture {names[0]!r} is not one of {', '.join(ARCHITECTURES)}")
-    config_class, _ = ARCHITECTURES[names[0]]
+    config_class = ARCHITECTURES[names[0]]
     required = {field.name for field in fields(config_class)}
     if config_class is LLaDAConfig:
         required |= LLADA_FIXED_KEYS.keys()  # left out, they mean something else to the official code

@@ -30,6 +30,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.max_sequence_length) < 1:
             raise ValueError("d_model, n_heads, n_layers and max_sequence_length must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, not {self.dropout}")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}; "

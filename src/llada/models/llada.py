@@ -37,8 +37,8 @@ class LLaDAConfig:
     weight_tying: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.d_model, self.n_heads, self.n_layers, self.max_sequence_length) < 1:
-            raise ValueError("d_model, n_heads, n_layers and max_sequence_length must be at least 1")
+        if min(self.d_model, self.n_heads, self.n_layers, self.mlp_hidden_size, self.max_sequence_length) < 1:
+            raise ValueError("d_model, n_heads, n_layers, mlp_hidden_size and max_sequence_length must be at least 1")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}; "
@@ -91,13 +91,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x32 * cos + torch.cat((-upper, lower), dim=-1) * sin).to(x.dtype)
 
 
-def key_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
+def key_bias(attention_mask: Tensor) -> Tensor:
+    """Additive fp32 bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
 
-    Finite, so that a row without any visible key attends evenly instead of becoming NaN.
+    Finite, so that a row without any visible key attends evenly instead of becoming NaN, as in the official code.
     """
     hidden = ~attention_mask.bool()[:, None, None, :]
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)
 
 
 def init_normal(weight: Tensor, std: float) -> None:
@@ -139,6 +139,8 @@ class TransformerLayer(nn.Module):
         q = rotate(self._split(self.q_proj(h), self.n_heads), *rotary)  # (B, H, L, C)
         k = rotate(self._split(self.k_proj(h), self.kv_heads), *rotary)
         v = self._split(self.v_proj(h), self.kv_heads)
+        if bias is not None:  # of the products' type, where fp32's lowest number would become -inf
+            bias = bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.kv_heads != self.n_heads)
         return self.attn_out(mixed.transpose(1, 2).flatten(2))
 
@@ -185,7 +187,7 @@ class LLaDA(nn.Module):
         """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         x = self.transformer.wte(rows)
         rotary = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
-        bias = None if attention_mask is None else key_bias(attention_mask, x.dtype)
+        bias = None if attention_mask is None else key_bias(attention_mask)
         for layer in self.transformer.blocks:
             x = layer(x, rotary, bias)
         return self.transformer.ln_f(x)

@@ -69,24 +69,25 @@ def training_memory(
     activation_bytes: int,
     optimizer_states: int,
     with_ema: bool,
+    attention_is_stored: bool = False,
 ) -> TrainingMemory:
     """Memory of a training step over `batch_size` sequences at once, with fp32 weights, gradients, optimizer state.
 
     Args:
         activation_bytes: bytes of an activation, 4 in fp32 and 2 in bf16.
         optimizer_states: tensors of the weights' size that the optimizer keeps, 2 for AdamW.
+        attention_is_stored: fused attention stores no weights; the CPU's fallback for dropout does, three times.
 
     The activations are those that autograd keeps for the backward pass: norms, projections and residuals of width D,
-    the gate, its product and their inputs of width M. Fused attention stores no weights, but with dropout the CPU
-    falls back to an attention that stores them three times. At the loss, logits are there three times in fp32.
+    the gate, its product and their inputs of width M. At the loss, logits are there three times in fp32.
     """
     n_parameters = sum(count_parameters(config).values())
     if isinstance(config, LLaDAConfig):
         kept = (8 + 2 * config.kv_heads / config.n_heads) * config.d_model + 4 * config.mlp_hidden_size
-    elif config.dropout:
-        kept = 18 * config.d_model + 3 * config.n_heads * length
     else:
-        kept = 16 * config.d_model
+        kept = (18 if config.dropout else 16) * config.d_model
+    if attention_is_stored:
+        kept += 3 * config.n_heads * length
     bytes_per_token = config.n_layers * kept * activation_bytes + 3 * config.vocab_size * FP32_BYTES
     weights = n_parameters * FP32_BYTES
     return TrainingMemory(

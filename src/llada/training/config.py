@@ -56,6 +56,7 @@ class NetworkOptions:
                 )
             if self.dropout:
                 raise ValueError("the llada network has no dropout: leave --dropout out or choose --network encoder")
+            default_width = -(-self.d_model * 8 // 3 // 32) * 32
             return LLaDAConfig(
                 d_model=self.d_model,
                 n_heads=self.n_heads,
@@ -64,7 +65,7 @@ class NetworkOptions:
                 mask_token_id=tokenizer.mask_row,
                 pad_token_id=tokenizer.pad_id,
                 eos_token_id=tokenizer.eos_id,
-                mlp_hidden_size=self.mlp_hidden_size or -(-self.d_model * 8 // 3 // 32) * 32,
+                mlp_hidden_size=default_width if self.mlp_hidden_size is None else self.mlp_hidden_size,
                 max_sequence_length=max_sequence_length,
                 rope_theta=self.rope_theta,
             )
@@ -142,8 +143,8 @@ class TrainConfig:
     """Batches whose gradients make one step."""
     epochs: float | None = None
     """Length of the run in passes over the training text."""
-    steps: int | None = 2000
-    """Length of the run in steps, unless --epochs is given."""
+    steps: int | None = 2200
+    """Length of the run in steps; --epochs takes its place."""
     minutes: float | None = None
     """Stop after this time at the latest, with the schedule shortened to fit."""
     log_every: int = 10
@@ -158,15 +159,15 @@ class TrainConfig:
     """"auto" is the GPU where there is one."""
     precision: PrecisionName = "auto"
     """Of matrix products; "auto" is bf16 where the hardware has it."""
-    compile: bool = False
-    """torch.compile the network; pays on a GPU, see docs/EXPERIMENTS.md."""
+    compile: bool | None = None
+    """torch.compile the layers; if left out, on a GPU only (docs/EXPERIMENTS.md)."""
     force: bool = False
     """Start even if the memory does not suffice by the estimate."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
+        self._check_ranges()
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("--epochs and --steps both say how long the run is: give one of them.")
         if self.noise.complementary and self.noise.masking == "bernoulli":
             raise UserError("Complementary masks need --masking exact_count: add it, or --no-complementary.")
         if self.noise.complementary and self.batch_size * self.accumulate % 2:
@@ -176,6 +177,21 @@ class TrainConfig:
             )
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
+
+    def _check_ranges(self) -> None:
+        optimizer, noise, data = self.optimizer, self.noise, self.data
+        for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows", "steps"):
+            _check_range(name, getattr(self, name), at_least=1)
+        _check_range("sequence_length", data.sequence_length, at_least=1)
+        for name in ("epochs", "minutes"):
+            _check_range(name, getattr(self, name), above=0)
+        _check_range("seed", self.seed, at_least=0)
+        _check_range("decay", optimizer.decay, above=0, at_most=1)
+        _check_range("clip", optimizer.clip, above=0)
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps", "final_rate"):
+            _check_range(name, getattr(optimizer, name), at_least=0)
+        for name, share in (("ema", optimizer.ema), ("beta2", optimizer.beta2), ("random_length", noise.random_length)):
+            _check_range(name, share, at_least=0, at_most=1)
 
     @property
     def sequences_per_step(self) -> int:
@@ -205,6 +221,30 @@ class TrainConfig:
             raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
 
 
+def _check_range(
+    name: str,
+    value: float | None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuse a value outside of its range; None is none."""
+    if value is None:
+        return
+    if at_least is not None and value < at_least:
+        raise UserError(f"--{name} must be at least {at_least:g}, not {value:g}: correct it.")
+    if above is not None and value <= above:
+        raise UserError(f"--{name} must be more than {above:g}, not {value:g}: correct it.")
+    if at_most is not None and value > at_most:
+        raise UserError(f"--{name} must be at most {at_most:g}, not {value:g}: correct it.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
 PRESETS = {
     "laptop": TrainConfig(),
     "tiny": TrainConfig(
@@ -226,9 +266,3 @@ PRESETS = {
         steps=None,
     ),
 }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value

@@ -63,6 +63,7 @@ def expected_memory(plan: RunPlan) -> TrainingMemory:
         activation_bytes=plan.precision.dtype.itemsize,
         optimizer_states=1 if config.optimizer.optimizer == "muon" else 2,
         with_ema=config.optimizer.ema > 0,
+        attention_is_stored=config.network.dropout > 0 and plan.device.type == "cpu",
     )
 
 

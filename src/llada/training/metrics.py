@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada.files import write_text_whole
 from llada.forward_process import NoisyBatch
 
 N_BINS = 10
@@ -29,7 +30,7 @@ class LossByTime:
     @torch.no_grad()
     def add(self, nll: Tensor, noisy: NoisyBatch) -> None:
         """Add the (N,) cross-entropies at the masked positions of a batch."""
-        row_bin = (noisy.p_mask[:, 0] * N_BINS).long().clamp(max=N_BINS - 1)
+        row_bin = (noisy.t * N_BINS).long().clamp(max=N_BINS - 1)
         index = row_bin[:, None].expand_as(noisy.is_masked)[noisy.is_masked]
         self._sum.index_add_(0, index, nll.detach().float())
         self._count.index_add_(0, index, torch.ones_like(nll, dtype=torch.float32))
@@ -51,7 +52,7 @@ class MetricsFile:
         self.path = path
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            write_text_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -89,7 +90,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         left.errorbar(
             [row["step"] for row in evaluations],
             [row["nelbo"] for row in evaluations],
-            yerr=[row["nelbo_stderr"] for row in evaluations],
+            yerr=[row["nelbo_stderr"] or 0 for row in evaluations],
             color="tab:red", marker="o", ms=3, label="NELBO, validation",
         )  # fmt: skip
     left.set(xlabel="step", ylabel="nats per token", title="Training")

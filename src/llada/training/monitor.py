@@ -45,7 +45,7 @@ class Display:
             self.say(f"step {step} ({share:.0%}) · {status}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Stopwatch:

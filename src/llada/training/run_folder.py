@@ -7,25 +7,24 @@ checkpoints/step-NNNNNNNN/      a model (see checkpoint.py) and training_state.p
 checkpoints/last, best          links to two of these
 """
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from llada.checkpoint import CHECKPOINTS_FOLDER, load_weights, save_weights
+from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, write_json
 from llada.models import MaskPredictor, NetworkConfig
 from llada.optim import ExponentialAverage
-from llada.text.tokenizer import CharTokenizer
+from llada.text.dataset import PreparedText
 from llada.training.config import TrainConfig
 
-CONFIG_FILE, STATE_FILE = "config.json", "training_state.pt"
+STATE_FILE = "training_state.pt"
 
 
 @dataclass
@@ -78,7 +77,7 @@ class RunFolder:
         self,
         progress: Progress,
         config: NetworkConfig,
-        tokenizer: CharTokenizer,
+        data: PreparedText,
         model: MaskPredictor,
         average: ExponentialAverage | None,
         optimizers: list[torch.optim.Optimizer],
@@ -86,6 +85,9 @@ class RunFolder:
         """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
 
         The model that is stored is the moving average of the weights, where there is one.
+
+        Raises:
+            UserError: it could not be written; the checkpoints that were there are unharmed.
         """
         folder = self.checkpoints / f"step-{progress.step:08d}"
         weights = model.network.state_dict()
@@ -94,10 +96,18 @@ class RunFolder:
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "weights": weights if average else None,
             "n_averaged": average.n_updates if average else 0,
+            "text_sha256": data.text_sha256,
         }
-        with folder_written_whole(folder) as aside:
-            save_weights(aside, config, tokenizer, average.weights if average else weights)
-            torch.save(state, aside / STATE_FILE)
+        try:
+            with folder_written_whole(folder) as aside:
+                save_weights(aside, config, data.tokenizer, average.weights if average else weights)
+                torch.save(state, aside / STATE_FILE)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap what the disk says
+            raise UserError(
+                f"The checkpoint of step {progress.step} could not be written to {self.checkpoints} "
+                f"({_first_line(error)}): the earlier ones are unharmed, see to the disk and go on with "
+                f"--resume {self.path}."
+            ) from error
         self._point("last", folder)
         if progress.best_step == progress.step:
             self._point("best", folder)
@@ -105,6 +115,7 @@ class RunFolder:
 
     def load(
         self,
+        data: PreparedText,
         model: MaskPredictor,
         average: ExponentialAverage | None,
         optimizers: list[torch.optim.Optimizer],
@@ -112,24 +123,35 @@ class RunFolder:
         """Put the state of the last checkpoint into these objects.
 
         Raises:
-            UserError: the checkpoint is missing, broken, or of another network.
+            UserError: the checkpoint is missing, broken, of another network, or of another text.
         """
         folder = self.checkpoints / "last"
         if not folder.is_dir():
             raise UserError(f"{self.path} has no checkpoint yet: delete the folder and start again without --resume.")
-        with _as_user_error(folder / STATE_FILE):
+        try:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-            load_weights(model, folder / "model.safetensors")
+            if state["text_sha256"] != data.text_sha256:
+                raise UserError(
+                    f"{data.folder} holds another text than {self.path} was trained on: prepare that one again, "
+                    "or start a new run."
+                )
+            load_weights(model, folder / WEIGHTS_FILE)
             if average is not None:
                 for name, tensor in model.network.state_dict().items():
                     average.weights[name].copy_(tensor)
                 average.n_updates = state["n_averaged"]
                 model.network.load_state_dict(state["weights"])
-            for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 # Rates and decay come from the configuration, which may have been changed for the rest of the run.
                 groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": optimizer_state["state"], "param_groups": groups})
+                optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
             return Progress(**state["progress"])
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file makes torch raise almost anything
+            raise UserError(
+                f"{folder / STATE_FILE} cannot be resumed from ({_first_line(error)}): it is damaged or of another run."
+            ) from error
 
     def _point(self, name: str, folder: Path) -> None:
         """Make `name` a link to a checkpoint, in one step, so that it never points nowhere."""
@@ -146,10 +168,5 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
-@contextlib.contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be resumed from ({reason}): it is damaged or of another run.") from error
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__

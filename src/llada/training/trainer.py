@@ -10,6 +10,8 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from llada.training.run_folder import Progress, RunFolder
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
 SAMPLE_LENGTH = 200
+PURPOSES = {"batch": 0, "dropout": 1}
 
 
 class Trainer:
@@ -44,12 +47,15 @@ class Trainer:
         self.model = make_predictor(plan.network_config, data.tokenizer).to(self.device)
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
-        self.progress = folder.load(self.model, self.average, self.optimizers) if resume else Progress()
-        self.predict = torch.compile(self.model) if config.compile else self.model
+        self.progress = folder.load(data, self.model, self.average, self.optimizers) if resume else Progress()
+        should_compile = self.device.type == "cuda" if config.compile is None else config.compile
+        if should_compile:  # not the head, whose input has another shape at every step
+            self.model.network.features = torch.compile(self.model.network.features)  # type: ignore[method-assign]
         if config.data.windows == "random":
             self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
+        self.evaluation_windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
         self.stop_requested = False
 
     # -- a step ---------------------------------------------------------------------------------------------------
@@ -57,7 +63,7 @@ class Trainer:
     def make_batch(self, step: int) -> tuple[Tensor, Tensor | None, NoisyBatch]:
         """The clean ids (B, L) of a step, which of them are text, and their noisy form; the same whenever asked for."""
         noise, mask_id = self.config.noise, self.data.tokenizer.mask_id
-        generator = generator_for(self.config.seed, step)
+        generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch"))
         batch = self.draw(step, generator)
         x_0 = truncate_randomly(batch.x_0, generator, noise.random_length)
         is_text = None if batch.is_text is None else batch.is_text[:, : x_0.shape[1]]
@@ -68,10 +74,10 @@ class Trainer:
             return x_0, is_text, mask_bernoulli(x_0, mask_id, generator, is_text)
         return x_0, is_text, mask_exact_count(x_0, mask_id, generator, is_text, noise.complementary)
 
-    def train_step(self, by_time: LossByTime) -> tuple[Tensor, Tensor]:
-        """One update of the weights; returns the loss and the norm of the gradient, both scalars on the device."""
+    def train_step(self, by_time: LossByTime) -> "StepResult":
+        """One update of the weights."""
         config, step = self.config, self.progress.step
-        torch.manual_seed(int(generator_for(config.seed, step).initial_seed()))  # dropout
+        torch.manual_seed(seed_of(config.seed, step, "dropout"))
         x_0, is_text, noisy = self.make_batch(step)
         weights = loss_weights(noisy, config.noise.weight_power)
         loss = torch.zeros((), device=self.device)
@@ -92,7 +98,7 @@ class Trainer:
         if self.average:
             self.average.update(self.model.network)
         self.progress.step += 1
-        return loss, norm
+        return StepResult(loss, norm, factor)
 
     def _loss(
         self, x_0: Tensor, is_text: Tensor | None, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime
@@ -100,7 +106,7 @@ class Trainer:
         x_0, noisy = x_0.to(self.device, non_blocking=True), noisy.to(self.device)
         attention_mask = None if is_text is None else is_text.to(self.device)
         with self.precision.autocast(self.device):
-            logits = self.predict(noisy.x_t, attention_mask, noisy.is_masked)
+            logits = self.model(noisy.x_t, attention_mask, noisy.is_masked)
         nll = masked_nll(logits, x_0, noisy)
         by_time.add(nll, noisy)
         return weighted_loss(nll, noisy, weights.to(self.device))
@@ -138,27 +144,28 @@ class Trainer:
         by_time = LossByTime(self.device)
         timer = Stopwatch(progress, self.plan.tokens_per_step, self.plan.total_steps, config.minutes)
         with self._stopping_on_signals(), display:
-            while self.share_done() < 1 and not self.stop_requested:
-                factor = self.learning_rate_factor()
-                loss, norm = self.train_step(by_time)
+            is_last = self.share_done() >= 1
+            while not is_last:
+                done = self.train_step(by_time)
                 timer.lap()
-                is_last = self.share_done() >= 1 or self.stop_requested
+                # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
+                stop, is_complete = self.stop_requested, self.share_done() >= 1
+                is_last = stop or is_complete
                 if progress.step % config.log_every == 0 or is_last:
-                    self._log(metrics, display, by_time, timer, loss, norm, factor)
+                    self._log(metrics, display, by_time, timer, done)
                 if progress.step % config.evaluate_every == 0 or is_last:
-                    self._evaluate_and_save(metrics, display, evaluate=not self.stop_requested)
+                    self._evaluate_and_save(metrics, display, evaluate=is_complete or not stop)
                     timer.skip()
         return progress
 
     def _log(
-        self, metrics: MetricsFile, display: Display, by_time: LossByTime, timer: Stopwatch,
-        loss: Tensor, norm: Tensor, factor: float,
-    ) -> None:  # fmt: skip
-        step, loss_now = self.progress.step, float(loss)
-        if not math.isfinite(loss_now) or not math.isfinite(float(norm)):
+        self, metrics: MetricsFile, display: Display, by_time: LossByTime, timer: Stopwatch, done: "StepResult"
+    ) -> None:
+        step, loss, grad_norm = self.progress.step, float(done.loss), float(done.grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise UserError(
-                f"The loss or its gradient became {loss_now} by step {step}: go on from the last checkpoint with "
-                f"--resume {self.folder.path} and lower learning rates."
+                f"The loss became {loss} and its gradient {grad_norm} by step {step}: go on from the last checkpoint "
+                f"with --resume {self.folder.path} and lower learning rates."
             )
         nll, nll_by_t = by_time.take()
         rate = timer.tokens_per_second
@@ -167,15 +174,15 @@ class Trainer:
                 "step": step,
                 "tokens": step * self.plan.tokens_per_step,
                 "seconds": round(self.progress.seconds, 2),
-                "loss": loss_now,
+                "loss": loss,
                 "nll": nll,
                 "nll_by_t": nll_by_t,
-                "grad_norm": float(norm),
-                "learning_rate_factor": factor,
+                "grad_norm": grad_norm,
+                "learning_rate_factor": done.learning_rate_factor,
                 "tokens_per_second": rate and round(rate),
             }
         )
-        status = f"loss {loss_now:.3f}"
+        status = f"loss {loss:.3f}"
         if self.progress.best_step:
             status += f" · NELBO {self.progress.best_nelbo:.3f}"
         if rate:
@@ -198,23 +205,21 @@ class Trainer:
                 folder.mkdir(exist_ok=True)
                 (folder / f"step-{progress.step:08d}.txt").write_text(sample + "\n", encoding="utf-8")
                 display.say(
-                    f"step {progress.step}: NELBO {result.nelbo_nats_per_token:.3f} ± {result.nelbo_stderr:.3f} "
-                    f"nats per token ({result.windows} validation windows). A sample:\n{_indented(sample)}"
+                    f"step {progress.step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
+                    f"validation windows; a sample:\n{_indented(sample)}"
                 )
-        tokenizer, network_config = self.data.tokenizer, self.plan.network_config
-        self.folder.save(progress, network_config, tokenizer, self.model, self.average, self.optimizers)
+        self.folder.save(progress, self.plan.network_config, self.data, self.model, self.average, self.optimizers)
         draw_curves(metrics.path, self.folder.path / "curves.png")
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some windows of the validation text, with the same masks at every step."""
-        windows = cut_windows(self.data.tokens("val"), self.plan.length, self.config.evaluation_windows)
 
         def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
             with self.precision.autocast(self.device):
                 return self.model(x_t, positions=is_masked)
 
         return estimate_nelbo(
-            predict_at, windows, self.data.tokenizer.mask_id,
+            predict_at, self.evaluation_windows, self.data.tokenizer.mask_id,
             masks_per_window=EVALUATION_MASKS, batch_size=self.config.batch_size, device=self.device,
         )  # fmt: skip
 
@@ -264,10 +269,18 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def generator_for(seed: int, step: int) -> Generator:
-    """The source of all randomness of a step."""
-    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
-    return Generator().manual_seed(int(state[0]))
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells: the loss and the norm of the gradient (scalars on the device), and its learning rate."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate_factor: float
+
+
+def seed_of(seed: int, step: int, purpose: Literal["batch", "dropout"]) -> int:
+    """Seed of the randomness that a step needs for a purpose; two purposes share nothing."""
+    return int(np.random.SeedSequence((seed, step, PURPOSES[purpose])).generate_state(1, np.uint64)[0])
 
 
 def _indented(text: str) -> str:
