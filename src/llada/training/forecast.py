@@ -41,7 +41,7 @@ def announce(plan: RunPlan, console: Console) -> None:
         "device",
         f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
-    table.add_row("memory", f"about {gigabytes(memory.total)} of {gigabytes(available)}")
+    table.add_row("memory", f"about {readable(memory.total)} beside torch itself, of {readable(available)}")
     table.add_row("time", f"about {format_duration(seconds)}, told better after a few steps" if seconds else "as given")
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
@@ -79,12 +79,12 @@ def expected_seconds(plan: RunPlan) -> float | None:
     return seconds if limit is None else min(seconds, 60 * limit)
 
 
-def gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB"
+def readable(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _does_not_fit(memory: TrainingMemory, available: int) -> str:
-    needs = f"This run needs about {gigabytes(memory.total)} of memory and there are {gigabytes(available)}"
+    needs = f"This run needs about {readable(memory.total)} of memory and there are {readable(available)}"
     if memory.fixed > available:
         return f"{needs}: the network itself is too large, choose a smaller one ({ADVICE})."
     return (
