@@ -1,6 +1,6 @@
 """From a network over rows to a mask predictor over token ids.
 
-A vocabulary's MASK may have an id far above the others (126336 beside 68 characters), while a network has one row for
+A vocabulary's MASK may have an id far above the others, while a network has one row for
 each id that exists, MASK's being named by its configuration. The predictor translates on the way in, so that everything
 outside of the networks knows one MASK only. For the public checkpoints, id and row are the same.
 
