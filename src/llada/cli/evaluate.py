@@ -14,9 +14,8 @@ from llada.cli.options import parse
 from llada.errors import UserError
 from llada.evaluation.nelbo import cut_windows, estimate_nelbo
 from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
-from llada.text.dataset import PreparedText, Split
+from llada.text.dataset import DEFAULT_FOLDER, PreparedText, Split
 from llada.text.tokenizer import CharTokenizer
-from llada.training.config import DEFAULT_DATA_FOLDER
 from llada.training.run_folder import RunFolder
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
@@ -98,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
 def data_folder_of(checkpoint: Path) -> Path:
     """The data folder of the run that a checkpoint folder belongs to; the default one if it belongs to none."""
     run = checkpoint.resolve().parent.parent
-    return RunFolder.read_config(run).data.data_dir if (run / CONFIG_FILE).is_file() else DEFAULT_DATA_FOLDER
+    return RunFolder.read_config(run).data.data_dir if (run / CONFIG_FILE).is_file() else DEFAULT_FOLDER
 
 
 def check_vocabulary(tokenizer: CharTokenizer, data: PreparedText) -> None:

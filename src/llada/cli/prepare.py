@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llada.cli.options import parse
 from llada.text.corpus import SourceName, load_corpus
-from llada.text.dataset import prepare
+from llada.text.dataset import DEFAULT_FOLDER, prepare
 
 DESCRIPTION = """Get a text and write the folder that training reads.
 
@@ -21,7 +21,7 @@ class PrepareOptions:
     tries these in turn, "file" reads --input."""
     input: str | None = None
     """A UTF-8 text file of your own, or a glob in quotes."""
-    output_dir: Path = Path("data/shakespeare")
+    output_dir: Path = DEFAULT_FOLDER
     """The folder to write."""
     sequence_length: int = 4096
     """Length of the stored sequences; training on random windows does not depend on it."""

@@ -26,6 +26,7 @@ from llada.text.tokenizer import VOCAB_FILE, CharTokenizer
 
 FORMAT_VERSION = 1
 TRAIN_FRACTION = 0.9
+DEFAULT_FOLDER = Path("data/shakespeare")
 RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "metadata.json"
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
 CONTENT_FILES = (RAW_FILE, VOCAB_FILE, *SPLIT_FILES.values())

@@ -12,9 +12,8 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
 from llada.optim import ScheduleName
+from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.tokenizer import CharTokenizer
-
-DEFAULT_DATA_FOLDER = Path("data/shakespeare")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class NetworkOptions:
 class DataOptions:
     """The text to learn."""
 
-    data_dir: Path = DEFAULT_DATA_FOLDER
+    data_dir: Path = DEFAULT_FOLDER
     """Folder that `llada prepare` wrote."""
     windows: Literal["random", "stored"] = "random"
     """"random": windows at any offset of the text. "stored": the prepared sequences as they are."""
