@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo install lint test test-slow bench clean
+.PHONY: demo install lint test test-slow bench bench-memory clean
 
 demo: install
 	@BIN=$(BIN) scripts/demo
@@ -29,6 +29,9 @@ test-slow: install
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py
+
+bench-memory: install
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

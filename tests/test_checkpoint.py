@@ -318,13 +318,13 @@ def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights[name]
     save_file(weights, folder / "model.safetensors")
-    assert_refused(folder, "does not fit its config.json", name)
+    assert_refused(folder, "do not fit its config.json", name)
 
 
 @pytest.mark.parametrize("name", ["model.transformer.blocks.2.q_proj.weight", "lora"])
 def test_an_extra_tensor_is_named(folder: Path, name: str) -> None:
     save_file(load_file(folder / "model.safetensors") | {name: torch.zeros(8, 8)}, folder / "model.safetensors")
-    assert_refused(folder, "does not fit its config.json", name)
+    assert_refused(folder, "do not fit its config.json", name)
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (96,), (12, 8, 1), (1, 8), (12, 9)])
@@ -332,13 +332,13 @@ def test_a_tensor_of_another_shape_is_named(folder: Path, shape: tuple[int, ...]
     """As many numbers among them, and one that could be broadcast."""
     name = "model.transformer.blocks.0.up_proj.weight"  # (12, 8)
     save_file(load_file(folder / "model.safetensors") | {name: torch.zeros(shape)}, folder / "model.safetensors")
-    assert_refused(folder, "does not fit its config.json", name)
+    assert_refused(folder, "do not fit its config.json", name)
 
 
 def test_weights_of_the_other_network_are_refused(folder: Path, tmp_path: Path) -> None:
     save_new(tmp_path / "other", ENCODER)
     (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
-    assert_refused(folder, "does not fit its config.json")
+    assert_refused(folder, "do not fit its config.json")
 
 
 # Broken configuration or vocabulary

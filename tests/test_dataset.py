@@ -93,6 +93,9 @@ def test_the_metadata_say_everything(folder: Path) -> None:
         "train_fraction": 0.9,
         "splits": {"train": {"tokens": 18, "sequences": 5}, "val": {"tokens": 2, "sequences": 1}},
         "vocab_size": 14,
+        "mask_token_id": 126_336,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
         "dtype": "uint8",
     }
 

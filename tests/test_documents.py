@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import ROOT, code_blocks, commands_of
 
 from llada import cli
+from llada.pretrained import write_random_checkpoint
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    ROOT / name for name in ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EXPERIMENTS.md")
-]
+NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EXPERIMENTS.md")
+DOCUMENTS = [ROOT / name for name in (*NAMES, "shakespeare/SHAKESPEARE_README.md")]
 
 # What makes a command small enough for a test, by its name.
 SMALLER = {
@@ -34,21 +34,9 @@ SMALLER = {
     "evaluate": ["--masks_per_window", "2"],
     "sample": ["--steps", "4"],
     "prepare": [],
+    "finetune": ["--checkpoint", "checkpoint", "--steps", "2", "--evaluation_windows", "2"],
+    "size": ["--tflops", "1"],
 }
-
-
-def code_blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-def commands_of(path: Path) -> list[str]:
-    """The command lines of a document's bash blocks, continued lines joined, comments left out."""
-    lines = []
-    for block in code_blocks(path, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.strip() and not line.strip().startswith("#"):
-                lines.append(re.split(r"\s+#", line.strip())[0].strip())
-    return lines
 
 
 def llada_commands() -> list[str]:
@@ -73,6 +61,7 @@ def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
     """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
     (tmp_path / "my.txt").write_text(f"{text}{string.ascii_letters}:", encoding="utf-8")
+    write_random_checkpoint(tmp_path / "checkpoint", text)
     like_the_demo = ["llada prepare", "llada train --output_dir runs/demo"]
     for line in like_the_demo + llada_commands():
         if "prepare" in line and "--source file" not in line:

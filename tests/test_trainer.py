@@ -227,7 +227,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
         return draw(step, generator)
 
     trainer.draw = break_at_eight
-    with pytest.raises(UserError, match="by step 9: go on from the last checkpoint"):
+    with pytest.raises(
+        UserError, match=r"by step 9; the likely cause is --muon_learning_rate: try 0.007, and go on from"
+    ):
         trainer.run(display())
     assert torch.isfinite(weights(Trainer(RunPlan.of(config, data), folder, resume=True))).all()
     assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 6
@@ -306,7 +308,7 @@ def test_damaged_state_is_named(small_run: TrainConfig, data: PreparedText) -> N
 def test_resuming_with_another_network_is_refused(small_run: TrainConfig, data: PreparedText) -> None:
     train(small_run, data)
     other = replace(small_run, network=NetworkOptions(d_model=32, n_heads=2, n_layers=1))
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="do not fit"):
         Trainer(RunPlan.of(other, data), RunFolder(small_run.output_dir), resume=True)
 
 

@@ -8,14 +8,19 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 from llada.errors import UserError
 
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
     "train": "train a masked diffusion language model from scratch, or go on with a run",
+    "finetune": "train a LLaDA checkpoint further on a text of one's own",
     "evaluate": "measure a checkpoint: its NELBO on the validation text",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
+    "size": "count parameters, memory, computation and time, and suggest what fits",
 }
 
 USAGE_ERROR = 2
@@ -35,18 +40,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        _fail(f"There is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
+        _fail("llada", f"There is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
+    run_command(name, rest)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program that a person called, with the defaults in which it differs from `llada COMMAND`."""
+
+    name: str
+    preset: str | None = None
+    data_dir: Path | None = None
+    """Prepared folder to write or read."""
+    numbered_runs: Path | None = None
+    """Run folders are this path with a number, a new one for each run; None is the preset's one folder."""
+    prepare_program: str = "llada prepare"
+    next_program: str = "llada train"
+    """What comes after preparing a text."""
+
+
+def run_command(name: str, arguments: Sequence[str], program: Program | None = None) -> NoReturn:
+    """Run a sub-command, as `llada NAME` or as another program, and exit like `main`."""
+    program = program or Program(f"llada {name}")
+    first_word = program.name.split()[0]
     # Imported on demand, so that help and mistakes need not wait for torch.
     command = importlib.import_module(f"llada.cli.{name}")
     try:
-        sys.exit(command.run(rest))
+        sys.exit(command.run(arguments, program))
     except UserError as error:
-        _fail(str(error))
+        _fail(first_word, str(error).replace("llada prepare", program.prepare_program))
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
     except OSError as error:
-        _fail(_describe(error))
+        _fail(first_word, _describe(error))
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -77,6 +104,6 @@ def _describe(error: OSError) -> str:
     return f"{error.strerror or type(error).__name__}{where}: check the path and the disk."
 
 
-def _fail(sentence: str) -> None:
-    print(f"llada: {sentence}", file=sys.stderr)
+def _fail(program: str, sentence: str) -> NoReturn:
+    print(f"{program}: {sentence}", file=sys.stderr)
     sys.exit(USAGE_ERROR)

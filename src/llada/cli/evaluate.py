@@ -10,12 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from llada.checkpoint import CONFIG_FILE, load_checkpoint
+from llada.cli import Program
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.evaluation.nelbo import cut_windows, estimate_nelbo
 from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
-from llada.text.dataset import DEFAULT_FOLDER, PreparedText, Split
-from llada.text.tokenizer import CharTokenizer
+from llada.text.dataset import DEFAULT_FOLDER, PreparedText, Split, text_for
 from llada.training.run_folder import RunFolder
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
@@ -46,8 +46,8 @@ class EvaluateOptions:
     """Print one JSON object."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    options = parse(EvaluateOptions, "evaluate", arguments, DESCRIPTION)
+def run(arguments: Sequence[str], program: Program) -> int:
+    options = parse(EvaluateOptions, program.name, arguments, DESCRIPTION)
     if options.masks_per_window < 2 or options.masks_per_window % 2:
         raise UserError(
             f"--masks_per_window {options.masks_per_window} is not an even number from 2: masks come in pairs."
@@ -57,8 +57,9 @@ def run(arguments: Sequence[str]) -> int:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     checkpoint = load_checkpoint(options.checkpoint, device)
-    data = PreparedText.open(options.data_dir or data_folder_of(checkpoint.folder))
-    check_vocabulary(checkpoint.tokenizer, data)
+    prepared = PreparedText.open(options.data_dir or data_folder_of(checkpoint.folder))
+    data = text_for(checkpoint.tokenizer, prepared)
+    unit = checkpoint.tokenizer.unit
     trained_length = checkpoint.config.max_sequence_length
     length = trained_length if options.sequence_length is None else options.sequence_length
     checkpoint.check_length(length)
@@ -85,10 +86,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(result.to_json()))
         return 0
-    print(f"NELBO {result.with_error(4)} nats per character (± standard error)")
-    print(f"      {result.bits_per_token:.4f} bits per character, an upper bound on the negative log-likelihood")
+    print(f"NELBO {result.with_error(4)} nats per {unit} (± standard error)")
+    print(f"      {result.bits_per_token:.4f} bits per {unit}, an upper bound on the negative log-likelihood")
     print(
-        f"over {result.windows} windows of {length}, {result.tokens_scored:,} characters of the {options.split} split, "
+        f"over {result.windows} windows of {length}, {result.tokens_scored:,} {unit}s of the {options.split} split, "
         f"with {result.masks_per_window} masks each, in {result.seconds:.0f} s; {checkpoint.folder}"
     )
     return 0
@@ -98,12 +99,3 @@ def data_folder_of(checkpoint: Path) -> Path:
     """The data folder of the run that a checkpoint folder belongs to; the default one if it belongs to none."""
     run = checkpoint.resolve().parent.parent
     return RunFolder.read_config(run).data.data_dir if (run / CONFIG_FILE).is_file() else DEFAULT_FOLDER
-
-
-def check_vocabulary(tokenizer: CharTokenizer, data: PreparedText) -> None:
-    """Refuse a text whose ids mean something else to the checkpoint."""
-    if tokenizer != data.tokenizer:
-        raise UserError(
-            f"The checkpoint knows {len(tokenizer.characters)} characters and {data.folder} has "
-            f"{len(data.tokenizer.characters)}, not the same ones: use the data folder that it was trained on."
-        )

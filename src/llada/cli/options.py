@@ -1,27 +1,66 @@
 """From a dataclass to flags: `--data_dir` and `--data-dir` alike, help from the docstrings of its fields."""
 
+import contextlib
+import io
+import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
+
+from llada.errors import UserError
 
 Options = TypeVar("Options")
 
 
 def parse(
-    options: type[Options], command: str, arguments: Sequence[str], description: str, default: Options | None = None
+    options: type[Options], program: str, arguments: Sequence[str], description: str, default: Options | None = None
 ) -> Options:
-    """The options of a command line; prints help or a complaint and exits where that is what is needed.
+    """The options of a command line; prints help and exits where that is asked for.
 
     Args:
         options: a dataclass; the fields of dataclasses within it become flags without prefix.
         default: the values of what the line leaves out.
+
+    Raises:
+        UserError: a flag that is unknown, lacks its value, or has one of another type.
     """
-    return tyro.cli(
-        options,
-        prog=f"llada {command}",
-        args=list(arguments),
-        description=description,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                options,
+                prog=program,
+                args=list(arguments),
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise UserError(f"{_first_sentence(complaint.getvalue())} (`{program} --help` lists the options).") from None
+
+
+def _first_sentence(box: str) -> str:
+    """What the parser's box says above its first rule, on one line and in plain words."""
+    lines: list[str] = []
+    for line in box.splitlines()[1:]:  # below the title, which has a rule of its own where the box is drawn in ASCII
+        content = line.strip("│| \t")
+        is_rule = content.startswith(("───", "---"))
+        if is_rule and lines:
+            break
+        if not is_rule:
+            lines.append(content)
+    text = " ".join(lines).rstrip(". ") or "The options cannot be read"
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.+)", r"\1 is not a whole number", text)
+    text = re.sub(r"could not convert string to float: (.+)", r"\1 is not a number", text)
+    return text[0].upper() + text[1:]
+
+
+def check_positive(options: Any, *names: str) -> None:
+    """Refuse options that are not more than 0; None is none."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} must be more than 0, not {value:g}: correct it.")

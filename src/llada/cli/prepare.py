@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llada.cli.options import parse
+from llada.cli import Program
+from llada.cli.options import check_positive, parse
 from llada.text.corpus import SourceName, load_corpus
 from llada.text.dataset import DEFAULT_FOLDER, prepare
 
@@ -27,8 +28,10 @@ class PrepareOptions:
     """Length of the stored sequences; training on random windows does not depend on it."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    options = parse(PrepareOptions, "prepare", arguments, DESCRIPTION)
+def run(arguments: Sequence[str], program: Program) -> int:
+    default = PrepareOptions(output_dir=program.data_dir or DEFAULT_FOLDER)
+    options = parse(PrepareOptions, program.name, arguments, DESCRIPTION, default)
+    check_positive(options, "sequence_length")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -37,11 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
     print(f"Source: {corpus.source}, {corpus.origin}")
-    print(f"Text: {len(corpus.text):,} characters, {len(data.tokenizer.characters)} of them distinct")
+    print(f"Text: {len(corpus.text):,} characters, {len(set(corpus.text))} of them distinct")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = splits[name]
         print(
             f"  {label}: {counts['tokens']:,} characters in {counts['sequences']:,} sequences of {data.sequence_length}"
         )
-    print(f"Written to {options.output_dir}. Next: llada train --data_dir {options.output_dir}")
+    print(f"Written to {options.output_dir}. Next: {program.next_program} --data_dir {options.output_dir}")
     return 0

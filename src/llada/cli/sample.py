@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from llada.checkpoint import Checkpoint, load_checkpoint
+from llada.cli import Program
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
@@ -61,8 +62,8 @@ class SampleOptions:
     """Print one JSON object."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    options = parse(SampleOptions, "sample", arguments, DESCRIPTION)
+def run(arguments: Sequence[str], program: Program) -> int:
+    options = parse(SampleOptions, program.name, arguments, DESCRIPTION)
     device = choose_device(options.device)
     checkpoint = load_checkpoint(options.checkpoint, device)
     template = _make_template(options, checkpoint)

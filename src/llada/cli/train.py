@@ -1,72 +1,99 @@
 """`llada train`."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
-from llada.cli import INTERRUPTED
+from llada.checkpoint import read_config, read_tokenizer
+from llada.cli import INTERRUPTED, Program
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.files import read_json
-from llada.text.dataset import PreparedText
+from llada.pretrained import fetch, read_published_config
+from llada.readable import duration_in_words
+from llada.text.dataset import PreparedText, text_for
 from llada.training.config import PRESETS, TrainConfig
-from llada.training.forecast import announce
-from llada.training.monitor import Display, format_duration
+from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
+from llada.training.monitor import Display
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
-DEFAULT_PRESET = "laptop"
-DESCRIPTION = f"""Train a masked diffusion language model from scratch, or go on with a run.
-
-These come first and set the defaults of all other options:
-  --preset NAME        {", ".join(PRESETS)} (default: {DEFAULT_PRESET})
+DESCRIPTION = """Train a masked diffusion language model from scratch, or go on with a run."""
+PRESET_HELP = """These come first and set the defaults of all other options:
+  --preset NAME        {presets} (default: {preset})
   --config FILE        config.json of a run
-  --resume [FOLDER]    go on with the run in that folder (default: --output_dir)"""
+  --resume [FOLDER]    go on with the run in that folder (default: {resumed})"""
 
 
-def run(arguments: Sequence[str]) -> int:
-    config, resume = _parse(arguments)
+def run(
+    arguments: Sequence[str], program: Program, description: str = DESCRIPTION, default_preset: str = "laptop"
+) -> int:
+    config, resume = _parse(arguments, program, description, program.preset or default_preset)
     console = Console(stderr=True)
-    data = PreparedText.open(config.data.data_dir)
     folder = RunFolder(config.output_dir)
     if not resume:
         folder.check_free()
-    plan = RunPlan.of(config, data)
+    plan, start = _make_plan(config, folder, resume)
     announce(plan, console)
-    trainer = Trainer(plan, folder, resume)
-    if trainer.share_done() >= 1:
-        print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
-        return 0
-    if resume:
-        console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
-    folder.start(config)
-    progress = trainer.run(Display(console, plan.total_steps))
+    try:
+        trainer = Trainer(plan, folder, resume, start)
+        if trainer.share_done() >= 1:
+            print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
+            return 0
+        if resume:
+            console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
+        folder.start(config)
+        progress = trainer.run(Display(console, plan.total_steps))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
     if trainer.share_done() < 1:
-        command = shlex.join(["llada", "train", "--resume", str(folder.path)])
+        command = f"{program.name} --resume {shlex.quote(str(folder.path))}"
         print(f"Stopped after step {progress.step}; saved. Go on with: {command}", file=sys.stderr)
         return INTERRUPTED
-    print(f"Trained {progress.step:,} steps in {format_duration(progress.seconds)}.")
+    print(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
     print(
-        f"Best NELBO {progress.best_nelbo:.3f} nats per character, at step {progress.best_step:,}; curves.png shows it."
+        f"Best NELBO {progress.best_nelbo:.3f} nats per {plan.data.tokenizer.unit}, at step {progress.best_step:,}; "
+        "curves.png shows it."
     )
     print(f"Run folder: {folder.path}. Next: llada evaluate --checkpoint {folder.path}")
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[RunPlan, Path | None]:
+    """The run, and the checkpoint folder whose weights it starts from, if there is one."""
+    data = PreparedText.open(config.data.data_dir)
+    if config.base is None:
+        return RunPlan.of(config, data), None
+    if resume:
+        start = folder.last
+    else:
+        network = read_published_config(config.base)
+        check_memory(RunPlan.of(config, data, network))  # before the weights are downloaded
+        start = fetch(config.base, network)
+    plan = RunPlan.of(config, text_for(read_tokenizer(start), data), read_config(start))
+    return plan, None if resume else start
+
+
+def _parse(
+    arguments: Sequence[str], program: Program, description: str, default_preset: str
+) -> tuple[TrainConfig, bool]:
     """The configuration of the run, and whether it goes on with one that is there.
 
     A preset, a file or a run to resume sets the defaults of all other flags, so it is read before them.
     """
-    first = argparse.ArgumentParser(prog="llada train", add_help=False, allow_abbrev=False)
+    first = _FirstParser(prog=program.name, add_help=False, allow_abbrev=False)
     base = first.add_mutually_exclusive_group()
-    base.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
+    base.add_argument("--preset", choices=PRESETS, default=default_preset)
     base.add_argument("--config", type=Path)
     base.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output_dir", "--output-dir", type=Path)
@@ -74,17 +101,41 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
         first.add_argument(length)
     chosen, rest = first.parse_known_args(arguments)
 
-    default = PRESETS[chosen.preset]
     resume = chosen.resume is not None
     if chosen.resume and chosen.output_dir:
         raise UserError("--resume FOLDER and --output_dir both name the run: give one of them.")
+    default = PRESETS[chosen.preset]
+    if program.data_dir is not None:
+        default = replace(default, data=replace(default.data, data_dir=program.data_dir))
     folder = Path(chosen.resume) if chosen.resume else chosen.output_dir
+    if folder is None:
+        folder = _numbered_folder(program.numbered_runs, resume) if program.numbered_runs else default.output_dir
     if resume:
-        default = RunFolder.read_config(folder or default.output_dir)
+        default = RunFolder.read_config(folder)
     elif chosen.config:
         default = TrainConfig.from_json(read_json(chosen.config))
+        folder = chosen.output_dir or (folder if program.numbered_runs else default.output_dir)
     # A length that is given takes the place of the one that the default has, be it in steps or in epochs.
     if chosen.epochs or chosen.steps:
         rest += ["--epochs", chosen.epochs or "None", "--steps", chosen.steps or "None"]
-    default = replace(default, output_dir=folder or default.output_dir)
-    return parse(TrainConfig, "train", rest, DESCRIPTION, default), resume
+    default = replace(default, output_dir=folder)
+    resumed = "the newest run" if program.numbered_runs else "--output_dir"
+    preset_help = PRESET_HELP.format(presets=", ".join(PRESETS), preset=default_preset, resumed=resumed)
+    return parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default), resume
+
+
+def _numbered_folder(stem: Path, resume: bool) -> Path:
+    """`stem-N`: the newest run that is there, to resume it, or the next free number."""
+    pattern = re.compile(rf"{re.escape(stem.name)}-(\d+)")
+    found = [pattern.fullmatch(path.name) for path in stem.parent.glob("*")]
+    newest = max((int(match[1]) for match in found if match), default=0)
+    if resume and not newest:
+        raise UserError(f"There is no run {stem}-N to resume: name its folder, or start one without --resume.")
+    return stem.with_name(f"{stem.name}-{newest if resume else newest + 1}")
+
+
+class _FirstParser(argparse.ArgumentParser):
+    """Complains in one sentence, as all else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]} (`{self.prog} --help` lists the options).")

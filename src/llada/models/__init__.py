@@ -4,6 +4,7 @@ from llada.models.configuration import NetworkConfig, build_network, config_from
 from llada.models.encoder import Encoder, EncoderConfig
 from llada.models.llada import LLaDA, LLaDAConfig
 from llada.models.predictor import MaskPredictor
+from llada.models.recompute import recompute_activations
 
 __all__ = [
     "Encoder",
@@ -15,4 +16,5 @@ __all__ = [
     "build_network",
     "config_from_json",
     "config_to_json",
+    "recompute_activations",
 ]

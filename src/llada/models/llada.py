@@ -183,6 +183,10 @@ class LLaDA(nn.Module):
     def transformer(self) -> Transformer:
         return self.model.transformer
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.transformer.blocks
+
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         x = self.transformer.wte(rows)

@@ -5,10 +5,14 @@
     train_data.npy        (rows, sequence_length) ids of the first 90 % of the text, the last row padded
     val_data.npy          the same of the rest
     metadata.json         counts, split, source, and the sha256 of every other file
+    tokenised/            the same text in the ids of other tokenizers, each a prepared folder again
 
 The file names are the founding document's. Letters: N rows, L length, B batch.
 """
 
+import contextlib
+import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +26,15 @@ from torch import Generator, Tensor
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, sha256_of, write_json
 from llada.text.corpus import Corpus
-from llada.text.tokenizer import VOCAB_FILE, CharTokenizer
+from llada.text.tokenizer import CharTokenizer
+from llada.text.vocabulary import Tokenizer, ids_of, load_tokenizer
 
 FORMAT_VERSION = 1
 TRAIN_FRACTION = 0.9
 DEFAULT_FOLDER = Path("data/shakespeare")
 RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "metadata.json"
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
-CONTENT_FILES = (RAW_FILE, VOCAB_FILE, *SPLIT_FILES.values())
+TOKENISED_FOLDER = "tokenised"
 
 Split = Literal["train", "val"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -44,8 +49,7 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
         UserError: the text is shorter than a sequence, or `folder` holds other things.
     """
     _refuse_foreign_folder(folder)
-    tokenizer = CharTokenizer(corpus.text)
-    n_train = int(TRAIN_FRACTION * len(corpus.text))
+    n_train = _n_train(corpus.text)
     if n_train == 0:
         raise UserError(f"A text of {len(corpus.text)} characters is too short to split: use a longer one.")
     if not 1 <= sequence_length <= n_train:
@@ -53,14 +57,60 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
             f"--sequence_length {sequence_length} does not fit the training text of {n_train:,} characters: "
             f"choose a length from 1 to {n_train:,}."
         )
+    return _write(folder, corpus, CharTokenizer(corpus.text), sequence_length)
+
+
+def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
+    """The text of a prepared folder in the ids of this tokenizer: as it is, or retokenised.
+
+    Raises:
+        UserError: the tokenizer knows the characters of another text only.
+    """
+    if tokenizer == data.tokenizer:
+        return data
+    if isinstance(tokenizer, CharTokenizer):
+        known, there = len(tokenizer.characters), len(set((data.folder / RAW_FILE).read_text(encoding="utf-8")))
+        raise UserError(
+            f"The checkpoint knows {known} characters and {data.folder} has {there}, not the same ones: use the data "
+            "folder that it was trained on."
+        )
+    return retokenise(data, tokenizer)
+
+
+def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
+    """The text of a prepared folder in the ids of another tokenizer, split at the same place of the text.
+
+    Kept inside the folder, so that it is made once, and goes when the folder is prepared anew.
+    """
+    with tempfile.TemporaryDirectory(prefix="llada-") as name:
+        tokenizer.save(Path(name))
+        digests = [sha256_of(Path(name, file)) for file in tokenizer.file_names]
+    key = hashlib.sha256(repr((digests, ids_of(tokenizer))).encode()).hexdigest()[:12]
+    folder = data.folder / TOKENISED_FOLDER / key
+    with contextlib.suppress(UserError):  # none yet, or a damaged one, which is made anew
+        cached = PreparedText.open(folder)
+        if (cached.text_sha256, cached.sequence_length) == (data.text_sha256, data.sequence_length):
+            return cached
+    text = (data.folder / RAW_FILE).read_bytes().decode("utf-8")
+    corpus = Corpus(text, str(data.metadata["source"]), str(data.metadata["origin"]))
+    return _write(folder, corpus, tokenizer, data.sequence_length)
+
+
+def _n_train(text: str) -> int:
+    return int(TRAIN_FRACTION * len(text))
+
+
+def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, sequence_length: int) -> "PreparedText":
+    n_train = _n_train(corpus.text)
     parts = {"train": corpus.text[:n_train], "val": corpus.text[n_train:]}
     with folder_written_whole(folder) as aside:
         (aside / RAW_FILE).write_bytes(corpus.text.encode("utf-8"))
         tokenizer.save(aside)
         shapes = {}
         for split, text in parts.items():
-            rows = _rows_of(tokenizer.encode(text), sequence_length, tokenizer)
-            shapes[split] = {"tokens": len(text), "sequences": len(rows)}
+            ids = tokenizer.encode(text)
+            rows = _rows_of(ids, sequence_length, tokenizer)
+            shapes[split] = {"tokens": len(ids), "sequences": len(rows)}
             np.save(aside / SPLIT_FILES[split], rows)
         metadata = {
             "format_version": FORMAT_VERSION,
@@ -70,27 +120,32 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
             "sequence_length": sequence_length,
             "train_fraction": TRAIN_FRACTION,
             "splits": shapes,
-            "vocab_size": tokenizer.vocab_size,
+            **ids_of(tokenizer),
             "dtype": str(rows.dtype),
-            "sha256": {name: sha256_of(aside / name) for name in CONTENT_FILES},
+            "sha256": {name: sha256_of(aside / name) for name in _content_files(tokenizer)},
         }
         write_json(aside / METADATA_FILE, metadata)
     return PreparedText.open(folder)
 
 
+def _content_files(tokenizer: Tokenizer) -> tuple[str, ...]:
+    return (RAW_FILE, *tokenizer.file_names, *SPLIT_FILES.values())
+
+
 def _refuse_foreign_folder(folder: Path) -> None:
     if folder.is_dir():
-        foreign = sorted({path.name for path in folder.iterdir()} - {*CONTENT_FILES, METADATA_FILE})
+        own = {RAW_FILE, *CharTokenizer.file_names, *SPLIT_FILES.values(), METADATA_FILE, TOKENISED_FOLDER}
+        foreign = sorted({path.name for path in folder.iterdir()} - own)
         if foreign:
             raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another --output_dir.")
     elif folder.exists():
         raise UserError(f"{folder} is a file: choose another --output_dir.")
 
 
-def _rows_of(ids: list[int], sequence_length: int, tokenizer: CharTokenizer) -> Ids:
+def _rows_of(ids: list[int], sequence_length: int, tokenizer: Tokenizer) -> Ids:
     """Ids cut into rows (N, L), the last one padded, in the smallest type that holds a network row's number."""
     n_rows = -(-len(ids) // sequence_length)
-    rows = np.full(n_rows * sequence_length, tokenizer.pad_id, dtype=np.min_scalar_type(tokenizer.mask_row))
+    rows = np.full(n_rows * sequence_length, tokenizer.pad_id, dtype=np.min_scalar_type(tokenizer.vocab_size - 1))
     rows[: len(ids)] = ids
     return rows.reshape(n_rows, sequence_length)
 
@@ -100,7 +155,7 @@ class PreparedText:
     """A prepared folder, verified and opened by memory map."""
 
     folder: Path
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     metadata: dict[str, Any]
     rows: dict[str, Ids]
     """(N, L) ids of each split, padded at the end."""
@@ -121,7 +176,8 @@ class PreparedText:
         checksums = metadata.get("sha256")
         if not isinstance(checksums, dict):
             raise UserError(f"{folder / METADATA_FILE} holds no checksums: {remedy}.")
-        for name in CONTENT_FILES:
+        named = set(checksums) | {RAW_FILE, *SPLIT_FILES.values()}
+        for name in sorted(name for name in named if Path(name).name == name):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name} is missing: {remedy}.")
             if sha256_of(folder / name) != checksums.get(name):
@@ -129,7 +185,11 @@ class PreparedText:
         rows = {split: np.load(folder / name, mmap_mode="r") for split, name in SPLIT_FILES.items()}
         if not _counts_fit(metadata, rows):
             raise UserError(f"{folder / METADATA_FILE} does not fit the arrays beside it: {remedy}.")
-        return cls(folder, CharTokenizer.load(folder), metadata, rows)
+        tokenizer = load_tokenizer(folder, metadata)
+        unchecked = set(_content_files(tokenizer)) - set(checksums)
+        if unchecked:
+            raise UserError(f"{folder / METADATA_FILE} has no checksum of {min(unchecked)}: {remedy}.")
+        return cls(folder, tokenizer, metadata, rows)
 
     @property
     def sequence_length(self) -> int:
@@ -170,11 +230,21 @@ DrawBatch = Callable[[int, Generator], TokenBatch]
 """`draw(step, generator)`: the batch of that step, the same whenever it is asked for."""
 
 
+def check_window(data: PreparedText, length: int) -> None:
+    """Refuse windows that are longer than the training text.
+
+    Raises:
+        UserError: they are.
+    """
+    n_tokens = len(data.tokens("train"))
+    if length > n_tokens:
+        raise UserError(f"A window of {length} does not fit the training text of {n_tokens:,} tokens: shorten it.")
+
+
 def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
     """Windows (B, L) at any offset of the training text, so that many epochs over a short text see fresh cuts."""
+    check_window(data, length)
     tokens = data.tokens("train")
-    if length > len(tokens):
-        raise UserError(f"A window of {length} does not fit the training text of {len(tokens):,} tokens: shorten it.")
 
     def draw(step: int, generator: Generator) -> TokenBatch:
         start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()

@@ -21,6 +21,8 @@ VOCAB_FILE = "vocab.json"
 class CharTokenizer:
     """Text to ids and back, one id a character."""
 
+    unit = "character"
+    file_names = (VOCAB_FILE,)
     pad_id = SPECIAL_IDS[PAD]
     bos_id = SPECIAL_IDS[BOS]
     eos_id = SPECIAL_IDS[EOS]

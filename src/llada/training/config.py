@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import dacite
+from tyro.conf import arg
 
 from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
 from llada.optim import ScheduleName
 from llada.text.dataset import DEFAULT_FOLDER
-from llada.text.tokenizer import CharTokenizer
+from llada.text.vocabulary import Rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class NetworkOptions:
     dropout: float = 0.0
     """Of "encoder" only; masking regularises already."""
 
-    def build_config(self, tokenizer: CharTokenizer, max_sequence_length: int) -> NetworkConfig:
+    def build_config(self, rows: Rows, max_sequence_length: int) -> NetworkConfig:
         """The configuration of this network for a vocabulary.
 
         Raises:
@@ -45,8 +46,8 @@ class NetworkOptions:
         try:
             if self.network == "encoder":
                 return EncoderConfig(
-                    vocab_size=tokenizer.vocab_size,
-                    mask_token_id=tokenizer.mask_row,
+                    vocab_size=rows.vocab_size,
+                    mask_token_id=rows.mask_row,
                     max_sequence_length=max_sequence_length,
                     d_model=self.d_model,
                     n_heads=self.n_heads,
@@ -60,10 +61,10 @@ class NetworkOptions:
                 d_model=self.d_model,
                 n_heads=self.n_heads,
                 n_layers=self.n_layers,
-                vocab_size=tokenizer.vocab_size,
-                mask_token_id=tokenizer.mask_row,
-                pad_token_id=tokenizer.pad_id,
-                eos_token_id=tokenizer.eos_id,
+                vocab_size=rows.vocab_size,
+                mask_token_id=rows.mask_row,
+                pad_token_id=rows.pad_id,
+                eos_token_id=rows.eos_id,
                 mlp_hidden_size=default_width if self.mlp_hidden_size is None else self.mlp_hidden_size,
                 max_sequence_length=max_sequence_length,
                 rope_theta=self.rope_theta,
@@ -134,6 +135,9 @@ class TrainConfig:
     data: DataOptions = field(default_factory=DataOptions)
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    base: Annotated[str | None, arg(aliases=["--checkpoint", "--model-name"])] = None
+    """Checkpoint to start from instead of random weights, with its network and its tokenizer: a folder, or a name on
+    the Hugging Face hub."""
     output_dir: Path = Path("runs/laptop")
     """The run folder."""
     batch_size: int = 8
@@ -158,6 +162,8 @@ class TrainConfig:
     """"auto" is the GPU where there is one."""
     precision: PrecisionName = "auto"
     """Of matrix products; "auto" is bf16 where the hardware has it."""
+    activation_checkpointing: bool = False
+    """Keep the inputs of the layers only and compute the rest twice: a third slower, a fraction of the memory."""
     compile: bool | None = None
     """torch.compile the layers; if left out, on a GPU only (docs/EXPERIMENTS.md)."""
     force: bool = False
@@ -174,6 +180,8 @@ class TrainConfig:
                 f"Complementary masks need an even number of sequences, not {self.batch_size * self.accumulate}: "
                 "change --batch_size, or add --no-complementary."
             )
+        if self.base is not None and self.network != NetworkOptions():
+            raise UserError("The network is that of the checkpoint: leave out --network, --d_model and the like.")
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
 
@@ -185,6 +193,8 @@ class TrainConfig:
         for name in ("epochs", "minutes"):
             _check_range(name, getattr(self, name), above=0)
         _check_range("seed", self.seed, at_least=0)
+        _check_range("weight_power", noise.weight_power, at_least=0)
+        _check_range("rope_theta", self.network.rope_theta, above=0)
         _check_range("decay", optimizer.decay, above=0, at_most=1)
         _check_range("clip", optimizer.clip, above=0)
         for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps", "final_rate"):
@@ -263,5 +273,20 @@ PRESETS = {
         batch_size=4,
         epochs=10,
         steps=None,
+    ),
+    "finetune": TrainConfig(
+        base="GSAI-ML/LLaDA-8B-Instruct",
+        data=DataOptions(windows="stored"),
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
+        # Warm-up, constant, linear to a tenth over the last tenth: LLaDA's fine-tuning (arXiv 2502.09992, section 2.3),
+        # at the founding document's rate.
+        optimizer=OptimizerOptions(
+            optimizer="adamw", learning_rate=1e-5, weight_decay=0.1, decay=0.1, final_rate=0.1, ema=0.0
+        ),
+        output_dir=Path("runs/finetune"),
+        batch_size=1,
+        epochs=5,
+        steps=None,
+        activation_checkpointing=True,
     ),
 }

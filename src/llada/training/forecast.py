@@ -1,18 +1,32 @@
-"""What a run will take, said before its first step: parameters, memory, time; and whether this machine can do it."""
+"""What a run will take, said before its first step: parameters, memory, time; whether this machine can do it, and why
+it may be slow."""
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from llada.errors import UserError
-from llada.hardware import describe_device, matmul_flops_per_second, memory_bytes
-from llada.models.size import TrainingMemory, count_parameters, training_flops_per_token, training_memory
-from llada.training.monitor import format_duration
+from llada.hardware import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
+from llada.models import EncoderConfig
+from llada.models.fit import ways_to_fit
+from llada.models.memory import TrainingMemory, TrainingSetting, training_memory
+from llada.models.size import (
+    attention_flops_per_token,
+    count_parameters,
+    total_parameters,
+    training_flops_per_token,
+    training_seconds,
+)
+from llada.readable import bytes_in_words, duration_in_words
 from llada.training.plan import RunPlan
 
-MATMUL_SHARE = 0.5  # of the speed of large products is reached by a whole step; measured, docs/EXPERIMENTS.md
-LONG_RUN_SECONDS = 24 * 3600
+LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
+VERY_LONG_RUN_SECONDS = 24 * 3600
 ADVICE = "`--preset laptop` trains in about ten minutes on two cores"
+TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
+HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
+LARGE_ATTENTION_SHARE = 0.25
+SHORT_LENGTH = 1024
 
 
 def announce(plan: RunPlan, console: Console) -> None:
@@ -25,72 +39,139 @@ def announce(plan: RunPlan, console: Console) -> None:
     parts = count_parameters(network)
     memory, available = expected_memory(plan), memory_bytes(plan.device)
     seconds = expected_seconds(plan)
+    kind = "encoder" if isinstance(network, EncoderConfig) else "llada"
+    unit = plan.data.tokenizer.unit
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    table.add_row(
-        "network", f"{config.network.network}, {network.n_layers} layers of {network.d_model}, {network.n_heads} heads"
-    )
+    table.add_row("network", f"{kind}, {network.n_layers} layers of {network.d_model}, {network.n_heads} heads")
+    if config.base is not None:
+        table.add_row("starts from", config.base)
     table.add_row(
         "parameters", f"{sum(parts.values()):,} ({', '.join(f'{name} {n:,}' for name, n in parts.items() if n)})"
     )
-    table.add_row("text", f"{len(plan.data.tokens('train')):,} characters, {plan.data.folder}")
+    table.add_row("text", f"{len(plan.data.tokens('train')):,} {unit}s, {plan.data.folder}")
     table.add_row("a step", f"{config.sequences_per_step} sequences of {plan.length}, {_noise_in_words(plan)}")
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
         f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
-    table.add_row("memory", f"about {readable(memory.total)} beside torch itself, of {readable(available)}")
-    table.add_row("time", f"about {format_duration(seconds)}, told better after a few steps" if seconds else "as given")
+    needed, there = bytes_in_words(memory.total), bytes_in_words(available)
+    table.add_row("memory", f"about {needed} for tensors, beside torch itself, of {there}")
+    duration = "as given" if seconds is None else f"about {duration_in_words(seconds)}, told better after a few steps"
+    table.add_row("time", duration)
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
-    if memory.total > available and not config.force:
-        raise UserError(_does_not_fit(memory, available))
+    check_memory(plan)
     if seconds and seconds > LONG_RUN_SECONDS:
-        console.print(
-            f"This would take about {format_duration(seconds)} here; {ADVICE}.", style="yellow", highlight=False
+        advice = f"; {ADVICE}" if config.base is None and seconds > VERY_LONG_RUN_SECONDS else ""
+        lead = f"{duration_in_words(seconds)} is long{advice}. What costs the time:"
+        console.print(lead, style="yellow", highlight=False)
+        for reason in reasons_for_slowness(plan):
+            console.print(f"  - {reason}", style="yellow", highlight=False, markup=False)
+
+
+def check_memory(plan: RunPlan) -> None:
+    """Refuse a run that cannot fit the memory, and name what would; where it is tight, use it well.
+
+    Raises:
+        UserError: it does not fit, and the configuration does not say `force`.
+    """
+    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    if memory.total + TORCH_BYTES > available and not plan.config.force:
+        raise UserError(
+            f"This run needs about {bytes_in_words(memory.total)} of memory beside torch itself and there are "
+            f"{bytes_in_words(available)}: {_what_fits(plan, available)} (--force tries all the same)."
         )
+    if plan.device.type == "cpu" and HEAP_SLACK * memory.total + TORCH_BYTES > available:
+        give_back_freed_memory()
+
+
+def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError:
+    """The end of a run whose memory did not suffice after all, with the settings that would have fitted."""
+    memory = expected_memory(plan).total
+    # That much was not to be had, whatever the machine has in all.
+    available = min(float(memory_bytes(plan.device)), 0.9 * memory + TORCH_BYTES)
+    saved = f"; the last checkpoint is unharmed, --resume {folder} goes on from it" if has_checkpoint else ""
+    return UserError(
+        f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} beside torch itself: "
+        f"{_what_fits(plan, available)}{saved}."
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA's and Python's own errors, or what torch says on a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
-    """By formula; see `models.size`."""
+    """By formula; see `models.memory`."""
+    return training_memory(plan.network_config, setting_of(plan))
+
+
+def setting_of(plan: RunPlan) -> TrainingSetting:
+    """What the formula needs to know of a run."""
     config = plan.config
-    return training_memory(
-        plan.network_config,
+    return TrainingSetting(
         batch_size=config.batch_size,
         length=plan.length,
-        activation_bytes=plan.precision.dtype.itemsize,
-        optimizer_states=1 if config.optimizer.optimizer == "muon" else 2,
-        with_ema=config.optimizer.ema > 0,
-        attention_is_stored=config.network.dropout > 0 and plan.device.type == "cpu",
+        accumulates=config.accumulate > 1,
+        optimizer=config.optimizer.optimizer,
+        ema=config.optimizer.ema > 0,
+        bf16=plan.precision.dtype == torch.bfloat16,
+        activation_checkpointing=config.activation_checkpointing,
+        on_cpu=plan.device.type == "cpu",
     )
 
 
 def expected_seconds(plan: RunPlan) -> float | None:
-    """From the FLOPs of the steps and the measured speed of products; None if the run has only a time limit."""
+    """From the work of the steps and the measured speed of products; None if the run has only a time limit."""
     if plan.total_steps is None:
         return None
-    tokens = plan.total_steps * plan.tokens_per_step
-    flops = tokens * training_flops_per_token(plan.network_config, plan.length)
-    speed = matmul_flops_per_second(plan.device, plan.precision.dtype)
-    seconds = flops / (MATMUL_SHARE * speed)
+    seconds = training_seconds(
+        plan.network_config,
+        plan.length,
+        tokens=plan.total_steps * plan.tokens_per_step,
+        flops_per_second=matmul_flops_per_second(plan.device, plan.precision.dtype),
+        activation_checkpointing=plan.config.activation_checkpointing,
+        on_cpu=plan.device.type == "cpu",
+    )
     limit = plan.config.minutes
     return seconds if limit is None else min(seconds, 60 * limit)
 
 
-def readable(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+def reasons_for_slowness(plan: RunPlan) -> list[str]:
+    """What costs a run its time, the largest first where it is known, each with the remedy."""
+    network, on_cpu = plan.network_config, plan.device.type == "cpu"
+    size = f"{total_parameters(network):,} parameters"
+    reasons = [f"{size} on a CPU: a GPU, or a smaller network" if on_cpu else size]
+    if on_cpu and isinstance(network, EncoderConfig) and network.dropout:
+        reasons.append("dropout on a CPU draws its noise serially and keeps attention from being fused: --dropout 0")
+    if plan.precision.dtype == torch.float32:
+        reasons.append(f"products in fp32: {plan.precision.reason}")
+    attention = attention_flops_per_token(network, plan.length) / training_flops_per_token(network, plan.length)
+    if attention > LARGE_ATTENTION_SHARE:
+        reasons.append(
+            f"attention over {plan.length:,} tokens is {attention:.0%} of the work: --windows random --sequence_length "
+            f"{min(SHORT_LENGTH, plan.length // 4)}"
+        )
+    if plan.config.activation_checkpointing:
+        reasons.append("activations are computed twice: --no-activation_checkpointing, if the memory suffices")
+    return reasons
 
 
-def _does_not_fit(memory: TrainingMemory, available: int) -> str:
-    needs = f"This run needs about {readable(memory.total)} of memory and there are {readable(available)}"
-    if memory.fixed > available:
-        return f"{needs}: the network itself is too large, choose a smaller one ({ADVICE})."
-    return (
-        f"{needs}: lower --batch_size (and raise --accumulate as much), shorten the sequences, "
-        f"or choose a smaller network ({ADVICE}); --force tries all the same."
-    )
+def _what_fits(plan: RunPlan, available: float) -> str:
+    ways = ways_to_fit(plan.network_config, setting_of(plan), available - TORCH_BYTES, plan.config.accumulate)
+    if ways:
+        fitting = ", or ".join(f"{' '.join(way.flags)} ({bytes_in_words(way.memory)})" for way in ways)
+        return f"it fits with {fitting}" + ("" if plan.config.base else f"; {ADVICE}")
+    if plan.config.base is not None:
+        return "no setting makes it fit, use a machine with more memory (`llada size` counts what it takes)"
+    return f"the network itself is too large, choose a smaller one ({ADVICE})"
 
 
 def _noise_in_words(plan: RunPlan) -> str:

@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from llada.readable import duration_in_words
 from llada.training.run_folder import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal to draw a bar on
@@ -38,7 +39,7 @@ class Display:
     def update(self, step: int, share: float, status: str, seconds_left: float | None) -> None:
         """Show the state of the run; `share` is the part of it that is done."""
         if seconds_left is not None:
-            status += f" · {format_duration(seconds_left)} left"
+            status += f" · {duration_in_words(seconds_left)} left"
         self._progress.update(self._task, completed=step, status=status, share=f"{share:4.0%}")
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -100,14 +101,3 @@ class Stopwatch:
         if self._minutes is not None:
             limits.append(60 * self._minutes - self.progress.seconds)
         return max(0.0, min(limits))
-
-
-def format_duration(seconds: float) -> str:
-    """A time for people: "45 s", "3 min 20 s", "5 h 10 min", "3.2 days"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    if seconds < 86400:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-    return f"{seconds / 86400:.1f} days"

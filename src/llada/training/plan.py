@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from llada.errors import UserError
 from llada.hardware import Precision, choose_device, choose_precision
 from llada.models import NetworkConfig
-from llada.text.dataset import PreparedText
+from llada.text.dataset import PreparedText, check_window
 from llada.training.config import TrainConfig
 
 
@@ -26,20 +27,33 @@ class RunPlan:
     """None if only the time limits the run."""
 
     @classmethod
-    def of(cls, config: TrainConfig, data: PreparedText) -> "RunPlan":
+    def of(cls, config: TrainConfig, data: PreparedText, network_config: NetworkConfig | None = None) -> "RunPlan":
         """The plan of a configuration on a text.
 
+        Args:
+            network_config: of the checkpoint that the run starts from; built from the configuration if there is none.
+
         Raises:
-            UserError: the network cannot be built or the device is not there.
+            UserError: the network cannot be built, is not made for sequences of this length, or the device is not
+                there.
         """
         device = choose_device(config.device)
         length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
+        if config.data.windows == "random":
+            check_window(data, length)
+        if network_config is None:
+            network_config = config.network.build_config(data.tokenizer, length)
+        elif length > network_config.max_sequence_length:
+            raise UserError(
+                f"Sequences of {length:,} are longer than the {network_config.max_sequence_length:,} tokens of the "
+                f"checkpoint: add --windows random --sequence_length {network_config.max_sequence_length}."
+            )
         return cls(
             config=config,
             data=data,
             device=device,
             precision=choose_precision(config.precision, device),
-            network_config=config.network.build_config(data.tokenizer, length),
+            network_config=network_config,
             length=length,
             total_steps=count_steps(config, data, length),
         )

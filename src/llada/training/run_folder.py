@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
+from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, load_weights, save_weights
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, write_json
 from llada.models import MaskPredictor, NetworkConfig
@@ -45,6 +45,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS_FOLDER
+        self.last = self.checkpoints / "last"
+
+    def has_checkpoint(self) -> bool:
+        return self.last.is_dir()
 
     def check_free(self) -> None:
         """Refuse a folder that holds a run already, which a new one would spoil.
@@ -125,8 +129,8 @@ class RunFolder:
         Raises:
             UserError: the checkpoint is missing, broken, of another network, or of another text.
         """
-        folder = self.checkpoints / "last"
-        if not folder.is_dir():
+        folder = self.last
+        if not self.has_checkpoint():
             raise UserError(f"{self.path} has no checkpoint yet: delete the folder and start again without --resume.")
         try:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
@@ -135,7 +139,7 @@ class RunFolder:
                     f"{data.folder} holds another text than {self.path} was trained on: prepare that one again, "
                     "or start a new run."
                 )
-            load_weights(model, folder / WEIGHTS_FILE)
+            load_weights(model, folder)
             if average is not None:
                 for name, tensor in model.network.state_dict().items():
                     average.weights[name].copy_(tensor)

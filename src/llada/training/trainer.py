@@ -11,16 +11,18 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from llada.checkpoint import make_predictor
+from llada.checkpoint import load_checkpoint, make_predictor
 from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo, cut_windows, estimate_nelbo
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
+from llada.models import recompute_activations
 from llada.objective import loss_weights, masked_nll, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor
 from llada.sampler import SamplerConfig, infill, suppress
@@ -30,6 +32,7 @@ from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
 from llada.training.run_folder import Progress, RunFolder
+from llada.training.watch import ConvergenceWatch, likely_setting
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
 SAMPLE_LENGTH = 200
@@ -39,14 +42,25 @@ PURPOSES = {"batch": 0, "dropout": 1}
 class Trainer:
     """A run, fresh or resumed: built from its plan, then `run`."""
 
-    def __init__(self, plan: RunPlan, folder: RunFolder, resume: bool = False) -> None:
+    def __init__(self, plan: RunPlan, folder: RunFolder, resume: bool = False, start: Path | None = None) -> None:
+        """
+        Args:
+            folder: where the run is kept.
+            resume: go on from the last checkpoint of that folder.
+            start: checkpoint folder with the weights to start from; random ones if None.
+        """
         config, data = plan.config, plan.data
         self.plan, self.config, self.data, self.folder = plan, config, data, folder
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
-        self.model = make_predictor(plan.network_config, data.tokenizer).to(self.device)
+        if start is None:
+            self.model = make_predictor(plan.network_config, data.tokenizer).to(self.device)
+        else:
+            self.model = load_checkpoint(start, self.device).model.train()
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
+        if config.activation_checkpointing:
+            recompute_activations(self.model.network)
         self.progress = folder.load(data, self.model, self.average, self.optimizers) if resume else Progress()
         should_compile = self.device.type == "cuda" if config.compile is None else config.compile
         if should_compile:  # not the head, whose input has another shape at every step
@@ -56,6 +70,7 @@ class Trainer:
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
         self.evaluation_windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
+        self.watch = ConvergenceWatch(plan)
         self.stop_requested = False
 
     # -- a step ---------------------------------------------------------------------------------------------------
@@ -163,9 +178,11 @@ class Trainer:
     ) -> None:
         step, loss, grad_norm = self.progress.step, float(done.loss), float(done.grad_norm)
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            goes_on = f"go on from the last checkpoint with --resume {self.folder.path}"
             raise UserError(
-                f"The loss became {loss} and its gradient {grad_norm} by step {step}: go on from the last checkpoint "
-                f"with --resume {self.folder.path} and lower learning rates."
+                f"The loss became {loss} and its gradient {grad_norm} by step {step}; "
+                f"{likely_setting(self.plan, is_too_fast=True)}, and "
+                f"{goes_on if self.folder.has_checkpoint() else 'start again'}."
             )
         nll, nll_by_t = by_time.take()
         rate = timer.tokens_per_second
@@ -188,6 +205,9 @@ class Trainer:
         if rate:
             status += f" · {rate / 1000:.1f}k tokens/s"
         display.update(step, self.share_done(), status, timer.seconds_left)
+        warning = self.watch.add(step, self.share_done(), nll)
+        if warning:
+            display.say(warning)
 
     def _evaluate_and_save(self, metrics: MetricsFile, display: Display, evaluate: bool) -> None:
         """Measure and show the model that would be saved, then save it; a run told to stop only saves."""

@@ -1,0 +1,243 @@
+"""The formulas of memory: fixed parts by hand, activations against what autograd keeps, what fits against a search.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, M width of the feed-forward layer.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig, build_network, recompute_activations
+from llada.models.fit import largest_batch, largest_networks, longest_sequence, ways_to_fit, with_length
+from llada.models.memory import (
+    TrainingSetting,
+    inference_memory,
+    kept_by_layer,
+    kept_outside_layers,
+    lora_memory,
+    lora_parameters,
+    stored_weights,
+    training_memory,
+)
+from llada.models.size import matrix_parameters, total_parameters
+from llada.pretrained import LLADA_8B
+
+LLADA = LLaDAConfig(
+    d_model=128,
+    n_heads=2,
+    n_layers=3,
+    vocab_size=69,
+    mask_token_id=68,
+    pad_token_id=0,
+    eos_token_id=2,
+    mlp_hidden_size=352,
+    max_sequence_length=256,
+)
+ENCODER = EncoderConfig(
+    vocab_size=69, mask_token_id=68, max_sequence_length=256, d_model=128, n_heads=2, n_layers=3, dropout=0.0
+)
+SETTING = TrainingSetting(batch_size=4, length=256)
+
+
+def kept_for_backward(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False) -> int:
+    """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
+    torch.manual_seed(0)
+    network = build_network(config).train()
+    rows = torch.randint(0, config.vocab_size, (n_rows, length))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor  # holding it keeps its address from being used again
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+    ):
+        features = network.features(rows)
+    assert features.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+NETWORKS = {
+    "llada": LLADA,
+    "llada, wide": replace(LLADA, d_model=192, n_heads=3, mlp_hidden_size=256),
+    "llada, grouped heads": replace(LLADA, n_heads=4, n_kv_heads=2),
+    "encoder": ENCODER,
+    "encoder, dropout": replace(ENCODER, dropout=0.1),
+}
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("length", [64, 256])
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS.keys())
+def test_a_layer_keeps_what_the_formula_says_to_the_byte(config: NetworkConfig, length: int, bf16: bool) -> None:
+    """The difference of three layers and two; under autocast, bf16 copies of a layer's matrices are kept with it."""
+    setting = TrainingSetting(batch_size=4, length=length, bf16=bf16)
+    three, two = (kept_for_backward(replace(config, n_layers=n), 4, length, bf16) for n in (3, 2))
+    more = matrix_parameters(replace(config, n_layers=3)) - matrix_parameters(replace(config, n_layers=2))
+    copies = 2 * more if bf16 else 0
+    assert three - two == pytest.approx(setting.tokens * kept_by_layer(config, setting) + copies, rel=0.001)
+
+
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS.keys())
+def test_outside_the_layers_norms_and_embedding_are_kept(config: NetworkConfig) -> None:
+    """All but the features that the head reads, which are one width more; statistics and tables are the tolerance."""
+    setting = TrainingSetting(batch_size=4, length=256)
+    whole = kept_for_backward(config, 4, 256)
+    outside = whole - config.n_layers * setting.tokens * kept_by_layer(config, setting)
+    formula = setting.tokens * (kept_outside_layers(config) - 4 * config.d_model)
+    assert outside == pytest.approx(formula, rel=0.15)
+
+
+@pytest.mark.parametrize("config", [LLADA, ENCODER, replace(ENCODER, dropout=0.1)], ids=["llada", "encoder", "dropout"])
+def test_recomputed_layers_keep_their_inputs_only_and_give_the_same_gradients(config: NetworkConfig) -> None:
+    rows = torch.randint(0, config.vocab_size, (2, 32))
+    gradients = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        network = build_network(config).train()
+        if recomputes:
+            recompute_activations(network)
+        torch.manual_seed(1)
+        network(rows).logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+        assert set(network.state_dict()) == set(build_network(config).state_dict())
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=0, atol=0)
+
+
+def test_fixed_memory_by_hand() -> None:
+    """All in fp32: weights and gradients, two states of AdamW or one of Muon, a running average."""
+    n = total_parameters(LLADA_8B)
+    one = replace(SETTING, batch_size=1, length=1)
+    adamw = training_memory(LLADA_8B, one)
+    assert (adamw.weights, adamw.gradients, adamw.optimizer, adamw.ema) == (4 * n, 4 * n, 8 * n, 0)
+    assert adamw.fixed == 16 * n == 128_249_298_944
+    assert training_memory(LLADA_8B, replace(one, ema=True)).fixed == 20 * n
+    tables = 2 * 126_464 * 4096 + 65 * 4096  # embedding, head, norms: AdamW's, whatever trains the matrices
+    assert training_memory(LLADA_8B, replace(one, optimizer="muon")).optimizer == 4 * (n + tables)
+
+
+def test_the_peak_is_the_largest_moment_of_a_step() -> None:
+    """Few tokens: all gradients are there at the end. Many: all activations are there at the start."""
+    few = training_memory(LLADA_8B, replace(SETTING, batch_size=1, length=1))
+    assert few.total == pytest.approx(few.weights + few.optimizer + few.gradients, rel=0.001)
+    many = training_memory(LLADA, replace(SETTING, batch_size=512))
+    assert many.total == many.weights + many.optimizer + many.activations + max(many.logits, many.working)
+    accumulating = training_memory(LLADA, replace(SETTING, batch_size=512, accumulates=True))
+    assert accumulating.total == many.total + many.gradients
+
+
+def test_each_thrift_saves() -> None:
+    """On a network of some depth; what is saved is what the benchmark measures."""
+    deep = replace(LLADA, n_layers=12)
+    plain = training_memory(deep, replace(SETTING, batch_size=64)).total
+    for thrift in ({"activation_checkpointing": True}, {"bf16": True}, {"batch_size": 32}, {"length": 128}):
+        assert (
+            training_memory(
+                deep, replace(SETTING, batch_size=64) if not thrift else replace(SETTING, **{"batch_size": 64} | thrift)
+            ).total
+            < plain
+        )
+    dropout = replace(ENCODER, dropout=0.1)
+    on_cpu, on_gpu = (kept_by_layer(dropout, replace(SETTING, on_cpu=on_cpu)) for on_cpu in (True, False))
+    assert on_cpu - on_gpu == 3 * 2 * 256 * 4 - 2 * 4  # attention of two heads, stored three times, instead of its sums
+
+
+# --- adapters and use
+
+
+def test_adapters_of_the_published_network() -> None:
+    """2,621,440 weights for each rank, 16.03 GB of bf16 weights, 5.7 GB with 4-bit layers: the fact sheet's figures."""
+    assert lora_parameters(LLADA_8B, 1) == 2_621_440
+    assert lora_parameters(LLADA_8B, 32) == 83_886_080
+    assert stored_weights(LLADA_8B) == 16_031_162_368
+    assert stored_weights(LLADA_8B, quantised=True) == pytest.approx(5.7e9, rel=0.01)
+
+
+def test_adapters_have_as_many_weights_as_pairs_of_matrices_would() -> None:
+    network = build_network(LLADA)
+    pairs = sum(5 * sum(p.shape) for p in network.layers.parameters() if p.dim() == 2)
+    assert lora_parameters(LLADA, 5) == pairs
+
+
+def test_adapters_take_less_than_all_weights_and_more_than_the_frozen_ones() -> None:
+    setting = TrainingSetting(batch_size=1, length=1024, bf16=True, activation_checkpointing=True)
+    full = training_memory(LLADA_8B, setting).total
+    lora, qlora = (lora_memory(LLADA_8B, setting, 32, quantised) for quantised in (False, True))
+    assert stored_weights(LLADA_8B) + 16 * 83_886_080 < lora < full / 4
+    assert lora - qlora == stored_weights(LLADA_8B) - stored_weights(LLADA_8B, quantised=True)
+
+
+def test_sampling_takes_weights_and_the_logits_of_the_canvas() -> None:
+    n, positions = total_parameters(LLADA_8B), 2 * 64
+    assert inference_memory(LLADA_8B, 2, 64) == 2 * n + positions * 126_464 * (2 + 3 * 8)
+    assert inference_memory(LLADA, 1, 8, weight_bytes=4) == 4 * total_parameters(LLADA) + 8 * 4 * (8 * 128 + 3 * 352)
+
+
+# --- what fits
+
+
+def fits(config: NetworkConfig, setting: TrainingSetting, limit: float) -> bool:
+    return training_memory(with_length(config, setting.length), setting).total <= limit
+
+
+@pytest.mark.parametrize("limit", [3e6, 2e7, 1e8, 1e9])
+def test_largest_batch_and_length_are_the_last_that_fit(limit: float) -> None:
+    setting = replace(SETTING, length=1024)
+    batch = largest_batch(LLADA, setting, limit)
+    expected = next(n for n in itertools.count() if not fits(LLADA, replace(setting, batch_size=n + 1), limit))
+    assert batch == min(expected, 1024)
+    length = longest_sequence(LLADA, setting, limit)
+    lengths = [n for n in range(64, 1025, 64) if fits(LLADA, replace(setting, length=n), limit)]
+    assert length == max(lengths, default=0)
+
+
+def test_ways_to_fit_do_and_say_how() -> None:
+    config = replace(ENCODER, dropout=0.1, n_layers=8)
+    setting = TrainingSetting(batch_size=6, length=1024)
+    limit = training_memory(with_length(config, 1024), setting).total / 2.2
+    ways = ways_to_fit(config, setting, limit)
+    assert [" ".join(way.flags) for way in ways][:2] == ["--batch_size 2 --accumulate 3", "--activation_checkpointing"]
+    assert any(way.flags == ("--dropout 0",) for way in ways)
+    assert ways[-1].flags[0].startswith("--windows random --sequence_length ")
+    for way in ways:
+        assert fits(way.config, way.setting, limit)
+        assert way.setting.batch_size * (3 if way.setting.accumulates else 1) == 6
+
+
+def test_where_no_change_suffices_they_are_combined() -> None:
+    config = replace(ENCODER, dropout=0.1, n_layers=8)
+    setting = TrainingSetting(batch_size=6, length=1024)
+    thrifty = replace(setting, batch_size=1, accumulates=True, activation_checkpointing=True)
+    limit = training_memory(with_length(config, 1024), thrifty).total
+    combined, shorter = ways_to_fit(config, setting, limit)
+    assert combined.flags == ("--activation_checkpointing", "--batch_size 1 --accumulate 6")
+    assert (shorter.setting.batch_size, shorter.setting.activation_checkpointing) == (6, False)
+    (last_resort,) = ways_to_fit(config, setting, 0.6 * limit)
+    assert last_resort.flags[0] == "--activation_checkpointing"
+    assert fits(last_resort.config, last_resort.setting, 0.6 * limit)
+    assert ways_to_fit(config, setting, 1e6) == []  # less than the weights
+
+
+def test_largest_networks_fit_and_the_next_larger_one_does_not() -> None:
+    def make(layers: int, width: int) -> NetworkConfig:
+        return replace(ENCODER, n_layers=layers, d_model=width, n_heads=width // 64, max_sequence_length=1024)
+
+    setting = TrainingSetting(batch_size=1, length=1024, bf16=True, on_cpu=False)
+    rungs = largest_networks(make, setting, 8e9)
+    sizes = [total_parameters(rung.config) for rung in rungs]
+    assert len(rungs) == 5
+    assert sizes == sorted(sizes, reverse=True)
+    for rung in rungs:
+        assert fits(rung.config, rung.setting, 8e9)
+        more = replace(rung.setting, batch_size=rung.setting.batch_size + 1)
+        assert not fits(rung.config, more, 8e9)
+    assert largest_networks(make, setting, 1e6) == []

@@ -1,0 +1,273 @@
+"""Checkpoints in the public layout: read, fetched, put to a text; and the tokenizer that comes along."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llada import pretrained
+from llada.checkpoint import load_checkpoint, read_tokenizer, save_weights
+from llada.errors import UserError
+from llada.models.size import total_parameters
+from llada.pretrained import LLADA_8B, fetch, read_published_config, write_random_checkpoint
+from llada.text.bpe import BPETokenizer
+from llada.text.dataset import PreparedText, retokenise, text_for
+
+
+@pytest.fixture(scope="module")
+def folder(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "random"
+    write_random_checkpoint(folder, text)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> BPETokenizer:
+    tokenizer = read_tokenizer(folder)
+    assert isinstance(tokenizer, BPETokenizer)
+    return tokenizer
+
+
+# --- the checkpoint
+
+
+def test_random_checkpoint_has_the_public_layout(folder: Path) -> None:
+    """bf16 shards whose index accounts for every tensor, layers out of order, as in the public files."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert set(index["weight_map"]) == set(tensors)
+    assert {file.name for file in folder.glob("*.safetensors")} == set(index["weight_map"].values())
+    assert len(set(index["weight_map"].values())) >= 2
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    config = read_published_config(str(folder))
+    assert sum(tensor.numel() for tensor in tensors.values()) == total_parameters(config)
+    assert list(index["weight_map"]) != sorted(index["weight_map"])
+
+
+def test_loaded_weights_are_those_of_the_files(folder: Path) -> None:
+    network = load_checkpoint(folder).model.network
+    stored = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for name, tensor in network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, stored[name].float())
+    in_bf16 = load_checkpoint(folder, dtype=torch.bfloat16).model.network.state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in in_bf16.items())
+
+
+def test_saved_again_it_is_byte_for_byte_the_same(folder: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(folder, dtype=torch.bfloat16)
+    save_weights(tmp_path, checkpoint.config, checkpoint.tokenizer, checkpoint.model.network.state_dict(), 40_000)
+    stored, again = (
+        {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for place in (folder, tmp_path)
+    )
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[name], again[name]) for name in stored)
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    sizes = [sum(t.nbytes for t in load_file(file).values()) for file in tmp_path.glob("*.safetensors")]
+    assert len(sizes) > 3
+    largest = max(tensor.nbytes for tensor in stored.values())
+    assert max(sizes) <= max(40_000, largest)
+
+
+def damaged(folder: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_a_missing_shard_and_a_path_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = damaged(folder, tmp_path)
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name} cannot be read"):
+        load_checkpoint(copy)
+    shard.write_bytes(content)
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    for bad in ("../elsewhere.safetensors", "/tmp/x.safetensors", 3):
+        index["weight_map"][next(iter(index["weight_map"]))] = bad
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="names no files of its folder"):
+            load_checkpoint(copy)
+
+
+def test_a_tokenizer_of_another_network_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = damaged(folder, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 300, "embedding_size": 300}))
+    with pytest.raises(UserError, match="cannot be used"):
+        read_tokenizer(copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        read_tokenizer(copy)
+
+
+# --- its tokenizer
+
+
+def test_text_survives_its_tokens(tokenizer: BPETokenizer, text: str) -> None:
+    for sample in (text[:500], "Tö bé, ‐ 世界\n\n", ""):
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+    assert len(tokenizer.encode(text)) < len(text)
+
+
+def test_special_tokens_in_a_text_are_text(tokenizer: BPETokenizer) -> None:
+    """A stored text never contains MASK, whatever it says."""
+    ids = tokenizer.encode("<|mdm_mask|> and <|endoftext|>")
+    assert tokenizer.mask_id not in ids
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == "<|mdm_mask|> and <|endoftext|>"
+    assert tokenizer.decode([*ids, tokenizer.mask_id, tokenizer.mask_id], mask_symbol="░").endswith("░░")
+
+
+def test_rows_without_a_token_and_mask_are_never_sampled(tokenizer: BPETokenizer) -> None:
+    known = {int(id_) for id_ in json.loads(tokenizer._files["tokenizer.json"])["model"]["vocab"].values()}
+    added = {token["id"] for token in json.loads(tokenizer._files["tokenizer.json"])["added_tokens"]}
+    assert set(tokenizer.forbidden_rows) == set(range(tokenizer.vocab_size)) - known - added | {tokenizer.mask_id}
+    assert tokenizer.eos_id not in tokenizer.forbidden_rows
+
+
+# --- a text in its tokens
+
+
+def test_retokenised_text_is_split_at_the_same_place(data: PreparedText, tokenizer: BPETokenizer, text: str) -> None:
+    again = retokenise(data, tokenizer)
+    n_train = int(0.9 * len(text))
+    assert tokenizer.decode(again.tokens("train").tolist()) == text[:n_train]
+    assert tokenizer.decode(again.tokens("val").tolist()) == text[n_train:]
+    assert again.sequence_length == data.sequence_length
+    assert again.text_sha256 == data.text_sha256
+    assert again.folder.parent == data.folder / "tokenised"
+    assert PreparedText.open(data.folder).tokenizer == data.tokenizer  # the folder itself is as it was
+
+
+def test_retokenised_text_is_kept_and_mended(data: PreparedText, tokenizer: BPETokenizer) -> None:
+    first = retokenise(data, tokenizer)
+    written = (first.folder / "metadata.json").stat().st_mtime_ns
+    assert retokenise(data, tokenizer).folder == first.folder
+    assert (first.folder / "metadata.json").stat().st_mtime_ns == written
+    expected = np.array(first.tokens("train"))
+    (first.folder / "train_data.npy").write_bytes(b"damaged")
+    assert np.array_equal(retokenise(data, tokenizer).tokens("train"), expected)
+
+
+def test_a_character_checkpoint_keeps_its_text_and_refuses_another(data: PreparedText, tmp_path: Path) -> None:
+    assert text_for(data.tokenizer, data) is data
+    other = type(data.tokenizer)("xyz")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="knows 3 characters"):
+        text_for(other, data)
+
+
+# --- found by name
+
+
+def test_published_networks_are_known_offline() -> None:
+    for name in ("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"):
+        assert read_published_config(name) == LLADA_8B
+    assert total_parameters(LLADA_8B) == 8_015_581_184
+
+
+def test_a_configuration_alone_is_enough_to_be_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    expected = load_checkpoint(folder).config
+    assert read_published_config(str(tmp_path / "config.json")) == expected
+    assert read_published_config(str(tmp_path)) == expected
+    (tmp_path / "config.json").write_text('{"architectures": ["LLaDAMoEModel"]}')
+    with pytest.raises(UserError, match="LLaDAMoEModel"):
+        read_published_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up", "./x", ""])
+def test_what_is_neither_folder_nor_name_is_refused_at_once(name: str) -> None:
+    with pytest.raises(UserError):
+        fetch(name, LLADA_8B)
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub on localhost that has one repository, someone/small; gives the paths that were asked for."""
+    asked: list[str] = []
+    commit = "0" * 40
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"modeling_llada.py": b"raise SystemExit"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = self.path.partition("?")[0]
+            if path.startswith("/api/models/someone/small/tree/"):
+                body = json.dumps(
+                    [{"type": "file", "path": name, "size": len(c), "oid": "0"} for name, c in files.items()]
+                )
+                return self.answer(body.encode(), "application/json")
+            if path.startswith("/api/models/someone/small"):
+                siblings = [{"rfilename": name} for name in files]
+                body = json.dumps({"id": "someone/small", "sha": commit, "siblings": siblings})
+                return self.answer(body.encode(), "application/json")
+            name = path.rpartition("/")[2]
+            if path.startswith("/someone/small/resolve/") and name in files:
+                return self.answer(files[name], "application/octet-stream")
+            self.send_error(404)
+            return None
+
+        def answer(self, body: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hash(body):x}"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    from huggingface_hub import constants
+
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr(pretrained, "_cache_folder", lambda: tmp_path / "cache")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_name_is_fetched_as_data_only_and_once(hub: list[str], folder: Path) -> None:
+    config = read_published_config("someone/small")
+    fetched = fetch("someone/small", config)
+    assert load_checkpoint(fetched).tokenizer == read_tokenizer(folder)
+    assert sorted(path.name for path in fetched.iterdir()) == sorted(path.name for path in folder.iterdir())
+    assert not any("modeling" in path for path in hub)  # its code was neither fetched nor run
+    n_asked = len(hub)
+    assert fetch("someone/small", config) == fetched
+    assert len(hub) == n_asked  # from the cache
+    with pytest.raises(UserError, match="no folder here"):
+        read_published_config("someone/else")
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_download(hub: list[str]) -> None:
+    huge = replace(LLADA_8B, n_layers=10**6)
+    with pytest.raises(UserError, match="free some space"):
+        fetch("someone/small", huge)
+    assert not any(".safetensors" in path for path in hub)
