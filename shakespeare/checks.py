@@ -5,6 +5,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 
+import clone  # noqa: F401  for its side effect
+from llada.errors import UserError
+
 Check = Callable[[], None]
 
 
@@ -17,6 +20,9 @@ def run_checks(checks: Iterable[Check]) -> None:
         start = time.perf_counter()
         try:
             check()
+        except UserError as error:
+            print(f"  {error}", file=sys.stderr)
+            sys.exit(2)
         except AssertionError:
             failed += 1
             print(f"  FAILED\n{traceback.format_exc()}")

@@ -232,8 +232,8 @@ def test_first_lines_tell_what_the_run_takes(llada, world: Path, tmp_path: Path)
 
 
 def test_founding_default_is_answered_with_the_preset_to_use(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """24 layers of 768, 64 sequences of 4096 at once: 174 million parameters and hundreds of GB of activations."""
-    shape = ["--windows", "random", "--sequence_length", 4096, "--batch_size", 64, "--device", "cpu"]
+    """24 layers of 768, 512 sequences of 512 at once: 170 million parameters and hundreds of GB of activations."""
+    shape = ["--windows", "random", "--sequence_length", 512, "--batch_size", 512, "--device", "cpu"]
     result = llada(
         "train", "--preset", "founding", *shape, "--data_dir", world / "data", "--output_dir", tmp_path / "run"
     )

@@ -208,6 +208,8 @@ def test_ways_to_fit_do_and_say_how() -> None:
     assert [" ".join(way.flags) for way in ways][:2] == ["--batch_size 2 --accumulate 3", "--activation_checkpointing"]
     assert any(way.flags == ("--dropout 0",) for way in ways)
     assert ways[-1].flags[0].startswith("--windows random --sequence_length ")
+    fixed = ways_to_fit(config, setting, limit, dropout_is_fixed=True)
+    assert [way.flags for way in fixed] == [way.flags for way in ways if way.flags != ("--dropout 0",)]
     for way in ways:
         assert fits(way.config, way.setting, limit)
         assert way.setting.batch_size * (3 if way.setting.accumulates else 1) == 6

@@ -266,6 +266,17 @@ def test_a_name_is_fetched_as_data_only_and_once(hub: list[str], folder: Path) -
         read_published_config("someone/else")
 
 
+def test_a_download_that_was_cut_off_is_completed(hub: list[str], folder: Path) -> None:
+    config = read_published_config("someone/small")
+    fetched = fetch("someone/small", config)
+    shard = sorted(fetched.glob("*.safetensors"))[-1]
+    shard.resolve().unlink()
+    shard.unlink()
+    assert fetch("someone/small", config) == fetched
+    assert shard.is_file()
+    load_checkpoint(fetched)
+
+
 def test_a_disk_that_is_too_small_is_found_before_the_download(hub: list[str]) -> None:
     huge = replace(LLADA_8B, n_layers=10**6)
     with pytest.raises(UserError, match="free some space"):

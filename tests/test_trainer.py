@@ -279,7 +279,7 @@ def test_a_validation_text_too_short_for_a_window_is_refused_at_the_start(
     small_run: TrainConfig, data: PreparedText
 ) -> None:
     config = replace(small_run, data=replace(small_run.data, sequence_length=2000))
-    with pytest.raises(UserError, match="shorter than a window of 2000"):
+    with pytest.raises(UserError, match="Sequences of 2,000 are longer than the validation text"):
         Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
 
 

@@ -1,5 +1,6 @@
 """What goes wrong in training is foreseen or named: memory, time, a loss that does not fall; and bad options."""
 
+import json
 import math
 import resource
 import subprocess
@@ -90,6 +91,33 @@ def test_running_out_of_memory_names_what_would_have_fitted(large: RunPlan) -> N
     assert "--resume" not in str(out_of_memory(large, "runs/x", has_checkpoint=False))
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
+    capsys: pytest.CaptureFixture[str], data: PreparedText, tmp_path: Path
+) -> None:
+    """As the advice for a shortage of memory says; --resume has nothing to go on with, and says so."""
+    options = [*TINY, "--data_dir", str(data.folder), "--steps", "4", "--evaluation_windows", "2"]
+    run = tmp_path / "run"
+    run.mkdir()
+    config = TrainConfig(data=DataOptions(data.folder), output_dir=run)
+    (run / "config.json").write_text(json.dumps(config.to_json()))
+    assert "start the run again without --resume" in complaint(capsys, "train", "--resume", run)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", *options, "--output_dir", str(run)])
+    assert not exit_.value.code
+
+
+def test_an_encoder_goes_on_with_shorter_sequences(
+    capsys: pytest.CaptureFixture[str], data: PreparedText, tmp_path: Path
+) -> None:
+    """As the advice for a shortage of memory says."""
+    options = [*TINY, "--network", "encoder", "--data_dir", data.folder, "--output_dir", tmp_path / "run"]
+    for more in (["--steps", "4"], ["--steps", "8", "--sequence_length", "12", "--resume"]):
+        arguments = options if "--resume" not in more else ["--output_dir", tmp_path / "run"]
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["train", *map(str, arguments), *more, "--evaluation_windows", "2"])
+        assert not exit_.value.code, capsys.readouterr().err
+
+
 def test_errors_of_allocation_are_told_from_others() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60)
@@ -117,6 +145,16 @@ def test_a_real_shortage_ends_with_the_sentence(text: str, tmp_path: Path) -> No
     assert "The memory did not suffice for this run" in result.stderr
     assert "--activation_checkpointing" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_sequences_longer_than_the_validation_text_are_refused_with_the_length_that_fits(
+    capsys: pytest.CaptureFixture[str], data: PreparedText, tmp_path: Path
+) -> None:
+    n = len(data.tokens("val"))
+    place = ["--data_dir", data.folder, "--output_dir", tmp_path / "run"]
+    sentence = complaint(capsys, "train", *place, "--sequence_length", n + 1)
+    assert f"--windows random --sequence_length {n}" in sentence
+    assert not (tmp_path / "run").exists()
 
 
 # --- time
@@ -280,6 +318,9 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
     sentence = complaint(capsys, command, *place, f"--{flag}", "many")
     assert flag.replace("_", "-") in sentence
     assert "number" in sentence or "many" in sentence
+    for value in ("nan", "inf", "-inf"):
+        if command != "prepare" and flag not in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout"):
+            assert flag.replace("_", "-") in complaint(capsys, command, *place, f"--{flag}={value}").replace("_", "-")
     negative = complaint(capsys, command, *place, f"--{flag}=-1")
     assert flag in negative or flag in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout")
     assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]

@@ -147,7 +147,7 @@ def parse_config(content: Mapping[str, Any], origin: Path | str) -> NetworkConfi
     """
     try:
         return config_from_json(content)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{origin} cannot be used: {error}.") from error
 
 
@@ -175,7 +175,7 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
     """
     expected = model.network.state_dict()
     filled: set[str] = set()
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # the file is no mapping
@@ -190,7 +190,7 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
         raise _misfit(folder, f"{min(set(expected) - filled)} is missing")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: one, or those of the index, which all lie in the folder itself."""
     if not (folder / INDEX_FILE).is_file():
         return [folder / WEIGHTS_FILE]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub import logging as hub_logging
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from llada.checkpoint import CONFIG_FILE, find_checkpoint, make_predictor, parse_config, save_weights
+from llada.checkpoint import CONFIG_FILE, find_checkpoint, make_predictor, parse_config, save_weights, weight_files
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json
 from llada.models import LLaDAConfig, NetworkConfig
@@ -72,7 +72,9 @@ def read_published_config(name: str) -> NetworkConfig:
         return parse_config(
             read_json(Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder()))), f"config.json of {name}"
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the hub's library passes on those of its HTTP client
         raise _unreachable(name, error) from error
 
 
@@ -95,7 +97,9 @@ def fetch(name: str, config: NetworkConfig) -> Path:
     _check_disk(name, stored_weights(config))
     try:
         return _snapshot(name)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise _unreachable(name, error) from error
 
 
@@ -113,7 +117,10 @@ def _snapshot(name: str, local_files_only: bool = False) -> Path:
     """The folder in the cache that holds the whole repository, but for what is no data."""
     cache, patterns = _cache_folder(), list(FETCHED_FILES)
     found = snapshot_download(name, cache_dir=cache, allow_patterns=patterns, local_files_only=local_files_only)
-    return find_checkpoint(Path(found))
+    folder = find_checkpoint(Path(found))
+    if not all(path.is_file() for path in (*weight_files(folder), folder / MODEL_FILE)):
+        raise UserError(f"{name} is in {folder} only in part: download it again.")
+    return folder
 
 
 def _cache_folder() -> Path:

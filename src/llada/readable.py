@@ -10,7 +10,7 @@ def bytes_in_words(n_bytes: float) -> str:
 
 def duration_in_words(seconds: float) -> str:
     """A time: "45 s", "3 min 20 s", "5 h 10 min", "3.2 days", "4.1 years"."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
@@ -23,6 +23,6 @@ def duration_in_words(seconds: float) -> str:
 def count_in_words(n: float) -> str:
     """A large number: "820", "15.2M", "8.02B"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
+        if n >= 0.9995 * size:
             return f"{n / size:.3g}{letter}"
     return f"{n:.3g}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -62,5 +63,5 @@ def check_positive(options: Any, *names: str) -> None:
     """Refuse options that are not more than 0; None is none."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} must be more than 0, not {value:g}: correct it.")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} must be a number above 0, not {value:g}: correct it.")

@@ -140,4 +140,4 @@ def _verdict(fits: dict[str, Any], options: SizeOptions) -> str:
     if not fits["ways_to_fit"]:
         return f"{needs}, and no setting makes it fit into {have}: choose a smaller network, or adapters."
     ways = [f"  {' '.join(way['flags'])}  ({bytes_in_words(way['total'])})" for way in fits["ways_to_fit"]]
-    return "\n".join([f"{needs}, more than {have}. It fits with any of:", *ways])
+    return "\n".join([f"{needs}, more than {have}. As flags of `llada train`, it fits with any of:", *ways])

@@ -27,6 +27,7 @@ TINY_SHAKESPEARE_ROWS = 69  # 65 characters, PAD, BOS, EOS and MASK
 # Of a device's memory, for tensors; the rest is for torch itself and the gaps between tensors.
 USABLE_SHARE = 0.9
 FOUNDING_DROPOUT = 0.1
+HEAD_WIDTH = 64  # of the networks that are suggested, as in the founding document's
 
 
 class CharacterRows(NamedTuple):
@@ -195,10 +196,11 @@ def _work(options: SizeOptions, config: NetworkConfig) -> dict[str, Any]:
 def _fits(options: SizeOptions, config: NetworkConfig, setting: TrainingSetting, gigabytes: float) -> dict[str, Any]:
     limit = USABLE_SHARE * gigabytes * 1e9
     total = training_memory(config, setting).total
-    head_width = max(1, config.d_model // config.n_heads)
-    rungs = largest_networks(
-        lambda layers, width: options.make_config(layers, width, max(1, width // head_width)), setting, limit
-    )
+    rungs = []
+    if options.checkpoint is None:  # whose vocabulary and kind of network the ladder does not have
+        rungs = largest_networks(
+            lambda layers, width: options.make_config(layers, width, width // HEAD_WIDTH), setting, limit
+        )
     ways = [] if total <= limit else ways_to_fit(config, setting, limit, options.accumulate)
     return {
         "for_tensors": limit,

@@ -16,6 +16,8 @@ from llada.cli import INTERRUPTED, Program
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.files import read_json
+from llada.models import EncoderConfig
+from llada.models.fit import with_length
 from llada.pretrained import fetch, read_published_config
 from llada.readable import duration_in_words
 from llada.text.dataset import PreparedText, text_for
@@ -72,8 +74,15 @@ def run(
 def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[RunPlan, Path | None]:
     """The run, and the checkpoint folder whose weights it starts from, if there is one."""
     data = PreparedText.open(config.data.data_dir)
+    if resume:
+        folder.check_resumable()
     if config.base is None:
-        return RunPlan.of(config, data), None
+        plan = RunPlan.of(config, data)
+        longest = read_config(folder.last).max_sequence_length if resume else plan.length
+        if isinstance(plan.network_config, EncoderConfig) and plan.length < longest:
+            # Shorter sequences use the first of the positions that were learned.
+            plan = RunPlan.of(config, data, with_length(plan.network_config, longest))
+        return plan, None
     if resume:
         start = folder.last
     else:

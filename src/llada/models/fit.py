@@ -3,7 +3,7 @@
 Shape letters: B batch, L length, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -76,7 +76,9 @@ def longest_sequence(config: NetworkConfig, setting: TrainingSetting, limit: flo
     return LENGTH_STEP * _largest(steps, lambda n: needed(config, replace(setting, length=n * LENGTH_STEP)) <= limit)
 
 
-def ways_to_fit(config: NetworkConfig, setting: TrainingSetting, limit: float, accumulate: int = 1) -> list[Way]:
+def ways_to_fit(
+    config: NetworkConfig, setting: TrainingSetting, limit: float, accumulate: int = 1, dropout_is_fixed: bool = False
+) -> list[Way]:
     """Changes that make a training fit, each alone; where only shorter sequences do, the mildest combination first.
 
     The first ones leave its result as it is.
@@ -84,18 +86,19 @@ def ways_to_fit(config: NetworkConfig, setting: TrainingSetting, limit: float, a
     Args:
         limit: bytes.
         accumulate: batches of the setting that make a step.
+        dropout_is_fixed: as in a checkpoint that is trained further.
     """
     asked = Way(config, setting, setting.batch_size * accumulate)
-    changes = (_smaller_batch(limit), _with_checkpointing, _in_bf16, _without_dropout, _shorter_sequences(limit))
-    alone = [change(asked) for change in changes]
+    thrifts = [_with_checkpointing, _in_bf16, *([] if dropout_is_fixed else [_without_dropout])]
+    alone = [change(asked) for change in (_smaller_batch(limit), *thrifts, _shorter_sequences(limit))]
     fitting = [way for way in alone if _differs(way, asked) and way.memory <= limit]
     if any(way.setting.length == setting.length for way in fitting):
         return fitting
-    return _mildest_combination(asked, limit) + fitting
+    return _mildest_combination(asked, limit, thrifts) + fitting
 
 
-def _mildest_combination(way: Way, limit: float) -> list[Way]:
-    for change in (_with_checkpointing, _in_bf16, _without_dropout):
+def _mildest_combination(way: Way, limit: float, thrifts: Sequence[Callable[[Way], Way]]) -> list[Way]:
+    for change in thrifts:
         changed = change(way)
         way = changed if _differs(changed, way) else way
         smaller = _smaller_batch(limit)(way)

@@ -48,7 +48,8 @@ def load_tokenizer(folder: Path, content: Mapping[str, Any]) -> CharTokenizer | 
     Raises:
         UserError: there is none, or it is broken.
     """
-    if (folder / MODEL_FILE).is_file() and not (folder / VOCAB_FILE).is_file():
+    is_bpe = (folder / MODEL_FILE).is_file() or content.get("pad_token_id") == content.get("eos_token_id") is not None
+    if is_bpe and not (folder / VOCAB_FILE).is_file():  # LLaDA's own, whose padding is the end
         return BPETokenizer.load(folder, content)
     return CharTokenizer.load(folder)
 

@@ -1,6 +1,7 @@
 """What a run can be told, in one dataclass a concern, and the presets, which are values of them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
 from llada.optim import ScheduleName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.vocabulary import Rows
+
+LARGEST_SEED = 2**63 - 1  # torch's
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,10 @@ class TrainConfig:
                 "change --batch_size, or add --no-complementary."
             )
         if self.base is not None and self.network != NetworkOptions():
-            raise UserError("The network is that of the checkpoint: leave out --network, --d_model and the like.")
+            raise UserError(
+                "The network is that of the checkpoint: use `llada finetune`, or leave out --preset, --network, "
+                "--d_model and the like."
+            )
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
 
@@ -192,7 +198,7 @@ class TrainConfig:
         _check_range("sequence_length", data.sequence_length, at_least=1)
         for name in ("epochs", "minutes"):
             _check_range(name, getattr(self, name), above=0)
-        _check_range("seed", self.seed, at_least=0)
+        _check_range("seed", self.seed, at_least=0, at_most=LARGEST_SEED)
         _check_range("weight_power", noise.weight_power, at_least=0)
         _check_range("rope_theta", self.network.rope_theta, above=0)
         _check_range("decay", optimizer.decay, above=0, at_most=1)
@@ -240,6 +246,8 @@ def _check_range(
     """Refuse a value outside of its range; None is none."""
     if value is None:
         return
+    if not math.isfinite(value):
+        raise UserError(f"--{name} must be a finite number, not {value}: correct it.")
     if at_least is not None and value < at_least:
         raise UserError(f"--{name} must be at least {at_least:g}, not {value:g}: correct it.")
     if above is not None and value <= above:

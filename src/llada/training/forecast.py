@@ -150,7 +150,8 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
     size = f"{total_parameters(network):,} parameters"
     reasons = [f"{size} on a CPU: a GPU, or a smaller network" if on_cpu else size]
     if on_cpu and isinstance(network, EncoderConfig) and network.dropout:
-        reasons.append("dropout on a CPU draws its noise serially and keeps attention from being fused: --dropout 0")
+        remedy = ": --dropout 0" if plan.config.base is None else ""
+        reasons.append(f"dropout on a CPU draws its noise serially and keeps attention from being fused{remedy}")
     if plan.precision.dtype == torch.float32:
         reasons.append(f"products in fp32: {plan.precision.reason}")
     attention = attention_flops_per_token(network, plan.length) / training_flops_per_token(network, plan.length)
@@ -165,7 +166,13 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
 
 
 def _what_fits(plan: RunPlan, available: float) -> str:
-    ways = ways_to_fit(plan.network_config, setting_of(plan), available - TORCH_BYTES, plan.config.accumulate)
+    ways = ways_to_fit(
+        plan.network_config,
+        setting_of(plan),
+        available - TORCH_BYTES,
+        plan.config.accumulate,
+        dropout_is_fixed=plan.config.base is not None,
+    )
     if ways:
         fitting = ", or ".join(f"{' '.join(way.flags)} ({bytes_in_words(way.memory)})" for way in ways)
         return f"it fits with {fitting}" + ("" if plan.config.base else f"; {ADVICE}")

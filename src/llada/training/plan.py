@@ -41,6 +41,12 @@ class RunPlan:
         length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
         if config.data.windows == "random":
             check_window(data, length)
+        shortest = min(len(data.tokens("train")), len(data.tokens("val")))
+        if length > shortest:
+            raise UserError(
+                f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens: "
+                f"add --windows random --sequence_length {shortest}, or use a longer text."
+            )
         if network_config is None:
             network_config = config.network.build_config(data.tokenizer, length)
         elif length > network_config.max_sequence_length:

@@ -50,13 +50,22 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return self.last.is_dir()
 
+    def check_resumable(self) -> None:
+        """Refuse to resume a run that ended before its first checkpoint.
+
+        Raises:
+            UserError: it did.
+        """
+        if not self.has_checkpoint():
+            raise UserError(f"{self.path} has no checkpoint yet: start the run again without --resume.")
+
     def check_free(self) -> None:
         """Refuse a folder that holds a run already, which a new one would spoil.
 
         Raises:
             UserError: there is one.
         """
-        if (self.path / CONFIG_FILE).exists():
+        if self.has_checkpoint():
             raise UserError(
                 f"{self.path} holds a run already: go on with --resume {self.path}, or choose another --output_dir."
             )
@@ -130,8 +139,7 @@ class RunFolder:
             UserError: the checkpoint is missing, broken, of another network, or of another text.
         """
         folder = self.last
-        if not self.has_checkpoint():
-            raise UserError(f"{self.path} has no checkpoint yet: delete the folder and start again without --resume.")
+        self.check_resumable()
         try:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
             if state["text_sha256"] != data.text_sha256:
