@@ -9,7 +9,7 @@ from llada.models.configuration import NetworkConfig
 from llada.models.encoder import EncoderConfig
 from llada.models.llada import LLaDAConfig
 
-# Measured on two CPUs, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.9 of the speed of large products.
+# Measured, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.95 of the speed of large products on a CPU.
 MATMUL_SHARE = 0.5
 DROPOUT_SECONDS = 20e-9  # a CPU's, for an attention weight with its noise, forward and backward
 
