@@ -78,7 +78,7 @@ def give_back_freed_memory() -> None:
     """Make the C library give every freed tensor back to the system at once, for the rest of this process.
 
     By default glibc keeps what is freed in a heap whose gaps can take as much memory as the tensors themselves. This
-    costs 30 to 60 % of the speed of a step on a CPU (docs/EXPERIMENTS.md), so it is for runs that would not fit
+    makes a step on a CPU take a third to four fifths longer (docs/EXPERIMENTS.md), so it is for runs that would not fit
     otherwise. Does nothing with another C library.
     """
     with contextlib.suppress(AttributeError, OSError):
