@@ -23,9 +23,10 @@ from llada.hardware import describe_device, matmul_flops_per_second
 from llada.models.size import count_parameters, training_flops_per_token
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
-from llada.training.config import PRESETS, NetworkOptions, OptimizerOptions, TrainConfig
+from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
+from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 

@@ -24,10 +24,12 @@ from llada.cli.options import parse
 from llada.errors import UserError
 from llada.forward_process import mask_bernoulli
 from llada.hardware import choose_device, memory_bytes
-from llada.models.memory import TrainingSetting, inference_memory, stored_weights, training_memory
+from llada.models.activations import TrainingSetting
+from llada.models.memory import inference_memory, stored_weights, training_memory
 from llada.models.size import total_parameters
 from llada.objective import loss_weights, masked_nll, weighted_loss
-from llada.pretrained import fetch, read_published_config, write_random_checkpoint
+from llada.pretrained import fetch, read_published_config
+from llada.random_checkpoint import write_random_checkpoint
 from llada.readable import bytes_in_words
 from llada.sampler import SamplerConfig, infill
 from llada.training.forecast import TORCH_BYTES

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from llada.errors import UserError
+from llada.text.batches import random_windows, stored_sequences
 from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, Split, prepare, random_windows, stored_sequences
+from llada.text.dataset import PreparedText, Split, prepare
 
 # The characters a..j have the ids 3..12; 18 of the 20 are for training, "ij" for validation.
 TEXT = "abcdefghij" * 2
@@ -328,7 +329,7 @@ def test_windows_are_pieces_of_the_training_text(ordered: PreparedText, length: 
     batch = random_windows(ordered, 6, length)(0, generator_of(0))
     assert batch.x_0.shape == (6, length)
     assert batch.x_0.dtype == torch.int64
-    assert batch.is_text is None
+    assert batch.maskable is None
     for window in batch.x_0.tolist():
         assert window == list(range(window[0], window[0] + length))
         assert 3 <= window[0] <= window[-1] <= 20
@@ -422,9 +423,9 @@ def test_a_step_brings_the_same_rows_whenever_it_is_asked_for(many: PreparedText
 def test_padding_is_marked(folder: Path) -> None:
     """Of the five rows, the one with the ids 9, 10 ends with two PAD."""
     batch = stored_sequences(PreparedText.open(folder), 5, seed=0)(0, generator_of(0))
-    assert batch.is_text is not None
-    assert batch.is_text.dtype == torch.bool
-    assert sorted(zip(batch.x_0.tolist(), batch.is_text.tolist(), strict=True)) == [
+    assert batch.maskable is not None
+    assert batch.maskable.dtype == torch.bool
+    assert sorted(zip(batch.x_0.tolist(), batch.maskable.tolist(), strict=True)) == [
         ([3, 4, 5, 6], [True] * 4),
         ([5, 6, 7, 8], [True] * 4),
         ([7, 8, 9, 10], [True] * 4),
@@ -434,11 +435,11 @@ def test_padding_is_marked(folder: Path) -> None:
 
 
 def test_without_padding_nothing_is_marked(many: PreparedText, folder: Path) -> None:
-    assert all(stored_sequences(many, 5, seed=0)(step, generator_of(0)).is_text is None for step in range(8))
+    assert all(stored_sequences(many, 5, seed=0)(step, generator_of(0)).maskable is None for step in range(8))
     draw = stored_sequences(PreparedText.open(folder), 1, seed=0)
     batches = [draw(step, generator_of(0)) for step in range(5)]
-    assert [batch.is_text is None for batch in batches] == [bool((batch.x_0 != 0).all()) for batch in batches]
-    assert sum(batch.is_text is None for batch in batches) == 4
+    assert [batch.maskable is None for batch in batches] == [bool((batch.x_0 != 0).all()) for batch in batches]
+    assert sum(batch.maskable is None for batch in batches) == 4
 
 
 @pytest.mark.parametrize(

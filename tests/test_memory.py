@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.adamw import AT_ONCE, MOMENT_BYTES
+from llada.adapters import LoraOptions, add_adapter
 from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig, build_network, recompute_activations
+from llada.models.activations import TrainingSetting, kept_by_layer, kept_outside_layers
 from llada.models.fit import largest_batch, largest_networks, longest_sequence, ways_to_fit, with_length
 from llada.models.memory import (
-    TrainingSetting,
+    PIECEWISE_UPDATE,
     inference_memory,
-    kept_by_layer,
-    kept_outside_layers,
-    lora_memory,
     lora_parameters,
     stored_weights,
     training_memory,
 )
 from llada.models.size import matrix_parameters, total_parameters
+from llada.objective import LOGITS_AT_ONCE
 from llada.pretrained import LLADA_8B
 
 LLADA = LLaDAConfig(
@@ -40,12 +41,17 @@ ENCODER = EncoderConfig(
     vocab_size=69, mask_token_id=68, max_sequence_length=256, d_model=128, n_heads=2, n_layers=3, dropout=0.0
 )
 SETTING = TrainingSetting(batch_size=4, length=256)
+RANK = 4
 
 
-def kept_for_backward(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False) -> int:
+def kept_for_backward(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False, stores: str = "fp32") -> int:
     """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
     torch.manual_seed(0)
     network = build_network(config).train()
+    if stores != "fp32":
+        network.to(torch.bfloat16)
+    if stores == "adapters":
+        add_adapter(network, LoraOptions(lora_rank=RANK), seed=0)
     rows = torch.randint(0, config.vocab_size, (n_rows, length))
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
@@ -84,6 +90,18 @@ def test_a_layer_keeps_what_the_formula_says_to_the_byte(config: NetworkConfig, 
     more = matrix_parameters(replace(config, n_layers=3)) - matrix_parameters(replace(config, n_layers=2))
     copies = 2 * more if bf16 else 0
     assert three - two == pytest.approx(setting.tokens * kept_by_layer(config, setting) + copies, rel=0.001)
+
+
+@pytest.mark.parametrize("stores", ["bf16", "adapters"])
+@pytest.mark.parametrize("config", [LLADA, NETWORKS["llada, grouped heads"]], ids=["llada", "grouped heads"])
+def test_a_layer_in_bf16_or_with_adapters_keeps_less(config: NetworkConfig, stores: str) -> None:
+    """What goes into B, and the bf16 copies of the adapters, are not counted: they are small."""
+    setting = TrainingSetting(batch_size=4, length=256, bf16=True, bf16_weights=stores == "bf16")
+    if stores == "adapters":
+        setting = replace(setting, bf16_weights=False, method="lora", lora_rank=RANK)
+    three, two = (kept_for_backward(replace(config, n_layers=n), 4, 256, True, stores) for n in (3, 2))
+    adapters = (setting.tokens * 7 * RANK + lora_parameters(config, RANK) // 3) * 2 if stores == "adapters" else 0
+    assert three - two == pytest.approx(setting.tokens * kept_by_layer(config, setting) + adapters, rel=0.001)
 
 
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS.keys())
@@ -171,9 +189,38 @@ def test_adapters_have_as_many_weights_as_pairs_of_matrices_would() -> None:
 def test_adapters_take_less_than_all_weights_and_more_than_the_frozen_ones() -> None:
     setting = TrainingSetting(batch_size=1, length=1024, bf16=True, activation_checkpointing=True)
     full = training_memory(LLADA_8B, setting).total
-    lora, qlora = (lora_memory(LLADA_8B, setting, 32, quantised) for quantised in (False, True))
-    assert stored_weights(LLADA_8B) + 16 * 83_886_080 < lora < full / 4
-    assert lora - qlora == stored_weights(LLADA_8B) - stored_weights(LLADA_8B, quantised=True)
+    lora, qlora = (
+        training_memory(LLADA_8B, replace(setting, method=method, lora_rank=32))  # type: ignore[arg-type]
+        for method in ("lora", "qlora")
+    )
+    assert stored_weights(LLADA_8B) + 16 * 83_886_080 < lora.total < full / 4
+    assert lora.gradients == 4 * 83_886_080
+    assert lora.optimizer == 8 * 83_886_080
+    assert lora.weights - qlora.weights == stored_weights(LLADA_8B) - stored_weights(LLADA_8B, quantised=True)
+    assert qlora.total < lora.total
+
+
+def test_weights_in_bf16_take_the_fact_sheets_bytes() -> None:
+    """12 bytes a weight with fp32 moments, 6 with 8-bit ones and a scale for each 256 of them."""
+    n = total_parameters(LLADA_8B)
+    setting = TrainingSetting(batch_size=1, length=1, bf16=True, bf16_weights=True)
+    memory = training_memory(LLADA_8B, setting)
+    assert memory.weights + memory.gradients + memory.optimizer == 12 * n
+    memory = training_memory(LLADA_8B, replace(setting, moment_bytes=MOMENT_BYTES["8bit"]))
+    assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(6 * n, rel=0.006)
+    assert memory.update == PIECEWISE_UPDATE == 6 * 4 * AT_ONCE
+
+
+def test_logits_in_pieces_do_not_grow_with_the_batch() -> None:
+    """126,464 x 4096 logits in fp32 are 2 GB a sequence; pieces are 64 MB each, and a gradient of the head."""
+    setting = TrainingSetting(batch_size=1, length=4096, logits_at_once=LOGITS_AT_ONCE)
+    one, many = (training_memory(LLADA_8B, replace(setting, batch_size=size)).logits for size in (1, 64))
+    assert one == many
+    assert one == pytest.approx(3 * 4 * LOGITS_AT_ONCE + 2 * 4 * 126_464 * 4096, rel=0.01)
+    whole = training_memory(LLADA_8B, replace(setting, logits_at_once=None)).logits
+    assert whole == 3 * 4 * 4096 * 126_464
+    few = replace(setting, length=8)  # fit at once, so nothing is cut
+    assert training_memory(LLADA_8B, few).logits == 3 * 4 * 8 * 126_464
 
 
 def test_sampling_takes_weights_and_the_logits_of_the_canvas() -> None:
@@ -187,6 +234,24 @@ def test_sampling_takes_weights_and_the_logits_of_the_canvas() -> None:
 
 def fits(config: NetworkConfig, setting: TrainingSetting, limit: float) -> bool:
     return training_memory(with_length(config, setting.length), setting).total <= limit
+
+
+def test_a_checkpoint_too_large_for_all_of_it_is_trained_in_part() -> None:
+    """LLaDA-8B at length 1024 into 80 GB: not by all weights in fp32, but in every thriftier way."""
+    setting = TrainingSetting(
+        batch_size=1, length=1024, bf16=True, activation_checkpointing=True, on_cpu=False, logits_at_once=LOGITS_AT_ONCE
+    )
+    ways = ways_to_fit(LLADA_8B, setting, 80e9, is_fine_tuning=True)
+    assert [way.flags for way in ways] == [
+        ("--weights bf16 --optimizer_state 8bit",),
+        ("--method lora",),
+        ("--method qlora",),
+    ]
+    assert [way.flags for way in ways_to_fit(LLADA_8B, setting, 24e9, is_fine_tuning=True)] == [
+        ("--method lora",),
+        ("--method qlora",),
+    ]
+    assert ways_to_fit(LLADA_8B, replace(setting, method="lora"), 10e9, is_fine_tuning=True) == []
 
 
 @pytest.mark.parametrize("limit", [3e6, 2e7, 1e8, 1e9])
@@ -208,8 +273,11 @@ def test_ways_to_fit_do_and_say_how() -> None:
     assert [" ".join(way.flags) for way in ways][:2] == ["--batch_size 2 --accumulate 3", "--activation_checkpointing"]
     assert any(way.flags == ("--dropout 0",) for way in ways)
     assert ways[-1].flags[0].startswith("--windows random --sequence_length ")
-    fixed = ways_to_fit(config, setting, limit, dropout_is_fixed=True)
-    assert [way.flags for way in fixed] == [way.flags for way in ways if way.flags != ("--dropout 0",)]
+    fixed = ways_to_fit(config, setting, limit, is_fine_tuning=True, length_flag="--chat_length")
+    same = [way.flags for way in ways if way.flags != ("--dropout 0",)]
+    assert [way.flags for way in fixed][: len(same) - 1] == same[:-1]
+    assert fixed[len(same) - 1].flags[0].startswith("--chat_length ")
+    assert all(fits(way.config, way.setting, limit) for way in fixed)
     for way in ways:
         assert fits(way.config, way.setting, limit)
         assert way.setting.batch_size * (3 if way.setting.accumulates else 1) == 6

@@ -614,7 +614,7 @@ def test_value_of_another_network_is_refused_by_name(key: str, value: Any) -> No
         config_from_json({**OFFICIAL_CONFIG, key: value})
 
 
-@pytest.mark.parametrize("names", [["LLaDAMoEModel"], ["ILLaDAForCausalLM"], ["LlamaForCausalLM"], [], None])
+@pytest.mark.parametrize("names", [["LLaDA2MoeModelLM"], ["LlamaForCausalLM"], [], None])
 def test_unknown_architecture_is_refused_even_if_it_calls_itself_llada(names: list[str] | None) -> None:
     with pytest.raises(ValueError, match=names[0] if names else "none"):
         config_from_json({**OFFICIAL_CONFIG, "architectures": names})

@@ -10,7 +10,7 @@ from torch import Generator
 from toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor, uniform
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch, mask_bernoulli, mask_exact_count
-from llada.objective import loss_weights, masked_nll, sequence_bounds, weighted_loss
+from llada.objective import loss_weights, masked_nll, nll_of_features, sequence_bounds, token_nll, weighted_loss
 
 X_0 = torch.tensor([2, 0, 1, 1])
 TABLE = table_predictor(length=4, seed=0)
@@ -161,3 +161,38 @@ def test_logits_at_masked_positions_alone_give_the_same_loss() -> None:
     noisy = mask_bernoulli(x_0, MASK, Generator().manual_seed(16))
     logits = TABLE(noisy.x_t)
     assert torch.equal(masked_nll(logits, x_0, noisy), masked_nll(logits[noisy.is_masked], x_0, noisy))
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 23])
+def test_a_head_in_pieces_equals_the_whole(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, likeliest tokens and gradients, whether or not the positions divide evenly into pieces of 5."""
+    generator = Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 31, dtype=torch.float64)
+    features = torch.randn(n, 8, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 31, (n,), generator=generator)
+    weights = torch.rand(n, generator=generator)
+    results = []
+    for logits_at_once in (10_000, 5 * 31):
+        monkeypatch.setattr("llada.objective.LOGITS_AT_ONCE", logits_at_once)
+        head.zero_grad()
+        into = features.clone().requires_grad_()
+        nll, likeliest = nll_of_features(head, into, targets, vocab_size=31)
+        assert torch.equal(nll, token_nll(head(into), targets))
+        assert torch.equal(likeliest, head(into).argmax(-1))
+        (nll * weights).sum().backward()
+        results.append((into.grad, head.weight.grad.clone(), head.bias.grad.clone()))
+    for whole, in_pieces in zip(*results, strict=True):
+        assert torch.allclose(whole, in_pieces, atol=1e-6)
+
+
+def test_a_head_in_pieces_never_makes_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llada.objective.LOGITS_AT_ONCE", 5 * 31)
+    sizes = []
+
+    def head(features: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(features))
+        return features @ torch.ones(8, 31)
+
+    into = torch.randn(23, 8).requires_grad_()
+    nll_of_features(head, into, torch.zeros(23, dtype=torch.long), vocab_size=31)[0].sum().backward()
+    assert sizes == [5, 5, 5, 5, 3] * 2 or sizes == [5, 5, 5, 5, 3, 3, 5, 5, 5, 5]  # forward, then backward

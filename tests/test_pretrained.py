@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 
 from llada import pretrained
 from llada.checkpoint import load_checkpoint, read_tokenizer, save_weights
+from llada.cli.size_report import SizeOptions, make_report
 from llada.errors import UserError
 from llada.models.size import total_parameters
-from llada.pretrained import LLADA_8B, fetch, read_published_config, write_random_checkpoint
+from llada.pretrained import LLADA_8B, fetch, read_published_config
+from llada.random_checkpoint import write_random_checkpoint
 from llada.text.bpe import BPETokenizer
 from llada.text.dataset import PreparedText, retokenise, text_for
+from llada.text.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +188,8 @@ def test_a_configuration_alone_is_enough_to_be_counted(folder: Path, tmp_path: P
     expected = load_checkpoint(folder).config
     assert read_published_config(str(tmp_path / "config.json")) == expected
     assert read_published_config(str(tmp_path)) == expected
-    (tmp_path / "config.json").write_text('{"architectures": ["LLaDAMoEModel"]}')
-    with pytest.raises(UserError, match="LLaDAMoEModel"):
+    (tmp_path / "config.json").write_text('{"architectures": ["LLaDA2MoeModelLM"]}')
+    with pytest.raises(UserError, match="LLaDA2MoeModelLM"):
         read_published_config(str(tmp_path))
 
 
@@ -282,3 +285,108 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(hub: list[str]) -
     with pytest.raises(UserError, match="free some space"):
         fetch("someone/small", huge)
     assert not any(".safetensors" in path for path in hub)
+
+
+# --- every public layout
+
+
+@pytest.fixture(scope="module", params=["llada", "illada", "moe"])
+def any_layout(request: pytest.FixtureRequest, text: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("layouts") / request.param
+    write_random_checkpoint(folder, text, request.param, d_model=32, n_kv_heads=2, n_experts=3)
+    return request.param, folder
+
+
+def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def test_each_layout_goes_there_and_back_byte_for_byte(any_layout: tuple[str, Path], tmp_path: Path) -> None:
+    """Names, shapes, bytes, and the files and sizes of the index."""
+    _, folder = any_layout
+    checkpoint = load_checkpoint(folder, dtype=None)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    stored, own = stored_tensors(folder), checkpoint.model.network.state_dict()
+    in_order = {name: own[name] for name in index["weight_map"] if name in own}
+    total = index["metadata"]["total_size"]
+    save_weights(tmp_path, checkpoint.config, checkpoint.tokenizer, in_order, total // 2)
+    again = stored_tensors(tmp_path)
+    assert stored.keys() == again.keys() == index["weight_map"].keys()
+    for name, tensor in stored.items():
+        assert tensor.dtype == again[name].dtype == torch.bfloat16
+        assert torch.equal(tensor.view(torch.int16), again[name].view(torch.int16))
+    assert total == sum(tensor.nbytes for tensor in stored.values())
+    written = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert (written["metadata"], written["weight_map"].keys()) == (index["metadata"], index["weight_map"].keys())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_each_layout_finds_its_own_special_ids(any_layout: tuple[str, Path]) -> None:
+    layout, folder = any_layout
+    tokenizer = read_tokenizer(folder)
+    assert isinstance(tokenizer, BPETokenizer)
+    mask_name = {"llada": "<|mdm_mask|>", "illada": "<[MASK]>", "moe": "<|mask|>"}[layout]
+    assert tokenizer.mask_id == tokenizer.special_tokens[mask_name]
+    assert read_published_config(str(folder)).mask_token_id == tokenizer.mask_id
+    assert tokenizer.special_tokens[tokenizer.eos_token or ""] == tokenizer.eos_id
+    assert tokenizer.bos_token in tokenizer.special_tokens
+    if layout == "illada":
+        names = ("<[BOS]>", "<[PAD]>", "<[EOS]>", "<[UNK]>", "<[MASK]>")
+        assert [tokenizer.special_tokens[name] for name in names] == [0, 1, 2, 3, 5]
+        assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id) == (1, 2, 5)
+        assert tokenizer.pad_id in tokenizer.forbidden_rows  # it is no end of a text here
+    else:
+        assert tokenizer.pad_id == tokenizer.eos_id
+        assert tokenizer.eos_id not in tokenizer.forbidden_rows
+    turns = LLADA_MOE_TOKENS if layout == "moe" else LLADA_TOKENS
+    assert set(turns) <= set(tokenizer.special_tokens)
+    assert tokenizer.template == (LLADA_MOE_TEMPLATE if layout == "moe" else LLADA_TEMPLATE)
+    assert not set(tokenizer.encode("".join(tokenizer.special_tokens))) & set(tokenizer.special_tokens.values())
+
+
+def test_a_tokenizer_without_mask_is_refused_and_none_at_all_means_the_published_row(text: str, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "c", text, "illada", d_model=16, n_layers=1)
+    content = (tmp_path / "c" / "tokenizer.json").read_text()
+    (tmp_path / "c" / "tokenizer.json").write_text(content.replace("<[MASK]>", "<[GONE]>"))
+    with pytest.raises(UserError, match=r"lacks the token <\[MASK\]>"):
+        load_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / "tokenizer.json").unlink()
+    assert read_published_config(str(tmp_path / "c")).mask_token_id == 5
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_checkpoint_has_the_sizes_that_were_asked_for(text: str, tmp_path: Path) -> None:
+    sizes = {"d_model": 24, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "mlp_hidden_size": 40, "vocab_size": 500}
+    write_random_checkpoint(tmp_path / "c", text, **sizes, dtype=torch.float32, shard_bytes=10**9)  # type: ignore[arg-type]
+    config = read_published_config(str(tmp_path / "c"))
+    assert {name: getattr(config, name) for name in sizes} == sizes
+    assert (tmp_path / "c" / "model.safetensors").is_file()
+    assert {tensor.dtype for tensor in stored_tensors(tmp_path / "c").values()} == {torch.float32}
+
+
+def test_names_and_template_of_a_tokenizer_may_come_in_other_forms(folder: Path, tmp_path: Path) -> None:
+    copy = damaged(folder, tmp_path)
+    names = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": [{"name": "default", "template": "one"}]}
+    (copy / "tokenizer_config.json").write_text(json.dumps(names))
+    tokenizer = read_tokenizer(copy)
+    assert isinstance(tokenizer, BPETokenizer)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.template) == ("<|startoftext|>", "<|endoftext|>", "one")
+    (copy / "chat_template.jinja").write_text("two")
+    assert read_tokenizer(copy).template == "two"  # type: ignore[attr-defined]
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (copy / name).unlink()
+    bare = read_tokenizer(copy)
+    assert isinstance(bare, BPETokenizer)
+    assert (bare.bos_token, bare.eos_token, bare.template) == (None, "<|endoftext|>", None)
+    (copy / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is not valid JSON"):
+        read_tokenizer(copy)
+
+
+def test_sizes_of_each_layout_are_reported_from_its_folder(any_layout: tuple[str, Path]) -> None:
+    _, folder = any_layout
+    report = make_report(SizeOptions(checkpoint=str(folder), sequence_length=64, tflops=1.0))
+    network = load_checkpoint(folder).model.network
+    assert report["parameters"]["total"] == sum(parameter.numel() for parameter in network.parameters())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT, commands_of
 
-from llada.pretrained import write_random_checkpoint
+from llada.random_checkpoint import write_random_checkpoint
 
 FOLDER = ROOT / "shakespeare"
 PAGE = FOLDER / "SHAKESPEARE_README.md"

@@ -17,7 +17,6 @@ from llada.errors import UserError
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training.config import (
-    PRESETS,
     DataOptions,
     NetworkOptions,
     NoiseOptions,
@@ -27,6 +26,7 @@ from llada.training.config import (
 from llada.training.metrics import LossByTime, read_metrics
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan, count_steps
+from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import PURPOSES, Trainer, seed_of
 
@@ -51,14 +51,14 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder, resume)
     if stop_at is not None:
-        draw = trainer.draw
+        draw = trainer.source.draw
 
         def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
             return draw(step, generator)
 
-        trainer.draw = draw_and_interrupt
+        trainer.source.draw = draw_and_interrupt
     trainer.run(display())
     return trainer
 
@@ -158,12 +158,14 @@ def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, da
     assert trainer.plan.network_config.max_sequence_length == 100
     n_text = 0
     for step in range(count_steps(config, data, 100) or 0):
-        x_0, is_text, noisy = trainer.make_batch(step)
-        if is_text is not None:
-            assert not (noisy.is_masked & (x_0 == data.tokenizer.pad_id)).any()
-            n_text += int(is_text.sum()) // 2  # each sequence is there twice
+        batch, noisy = trainer.make_batch(step)
+        if batch.maskable is not None:
+            assert not (noisy.is_masked & (batch.x_0 == data.tokenizer.pad_id)).any()
+            assert batch.attended is not None
+            assert torch.equal(batch.attended, batch.maskable)
+            n_text += int(batch.maskable.sum()) // 2  # each sequence is there twice
         else:
-            n_text += x_0.numel() // 2
+            n_text += batch.x_0.numel() // 2
     assert n_text >= len(data.tokens("train"))
     train(config, data)
 
@@ -199,7 +201,7 @@ def test_run_folder_holds_what_the_design_says(small_run: TrainConfig, data: Pre
 
 def test_loss_by_time_is_the_mean_in_each_bin(small_run: TrainConfig, data: PreparedText) -> None:
     trainer = Trainer(RunPlan.of(small_run, data), RunFolder(small_run.output_dir))
-    _, _, noisy = trainer.make_batch(0)
+    _, noisy = trainer.make_batch(0)
     by_time = LossByTime(trainer.device)
     nll = torch.rand(int(noisy.is_masked.sum()), generator=torch.Generator().manual_seed(0))
     by_time.add(nll, noisy)
@@ -219,14 +221,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     folder = RunFolder(config.output_dir)
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder)
-    draw = trainer.draw
+    draw = trainer.source.draw
 
     def break_at_eight(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
         if step == 8:
             torch.nn.init.constant_(next(trainer.model.parameters()), math.nan)
         return draw(step, generator)
 
-    trainer.draw = break_at_eight
+    trainer.source.draw = break_at_eight
     with pytest.raises(
         UserError, match=r"by step 9; the likely cause is --muon_learning_rate: try 0.007, and go on from"
     ):

@@ -1,28 +1,34 @@
 """A model as a folder: config.json, its weights in safetensors and its tokenizer's files, and back.
 
-The `llada` network is stored in the layout of the public LLaDA checkpoints, whatever its size, and those are read by
-the same functions: weights in one file, or in several with an index. Nothing in a checkpoint is code, and nothing is
-unpickled.
+Networks are stored in the layouts of the public checkpoints (LLaDA, iLLaDA, LLaDA-MoE), whatever their size, and those
+are read by the same functions. No code of a folder is run, and nothing is unpickled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llada.errors import UserError
 from llada.files import read_json, write_json
-from llada.models import MaskPredictor, NetworkConfig, build_network, config_from_json, config_to_json
+from llada.models import (
+    MaskPredictor,
+    NetworkConfig,
+    build_network,
+    config_from_json,
+    config_to_json,
+    mask_name,
+    tied_head,
+)
 from llada.sampler import Predict, suppress
-from llada.text.vocabulary import Tokenizer, load_tokenizer
+from llada.text.vocabulary import Tokenizer, find_mask_row, load_tokenizer
+from llada.weights import StoredWeights, has_weights, save_tensors, some_of
 
-CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
 SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CHECKPOINTS_FOLDER = "checkpoints"
 PREFERRED_CHECKPOINTS = ("best", "last")  # of a run folder, in this order
 
@@ -74,39 +80,22 @@ def save_weights(
     """
     write_json(folder / CONFIG_FILE, config_to_json(config))
     tokenizer.save(folder)
-    shards = _cut_into_shards(weights, shard_bytes)
-    file_of: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: weights[name].detach().contiguous().cpu() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        # safetensors makes the file for its owner alone; it may be read by whoever may read its neighbours.
-        (folder / file).chmod((folder / CONFIG_FILE).stat().st_mode)
-        file_of.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in weights.values())
-        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": file_of})
-
-
-def _cut_into_shards(weights: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    return shards
+    tied = tied_head(config)
+    if tied and tied.is_stored:
+        weights = {**weights, tied.head: weights[tied.embedding]}
+    save_tensors(folder, weights, shard_bytes)
 
 
 def load_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> Checkpoint:
     """Open a checkpoint folder, or the best checkpoint of a run folder.
 
+    Weights that are wanted on the CPU as they are stored are the file itself, mapped into memory; what is written into
+    them stays in memory. Others are converted piece by piece. Neither holds more than the weights.
+
     Args:
-        dtype: of the weights in memory.
+        dtype: of the weights in memory; None for the types that they are stored in.
 
     Raises:
         UserError: no checkpoint there, or one that is broken or does not fit together.
@@ -116,39 +105,65 @@ def load_checkpoint(
     tokenizer = read_tokenizer(folder)
     with torch.device("meta"):  # memory comes with the weights, and no time goes into random ones
         model = make_predictor(config, tokenizer)
-    model.to(dtype).to_empty(device=device)
-    load_weights(model, folder)
+    stored = _weights_of(model, folder)
+    tensors = {name: stored.tensor(name, torch.device(device), dtype) for name in model.network.state_dict()}
+    model.network.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval(), tokenizer, config, folder)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by `path`: itself, or the best one of a run."""
+    """The checkpoint folder meant by `path`: itself, or the best one of a run.
+
+    Raises:
+        UserError: there is none.
+    """
     candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
     for folder in candidates:
-        has_weights = (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
-        if has_weights and (folder / CONFIG_FILE).is_file():
+        if has_weights(folder) and (folder / CONFIG_FILE).is_file():
             return folder
-    what = "is not there" if not path.exists() else "holds no checkpoint"
-    raise UserError(
-        f"{path} {what}: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's."
-    )
+    raise UserError(f"{path} {_what_is_wrong(path)}.")
+
+
+def _what_is_wrong(path: Path) -> str:
+    """With a path that is no checkpoint, and what to do about it."""
+    if not path.exists():
+        return "is not there: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's"
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        return "is one file of a checkpoint: name its folder"
+    if has_weights(path):
+        return f"has weights but no {CONFIG_FILE}: add the one that belongs to them"
+    if any(path.glob("*.safetensors")):
+        return "has weights but no index of them: download the whole checkpoint again"
+    offered = [path] if path.is_file() else sorted(path.iterdir())
+    unsafe = next((file.name for file in offered if file.suffix in UNSAFE_SUFFIXES), None)
+    if unsafe:
+        return (
+            f"has no weights in safetensors ({unsafe} could run code when it is unpickled, and is never opened): "
+            "convert it to safetensors"
+        )
+    return "holds no checkpoint: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's"
 
 
 def read_config(folder: Path) -> NetworkConfig:
     """The network configuration of a checkpoint folder."""
-    return parse_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    return read_config_file(folder / CONFIG_FILE)
 
 
-def parse_config(content: Mapping[str, Any], origin: Path | str) -> NetworkConfig:
-    """The network configuration that the content of a config.json describes.
+def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
+    """The network configuration that a config.json describes, together with the tokenizer beside it.
+
+    Args:
+        origin: what the file is called in an error.
 
     Raises:
         UserError: it describes none that is known here.
     """
+    content = read_json(path)
     try:
-        return config_from_json(content)
+        name = mask_name(content)
+        return config_from_json(content, None if name is None else find_mask_row(path.parent, name))
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{origin} cannot be used: {error}.") from error
+        raise UserError(f"{origin or path} cannot be used: {error}.") from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -157,7 +172,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         UserError: there is none, or it has other ids than the network has rows.
     """
-    config, tokenizer = read_config(folder), load_tokenizer(folder, read_json(folder / CONFIG_FILE))
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder, vars(config))
     if (config.vocab_size, config.mask_token_id) != (tokenizer.vocab_size, tokenizer.mask_row):
         raise UserError(
             f"{folder} does not fit together (config.json has {config.vocab_size} rows with MASK in row "
@@ -168,44 +184,41 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_weights(model: MaskPredictor, folder: Path) -> None:
-    """Fill the model's network from a checkpoint folder, tensor by tensor, every one accounted for.
+    """Fill the model's network from a checkpoint folder, in place, every tensor accounted for.
 
     Raises:
-        UserError: a file is missing or damaged, or the tensors are not those of the network; it is then partly filled.
+        UserError: a file is missing or damaged, or the tensors are not those of the network.
     """
-    expected = model.network.state_dict()
-    filled: set[str] = set()
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # the file is no mapping
-                    _check_tensor(folder, name, expected, file.get_slice(name).get_shape())
-                    expected[name].copy_(file.get_tensor(name))
-                    filled.add(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): it is incomplete or damaged, use another one."
-            ) from error
-    if filled != set(expected):
-        raise _misfit(folder, f"{min(set(expected) - filled)} is missing")
+    stored = _weights_of(model, folder)
+    for name, tensor in model.network.state_dict().items():
+        stored.copy_into(name, tensor)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: one, or those of the index, which all lie in the folder itself."""
-    if not (folder / INDEX_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UserError(f"{folder / INDEX_FILE} names no files of its folder: download the checkpoint again.")
-    return [folder / name for name in sorted(names)]
+def _weights_of(model: MaskPredictor, folder: Path) -> StoredWeights:
+    """The weights in a folder, which are those of the model: no tensor is missing, left over or of another shape.
 
-
-def _check_tensor(folder: Path, name: str, expected: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-    if name not in expected:
-        raise _misfit(folder, f"{name} is not a tensor of it")
-    if list(expected[name].shape) != list(shape):
-        raise _misfit(folder, f"{name} has shape {list(shape)} instead of {list(expected[name].shape)}")
+    A tied head may be stored all the same, if it is the embedding.
+    """
+    stored = StoredWeights.of(folder)
+    expected, names = model.network.state_dict(), set(stored.entries)
+    tied = tied_head(model.network.config)
+    if tied and {tied.head, tied.embedding} <= names:
+        names.remove(tied.head)
+        if not stored.are_equal(tied.head, tied.embedding):
+            raise _misfit(folder, f"{tied.head} is not {tied.embedding}, though the head is tied")
+    troubles = []
+    if missing := expected.keys() - names:
+        troubles.append(f"{some_of(missing)} missing")
+    if unexpected := names - expected.keys():
+        troubles.append(f"{some_of(unexpected)} no part of it")
+    for name in sorted(names & expected.keys()):
+        shape, wanted = list(stored.entries[name].shape), list(expected[name].shape)
+        if shape != wanted:
+            troubles.append(f"{name} has shape {shape} instead of {wanted}")
+            break
+    if troubles:
+        raise _misfit(folder, "; ".join(troubles))
+    return stored
 
 
 def _misfit(folder: Path, what: str) -> UserError:

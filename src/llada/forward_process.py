@@ -7,7 +7,7 @@ one (`mask_bernoulli`) and one of lower variance with the same expectation (`mas
 Shape letters: B batch, L length.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -33,6 +33,10 @@ class NoisyBatch:
 
     def rows(self, index: slice) -> Self:
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def columns(self, length: int) -> Self:
+        """The first columns, if nothing behind them is maskable."""
+        return replace(self, x_t=self.x_t[:, :length], is_masked=self.is_masked[:, :length])
 
     def to(self, device: torch.device) -> Self:
         moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}

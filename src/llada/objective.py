@@ -8,18 +8,26 @@ and its expectation over the forward process is an upper bound on -log p_theta(x
 Training averages it over a batch; with exactly k masked tokens, p = k/n, it reads (1/k) * sum of cross-entropies, the
 estimator of lower variance that we report (eq. 6).
 
-Shape letters: B batch, L length, V vocabulary rows, N masked positions of the whole batch.
+Shape letters: B batch, L length, V vocabulary rows, D width, N masked positions of the whole batch.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
 
 Average = Literal["tokens", "sequences"]
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32; more at once is no faster (docs/EXPERIMENTS.md)
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (N,) in nats of the targets (N,) under the logits (N, V), computed in fp32."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def masked_nll(logits: Tensor, x_0: Tensor, noisy: NoisyBatch) -> Tensor:
@@ -31,7 +39,36 @@ def masked_nll(logits: Tensor, x_0: Tensor, noisy: NoisyBatch) -> Tensor:
     """
     if logits.dim() == 3:
         logits = logits[noisy.is_masked]
-    return F.cross_entropy(logits.float(), x_0[noisy.is_masked], reduction="none")
+    return token_nll(logits, x_0[noisy.is_masked])
+
+
+def nll_of_features(
+    head: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (N,) and likeliest token (N,) at N positions, from what goes into the head, (N, D).
+
+    Equal to `token_nll(head(features), targets)`, but the logits exist for some positions at a time only, in the
+    forward pass and, computed again, in the backward pass: LLaDA's vocabulary of 126,464 makes 0.5 MB of each position.
+
+    Args:
+        head: features (n, D) to logits (n, V).
+        vocab_size: V, which says how many positions go at a time.
+    """
+    at_once = max(1, LOGITS_AT_ONCE // vocab_size)
+
+    def piece(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(features)
+        return token_nll(logits, targets), logits.detach().argmax(-1)
+
+    if len(features) <= at_once:
+        return piece(features, targets)
+    parts = [slice(first, first + at_once) for first in range(0, len(features), at_once)]
+    pieces = [
+        checkpoint(piece, features[part], targets[part], use_reentrant=False, preserve_rng_state=False)
+        for part in parts
+    ]
+    nll, likeliest = zip(*pieces, strict=True)
+    return torch.cat(nll), torch.cat(likeliest)
 
 
 def sequence_bounds(nll: Tensor, noisy: NoisyBatch) -> Tensor:

@@ -90,16 +90,22 @@ def _by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class ExponentialAverage:
-    """Moving average of a network's weights: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
+    """Moving average, in fp32, of the weights that are trained: after n updates the decay is
+    min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.n_updates = 0
-        self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self.weights = {name: weight.detach().float().clone() for name, weight in trained_weights(network).items()}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        current = network.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [current[name] for name in self.weights], 1 - decay)
+        current = [weight.float() for weight in trained_weights(network).values()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
         self.n_updates += 1
+
+
+def trained_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

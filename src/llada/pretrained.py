@@ -1,29 +1,25 @@
 """The public LLaDA checkpoints: found by name or folder, fetched, and what they ask of the machine beforehand.
 
-Fine-tuning is that of all weights. Adapters (LoRA), chat and the layouts of iLLaDA and LLaDA-MoE are not there yet.
+Names of LLaDA-8B, LLaDA-1.5 and LLaDA-MoE are known offline; others, iLLaDA's among them, are asked for on the hub.
 """
 
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HFValidationError
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from llada.checkpoint import CONFIG_FILE, find_checkpoint, make_predictor, parse_config, save_weights, weight_files
+from llada.checkpoint import CONFIG_FILE, find_checkpoint, read_config_file
 from llada.errors import UserError
-from llada.files import folder_written_whole, read_json
-from llada.models import LLaDAConfig, NetworkConfig
+from llada.files import read_json
+from llada.models import LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.models.memory import stored_weights
 from llada.readable import bytes_in_words
-from llada.text.bpe import MODEL_FILE, BPETokenizer
+from llada.text.bpe import MODEL_FILE
 from llada.text.tokenizer import MASK, SPECIAL_IDS
+from llada.weights import weight_files
 
 # From config.json of LLaDA-8B-Instruct; its siblings have the same network (arXiv 2502.09992, table 5; 2505.19223).
 LLADA_8B = LLaDAConfig(
@@ -39,13 +35,31 @@ LLADA_8B = LLaDAConfig(
     n_kv_heads=32,
     rope_theta=500_000.0,
 )
-PUBLISHED = {f"GSAI-ML/{name}": LLADA_8B for name in ("LLaDA-8B-Base", "LLaDA-8B-Instruct", "LLaDA-1.5")}
+# From the configuration of its base model; the mask is `<|mask|>` of its tokenizer.
+LLADA_MOE = LLaDAMoEConfig(
+    d_model=2048,
+    n_heads=16,
+    n_layers=16,
+    vocab_size=157_184,
+    mask_token_id=156_895,
+    pad_token_id=156_892,
+    eos_token_id=156_892,
+    mlp_hidden_size=1024,
+    max_sequence_length=8192,
+    n_kv_heads=16,
+    rope_theta=50_000.0,
+    n_experts=64,
+    n_experts_per_token=8,
+)
+# iLLaDA's rotary base is in its own config.json only.
+PUBLISHED: dict[str, NetworkConfig] = {
+    **dict.fromkeys(("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"), LLADA_8B),
+    **dict.fromkeys(("inclusionAI/LLaDA-MoE-7B-A1B-Base", "inclusionAI/LLaDA-MoE-7B-A1B-Instruct"), LLADA_MOE),
+}
 INSTRUCT = "GSAI-ML/LLaDA-8B-Instruct"
 
 # Data only: no code of a repository is fetched, let alone run.
 FETCHED_FILES = ("*.json", "*.safetensors", "*.jinja")
-
-SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>")  # the official names
 
 
 def read_published_config(name: str) -> NetworkConfig:
@@ -59,19 +73,17 @@ def read_published_config(name: str) -> NetworkConfig:
     """
     path = Path(name)
     if path.is_file():
-        return parse_config(read_json(path), path)
+        return read_config_file(path)
     if (path / CONFIG_FILE).is_file() and "architectures" in read_json(path / CONFIG_FILE):
-        return parse_config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
+        return read_config_file(path / CONFIG_FILE)
     if path.exists():
-        folder = find_checkpoint(path)
-        return parse_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+        return read_config_file(find_checkpoint(path) / CONFIG_FILE)
     if name in PUBLISHED:
         return PUBLISHED[name]
     _check_name(name)
     try:
-        return parse_config(
-            read_json(Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder()))), f"config.json of {name}"
-        )
+        path = Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder()))
+        return read_config_file(path, f"{CONFIG_FILE} of {name}")
     except UserError:
         raise
     except Exception as error:  # the hub's library passes on those of its HTTP client
@@ -144,61 +156,3 @@ def _unreachable(name: str, error: Exception) -> UserError:
         f"{name} is no folder here and could not be had from the Hugging Face hub ({reason}): check the name and the "
         "network, or download it elsewhere and name its folder."
     )
-
-
-def write_random_checkpoint(
-    folder: Path,
-    text: str,
-    d_model: int = 64,
-    n_layers: int = 2,
-    n_heads: int = 4,
-    n_tokens: int = 320,
-    max_sequence_length: int = 256,
-    seed: int = 0,
-) -> None:
-    """A checkpoint in the official layout that knows nothing: bf16 shards with an index, and a byte-level BPE.
-
-    Args:
-        text: the tokenizer's merges are learned from it.
-        n_tokens: of the tokenizer, from 256 bytes up; the network has a few rows more, as the public one does.
-    """
-    tokenizer = _train_tokenizer(text, n_tokens)
-    end, mask = tokenizer.eos_id, tokenizer.mask_id
-    config = LLaDAConfig(
-        d_model=d_model,
-        n_heads=n_heads,
-        n_layers=n_layers,
-        vocab_size=tokenizer.vocab_size,
-        mask_token_id=mask,
-        pad_token_id=end,
-        eos_token_id=end,
-        mlp_hidden_size=3 * d_model,
-        max_sequence_length=max_sequence_length,
-        rope_theta=LLADA_8B.rope_theta,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        weights = make_predictor(config, tokenizer).network.to(torch.bfloat16).state_dict()
-    total = sum(tensor.nbytes for tensor in weights.values())
-    out_of_order = dict(sorted(weights.items(), key=lambda item: item[0][::-1]))  # as the public shards are
-    with folder_written_whole(folder) as aside:
-        save_weights(aside, config, tokenizer, out_of_order, shard_bytes=total // 2)
-
-
-def _train_tokenizer(text: str, n_tokens: int) -> BPETokenizer:
-    model = FastTokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=n_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    model.train_from_iterator([text], trainer)
-    model.add_special_tokens(list(SPECIAL_TOKENS))
-    _, end, mask = (model.token_to_id(token) for token in SPECIAL_TOKENS)
-    ids: Mapping[str, Any] = {
-        "vocab_size": model.get_vocab_size() + 5,  # rows without a token, as the public checkpoints have
-        "mask_token_id": mask,
-        "pad_token_id": end,
-        "eos_token_id": end,
-    }
-    return BPETokenizer({MODEL_FILE: model.to_str().encode()}, ids)

@@ -17,9 +17,11 @@ from llada.errors import UserError
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
     "train": "train a masked diffusion language model from scratch, or go on with a run",
-    "finetune": "train a LLaDA checkpoint further on a text of one's own",
+    "finetune": "train a checkpoint further on a text or on dialogues: all of it, or by LoRA and QLoRA",
+    "chat": "talk with a checkpoint, and watch its answers appear",
     "evaluate": "measure a checkpoint: its NELBO on the validation text",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
+    "export": "write a model in LLaDA's official layout, an adapter merged",
     "size": "count parameters, memory, computation and time, and suggest what fits",
 }
 

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from llada.checkpoint import CONFIG_FILE, load_checkpoint
+from llada.checkpoint import CONFIG_FILE
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.evaluation.nelbo import cut_windows, estimate_nelbo
 from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
+from llada.opening import open_model
 from llada.text.dataset import DEFAULT_FOLDER, PreparedText, Split, text_for
 from llada.training.run_folder import RunFolder
 
@@ -24,8 +25,8 @@ text, with its standard error."""
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    checkpoint: Path
-    """A run folder (its best checkpoint is meant) or a checkpoint folder."""
+    checkpoint: str
+    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
     data_dir: Path | None = None
     """Folder that `llada prepare` wrote; the one that the run was trained on if left out."""
     split: Split = "val"
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
         raise UserError("--batch_size and --sequence_length must be at least 1: correct them.")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    checkpoint = load_checkpoint(options.checkpoint, device)
+    checkpoint = open_model(options.checkpoint, device)
     prepared = PreparedText.open(options.data_dir or data_folder_of(checkpoint.folder))
     data = text_for(checkpoint.tokenizer, prepared)
     unit = checkpoint.tokenizer.unit

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from llada.cli import Program, train
 
-DESCRIPTION = """Train a LLaDA checkpoint further on a text of your own: continued pre-training of all weights.
+DESCRIPTION = """Train a checkpoint further, LLaDA's or one of your own.
 
-The text of a prepared folder is put into the checkpoint's own tokens. Adapters (LoRA, QLoRA) and chat data are not
-there yet; `llada size --checkpoint NAME` counts what a checkpoint takes."""
+On a text, put into the checkpoint's own tokens (--data_dir), or on the answers of dialogues (--chat FILE.jsonl). All
+weights are trained, or a small adapter beside them (--method lora), or beside weights in 4 bits (--method qlora).
+`llada size --checkpoint NAME` counts what each takes; `--preset sft` has the settings of LLaDA-8B-Instruct."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:

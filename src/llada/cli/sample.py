@@ -6,22 +6,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from llada.checkpoint import Checkpoint, load_checkpoint
+from llada.checkpoint import Checkpoint
 from llada.cli import Program
+from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
+from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig, unmask
 from llada.text.tokenizer import MASK
-
-OPEN = "░"  # a mask, for people
 
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 
@@ -30,8 +29,8 @@ A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and k
 
 @dataclass(frozen=True)
 class SampleOptions:
-    checkpoint: Path
-    """A run folder (its best checkpoint is meant) or a checkpoint folder."""
+    checkpoint: str
+    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
     prompt: str = ""
     """Text to go on from."""
     template: str | None = None
@@ -65,7 +64,7 @@ class SampleOptions:
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(SampleOptions, program.name, arguments, DESCRIPTION)
     device = choose_device(options.device)
-    checkpoint = load_checkpoint(options.checkpoint, device)
+    checkpoint = open_model(options.checkpoint, device)
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
@@ -131,10 +130,5 @@ def _evenly(stages: list[torch.Tensor], n: int) -> list[torch.Tensor]:
 
 
 def _draw(checkpoint: Checkpoint, row: torch.Tensor, nfe: int) -> Text:
-    """A canvas for the terminal, its masks dim."""
-    picture = Text()
-    for token in row.tolist():
-        is_masked = token == checkpoint.tokenizer.mask_id
-        picture.append(checkpoint.tokenizer.decode([token], mask_symbol=OPEN), style="dim" if is_masked else "bold")
-    picture.append(f"\n\n{nfe} evaluations", style="dim")
-    return picture
+    """A canvas for the terminal."""
+    return draw_tokens(checkpoint.tokenizer, row.tolist()).append(f"\n\n{nfe} evaluations", style="dim")

@@ -11,7 +11,7 @@ from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.size_report import USABLE_SHARE, SizeOptions, make_report
 from llada.readable import bytes_in_words, count_in_words, duration_in_words
-from llada.training.config import PRESETS
+from llada.training.presets import PRESETS
 
 DESCRIPTION = """How large a network is, and what it takes to train and use it: parameters, memory, computation, time.
 
@@ -92,6 +92,9 @@ def _training_table(report: dict[str, Any], options: SizeOptions) -> Table:
 def _other_table(report: dict[str, Any], options: SizeOptions) -> Table:
     lora, sampling = report["lora"], report["sampling"]
     table = _table(f"Fine-tuning and use: 1 sequence of {options.sequence_length:,}", "", "")
+    bf16, names = report["bf16"], {"fp32": "moments in fp32", "8bit": "moments in 8 bits"}
+    for state, name in names.items():
+        table.add_row(f"all weights in bf16, {name}", bytes_in_words(bf16[f"{state}_moments_total"]))
     adapters = f"rank {lora['rank']}, {count_in_words(lora['parameters'])} weights of adapters"
     table.add_row(f"LoRA, {adapters}", bytes_in_words(lora["lora_total"]))
     table.add_row("QLoRA, the same on 4-bit layers", bytes_in_words(lora["qlora_total"]))
@@ -139,5 +142,6 @@ def _verdict(fits: dict[str, Any], options: SizeOptions) -> str:
         return f"{needs}, which fits into {have}."
     if not fits["ways_to_fit"]:
         return f"{needs}, and no setting makes it fit into {have}: choose a smaller network, or adapters."
+    command = "train" if options.checkpoint is None else "finetune"
     ways = [f"  {' '.join(way['flags'])}  ({bytes_in_words(way['total'])})" for way in fits["ways_to_fit"]]
-    return "\n".join([f"{needs}, more than {have}. As flags of `llada train`, it fits with any of:", *ways])
+    return "\n".join([f"{needs}, more than {have}. As flags of `llada {command}`, it fits with any of:", *ways])

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tyro.conf import arg
 
+from llada.adamw import MOMENT_BYTES
 from llada.cli.options import check_positive
 from llada.hardware import choose_device, matmul_flops_per_second
 from llada.models import NetworkConfig
+from llada.models.activations import TrainingSetting
 from llada.models.fit import Rung, largest_networks, ways_to_fit, with_length
-from llada.models.memory import TrainingSetting, inference_memory, lora_memory, lora_parameters, training_memory
+from llada.models.memory import inference_memory, lora_parameters, training_memory
 from llada.models.size import (
     attention_flops_per_token,
     count_parameters,
@@ -19,6 +21,7 @@ from llada.models.size import (
     training_flops_per_token,
     training_seconds,
 )
+from llada.objective import LOGITS_AT_ONCE
 from llada.pretrained import read_published_config
 from llada.training.config import NetworkOptions
 
@@ -122,6 +125,7 @@ class SizeOptions:
             bf16=self.precision == "bf16",
             activation_checkpointing=self.activation_checkpointing,
             on_cpu=self.hardware == "cpu",
+            logits_at_once=LOGITS_AT_ONCE,
         )
 
 
@@ -133,7 +137,7 @@ def make_report(options: SizeOptions) -> dict[str, Any]:
     """
     config, setting = options.network_config(), options.setting()
     checkpointed = replace(setting, activation_checkpointing=True)
-    alone = replace(checkpointed, batch_size=1)
+    alone = replace(checkpointed, batch_size=1, optimizer="adamw", bf16=True, lora_rank=options.lora_rank)
     parts = count_parameters(config)
     report: dict[str, Any] = {
         "network": {
@@ -148,8 +152,14 @@ def make_report(options: SizeOptions) -> dict[str, Any]:
         "lora": {
             "rank": options.lora_rank,
             "parameters": lora_parameters(config, options.lora_rank),
-            "lora_total": lora_memory(config, alone, options.lora_rank),
-            "qlora_total": lora_memory(config, alone, options.lora_rank, quantised=True),
+            "lora_total": training_memory(config, replace(alone, method="lora")).total,
+            "qlora_total": training_memory(config, replace(alone, method="qlora")).total,
+        },
+        "bf16": {
+            f"{state}_moments_total": training_memory(
+                config, replace(alone, bf16_weights=True, moment_bytes=size)
+            ).total
+            for state, size in MOMENT_BYTES.items()
         },
         "sampling": {
             "bf16_total": inference_memory(config, 1, options.sequence_length),
@@ -201,7 +211,11 @@ def _fits(options: SizeOptions, config: NetworkConfig, setting: TrainingSetting,
         rungs = largest_networks(
             lambda layers, width: options.make_config(layers, width, width // HEAD_WIDTH), setting, limit
         )
-    ways = [] if total <= limit else ways_to_fit(config, setting, limit, options.accumulate)
+    ways = (
+        []
+        if total <= limit
+        else ways_to_fit(config, setting, limit, options.accumulate, is_fine_tuning=options.checkpoint is not None)
+    )
     return {
         "for_tensors": limit,
         "total": total,

@@ -18,13 +18,19 @@ from llada.errors import UserError
 from llada.files import read_json
 from llada.models import EncoderConfig
 from llada.models.fit import with_length
+from llada.opening import find_adapter
 from llada.pretrained import fetch, read_published_config
 from llada.readable import duration_in_words
+from llada.text.answers import Answers
+from llada.text.chat import characters_of
 from llada.text.dataset import PreparedText, text_for
-from llada.training.config import PRESETS, TrainConfig
+from llada.text.tokenizer import CharTokenizer
+from llada.text.vocabulary import Tokenizer
+from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan
+from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
@@ -67,30 +73,50 @@ def run(
         f"Best NELBO {progress.best_nelbo:.3f} nats per {plan.data.tokenizer.unit}, at step {progress.best_step:,}; "
         "curves.png shows it."
     )
-    print(f"Run folder: {folder.path}. Next: llada evaluate --checkpoint {folder.path}")
+    next_command = "evaluate" if config.data.chat is None else "chat"
+    print(f"Run folder: {folder.path}. Next: llada {next_command} --checkpoint {folder.path}")
     return 0
 
 
 def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[RunPlan, Path | None]:
     """The run, and the checkpoint folder whose weights it starts from, if there is one."""
-    data = PreparedText.open(config.data.data_dir)
     if resume:
         folder.check_resumable()
     if config.base is None:
-        plan = RunPlan.of(config, data)
+        plan = RunPlan.of(config, _open_data(config))
         longest = read_config(folder.last).max_sequence_length if resume else plan.length
         if isinstance(plan.network_config, EncoderConfig) and plan.length < longest:
             # Shorter sequences use the first of the positions that were learned.
-            plan = RunPlan.of(config, data, with_length(plan.network_config, longest))
+            plan = RunPlan.of(config, plan.data, with_length(plan.network_config, longest))
         return plan, None
-    if resume:
+    if find_adapter(Path(config.base)):
+        raise UserError(f"{config.base} is an adapter: merge it by `llada export` first, and name what that wrote.")
+    if resume and config.method == "full":
         start = folder.last
     else:
         network = read_published_config(config.base)
-        check_memory(RunPlan.of(config, data, network))  # before the weights are downloaded
+        if config.data.chat is None:  # before the weights are downloaded
+            check_memory(RunPlan.of(config, PreparedText.open(config.data.data_dir), network))
         start = fetch(config.base, network)
-    plan = RunPlan.of(config, text_for(read_tokenizer(start), data), read_config(start))
-    return plan, None if resume else start
+    plan = RunPlan.of(config, _open_data(config, start), read_config(start))
+    return plan, None if start == folder.last else start
+
+
+def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText | Answers:
+    """The text or the dialogues of a run, in the tokens of the checkpoint that it starts from, or in characters."""
+    options = config.data
+    if options.chat is None:
+        text = PreparedText.open(options.data_dir)
+        return text if start is None else text_for(read_tokenizer(start), text)
+    if start is None:
+        files = [options.chat] if options.chat_val is None else [options.chat, options.chat_val]
+        tokenizer: Tokenizer = CharTokenizer(characters_of(files))
+        longest = sys.maxsize
+    else:
+        tokenizer, longest = read_tokenizer(start), read_config(start).max_sequence_length
+    return Answers.load(
+        options.chat, tokenizer, min(longest, options.chat_length or longest), options.chat_val, options.chat_val_share
+    )
 
 
 def _parse(

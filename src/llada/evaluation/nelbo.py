@@ -10,9 +10,9 @@ Shape letters: W windows, L length, B batch.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from llada.errors import UserError
 from llada.forward_process import mask_exact_count
 from llada.objective import masked_nll, sequence_bounds
 from llada.text.dataset import Ids
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -61,28 +63,38 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None) -> Tensor:
             f"The text of {len(tokens):,} tokens is shorter than a window of {length}: "
             "shorten --sequence_length, or use a longer text."
         )
-    windows = np.asarray(tokens[: n_windows * length]).reshape(n_windows, length)
-    if at_most is not None and at_most < n_windows:
-        windows = windows[np.linspace(0, n_windows - 1, at_most).round().astype(int)]
-    return torch.from_numpy(windows.astype(np.int64))
+    windows = torch.from_numpy(np.asarray(tokens[: n_windows * length]).reshape(n_windows, length).astype(np.int64))
+    return windows if at_most is None else windows[evenly_spread(range(n_windows), at_most)]
+
+
+def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
+    """All items, or only so many of them, from the first to the last."""
+    if at_most >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, at_most).round().astype(int)]
 
 
 @torch.inference_mode()
 def estimate_nelbo(
-    predict_at: Callable[[Tensor, Tensor], Tensor],
+    predict_at: Callable[..., Tensor],
     windows: Tensor,
     mask_id: int,
     *,
+    maskable: Tensor | None = None,
+    attended: Tensor | None = None,
     masks_per_window: int = 8,
     batch_size: int = 32,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: Callable[[float, float], None] = lambda share, running_mean: None,
 ) -> Nelbo:
-    """The bound over all windows (W, L).
+    """The bound over all windows (W, L): the mean over them of nats per maskable token.
 
     Args:
-        predict_at: (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions.
+        predict_at: (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions; with `attended`, its
+            rows (B, L) are a third argument.
+        maskable: (W, L) bool, False where a token is given and not scored, a prompt for example.
+        attended: (W, L) bool, False where a token is padding.
         masks_per_window: M; even, because masks come in pairs.
         seed: fixes every mask, whatever the batch size.
         on_progress: told the share done and the mean so far, after each batch.
@@ -102,11 +114,13 @@ def estimate_nelbo(
     for n_rounds_done in range(n_rounds):
         order = torch.randperm(n_windows, generator=generator)  # so that counts are not tied to places in the text
         twice = torch.cat((order, order))
-        noisy = mask_exact_count(windows[twice], mask_id, generator, complementary=True)
+        free = None if maskable is None else maskable[twice]
+        noisy = mask_exact_count(windows[twice], mask_id, generator, free, complementary=True)
         for first in range(0, len(twice), batch_size):
             rows = slice(first, first + batch_size)
             batch, x_0 = noisy.rows(rows).to(torch.device(device)), windows[twice[rows]].to(device)
-            nll = masked_nll(predict_at(batch.x_t, batch.is_masked), x_0, batch)
+            seen = () if attended is None else (attended[twice[rows]].to(device),)
+            nll = masked_nll(predict_at(batch.x_t, batch.is_masked, *seen), x_0, batch)
             total.index_add_(0, twice[rows], sequence_bounds(nll, batch).double().cpu())
             share = (n_rounds_done + min(1.0, rows.stop / len(twice))) / n_rounds
             on_progress(share, float(total.mean()) / masks_per_window / share)
@@ -121,6 +135,6 @@ def estimate_nelbo(
         windows=n_windows,
         masks_per_window=masks_per_window,
         sequence_length=windows.shape[1],
-        tokens_scored=windows.numel(),
+        tokens_scored=windows.numel() if maskable is None else int(maskable.sum()),
         seconds=time.perf_counter() - start,
     )

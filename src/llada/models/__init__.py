@@ -1,20 +1,38 @@
 """Networks. They map token rows to logits and know nothing of diffusion, training, files or devices."""
 
-from llada.models.configuration import NetworkConfig, build_network, config_from_json, config_to_json
+from llada.models.configuration import (
+    Network,
+    NetworkConfig,
+    build_network,
+    config_from_json,
+    config_to_json,
+    mask_name,
+    tied_head,
+)
 from llada.models.encoder import Encoder, EncoderConfig
-from llada.models.llada import LLaDA, LLaDAConfig
+from llada.models.illada import ILLaDA, ILLaDAConfig
+from llada.models.llada import LLaDA, LLaDAConfig, RotaryNetwork
+from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from llada.models.predictor import MaskPredictor
 from llada.models.recompute import recompute_activations
 
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "ILLaDA",
+    "ILLaDAConfig",
     "LLaDA",
     "LLaDAConfig",
+    "LLaDAMoE",
+    "LLaDAMoEConfig",
     "MaskPredictor",
+    "Network",
     "NetworkConfig",
+    "RotaryNetwork",
     "build_network",
     "config_from_json",
     "config_to_json",
+    "mask_name",
     "recompute_activations",
+    "tied_head",
 ]

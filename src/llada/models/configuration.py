@@ -1,108 +1,257 @@
 """config.json of a checkpoint, to and from the configuration dataclass of its network.
 
-The `llada` network uses the keys and values of the public LLaDA checkpoints. They describe a family of networks of
-which only one member was ever published, so every key that could ask for another member must hold the published value.
+Each family of published checkpoints has its own keys. They describe more networks than were ever published, so every
+key that could ask for another one must hold the published value.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
 import dacite
 
 from llada.models.encoder import Encoder, EncoderConfig
+from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig
+from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 
-NetworkConfig = LLaDAConfig | EncoderConfig
+NetworkConfig = LLaDAConfig | EncoderConfig  # LLaDAConfig's subclasses among them
+Network = LLaDA | ILLaDA | LLaDAMoE | Encoder
 
-ARCHITECTURES: dict[str, type[LLaDAConfig] | type[EncoderConfig]] = {
-    "LLaDAModelLM": LLaDAConfig,
-    "LLaDAEncoder": EncoderConfig,
+
+@dataclass(frozen=True)
+class Family:
+    """How the config.json of a kind of network is written."""
+
+    network: type[Any]
+    architectures: tuple[str, ...]
+    """The names that are read; the first is written."""
+    model_type: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the fields that are not called like them."""
+    required: Mapping[str, Any] = field(default_factory=dict)
+    """Published values of what is not configurable here; left out, they mean something else to the official code."""
+    optional: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """For keys that may be left out: all values that ask for the published network, the first being the one written."""
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    """Read by the official class, without effect on what the network computes."""
+    left_out: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields whose keys are missing."""
+    derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    """Keys that follow from the others."""
+    mask: tuple[str, int] | None = None
+    """Name and row of MASK in the published vocabulary, if config.json has no key for it."""
+
+    stores_tied_head: bool = False
+    """Whether the published files hold a head that is the embedding all the same."""
+
+    def key_of(self, name: str) -> str:
+        return self.names.get(name, name)
+
+
+LLADA = Family(
+    LLaDA,
+    architectures=("LLaDAModelLM",),
+    model_type="llada",
+    required={
+        "activation_type": "silu",
+        "alibi": False,
+        "attention_dropout": 0.0,
+        "attention_layer_norm": False,
+        "bias_for_layer_norm": False,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "embedding_dropout": 0.0,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "multi_query_attention": None,
+        "residual_dropout": 0.0,
+        "rope": True,
+        "rope_full_precision": True,
+        "scale_logits": False,
+    },
+    neutral={
+        "alibi_bias_max": 8.0,
+        "attention_layer_norm_with_affine": True,
+        "flash_attention": False,
+        "init_cutoff_factor": None,
+        "init_device": "meta",
+        "init_fn": "mitchell",
+        "init_std": 0.02,
+        "mlp_ratio": 4,
+        "precision": "amp_bf16",
+        "use_cache": False,
+    },
+    derived=lambda config: {"embedding_size": config.vocab_size},
+)
+LLAMA_NAMES = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "weight_tying": "tie_word_embeddings",
 }
+UNSCALED = (None, {"rope_type": "default"}, {"type": "default"}, {"rope_type": "default", "factor": 1.0})
+ILLADA = Family(
+    ILLaDA,
+    architectures=("ILLaDAForCausalLM",),
+    model_type="illada",
+    names=LLAMA_NAMES,
+    optional={
+        "attention_bias": (False,),
+        "attention_dropout": (0.0,),
+        "hidden_act": ("silu",),
+        "layer_norm_eps": (None,),  # a number would ask for LayerNorm
+        "mlp_bias": (False,),
+        "resid_pdrop": (0.0,),
+        "rope_scaling": UNSCALED,
+    },
+    neutral={"initializer_range": 0.02, "use_cache": False},
+    # transformers leaves out what equals its own default, which is True for a tied head.
+    left_out={"weight_tying": True, "eos_token_id": 2},
+    mask=("<[MASK]>", 5),
+    stores_tied_head=True,
+)
+LLADA_MOE = Family(
+    LLaDAMoE,
+    architectures=("LLaDAMoEModel", "LLaDAMoEModelLM"),
+    model_type="llada",  # as LLaDA's: the architecture decides
+    names={
+        **LLAMA_NAMES,
+        "mlp_hidden_size": "expert_intermediate_size",
+        "n_experts": "num_experts",
+        "n_experts_per_token": "num_experts_per_tok",
+    },
+    required={
+        "attention_bias": False,
+        "moe_router_enable_expert_bias": False,
+        "partial_rotary_factor": 1,
+        "qk_layernorm": True,
+        "routed_scaling_factor": 1,
+        "shared_expert_intermediate_size": None,
+    },
+    optional={
+        "attention_dropout": (0.0,),
+        "clip_qkv": (None,),
+        "hidden_act": ("silu",),
+        "moe_router_score_function": ("softmax", None),
+        "norm_topk_prob": (False, None),
+        "rope_scaling": UNSCALED,
+    },
+    neutral={
+        "dense_intermediate_size": 8192,  # no layer is dense
+        "initializer_range": 0.02,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.01,
+        "use_cache": False,
+    },
+    derived=lambda config: {"moe_layer_freq": [1] * config.n_layers},
+    mask=("<|mask|>", 156_895),
+)
+ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder")
 
-# The published values of what is not configurable here; a checkpoint that says otherwise is another network.
-LLADA_FIXED_KEYS: dict[str, Any] = {
-    "activation_type": "silu",
-    "alibi": False,
-    "attention_dropout": 0.0,
-    "attention_layer_norm": False,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "embedding_dropout": 0.0,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "multi_query_attention": None,
-    "residual_dropout": 0.0,
-    "rope": True,
-    "rope_full_precision": True,
-    "scale_logits": False,
+FAMILIES: dict[type[LLaDAConfig] | type[EncoderConfig], Family] = {
+    LLaDAConfig: LLADA,
+    ILLaDAConfig: ILLADA,
+    LLaDAMoEConfig: LLADA_MOE,
+    EncoderConfig: ENCODER,
 }
-# Read by the official class, without effect on what the network computes.
-LLADA_NEUTRAL_KEYS: dict[str, Any] = {
-    "alibi_bias_max": 8.0,
-    "attention_layer_norm_with_affine": True,
-    "flash_attention": False,
-    "init_cutoff_factor": None,
-    "init_device": "meta",
-    "init_fn": "mitchell",
-    "init_std": 0.02,
-    "mlp_ratio": 4,
-    "precision": "amp_bf16",
-    "use_cache": False,
-}
+ARCHITECTURES = {name: config for config, family in FAMILIES.items() for name in family.architectures}
 
 
-def build_network(config: NetworkConfig) -> LLaDA | Encoder:
+class TiedHead(NamedTuple):
+    """Names of two tensors that are one."""
+
+    embedding: str
+    head: str
+    is_stored: bool
+
+
+def build_network(config: NetworkConfig) -> Network:
     """A freshly initialised network of this configuration."""
-    return LLaDA(config) if isinstance(config, LLaDAConfig) else Encoder(config)
+    network: Network = FAMILIES[type(config)].network(config)
+    return network
+
+
+def tied_head(config: NetworkConfig) -> TiedHead | None:
+    """The head that a network of this configuration shares with its embedding, None if it has its own."""
+    if isinstance(config, EncoderConfig) or not config.weight_tying:
+        return None
+    family = FAMILIES[type(config)]
+    return TiedHead(family.network.EMBEDDING_NAME, family.network.HEAD_NAME, family.stores_tied_head)
+
+
+def mask_name(content: Mapping[str, Any]) -> str | None:
+    """What MASK is called in the tokenizer, if config.json does not say which row is its.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
+    mask = _family_of(content)[1].mask
+    return mask[0] if mask else None
 
 
 def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     """The content of config.json."""
-    if isinstance(config, EncoderConfig):
-        return {"architectures": ["LLaDAEncoder"], "model_type": "llada_encoder", **asdict(config)}
+    family = FAMILIES[type(config)]
+    values = asdict(config)
+    if isinstance(config, LLaDAConfig):  # and its subclasses
+        values["n_kv_heads"] = config.kv_heads
+    if family.mask:
+        del values["mask_token_id"]
     return {
-        "architectures": ["LLaDAModelLM"],
-        "model_type": "llada",
-        **LLADA_FIXED_KEYS,
-        **LLADA_NEUTRAL_KEYS,
-        **asdict(config),
-        "n_kv_heads": config.kv_heads,
-        "embedding_size": config.vocab_size,
+        "architectures": [family.architectures[0]],
+        "model_type": family.model_type,
+        **family.required,
+        **{key: allowed[0] for key, allowed in family.optional.items()},
+        **family.neutral,
+        **{family.key_of(name): value for name, value in values.items()},
+        **family.derived(config),
     }
 
 
-def config_from_json(content: Mapping[str, Any]) -> NetworkConfig:
+def config_from_json(content: Mapping[str, Any], mask_row: int | None = None) -> NetworkConfig:
     """The configuration that config.json describes.
+
+    Args:
+        mask_row: MASK's, for a family whose config.json does not name it; that of the published vocabulary if left out.
 
     Raises:
         ValueError: an unknown architecture, a missing key, or a value that this network cannot compute.
     """
+    config_class, family = _family_of(content)
+    keys = {f.name: family.key_of(f.name) for f in fields(config_class)}
+    values = {name: content[key] for name, key in keys.items() if key in content}
+    for name, value in family.left_out.items():
+        values.setdefault(name, value)
+    if family.mask:
+        values["mask_token_id"] = family.mask[1] if mask_row is None else mask_row
+    missing = {keys[name] for name in keys.keys() - values.keys()} | (family.required.keys() - content.keys())
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
+    _check_published({key: (value,) for key, value in family.required.items()} | dict(family.optional), content)
+    try:
+        config = dacite.from_dict(config_class, values)
+    except dacite.DaciteError as error:
+        raise ValueError(str(error)) from error
+    _check_published({key: (value,) for key, value in family.derived(config).items()}, content)
+    return config
+
+
+def _family_of(content: Mapping[str, Any]) -> tuple[type[LLaDAConfig] | type[EncoderConfig], Family]:
     names = content.get("architectures") or ["none"]
     if names[0] not in ARCHITECTURES:
         raise ValueError(f"architecture {names[0]!r} is not one of {', '.join(ARCHITECTURES)}")
     config_class = ARCHITECTURES[names[0]]
-    required = {field.name for field in fields(config_class)}
-    if config_class is LLaDAConfig:
-        required |= LLADA_FIXED_KEYS.keys()  # left out, they mean something else to the official code
-    missing = sorted(required - content.keys())
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}")
-    if config_class is LLaDAConfig:
-        _check_llada_keys(content)
-    try:
-        return dacite.from_dict(config_class, {field.name: content[field.name] for field in fields(config_class)})
-    except dacite.DaciteError as error:
-        raise ValueError(str(error)) from error
+    return config_class, FAMILIES[config_class]
 
 
-def _check_llada_keys(content: Mapping[str, Any]) -> None:
-    for key, value in LLADA_FIXED_KEYS.items():
-        if content[key] != value:
-            raise ValueError(f"{key} = {content[key]!r} is not supported (only {value!r})")
-    if content.get("embedding_size", content["vocab_size"]) != content["vocab_size"]:
-        raise ValueError("embedding_size other than vocab_size is not supported")
+def _check_published(allowed: Mapping[str, tuple[Any, ...]], content: Mapping[str, Any]) -> None:
+    for key, values in allowed.items():
+        if key in content and content[key] not in values:
+            raise ValueError(f"{key} = {content[key]!r} is not supported (only {values[0]!r})")

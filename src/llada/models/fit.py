@@ -7,12 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
+from llada.models.activations import TrainingSetting
 from llada.models.configuration import NetworkConfig
 from llada.models.encoder import EncoderConfig
-from llada.models.memory import TrainingSetting, training_memory
+from llada.models.memory import training_memory
 
 LENGTH_STEP = 64  # suggested lengths are multiples of it
 LARGEST_BATCH = 1024
+LENGTH_FLAG = "--windows random --sequence_length"
+# How a checkpoint is trained with less memory; 8-bit moments have a scale for each 256 (adamw.AdamW16).
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--weights bf16 --optimizer_state 8bit", {"bf16_weights": True, "moment_bytes": 1 + 4 / 256}),
+    ("--method lora", {"method": "lora"}),
+    ("--method qlora", {"method": "qlora"}),
+)
 # (layers, width) of networks that people train, from this package's preset by way of the GPT-2 family to LLaDA-8B's.
 LADDER = (
     (4, 128), (4, 256), (6, 384), (8, 512), (12, 768), (24, 768), (24, 1024), (32, 1024), (36, 1280), (48, 1536),
@@ -77,34 +85,53 @@ def longest_sequence(config: NetworkConfig, setting: TrainingSetting, limit: flo
 
 
 def ways_to_fit(
-    config: NetworkConfig, setting: TrainingSetting, limit: float, accumulate: int = 1, dropout_is_fixed: bool = False
+    config: NetworkConfig,
+    setting: TrainingSetting,
+    limit: float,
+    accumulate: int = 1,
+    is_fine_tuning: bool = False,
+    length_flag: str = LENGTH_FLAG,
 ) -> list[Way]:
     """Changes that make a training fit, each alone; where only shorter sequences do, the mildest combination first.
 
-    The first ones leave its result as it is.
+    The first ones leave its result as it is; the last ones train less of a checkpoint, or in less precision.
 
     Args:
         limit: bytes.
         accumulate: batches of the setting that make a step.
-        dropout_is_fixed: as in a checkpoint that is trained further.
+        is_fine_tuning: a checkpoint is trained further, whose dropout is what it is.
+        length_flag: how shorter sequences are asked for.
     """
     asked = Way(config, setting, setting.batch_size * accumulate)
-    thrifts = [_with_checkpointing, _in_bf16, *([] if dropout_is_fixed else [_without_dropout])]
-    alone = [change(asked) for change in (_smaller_batch(limit), *thrifts, _shorter_sequences(limit))]
+    thrifts = [_with_checkpointing, _in_bf16, *([] if is_fine_tuning else [_without_dropout])]
+    shorter = _shorter_sequences(limit, length_flag)
+    alone = [change(asked) for change in (_smaller_batch(limit), *thrifts, shorter)]
     fitting = [way for way in alone if _differs(way, asked) and way.memory <= limit]
-    if any(way.setting.length == setting.length for way in fitting):
-        return fitting
-    return _mildest_combination(asked, limit, thrifts) + fitting
+    if not any(way.setting.length == setting.length for way in fitting):
+        fitting = _mildest_combination(asked, limit, [*thrifts, shorter]) + fitting
+    return fitting + (_thriftier_methods(asked, limit, [*thrifts, shorter]) if is_fine_tuning else [])
+
+
+def _thriftier_methods(asked: Way, limit: float, thrifts: Sequence[Callable[[Way], Way]]) -> list[Way]:
+    """Other ways to train a checkpoint, each with what else it takes to fit; none, if all weights are not trained."""
+    if asked.setting.method != "full":
+        return []
+    ways = []
+    for flags, values in METHODS:
+        way = asked.changed(flags, **values)
+        ways += [way] if way.memory <= limit else _mildest_combination(way, limit, thrifts)
+    return ways
 
 
 def _mildest_combination(way: Way, limit: float, thrifts: Sequence[Callable[[Way], Way]]) -> list[Way]:
+    *thrifts, shorter = thrifts
     for change in thrifts:
         changed = change(way)
         way = changed if _differs(changed, way) else way
         smaller = _smaller_batch(limit)(way)
         if smaller.memory <= limit:
             return [smaller]
-    last_resort = _shorter_sequences(limit)(way.with_batch_of(1))
+    last_resort = shorter(way.with_batch_of(1))
     return [last_resort] if last_resort.setting.length and last_resort.memory <= limit else []
 
 
@@ -137,12 +164,12 @@ def _without_dropout(way: Way) -> Way:
     return replace(way, config=replace(way.config, dropout=0.0), flags=(*way.flags, "--dropout 0"))
 
 
-def _shorter_sequences(limit: float) -> Callable[[Way], Way]:
+def _shorter_sequences(limit: float, length_flag: str) -> Callable[[Way], Way]:
     """The longest that fit, of length 0 if none do."""
 
     def change(way: Way) -> Way:
         length = longest_sequence(way.config, way.setting, limit)
-        return way.changed(f"--windows random --sequence_length {length}", length=length)
+        return way.changed(f"{length_flag} {length}", length=length)
 
     return change
 

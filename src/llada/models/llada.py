@@ -8,7 +8,9 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-val
 M width of the feed-forward layer.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +86,15 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
     return angles.cos(), angles.sin()
 
 
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel c against channel c + C/2, in the type of the operands; x and the result are (B, H, L, C)."""
+    lower, upper = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-upper, lower), dim=-1) * sin
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel c against channel c + C/2, computed in fp32; x and the result are (B, H, L, C)."""
-    x32 = x.float()
-    lower, upper = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat((-upper, lower), dim=-1) * sin).to(x.dtype)
+    """The same, computed in fp32 whatever the type of x and of the result."""
+    return turn(x.float(), cos, sin).to(x.dtype)
 
 
 def key_bias(attention_mask: Tensor) -> Tensor:
@@ -100,9 +106,46 @@ def key_bias(attention_mask: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, H C) to (B, H, L, C)."""
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Every query attends to every key: (B, L, H C) of q (B, H, L, C) and of k and v (B, K, L, C).
+
+    Args:
+        bias: `key_bias`, added to the scores; head j uses key-value head j // (H / K).
+    """
+    if bias is not None:  # of the products' type, where fp32's lowest number would become -inf
+        bias = bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
+    return mixed.transpose(1, 2).flatten(2)
+
+
 def init_normal(weight: Tensor, std: float) -> None:
     """Fill with a normal distribution that is cut off at three standard deviations."""
-    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+    if not weight.is_meta:
+        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+
+def make_embedding(config: LLaDAConfig) -> nn.Embedding:
+    """One row for each id, to be initialised by the caller.
+
+    On the meta device torch would load 800 modules, in a second, to draw no numbers.
+    """
+    if torch.empty(0).is_meta:
+        weight = torch.empty(config.vocab_size, config.d_model)
+        return nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+    return nn.Embedding(config.vocab_size, config.d_model)
+
+
+def init_layer(inner: Iterable[nn.Linear], residual: Iterable[nn.Linear], depth: int) -> None:
+    """LLaDA's initialisation ("mitchell"); `depth` counts layers from 1 and shrinks the `residual` outputs."""
+    for linear in inner:
+        init_normal(linear.weight, linear.in_features**-0.5)
+    for linear in residual:
+        init_normal(linear.weight, (linear.in_features * 2 * depth) ** -0.5)
 
 
 class TransformerLayer(nn.Module):
@@ -121,14 +164,8 @@ class TransformerLayer(nn.Module):
         self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
-        self.reset_parameters(depth)
-
-    def reset_parameters(self, depth: int) -> None:
-        """The official initialisation ("mitchell"); `depth` counts layers from 1 and shrinks the residual outputs."""
-        for linear in (self.q_proj, self.k_proj, self.v_proj, self.ff_proj, self.up_proj):
-            init_normal(linear.weight, linear.in_features**-0.5)
-        for linear in (self.attn_out, self.ff_out):
-            init_normal(linear.weight, (linear.in_features * 2 * depth) ** -0.5)
+        inner = (self.q_proj, self.k_proj, self.v_proj, self.ff_proj, self.up_proj)
+        init_layer(inner, (self.attn_out, self.ff_out), depth)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
         x = x + self.attend(self.attn_norm(x), rotary, bias)
@@ -136,17 +173,10 @@ class TransformerLayer(nn.Module):
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
     def attend(self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        q = rotate(self._split(self.q_proj(h), self.n_heads), *rotary)  # (B, H, L, C)
-        k = rotate(self._split(self.k_proj(h), self.kv_heads), *rotary)
-        v = self._split(self.v_proj(h), self.kv_heads)
-        if bias is not None:  # of the products' type, where fp32's lowest number would become -inf
-            bias = bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.kv_heads != self.n_heads)
-        return self.attn_out(mixed.transpose(1, 2).flatten(2))
-
-    @staticmethod
-    def _split(x: Tensor, heads: int) -> Tensor:
-        return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+        q = rotate(split_heads(self.q_proj(h), self.n_heads), *rotary)  # (B, H, L, C)
+        k = rotate(split_heads(self.k_proj(h), self.kv_heads), *rotary)
+        v = split_heads(self.v_proj(h), self.kv_heads)
+        return self.attn_out(attention(q, k, v, bias))
 
 
 class Transformer(nn.Module):
@@ -154,7 +184,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wte = make_embedding(config)
         self.blocks = nn.ModuleList(TransformerLayer(config, depth + 1) for depth in range(config.n_layers))
         self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
         init_normal(self.wte.weight, config.d_model**-0.5)
@@ -171,12 +201,65 @@ class _Model(nn.Module):
         self.transformer = transformer
 
 
-class LLaDA(nn.Module):
-    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position."""
+class RotaryNetwork(nn.Module):
+    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position.
+
+    What the published networks share, whatever the names of their parts; a tied head is the embedding itself.
+    """
+
+    EMBEDDING_NAME: ClassVar[str]
+    HEAD_NAME: ClassVar[str]
+    """Names of these tensors in a checkpoint."""
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        raise NotImplementedError
+
+    @property
+    def final_norm(self) -> RMSNorm:
+        raise NotImplementedError
+
+    @property
+    def output(self) -> nn.Linear:
+        """The head, where it is not tied."""
+        raise NotImplementedError
+
+    def rotary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The table for embedded tokens x (B, L, D)."""
+        return rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
+
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        x = self.embedding(rows)
+        rotary = self.rotary(x)
+        bias = None if attention_mask is None else key_bias(attention_mask)
+        for layer in self.layers:
+            x = layer(x, rotary, bias)
+        return self.final_norm(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D)."""
+        return F.linear(features, self.embedding.weight) if self.config.weight_tying else self.output(features)
+
+    def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(self.features(rows, attention_mask))
+
+
+class LLaDA(RotaryNetwork):
+    """LLaDA-8B's network, and any other size of it."""
+
+    EMBEDDING_NAME, HEAD_NAME = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
         self.model = _Model(Transformer(config))
 
     @property
@@ -184,23 +267,17 @@ class LLaDA(nn.Module):
         return self.model.transformer
 
     @property
+    def embedding(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    @property
     def layers(self) -> nn.ModuleList:
         return self.transformer.blocks
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
-        x = self.transformer.wte(rows)
-        rotary = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
-        bias = None if attention_mask is None else key_bias(attention_mask)
-        for layer in self.transformer.blocks:
-            x = layer(x, rotary, bias)
-        return self.transformer.ln_f(x)
+    @property
+    def final_norm(self) -> RMSNorm:
+        return self.transformer.ln_f
 
-    def head(self, features: Tensor) -> Tensor:
-        """Logits (..., V) of features (..., D)."""
-        if self.config.weight_tying:
-            return F.linear(features, self.transformer.wte.weight)
-        return self.transformer.ff_out(features)
-
-    def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.head(self.features(rows, attention_mask))
+    @property
+    def output(self) -> nn.Linear:
+        return self.transformer.ff_out

@@ -9,8 +9,7 @@ Shape letters: B batch, L length, V vocabulary rows, N selected positions.
 
 from torch import Tensor, nn
 
-from llada.models.encoder import Encoder
-from llada.models.llada import LLaDA
+from llada.models.configuration import Network
 
 
 class MaskPredictor(nn.Module):
@@ -19,7 +18,7 @@ class MaskPredictor(nn.Module):
     The only column that is not an id is MASK's own, which no sampler may choose.
     """
 
-    def __init__(self, network: LLaDA | Encoder, mask_id: int, mask_row: int) -> None:
+    def __init__(self, network: Network, mask_id: int, mask_row: int) -> None:
         super().__init__()
         self.network = network
         self.mask_id, self.mask_row = mask_id, mask_row
@@ -30,14 +29,16 @@ class MaskPredictor(nn.Module):
         Args:
             x_t: (B, L) token ids.
             attention_mask: (B, L), 0 where a token is padding that must not be attended to.
-            positions: the head is computed at these positions alone, which training needs: with LLaDA's vocabulary
-                of 126,464, the logits of all positions would outweigh the rest of the network.
+            positions: the head is computed at these positions alone; with LLaDA's vocabulary of 126,464, the logits of
+                all positions would outweigh the rest of the network.
 
         Raises:
             IndexError: an id that is neither MASK nor a row of the network.
         """
+        return self.network.head(self.features(x_t, attention_mask, positions))
+
+    def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
         rows = x_t.masked_fill(x_t == self.mask_id, self.mask_row)
         features = self.network.features(rows, attention_mask)
-        if positions is not None:
-            features = features[positions]
-        return self.network.head(features)
+        return features if positions is None else features[positions]

@@ -7,11 +7,10 @@ import functools
 
 from torch.utils.checkpoint import checkpoint
 
-from llada.models.encoder import Encoder
-from llada.models.llada import LLaDA
+from llada.models.configuration import Network
 
 
-def recompute_activations(network: LLaDA | Encoder) -> None:
+def recompute_activations(network: Network) -> None:
     """Make every layer of the network forget its activations until they are needed."""
     for layer in network.layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,6 +1,6 @@
 """How large a network is and how much it computes, by formula: matrices, parameters, FLOPs; for memory see `memory`.
 
-Shape letters: L length, V vocabulary rows, D width, M width of the feed-forward layer.
+Shape letters: L length, V vocabulary rows, D width, M width of the feed-forward layer or of an expert, E experts.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 from llada.models.configuration import NetworkConfig
 from llada.models.encoder import EncoderConfig
 from llada.models.llada import LLaDAConfig
+from llada.models.llada_moe import LLaDAMoEConfig
 
 # Measured, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.95 of the speed of large products on a CPU.
 MATMUL_SHARE = 0.5
@@ -22,10 +23,12 @@ def layer_matrices(config: NetworkConfig) -> dict[str, Matrices]:
     width = config.d_model
     if isinstance(config, LLaDAConfig):
         kv_width, hidden = config.kv_heads * config.head_dim, config.mlp_hidden_size
-        return {
-            "attention": [(width, width), (kv_width, width), (kv_width, width), (width, width)],
-            "feed-forward": [(hidden, width), (hidden, width), (width, hidden)],
-        }
+        attention = [(width, width), (kv_width, width), (kv_width, width), (width, width)]
+        feed_forward = [(hidden, width), (hidden, width), (width, hidden)]
+        if isinstance(config, LLaDAMoEConfig):
+            router = [(config.n_experts, width)]
+            return {"attention": attention, "router": router, "experts": config.n_experts * feed_forward}
+        return {"attention": attention, "feed-forward": feed_forward}
     return {
         "attention": [(3 * width, width), (width, width)],
         "feed-forward": [(4 * width, width), (width, 4 * width)],
@@ -45,7 +48,7 @@ def count_parameters(config: NetworkConfig) -> dict[str, int]:
         return {
             "embedding": vocab * width,
             **in_layers,
-            "norms": (2 * config.n_layers + 1) * width,
+            "norms": (2 * config.n_layers + 1) * width + _head_norms(config),
             "head": 0 if config.weight_tying else vocab * width,
         }
     return {
@@ -54,6 +57,11 @@ def count_parameters(config: NetworkConfig) -> dict[str, int]:
         "norms": (2 * config.n_layers + 2) * 2 * width,
         "head": vocab * width + vocab,
     }
+
+
+def _head_norms(config: NetworkConfig) -> int:
+    """Parameters of the norms over the channels of queries and keys."""
+    return 2 * config.n_layers * config.head_dim if isinstance(config, LLaDAMoEConfig) else 0
 
 
 def total_parameters(config: NetworkConfig) -> int:
@@ -67,8 +75,16 @@ def layer_parameters(config: NetworkConfig) -> int:
 
 
 def matrix_parameters(config: NetworkConfig) -> int:
-    """Weights that a token is multiplied with: those of the layers and of the head, tied or not."""
+    """Weights of all linear maps: those of the layers and of the head, tied or not."""
     return layer_parameters(config) + config.vocab_size * config.d_model
+
+
+def active_parameters(config: NetworkConfig) -> int:
+    """Of these, the weights that a token is multiplied with: all but the experts that it is not sent to."""
+    if not isinstance(config, LLaDAMoEConfig):
+        return matrix_parameters(config)
+    in_expert = 3 * config.d_model * config.mlp_hidden_size
+    return matrix_parameters(config) - config.n_layers * in_expert * (config.n_experts - config.n_experts_per_token)
 
 
 def training_flops_per_token(config: NetworkConfig, length: int) -> int:
@@ -77,7 +93,7 @@ def training_flops_per_token(config: NetworkConfig, length: int) -> int:
     Source: arXiv 2001.08361, section 2.1, with every token attending to all others. A forward pass alone is a third;
     recomputed activations (`recompute`) add another third.
     """
-    return 6 * matrix_parameters(config) + attention_flops_per_token(config, length)
+    return 6 * active_parameters(config) + attention_flops_per_token(config, length)
 
 
 def attention_flops_per_token(config: NetworkConfig, length: int) -> int:

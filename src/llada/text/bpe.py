@@ -3,7 +3,9 @@
 Its ids are the network's rows, MASK's included. The files are kept as they were read, byte for byte.
 """
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -12,14 +14,14 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llada.errors import UserError
 
-MODEL_FILE = "tokenizer.json"
+MODEL_FILE, NAMES_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 # Not all are there in every checkpoint; they describe the chat template and the names of special tokens.
-OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+OTHER_FILES = (NAMES_FILE, "special_tokens_map.json", TEMPLATE_FILE)
 VOCABULARY_KEYS = ("vocab_size", "mask_token_id", "pad_token_id", "eos_token_id")
 
 
 class BPETokenizer:
-    """Text to ids and back; the ids of MASK, padding and end come from the checkpoint's config.json."""
+    """Text to ids and back; the ids of MASK, padding and end come with the network's configuration."""
 
     unit = "token"
 
@@ -49,10 +51,50 @@ class BPETokenizer:
         if missing:
             raise ValueError(f"{MODEL_FILE} lacks the ids that config.json names: {missing}")
 
+        try:
+            self._names = json.loads(self._files.get(NAMES_FILE, b"{}"))
+        except ValueError as error:
+            raise ValueError(f"{NAMES_FILE} is not valid JSON ({error})") from error
+        if not isinstance(self._names, dict):
+            raise ValueError(f"{NAMES_FILE} holds no JSON object")
+
     @property
     def forbidden_rows(self) -> tuple[int, ...]:
-        """MASK, and the rows of the network that no token has; PAD is also the end of a text, and allowed."""
-        return (self.mask_id, *(row for row in range(self.vocab_size) if row not in self._known))
+        """MASK, the rows of the network that no token has, and PAD, unless it is also the end of a text."""
+        padding = () if self.pad_id == self.eos_id else (self.pad_id,)
+        return (self.mask_id, *padding, *(row for row in range(self.vocab_size) if row not in self._known))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Names and ids of the tokens that no text has, MASK's among them; `encode` never gives one."""
+        return {token.content: id_ for id_, token in self._model.get_added_tokens_decoder().items() if token.special}
+
+    @property
+    def bos_token(self) -> str | None:
+        """Name of the token that begins a text, which a chat template may ask for."""
+        return self._name_of("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """Name of the token that ends a text."""
+        return self._name_of("eos_token") or self._model.id_to_token(self.eos_id)
+
+    @property
+    def template(self) -> str | None:
+        """The chat template, in Jinja, where the checkpoint brings one; a file of its own comes before the other."""
+        if TEMPLATE_FILE in self._files:
+            return self._files[TEMPLATE_FILE].decode()
+        template = self._names.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = by_name.get("default")
+        return template if isinstance(template, str) else None
+
+    def _name_of(self, key: str) -> str | None:
+        """A token is named by its text, or by an object that has it as content."""
+        token = self._names.get(key)
+        name = token.get("content") if isinstance(token, dict) else token
+        return name if isinstance(name, str) else None
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -99,3 +141,21 @@ class BPETokenizer:
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, as a list is
+
+
+def find_token(folder: Path, name: str) -> int | None:
+    """The id of a token in a folder's tokenizer.json, None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or lacks the token: another one, like that for unknown text, is no substitute.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        return None
+    try:
+        id_: int | None = FastTokenizer.from_buffer(path.read_bytes()).token_to_id(name)
+    except Exception as error:  # as above
+        raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from error
+    if id_ is None:
+        raise UserError(f"{path} lacks the token {name}: use the checkpoint's own tokenizer.")
+    return id_

@@ -13,15 +13,12 @@ The file names are the founding document's. Letters: N rows, L length, B batch.
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Generator, Tensor
 
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, sha256_of, write_json
@@ -215,60 +212,3 @@ def _counts_fit(metadata: dict[str, Any], rows: dict[str, Ids]) -> bool:
         )
     except (KeyError, TypeError):
         return False
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Clean ids (B, L) and, where some are padding, which of them are text."""
-
-    x_0: Tensor
-    is_text: Tensor | None = None
-    """(B, L) bool; None means all."""
-
-
-DrawBatch = Callable[[int, Generator], TokenBatch]
-"""`draw(step, generator)`: the batch of that step, the same whenever it is asked for."""
-
-
-def check_window(data: PreparedText, length: int) -> None:
-    """Refuse windows that are longer than the training text.
-
-    Raises:
-        UserError: they are.
-    """
-    n_tokens = len(data.tokens("train"))
-    if length > n_tokens:
-        raise UserError(f"A window of {length} does not fit the training text of {n_tokens:,} tokens: shorten it.")
-
-
-def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
-    """Windows (B, L) at any offset of the training text, so that many epochs over a short text see fresh cuts."""
-    check_window(data, length)
-    tokens = data.tokens("train")
-
-    def draw(step: int, generator: Generator) -> TokenBatch:
-        start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()
-        return TokenBatch(_as_ids(tokens[start[:, None] + np.arange(length)]))
-
-    return draw
-
-
-def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatch:
-    """The stored rows as they are, each once an epoch, in an order that is new in every epoch."""
-    rows, pad_id = data.rows["train"], data.tokenizer.pad_id
-
-    def draw(step: int, generator: Generator) -> TokenBatch:
-        position = step * batch_size + np.arange(batch_size)
-        epoch, index = position // len(rows), position % len(rows)
-        for e in np.unique(epoch):
-            order = np.random.default_rng((seed, int(e))).permutation(len(rows))
-            index[epoch == e] = order[index[epoch == e]]
-        x_0 = _as_ids(rows[index])
-        is_text = x_0 != pad_id
-        return TokenBatch(x_0, None if bool(is_text.all()) else is_text)
-
-    return draw
-
-
-def _as_ids(array: Ids) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from llada.text.bpe import MODEL_FILE, VOCABULARY_KEYS, BPETokenizer
+from llada.text.bpe import MODEL_FILE, VOCABULARY_KEYS, BPETokenizer, find_token
 from llada.text.tokenizer import VOCAB_FILE, CharTokenizer
 
 
@@ -48,13 +48,35 @@ def load_tokenizer(folder: Path, content: Mapping[str, Any]) -> CharTokenizer | 
     Raises:
         UserError: there is none, or it is broken.
     """
-    is_bpe = (folder / MODEL_FILE).is_file() or content.get("pad_token_id") == content.get("eos_token_id") is not None
-    if is_bpe and not (folder / VOCAB_FILE).is_file():  # LLaDA's own, whose padding is the end
+    if (folder / VOCAB_FILE).is_file():
+        return CharTokenizer.load(folder)
+    ids = [content.get(key) for key in ("pad_token_id", "eos_token_id")]
+    has_other_ids = None not in ids and ids != [CharTokenizer.pad_id, CharTokenizer.eos_id]
+    if (folder / MODEL_FILE).is_file() or has_other_ids:
         return BPETokenizer.load(folder, content)
     return CharTokenizer.load(folder)
+
+
+def find_mask_row(folder: Path, name: str) -> int | None:
+    """MASK's row in a network for the tokenizer in a folder, None where there is no tokenizer.
+
+    Args:
+        name: MASK's in a byte-level BPE.
+
+    Raises:
+        UserError: the tokenizer is broken, or has no MASK.
+    """
+    if (folder / VOCAB_FILE).is_file():
+        return CharTokenizer.load(folder).mask_row
+    return find_token(folder, name)
 
 
 def ids_of(tokenizer: Tokenizer) -> dict[str, int]:
     """The keys that `load_tokenizer` reads."""
     values = (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id)
     return dict(zip(VOCABULARY_KEYS, values, strict=True))
+
+
+def speechless_rows(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Columns of the logits that no answer may contain: those that stand for no text, but for EOS, which ends it."""
+    return tuple(row for row in tokenizer.forbidden_rows if row != tokenizer.eos_id)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import dacite
 from tyro.conf import arg
 
+from llada.adamw import StateName
+from llada.adapters import LoraOptions
 from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
@@ -78,7 +80,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The text to learn."""
+    """The text to learn, or the dialogues."""
 
     data_dir: Path = DEFAULT_FOLDER
     """Folder that `llada prepare` wrote."""
@@ -86,6 +88,16 @@ class DataOptions:
     """"random": windows at any offset of the text. "stored": the prepared sequences as they are."""
     sequence_length: int = 256
     """Length of a random window; stored sequences have their own."""
+    chat: Path | None = None
+    """JSONL file of dialogues, whose answers are learned, instead of a text: a line holds "messages", each with "role"
+    and "content", or "prompt" and "answer"."""
+    chat_val: Path | None = None
+    """Dialogues to measure on; if left out, the last ones of --chat are kept for that."""
+    chat_val_share: float = 0.1
+    """How many of them."""
+    chat_length: int | None = None
+    """Longest dialogue in tokens, beyond which its oldest turns are left out; if left out, the checkpoint's own
+    length."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,8 @@ class OptimizerOptions:
 
     optimizer: Literal["muon", "adamw"] = "muon"
     """"muon": Muon for the matrices inside the layers, AdamW for the rest. "adamw": AdamW for all."""
+    optimizer_state: StateName = "fp32"
+    """Of the moments of AdamW: "8bit" takes a quarter of the memory, and needs bitsandbytes."""
     learning_rate: float = 3e-3
     """Peak rate of AdamW."""
     muon_learning_rate: float = 0.02
@@ -141,6 +155,12 @@ class TrainConfig:
     base: Annotated[str | None, arg(aliases=["--checkpoint", "--model-name"])] = None
     """Checkpoint to start from instead of random weights, with its network and its tokenizer: a folder, or a name on
     the Hugging Face hub."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """What is trained of a checkpoint: "full", all its weights; "lora", small matrices beside those of its layers;
+    "qlora", these beside layers in 4 bits."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights that "full" trains: "bf16" takes half the memory, and rounds each update at random."""
     output_dir: Path = Path("runs/laptop")
     """The run folder."""
     batch_size: int = 8
@@ -190,6 +210,24 @@ class TrainConfig:
             )
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
+        self._check_fine_tuning()
+
+    def _check_fine_tuning(self) -> None:
+        optimizer = self.optimizer
+        if self.method != "full" and self.base is None:
+            raise UserError(f"--method {self.method} adds to a checkpoint: name it by --checkpoint.")
+        if self.data.chat is not None and self.noise.weight_power != 1:
+            raise UserError("Answers are learned by LLaDA's own loss: add --weight_power 1, or use `llada finetune`.")
+        if optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon":
+            raise UserError("Moments in 8 bits are AdamW's: add --optimizer adamw.")
+        if self.weights == "bf16" and self.method != "full":
+            raise UserError(f"--method {self.method} keeps the checkpoint in bf16 anyway: leave out --weights.")
+        if self.weights == "bf16" and optimizer.optimizer == "muon":
+            raise UserError(
+                "Weights in bf16 are for AdamW, which rounds their updates at random: add --optimizer adamw."
+            )
+        if self.weights == "bf16" and optimizer.ema:
+            raise UserError("A moving average of weights needs them in fp32: add --ema 0, or leave out --weights bf16.")
 
     def _check_ranges(self) -> None:
         optimizer, noise, data = self.optimizer, self.noise, self.data
@@ -198,6 +236,8 @@ class TrainConfig:
         _check_range("sequence_length", data.sequence_length, at_least=1)
         for name in ("epochs", "minutes"):
             _check_range(name, getattr(self, name), above=0)
+        _check_range("chat_length", data.chat_length, at_least=1)
+        _check_range("chat_val_share", data.chat_val_share, above=0, at_most=0.9)
         _check_range("seed", self.seed, at_least=0, at_most=LARGEST_SEED)
         _check_range("weight_power", noise.weight_power, at_least=0)
         _check_range("rope_theta", self.network.rope_theta, above=0)
@@ -260,41 +300,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
-
-
-PRESETS = {
-    "laptop": TrainConfig(),
-    "tiny": TrainConfig(
-        network=NetworkOptions(d_model=64, n_heads=2, n_layers=2),
-        data=DataOptions(sequence_length=64),
-        output_dir=Path("runs/tiny"),
-        batch_size=32,
-        steps=200,
-        evaluate_every=100,
-    ),
-    "founding": TrainConfig(
-        network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
-        data=DataOptions(windows="stored"),
-        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
-        optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, ema=0.0),
-        output_dir=Path("runs/founding"),
-        batch_size=4,
-        epochs=10,
-        steps=None,
-    ),
-    "finetune": TrainConfig(
-        base="GSAI-ML/LLaDA-8B-Instruct",
-        data=DataOptions(windows="stored"),
-        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
-        # Warm-up, constant, linear to a tenth over the last tenth: LLaDA's fine-tuning (arXiv 2502.09992, section 2.3),
-        # at the founding document's rate.
-        optimizer=OptimizerOptions(
-            optimizer="adamw", learning_rate=1e-5, weight_decay=0.1, decay=0.1, final_rate=0.1, ema=0.0
-        ),
-        output_dir=Path("runs/finetune"),
-        batch_size=1,
-        epochs=5,
-        steps=None,
-        activation_checkpointing=True,
-    ),
-}

@@ -5,11 +5,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from llada.adamw import MOMENT_BYTES
 from llada.errors import UserError
 from llada.hardware import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
 from llada.models import EncoderConfig
-from llada.models.fit import ways_to_fit
-from llada.models.memory import TrainingMemory, TrainingSetting, training_memory
+from llada.models.activations import TrainingSetting
+from llada.models.fit import LENGTH_FLAG, ways_to_fit
+from llada.models.memory import TrainingMemory, lora_parameters, training_memory
 from llada.models.size import (
     attention_flops_per_token,
     count_parameters,
@@ -17,7 +19,10 @@ from llada.models.size import (
     training_flops_per_token,
     training_seconds,
 )
+from llada.objective import LOGITS_AT_ONCE
 from llada.readable import bytes_in_words, duration_in_words
+from llada.text.answers import Answers
+from llada.text.dataset import PreparedText
 from llada.training.plan import RunPlan
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
@@ -39,19 +44,21 @@ def announce(plan: RunPlan, console: Console) -> None:
     parts = count_parameters(network)
     memory, available = expected_memory(plan), memory_bytes(plan.device)
     seconds = expected_seconds(plan)
-    kind = "encoder" if isinstance(network, EncoderConfig) else "llada"
-    unit = plan.data.tokenizer.unit
+    kind = type(network).__name__.removesuffix("Config")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
     table.add_row("network", f"{kind}, {network.n_layers} layers of {network.d_model}, {network.n_heads} heads")
     if config.base is not None:
         table.add_row("starts from", config.base)
+        table.add_row("trains", _method_in_words(plan))
     table.add_row(
         "parameters", f"{sum(parts.values()):,} ({', '.join(f'{name} {n:,}' for name, n in parts.items() if n)})"
     )
-    table.add_row("text", f"{len(plan.data.tokens('train')):,} {unit}s, {plan.data.folder}")
-    table.add_row("a step", f"{config.sequences_per_step} sequences of {plan.length}, {_noise_in_words(plan)}")
+    table.add_row(*_data_in_words(plan))
+    at_most = "at most " if isinstance(plan.data, Answers) else ""
+    step = f"{config.sequences_per_step} sequences of {at_most}{plan.length} tokens, {_noise_in_words(plan)}"
+    table.add_row("a step", step)
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
@@ -125,6 +132,11 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         bf16=plan.precision.dtype == torch.bfloat16,
         activation_checkpointing=config.activation_checkpointing,
         on_cpu=plan.device.type == "cpu",
+        method=config.method,
+        lora_rank=config.lora.lora_rank,
+        bf16_weights=config.weights == "bf16",
+        moment_bytes=MOMENT_BYTES[config.optimizer.optimizer_state],
+        logits_at_once=LOGITS_AT_ONCE,
     )
 
 
@@ -171,7 +183,8 @@ def _what_fits(plan: RunPlan, available: float) -> str:
         setting_of(plan),
         available - TORCH_BYTES,
         plan.config.accumulate,
-        dropout_is_fixed=plan.config.base is not None,
+        is_fine_tuning=plan.config.base is not None,
+        length_flag="--chat_length" if isinstance(plan.data, Answers) else LENGTH_FLAG,
     )
     if ways:
         fitting = ", or ".join(f"{' '.join(way.flags)} ({bytes_in_words(way.memory)})" for way in ways)
@@ -179,6 +192,29 @@ def _what_fits(plan: RunPlan, available: float) -> str:
     if plan.config.base is not None:
         return "no setting makes it fit, use a machine with more memory (`llada size` counts what it takes)"
     return f"the network itself is too large, choose a smaller one ({ADVICE})"
+
+
+def _method_in_words(plan: RunPlan) -> str:
+    """What is trained of the checkpoint."""
+    config = plan.config
+    if config.method == "full":
+        return f"all weights, in {config.weights}"
+    rank, kept = config.lora.lora_rank, "in 4 bits" if config.method == "qlora" else "as they are"
+    n_trained = lora_parameters(plan.network_config, rank)
+    return f"{n_trained:,} parameters of an adapter of rank {rank}, beside weights that stay {kept}"
+
+
+def _data_in_words(plan: RunPlan) -> tuple[str, str]:
+    """What it learns from: a name and a description."""
+    data = plan.data
+    if isinstance(data, PreparedText):
+        return "text", f"{len(data.tokens('train')):,} {data.tokenizer.unit}s, {data.folder}"
+    counts = [f"{len(data.pairs['train']):,} answers to learn, {len(data.pairs['val']):,} to measure on"]
+    if data.n_shortened:
+        counts.append(f"{data.n_shortened:,} without their oldest turns")
+    if data.n_left_out:
+        counts.append(f"{data.n_left_out:,} left out as too long")
+    return "dialogues", f"{', '.join(counts)}; {data.folder}"
 
 
 def _noise_in_words(plan: RunPlan) -> str:
@@ -191,9 +227,7 @@ def _noise_in_words(plan: RunPlan) -> str:
 def _length_in_words(plan: RunPlan) -> str:
     limits = []
     if plan.total_steps is not None:
-        tokens = plan.total_steps * plan.config.distinct_sequences * plan.length
-        epochs = tokens / len(plan.data.tokens("train"))
-        limits.append(f"{plan.total_steps:,} steps, {epochs:.1f} epochs")
+        limits.append(f"{plan.total_steps:,} steps, {plan.epochs:.1f} epochs")
     if plan.config.minutes is not None:
         limits.append(f"{plan.config.minutes:g} minutes")
     return " or ".join(limits)

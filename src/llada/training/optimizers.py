@@ -1,9 +1,10 @@
-"""Which optimizer trains which parameter."""
+"""Which optimizer trains which parameter; what is frozen is trained by none."""
 
 import torch
 from torch import nn
 
-from llada.optim import Muon
+from llada.adamw import AdamW16
+from llada.optim import Muon, trained_weights
 from llada.training.config import OptimizerOptions
 
 # Momentum of the gradient's first moment; the published value of every recipe that we follow.
@@ -19,7 +20,7 @@ def make_optimizers(network: nn.Module, options: OptimizerOptions) -> list[torch
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in trained_weights(network).items():
         is_inside_layer = ".blocks." in f".{name}" or name.startswith("layers.")
         kind = vectors if parameter.dim() < 2 else matrices if is_inside_layer else tables
         kind.append(parameter)
@@ -28,8 +29,12 @@ def make_optimizers(network: nn.Module, options: OptimizerOptions) -> list[torch
         {"params": by_adamw, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    rate, betas = options.learning_rate, (BETA1, options.beta2)
+    is_fp32 = all(parameter.dtype == torch.float32 for parameter in by_adamw)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(BETA1, options.beta2), fused=True)
+        torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        if is_fp32 and options.optimizer_state == "fp32"
+        else AdamW16(groups, lr=rate, betas=betas, state=options.optimizer_state)
     ]
     if options.optimizer == "muon":
         optimizers.append(Muon(matrices, lr=options.muon_learning_rate, weight_decay=options.weight_decay))

@@ -8,7 +8,9 @@ import torch
 from llada.errors import UserError
 from llada.hardware import Precision, choose_device, choose_precision
 from llada.models import NetworkConfig
-from llada.text.dataset import PreparedText, check_window
+from llada.text.answers import Answers
+from llada.text.batches import check_window
+from llada.text.dataset import PreparedText
 from llada.training.config import TrainConfig
 
 
@@ -17,7 +19,7 @@ class RunPlan:
     """A run that could be started."""
 
     config: TrainConfig
-    data: PreparedText
+    data: PreparedText | Answers
     device: torch.device
     precision: Precision
     network_config: NetworkConfig
@@ -27,8 +29,10 @@ class RunPlan:
     """None if only the time limits the run."""
 
     @classmethod
-    def of(cls, config: TrainConfig, data: PreparedText, network_config: NetworkConfig | None = None) -> "RunPlan":
-        """The plan of a configuration on a text.
+    def of(
+        cls, config: TrainConfig, data: PreparedText | Answers, network_config: NetworkConfig | None = None
+    ) -> "RunPlan":
+        """The plan of a configuration on a text or on dialogues.
 
         Args:
             network_config: of the checkpoint that the run starts from; built from the configuration if there is none.
@@ -38,21 +42,16 @@ class RunPlan:
                 there.
         """
         device = choose_device(config.device)
-        length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
-        if config.data.windows == "random":
-            check_window(data, length)
-        shortest = min(len(data.tokens("train")), len(data.tokens("val")))
-        if length > shortest:
-            raise UserError(
-                f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens: "
-                f"add --windows random --sequence_length {shortest}, or use a longer text."
-            )
+        length = data.sequence_length
+        if isinstance(data, PreparedText):
+            length = _window_length(config, data)
         if network_config is None:
             network_config = config.network.build_config(data.tokenizer, length)
         elif length > network_config.max_sequence_length:
+            shorter = "--windows random --sequence_length" if isinstance(data, PreparedText) else "--chat_length"
             raise UserError(
                 f"Sequences of {length:,} are longer than the {network_config.max_sequence_length:,} tokens of the "
-                f"checkpoint: add --windows random --sequence_length {network_config.max_sequence_length}."
+                f"checkpoint: add {shorter} {network_config.max_sequence_length}."
             )
         return cls(
             config=config,
@@ -66,15 +65,52 @@ class RunPlan:
 
     @property
     def tokens_per_step(self) -> int:
+        """At most: dialogues are of unequal length."""
         return self.config.sequences_per_step * self.length
 
+    @property
+    def epochs(self) -> float | None:
+        """Length of the run in passes over the data; None if only the time limits it."""
+        if self.total_steps is None:
+            return None
+        sequences = _sequences(self.config, self.data, self.length)
+        if isinstance(self.data, PreparedText):  # the last sequence may be shorter
+            return self.total_steps * self.config.distinct_sequences * self.length / len(self.data.tokens("train"))
+        return self.total_steps * self.config.distinct_sequences / sequences
 
-def count_steps(config: TrainConfig, data: PreparedText, length: int) -> int | None:
-    """Steps of the whole run; None if only the time limits it. An epoch is as many tokens as the training text has."""
+
+def _window_length(config: TrainConfig, data: PreparedText) -> int:
+    """Of the sequences of a text.
+
+    Raises:
+        UserError: it has not so many tokens.
+    """
+    length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
+    if config.data.windows == "random":
+        check_window(data, length)
+    shortest = min(len(data.tokens("train")), len(data.tokens("val")))
+    if length > shortest:
+        raise UserError(
+            f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens: "
+            f"add --windows random --sequence_length {shortest}, or use a longer text."
+        )
+    return length
+
+
+def count_steps(config: TrainConfig, data: PreparedText | Answers, length: int) -> int | None:
+    """Steps of the whole run; None if only the time limits it.
+
+    An epoch is each answer once, or as many tokens as the training text has.
+    """
     if config.epochs is None:
         return config.steps
+    return max(1, math.ceil(config.epochs * _sequences(config, data, length) / config.distinct_sequences))
+
+
+def _sequences(config: TrainConfig, data: PreparedText | Answers, length: int) -> int:
+    """Of an epoch."""
+    if isinstance(data, Answers):
+        return len(data.pairs["train"])
     if config.data.windows == "stored":
-        sequences = len(data.rows["train"])
-    else:
-        sequences = math.ceil(len(data.tokens("train")) / length)
-    return max(1, math.ceil(config.epochs * sequences / config.distinct_sequences))
+        return len(data.rows["train"])
+    return math.ceil(len(data.tokens("train")) / length)

@@ -3,26 +3,29 @@
 config.json                     the resolved configuration
 metrics.jsonl                   one object a logged step
 curves.png, samples/
-checkpoints/step-NNNNNNNN/      a model (see checkpoint.py) and training_state.pt, to resume from
+checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.py), and training_state.pt
 checkpoints/last, best          links to two of these
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
+from llada.adapters import is_adapted, save_adapter
 from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, load_weights, save_weights
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, write_json
-from llada.models import MaskPredictor, NetworkConfig
-from llada.optim import ExponentialAverage
-from llada.text.dataset import PreparedText
+from llada.models import MaskPredictor
+from llada.optim import ExponentialAverage, trained_weights
 from llada.training.config import TrainConfig
+from llada.training.plan import RunPlan
 
 STATE_FILE = "training_state.pt"
 
@@ -89,31 +92,35 @@ class RunFolder:
     def save(
         self,
         progress: Progress,
-        config: NetworkConfig,
-        data: PreparedText,
+        plan: RunPlan,
         model: MaskPredictor,
+        own_weights: Mapping[str, Tensor] | None,
         average: ExponentialAverage | None,
         optimizers: list[torch.optim.Optimizer],
     ) -> None:
         """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
 
-        The model that is stored is the moving average of the weights, where there is one.
+        Args:
+            model: what is stored as the model or the adapter.
+            own_weights: those that are trained, where the model was lent their moving average.
 
         Raises:
             UserError: it could not be written; the checkpoints that were there are unharmed.
         """
         folder = self.checkpoints / f"step-{progress.step:08d}"
-        weights = model.network.state_dict()
         state: dict[str, Any] = {
             "progress": vars(progress),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "weights": weights if average else None,
+            "weights": None if own_weights is None else dict(own_weights),
             "n_averaged": average.n_updates if average else 0,
-            "text_sha256": data.text_sha256,
+            "text_sha256": plan.data.text_sha256,
         }
         try:
             with folder_written_whole(folder) as aside:
-                save_weights(aside, config, data.tokenizer, average.weights if average else weights)
+                if is_adapted(model.network):
+                    save_adapter(aside, model.network, str(plan.config.base))
+                else:
+                    save_weights(aside, plan.network_config, plan.data.tokenizer, model.network.state_dict())
                 torch.save(state, aside / STATE_FILE)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap what the disk says
             raise UserError(
@@ -128,12 +135,12 @@ class RunFolder:
 
     def load(
         self,
-        data: PreparedText,
+        plan: RunPlan,
         model: MaskPredictor,
         average: ExponentialAverage | None,
         optimizers: list[torch.optim.Optimizer],
     ) -> Progress:
-        """Put the state of the last checkpoint into these objects.
+        """Put the state of the last checkpoint into these objects; an adapter is in the model already.
 
         Raises:
             UserError: the checkpoint is missing, broken, of another network, or of another text.
@@ -142,17 +149,19 @@ class RunFolder:
         self.check_resumable()
         try:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-            if state["text_sha256"] != data.text_sha256:
+            if state["text_sha256"] != plan.data.text_sha256:
                 raise UserError(
-                    f"{data.folder} holds another text than {self.path} was trained on: prepare that one again, "
+                    f"{plan.data.folder} holds another text than {self.path} was trained on: prepare that one again, "
                     "or start a new run."
                 )
-            load_weights(model, folder)
+            if not is_adapted(model.network):
+                load_weights(model, folder)
+            weights = trained_weights(model.network)
             if average is not None:
-                for name, tensor in model.network.state_dict().items():
-                    average.weights[name].copy_(tensor)
                 average.n_updates = state["n_averaged"]
-                model.network.load_state_dict(state["weights"])
+                for name, weight in weights.items():
+                    average.weights[name].copy_(weight.detach())
+                put_weights(model, state["weights"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 # Rates and decay come from the configuration, which may have been changed for the rest of the run.
                 groups = optimizer.state_dict()["param_groups"]
@@ -178,6 +187,13 @@ class RunFolder:
         for folder in self.checkpoints.glob("step-*"):
             if folder.resolve() not in kept:
                 shutil.rmtree(folder)
+
+
+@torch.no_grad()
+def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
+    """Copy these values into all weights that are trained."""
+    for name, weight in trained_weights(model.network).items():
+        weight.copy_(weights[name])
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ Shape letters: B batch, L length, N masked positions.
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,23 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from llada.checkpoint import load_checkpoint, make_predictor
 from llada.errors import UserError
-from llada.evaluation.nelbo import Nelbo, cut_windows, estimate_nelbo
+from llada.evaluation.nelbo import Nelbo
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
-from llada.models import recompute_activations
-from llada.objective import loss_weights, masked_nll, weighted_loss
-from llada.optim import ExponentialAverage, learning_rate_factor
-from llada.sampler import SamplerConfig, infill, suppress
-from llada.text.dataset import random_windows, stored_sequences
+from llada.objective import loss_weights, nll_of_features, weighted_loss
+from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
+from llada.text.answers import Answers
+from llada.text.batches import TokenBatch
+from llada.training.answer_check import EosShare
+from llada.training.build import build_model
 from llada.training.metrics import LossByTime, MetricsFile, draw_curves
 from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
-from llada.training.run_folder import Progress, RunFolder
+from llada.training.run_folder import Progress, RunFolder, put_weights
+from llada.training.source import make_source
 from llada.training.watch import ConvergenceWatch, likely_setting
 
-EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
-SAMPLE_LENGTH = 200
 PURPOSES = {"batch": 0, "dropout": 1}
 
 
@@ -49,61 +48,51 @@ class Trainer:
             resume: go on from the last checkpoint of that folder.
             start: checkpoint folder with the weights to start from; random ones if None.
         """
-        config, data = plan.config, plan.data
-        self.plan, self.config, self.data, self.folder = plan, config, data, folder
+        config = plan.config
+        self.plan, self.config, self.folder = plan, config, folder
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
-        if start is None:
-            self.model = make_predictor(plan.network_config, data.tokenizer).to(self.device)
-        else:
-            self.model = load_checkpoint(start, self.device).model.train()
+        self.model = build_model(plan, start, folder.last if resume else None)
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
-        if config.activation_checkpointing:
-            recompute_activations(self.model.network)
-        self.progress = folder.load(data, self.model, self.average, self.optimizers) if resume else Progress()
+        self.progress = folder.load(plan, self.model, self.average, self.optimizers) if resume else Progress()
         should_compile = self.device.type == "cuda" if config.compile is None else config.compile
         if should_compile:  # not the head, whose input has another shape at every step
             self.model.network.features = torch.compile(self.model.network.features)  # type: ignore[method-assign]
-        if config.data.windows == "random":
-            self.draw = random_windows(data, config.distinct_sequences, plan.length)
-        else:
-            self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
-        self.evaluation_windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
+        self.source = make_source(plan)
         self.watch = ConvergenceWatch(plan)
+        is_chat = isinstance(plan.data, Answers)
+        self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
         self.stop_requested = False
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
-    def make_batch(self, step: int) -> tuple[Tensor, Tensor | None, NoisyBatch]:
-        """The clean ids (B, L) of a step, which of them are text, and their noisy form; the same whenever asked for."""
-        noise, mask_id = self.config.noise, self.data.tokenizer.mask_id
+    def make_batch(self, step: int) -> tuple[TokenBatch, NoisyBatch]:
+        """The clean ids of a step and their noisy form; the same whenever asked for."""
+        noise, mask_id = self.config.noise, self.plan.data.tokenizer.mask_id
         generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch"))
-        batch = self.draw(step, generator)
-        x_0 = truncate_randomly(batch.x_0, generator, noise.random_length)
-        is_text = None if batch.is_text is None else batch.is_text[:, : x_0.shape[1]]
+        batch = self.source.draw(step, generator)
+        length = truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1]
+        batch = batch.columns(length)
         if noise.complementary:
-            x_0 = x_0.repeat(2, 1)
-            is_text = None if is_text is None else is_text.repeat(2, 1)
+            batch = batch.twice()
         if noise.masking == "bernoulli":
-            return x_0, is_text, mask_bernoulli(x_0, mask_id, generator, is_text)
-        return x_0, is_text, mask_exact_count(x_0, mask_id, generator, is_text, noise.complementary)
+            return batch, mask_bernoulli(batch.x_0, mask_id, generator, batch.maskable)
+        return batch, mask_exact_count(batch.x_0, mask_id, generator, batch.maskable, noise.complementary)
 
     def train_step(self, by_time: LossByTime) -> "StepResult":
         """One update of the weights."""
         config, step = self.config, self.progress.step
         torch.manual_seed(seed_of(config.seed, step, "dropout"))
-        x_0, is_text, noisy = self.make_batch(step)
-        weights = loss_weights(noisy, config.noise.weight_power)
+        batch, noisy = self.make_batch(step)
+        weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
         loss = torch.zeros((), device=self.device)
-        for first in range(0, len(x_0), config.batch_size):
+        for first in range(0, len(batch.x_0), config.batch_size):
             rows = slice(first, first + config.batch_size)
-            part = self._loss(
-                x_0[rows], None if is_text is None else is_text[rows], noisy.rows(rows), weights[rows], by_time
-            )
+            part = self._loss(batch.rows(rows), noisy.rows(rows), weights[rows], by_time)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), config.optimizer.clip)
         factor = self.learning_rate_factor()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -115,15 +104,17 @@ class Trainer:
         self.progress.step += 1
         return StepResult(loss, norm, factor)
 
-    def _loss(
-        self, x_0: Tensor, is_text: Tensor | None, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime
-    ) -> Tensor:
-        x_0, noisy = x_0.to(self.device, non_blocking=True), noisy.to(self.device)
-        attention_mask = None if is_text is None else is_text.to(self.device)
+    def _loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
+        length = batch.needed_columns  # rows that are padded together may be shorter than others of the step
+        batch, noisy = batch.columns(length).to(self.device), noisy.columns(length).to(self.device)
+        targets = batch.x_0[noisy.is_masked]
         with self.precision.autocast(self.device):
-            logits = self.model(noisy.x_t, attention_mask, noisy.is_masked)
-        nll = masked_nll(logits, x_0, noisy)
+            features = self.model.features(noisy.x_t, batch.attended, noisy.is_masked)
+            vocab_size = self.plan.network_config.vocab_size
+            nll, likeliest = nll_of_features(self.model.network.head, features, targets, vocab_size)
         by_time.add(nll, noisy)
+        if self.eos_share:
+            self.eos_share.add(likeliest, targets)
         return weighted_loss(nll, noisy, weights.to(self.device))
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -197,6 +188,7 @@ class Trainer:
                 "grad_norm": grad_norm,
                 "learning_rate_factor": done.learning_rate_factor,
                 "tokens_per_second": rate and round(rate),
+                **(self.eos_share.take() if self.eos_share else {}),
             }
         )
         status = f"loss {loss:.3f}"
@@ -212,63 +204,57 @@ class Trainer:
     def _evaluate_and_save(self, metrics: MetricsFile, display: Display, evaluate: bool) -> None:
         """Measure and show the model that would be saved, then save it; a run told to stop only saves."""
         progress = self.progress
-        with self._average_in_place():
+        with self._average_in_place() as own_weights:
             if evaluate:
-                result = self.estimate_nelbo()
-                metrics.write(
-                    {"step": progress.step, "nelbo": result.nelbo_nats_per_token, "nelbo_stderr": result.nelbo_stderr}
-                )
-                if result.nelbo_nats_per_token < progress.best_nelbo:
-                    progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
-                sample = self.sample()
-                folder = self.folder.path / "samples"
-                folder.mkdir(exist_ok=True)
-                (folder / f"step-{progress.step:08d}.txt").write_text(sample + "\n", encoding="utf-8")
-                display.say(
-                    f"step {progress.step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
-                    f"validation windows; a sample:\n{_indented(sample)}"
-                )
-        self.folder.save(progress, self.plan.network_config, self.data, self.model, self.average, self.optimizers)
+                self._evaluate(metrics, display)
+            self.folder.save(progress, self.plan, self.model, own_weights, self.average, self.optimizers)
         draw_curves(metrics.path, self.folder.path / "curves.png")
 
-    def estimate_nelbo(self) -> Nelbo:
-        """The bound on some windows of the validation text, with the same masks at every step."""
-
-        def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
-            with self.precision.autocast(self.device):
-                return self.model(x_t, positions=is_masked)
-
-        return estimate_nelbo(
-            predict_at, self.evaluation_windows, self.data.tokenizer.mask_id,
-            masks_per_window=EVALUATION_MASKS, batch_size=self.config.batch_size, device=self.device,
-        )  # fmt: skip
-
-    def sample(self) -> str:
-        """A text out of nothing, the same masks and draws at every step."""
-        tokenizer = self.data.tokenizer
-        template = torch.full((1, min(SAMPLE_LENGTH, self.plan.length)), tokenizer.mask_id, device=self.device)
-        canvas = infill(
-            suppress(self.model, tokenizer.forbidden_rows),
-            template,
-            tokenizer.mask_id,
-            SamplerConfig(steps=template.shape[1], temperature=1.0, remasking="random"),
-            Generator().manual_seed(self.config.seed),
+    def _evaluate(self, metrics: MetricsFile, display: Display) -> None:
+        progress, result = self.progress, self.estimate_nelbo()
+        sample = self.source.sample(self.model)
+        metrics.write(
+            {
+                "step": progress.step,
+                "nelbo": result.nelbo_nats_per_token,
+                "nelbo_stderr": result.nelbo_stderr,
+                **sample.metrics,
+            }
         )
-        return tokenizer.decode(canvas.x_t[0].tolist())
+        if result.nelbo_nats_per_token < progress.best_nelbo:
+            progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
+        folder = self.folder.path / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step-{progress.step:08d}.txt").write_text(sample.text + "\n", encoding="utf-8")
+        display.say(
+            f"step {progress.step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
+            f"validation {self.source.noun}; {self.source.shows}:\n{_indented(sample.text)}"
+        )
+        if sample.warning:
+            display.say(sample.warning)
+
+    def estimate_nelbo(self) -> Nelbo:
+        """The bound on some of the validation data, with the same masks at every step."""
+
+        def predict_at(x_t: Tensor, is_masked: Tensor, attended: Tensor | None = None) -> Tensor:
+            with self.precision.autocast(self.device):
+                return self.model(x_t, attended, is_masked)
+
+        return self.source.estimate_nelbo(predict_at)
 
     @contextmanager
-    def _average_in_place(self) -> Iterator[None]:
-        """Lend the model its averaged weights, in evaluation mode."""
-        network = self.model.network
-        own = {name: tensor.clone() for name, tensor in network.state_dict().items()} if self.average else None
+    def _average_in_place(self) -> Iterator[Mapping[str, Tensor] | None]:
+        """Lend the model its averaged weights, in evaluation mode; yields its own, if they are others."""
+        own = None
         if self.average:
-            network.load_state_dict(self.average.weights)
+            own = {name: weight.detach().clone() for name, weight in trained_weights(self.model.network).items()}
+            put_weights(self.model, self.average.weights)
         self.model.eval()
         try:
-            yield
+            yield own
         finally:
             if own is not None:
-                network.load_state_dict(own)
+                put_weights(self.model, own)
             self.model.train()
 
     @contextmanager

@@ -1,0 +1,170 @@
+"""What it costs to open a checkpoint: seconds and peak memory, beside what transformers takes for the same tensors.
+
+    python benchmarks/loading.py [--billions 1.2]
+
+The checkpoint is a random one in LLaDA's layout, in bf16. transformers cannot load that without running the code of the
+checkpoint, so it gets the same tensors under the names of its own Llama. Each row is a process of its own, whose peak
+of resident memory (VmHWM of /proc/self/status, so Linux only) is taken right after loading, and again after a forward
+pass, when every weight has been read; that of a process which only imports the same libraries is subtracted. The files
+are in the page cache.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from llada.checkpoint import CONFIG_FILE, SHARD_BYTES, load_checkpoint
+from llada.hardware import describe_device
+from llada.models import LLaDAConfig
+from llada.models.size import layer_parameters, total_parameters
+from llada.pretrained import read_published_config
+from llada.random_checkpoint import write_random_checkpoint
+from llada.weights import StoredWeights, save_tensors
+
+WIDTH, HIDDEN, HEADS, ROWS = 2048, 5632, 16, 32_000
+LIMIT = 1.1  # of the weights, our own aim
+TEXT = "to be or not to be that is the question " * 20
+LLAMA_NAMES = {
+    "model.transformer.wte": "model.embed_tokens",
+    "model.transformer.ln_f": "model.norm",
+    "model.transformer.ff_out": "lm_head",
+    "model.transformer.blocks": "model.layers",
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+    **{f"{part}_proj": f"self_attn.{part}_proj" for part in "qkv"},
+}
+
+
+def peak_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise KeyError("VmHWM")
+
+
+def as_llama(name: str) -> str:
+    """The name of one of LLaDA's tensors in transformers' Llama."""
+    for ours, theirs in LLAMA_NAMES.items():
+        if name.startswith(ours + ".") or f".{ours}." in name.removeprefix("model.transformer"):
+            name = name.replace(ours, theirs)
+    return name
+
+
+def write_llama(source: Path, folder: Path) -> None:
+    """The same tensors as a checkpoint of transformers' own Llama."""
+    config, stored = read_published_config(str(source)), StoredWeights.of(source)
+    assert isinstance(config, LLaDAConfig)
+    folder.mkdir()
+    tensors = {as_llama(name): stored.tensor(name, torch.device("cpu"), None) for name in stored.entries}
+    save_tensors(folder, tensors, SHARD_BYTES)
+    content = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.d_model,
+        "intermediate_size": config.mlp_hidden_size,
+        "num_attention_heads": config.n_heads,
+        "num_hidden_layers": config.n_layers,
+        "num_key_value_heads": config.kv_heads,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": False,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
+
+
+def measure(how: str, folder: str) -> dict[str, Any]:
+    """Seconds, and peaks in bytes, of one way to load, in this process."""
+    ids = torch.arange(8)[None]
+    if how.startswith("transformers"):
+        from transformers import LlamaForCausalLM
+
+        if how == "transformers, nothing":
+            return {"peak": peak_bytes()}
+        start = time.perf_counter()
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    else:
+        if how == "nothing":
+            return {"peak": peak_bytes()}
+        start = time.perf_counter()
+        model = load_checkpoint(folder, dtype=torch.float32 if how == "fp32" else None).model
+    result = {"seconds": time.perf_counter() - start, "peak": peak_bytes()}
+    with torch.inference_mode():
+        model(ids)
+    return {**result, "peak_in_use": peak_bytes()}
+
+
+def in_a_process(how: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--how", how, "--folder", str(folder)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
+def write_checkpoint(folder: Path, billions: float) -> int:
+    """A random checkpoint of about this size; its number of parameters."""
+    per_layer = 4 * WIDTH**2 + 3 * WIDTH * HIDDEN
+    n_layers = max(1, round((billions * 1e9 - 2 * ROWS * WIDTH) / per_layer))
+    write_random_checkpoint(
+        folder, TEXT, d_model=WIDTH, n_heads=HEADS, n_layers=n_layers, mlp_hidden_size=HIDDEN, vocab_size=ROWS
+    )
+    config = read_published_config(str(folder))
+    assert layer_parameters(config) == n_layers * per_layer
+    return total_parameters(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--billions", type=float, default=1.2, help="parameters of the checkpoint")
+    parser.add_argument("--how", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.how:
+        print(json.dumps(measure(options.how, options.folder)))
+        return
+    console = Console()
+    with tempfile.TemporaryDirectory() as name:
+        ours, theirs = Path(name, "llada"), Path(name, "llama")
+        with console.status("writing the checkpoints"):
+            n_parameters = write_checkpoint(ours, options.billions)
+            write_llama(ours, theirs)
+        rows = [
+            ("llada, bf16 as stored", "stored", ours, "nothing", 2),
+            ("llada, to fp32", "fp32", ours, "nothing", 4),
+            ("transformers' Llama, bf16", "transformers", theirs, "transformers, nothing", 2),
+        ]
+        device, billions = describe_device(torch.device("cpu")), f"{n_parameters / 1e9:.2f}B parameters"
+        title = f"{datetime.date.today()} · {device} · torch {torch.__version__} · {billions}"
+        table = Table(title=title, padding=(0, 1))
+        for column in ("", "seconds", "weights MB", "peak MB", "ratio", "in use MB", "ratio"):
+            table.add_column(column, justify="right" if column else "left")
+        worst = 0.0
+        for label, how, folder, idle, n_bytes in rows:
+            with console.status(label):
+                baseline, loaded = in_a_process(idle, folder)["peak"], in_a_process(how, folder)
+            weights = n_parameters * n_bytes
+            peak, in_use = (loaded[key] - baseline for key in ("peak", "peak_in_use"))
+            if folder == ours:
+                worst = max(worst, peak / weights, in_use / weights)
+            numbers = (weights / 1e6, peak / 1e6, peak / weights, in_use / 1e6, in_use / weights)
+            formats = (",.0f", ",.0f", ".3f", ",.0f", ".3f")
+            table.add_row(label, f"{loaded['seconds']:.2f}", *map(format, numbers, formats))
+    console.print(table)
+    console.print(f"Ours at most {worst:.3f} times the weights; the aim is {LIMIT}.")
+    sys.exit(0 if worst <= LIMIT else 1)
+
+
+if __name__ == "__main__":
+    main()

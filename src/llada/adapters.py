@@ -1,0 +1,301 @@
+"""Fine-tuning a few weights of a frozen network: LoRA (arXiv 2106.09685), and QLoRA on 4-bit layers (arXiv 2305.14314).
+
+A network with an adapter is still the network: the linear maps that are adapted compute W x + scale * B A x, all else
+is as it was. Adapters are stored as the peft library stores them, under the official names, so that other programs
+can load ours and we can load theirs. Nothing is unpickled.
+
+Shape letters: R rank of an adapter, I inputs and O outputs of a linear map.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llada.adapter_files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    FINGERPRINT,
+    base_of_adapter,
+    read_adapter_weights,
+    read_lora_values,
+)
+from llada.errors import UserError
+from llada.files import write_json
+from llada.four_bits import hush_bitsandbytes, is_quantised, restore_from_four_bits, store_in_four_bits
+from llada.models import Network
+from llada.weights import some_of
+
+ADAPTER = "default"  # peft's name of the only adapter of a network
+FILE_PREFIX = "base_model.model."  # of tensor names in peft's files
+
+FINGERPRINT_VALUES = 64  # of each tensor
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapter to train."""
+
+    lora_rank: int = 16
+    """Rank of the adapters: more can learn more, and takes more memory."""
+    lora_alpha: int = 32
+    """Adapters count alpha / rank."""
+    lora_dropout: float = 0.0
+    """Of what goes into the adapters; masking regularises already."""
+    lora_targets: Literal["all", "attention"] = "all"
+    """Which linear maps of the layers are adapted; experts and their router never are."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
+
+
+class Layout(NamedTuple):
+    """Names of the linear maps of a kind of network's layers."""
+
+    layer: str
+    """Regular expression for what stands before them."""
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+
+
+# Anchored, for LLaDA's head is called ff_out too. Experts are no `mlp.up_proj` but `mlp.experts.7.up_proj`.
+LAYOUTS = (
+    Layout(r".*\.blocks\.\d+\.", ("q_proj", "k_proj", "v_proj", "attn_out"), ("ff_proj", "up_proj", "ff_out")),
+    Layout(
+        r".*\.layers\.\d+\.",
+        (r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.o_proj"),
+        (r"mlp\.gate_proj", r"mlp\.up_proj", r"mlp\.down_proj"),
+    ),
+    Layout(r"layers\.\d+\.", ("qkv", "attention_out"), ("up", "down")),
+)
+
+
+def target_pattern(network: Network, targets: Literal["all", "attention"] = "all") -> str:
+    """The regular expression for the whole names of the linear maps to adapt."""
+    names = [name for name, _ in network.named_modules()]
+    for layout in LAYOUTS:
+        parts = layout.attention + (layout.feed_forward if targets == "all" else ())
+        found = [part for part in parts if any(re.fullmatch(layout.layer + part, name) for name in names)]
+        if found:
+            return f"{layout.layer}({'|'.join(found)})$"
+    raise ValueError(f"{type(network).__name__} has layers of no known kind")
+
+
+def add_adapter(network: Network, options: LoraOptions, seed: int) -> None:
+    """Freeze the network and put a new adapter into it, which changes nothing yet: B is 0.
+
+    A is uniform up to 1 / sqrt(I), as usual, and drawn from the seed alone. Both are in fp32, whatever the base is in.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    _check_plain(network)
+    _inject(
+        network,
+        _peft().LoraConfig(
+            r=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=target_pattern(network, options.lora_targets),
+        ),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, weight in adapter_weights(network).items():
+        weights[name] = torch.zeros(weight.shape)
+        if name.endswith("lora_A.weight"):
+            bound = weight.shape[1] ** -0.5
+            weights[name].uniform_(-bound, bound, generator=generator)
+    _fill(network, weights, trainable=True)
+
+
+def is_adapted(network: Network) -> bool:
+    """Whether the network has an adapter."""
+    return next(_adapted(network), None) is not None
+
+
+def adapter_weights(network: Network) -> dict[str, Tensor]:
+    """A (R, I) and B (O, R) of every adapted map, under their names in peft's files."""
+    return {
+        f"{FILE_PREFIX}{name}.{matrix}.weight": getattr(layer, matrix)[ADAPTER].weight
+        for name, layer in _adapted(network)
+        for matrix in ("lora_A", "lora_B")
+    }
+
+
+def save_adapter(folder: Path, network: Network, base: str) -> None:
+    """Write the adapter, in peft's format, into an existing folder; for a whole one, see `files.folder_written_whole`.
+
+    Args:
+        base: the checkpoint that the adapter belongs to, a folder or a name on the Hugging Face hub.
+    """
+    config = network.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
+    content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(folder / ADAPTER_CONFIG_FILE, {**content, "base_model_name_or_path": base, "inference_mode": True})
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(network).items()}
+    path = folder / ADAPTER_WEIGHTS_FILE
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path, metadata={"format": "pt", FINGERPRINT: base_fingerprint(network)})
+    path.chmod(mode)  # safetensors makes the file for its owner alone
+
+
+def load_adapter(network: Network, folder: Path, trainable: bool = False) -> None:
+    """Put a stored adapter into the network, every tensor accounted for; the network is frozen.
+
+    Args:
+        trainable: whether the adapter is to be trained further.
+
+    Raises:
+        UserError: peft is not installed, files are missing or damaged, or hold no LoRA adapter, or one of another
+            base; the network has no adapter then.
+    """
+    _check_plain(network)
+    values = read_lora_values(folder)
+    weights, fingerprint = read_adapter_weights(folder)
+    if fingerprint is not None and fingerprint != base_fingerprint(network):
+        raise UserError(
+            f"The adapter in {folder} was trained beside other weights than these: use its own base, "
+            f"{base_of_adapter(folder)}."
+        )
+    try:
+        _inject(network, _peft().LoraConfig(**values))
+    except (TypeError, ValueError, KeyError, re.error) as error:
+        _remove(network)
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
+    if troubles := _misfits(adapter_weights(network), weights):
+        _remove(network)
+        raise UserError(f"The adapter in {folder} does not fit this network ({troubles}): use its own base.")
+    _fill(network, weights, trainable)
+
+
+@torch.no_grad()
+def merge_adapter(network: Network) -> None:
+    """Make the network a plain one again, its weights W + scale * B A, under their own names and not frozen.
+
+    The sum is computed in fp32 and rounded to the type of W, in place. A network in 4 bits becomes bf16 first, since
+    its rounded weights are those that the adapter was trained beside.
+    """
+    if is_quantised(network):
+        restore_from_four_bits(network)
+    for _, layer in _adapted(network):
+        weight = layer.base_layer.weight
+        update = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+        weight.copy_(weight.float().add(update, alpha=layer.scaling[ADAPTER]))
+    _remove(network)
+    if hasattr(network, FINGERPRINT):
+        delattr(network, FINGERPRINT)  # they are other weights now
+    network.requires_grad_(True)
+
+
+def quantise(network: Network, device: torch.device | str | None = None) -> None:
+    """Freeze the network and store it in 4 bits (`four_bits`), ready for an adapter.
+
+    Args:
+        device: where the network goes, never holding more than the result and one layer; None leaves it where it is.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    _check_plain(network)
+    if is_quantised(network):
+        raise ValueError("the network is in 4 bits already")
+    _keep_fingerprint(network)
+    store_in_four_bits(network, device)
+
+
+def base_fingerprint(network: Network) -> str:
+    """What tells one base from another: a hash of names, shapes and first values of all weights.
+
+    The values are taken in bf16, so that it does not matter in which precision the base was opened.
+    """
+    kept: str | None = getattr(network, FINGERPRINT, None)
+    if kept is not None:
+        return kept
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.flatten()[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {list(tensor.shape)} ".encode() + values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keep_fingerprint(network: Network) -> None:
+    setattr(network, FINGERPRINT, base_fingerprint(network))
+
+
+def _adapted(network: Network) -> Iterator[tuple[str, Any]]:
+    """Names and peft's wrappers of the adapted maps."""
+    for name, module in network.named_modules():
+        if hasattr(module, "base_layer"):
+            yield name, module
+
+
+def _check_plain(network: Network) -> None:
+    if is_adapted(network):
+        raise ValueError("the network has an adapter already")
+
+
+def _inject(network: Network, config: Any) -> None:
+    """Wrap the maps that the configuration means. The adapters have no memory and no values yet: see `_fill`.
+
+    Raises:
+        ValueError: there are none, or something else than linear maps is meant.
+    """
+    _keep_fingerprint(network)
+    network.requires_grad_(False)
+    _peft().inject_adapter_in_model(config, network, ADAPTER, low_cpu_mem_usage=True)
+    for name, layer in _adapted(network):
+        if ADAPTER not in layer.lora_A:
+            raise ValueError(f"{name} is no linear map")
+
+
+def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> None:
+    """Give the adapters these values, in fp32 and on the device of what they adapt."""
+    for name, layer in _adapted(network):
+        for matrix in ("lora_A", "lora_B"):
+            value = weights[f"{FILE_PREFIX}{name}.{matrix}.weight"]
+            value = value.to(layer.base_layer.weight.device, torch.float32, copy=True)
+            getattr(layer, matrix)[ADAPTER].weight = nn.Parameter(value, requires_grad=trainable)
+
+
+def _remove(network: Network) -> None:
+    """Take the adapter out of the network."""
+    for name, layer in list(_adapted(network)):
+        network.set_submodule(name, layer.base_layer)
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+
+
+def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What is wrong with an adapter's tensors; nothing, if nothing is."""
+    troubles = []
+    if missing := expected.keys() - weights.keys():
+        troubles.append(f"{some_of(missing)} missing")
+    if unexpected := weights.keys() - expected.keys():
+        troubles.append(f"{some_of(unexpected)} no part of it")
+    for name in sorted(expected.keys() & weights.keys()):
+        shape, wanted = list(weights[name].shape), list(expected[name].shape)
+        if shape != wanted:
+            troubles.append(f"{name} has shape {shape} instead of {wanted}")
+            break
+    return "; ".join(troubles)
+
+
+def _peft() -> Any:
+    hush_bitsandbytes()  # which it imports
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("Adapters need the peft package: pip install 'llada-trainer[lora]'.") from error
+    return peft

@@ -1,0 +1,152 @@
+"""`llada chat`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from llada.checkpoint import Checkpoint
+from llada.cli import INTERRUPTED, Program
+from llada.cli.drawing import draw_tokens
+from llada.cli.options import check_positive, parse
+from llada.dialogue import Answer, answer
+from llada.errors import UserError
+from llada.hardware import DeviceName, choose_device
+from llada.opening import open_model
+from llada.sampler import Remasking, SamplerConfig
+from llada.text.chat import ChatFormat, Message, chat_format, cut_at_end
+
+NEW, LEAVE = "/new", ("/exit", "/quit")
+DEFAULT_LENGTH = 128
+
+DESCRIPTION = """Talk with a checkpoint, and watch its answers appear.
+
+A checkpoint's own chat template is used; one without speaks the plain form of `llada finetune --chat`. When a dialogue
+outgrows the model's length, its oldest turns are left out. Without a terminal, each line read is a message."""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    checkpoint: str
+    """A run folder, a checkpoint folder, an adapter, or a name on the Hugging Face hub."""
+    prompt: str | None = None
+    """Answer this message and leave."""
+    system: str | None = None
+    """What the model is told beforehand."""
+    gen_length: int | None = None
+    """Tokens of an answer at most; 128 if left out, or half of the model's length if that is less."""
+    steps: int | None = None
+    """Predictions of an answer; one a token if left out, fewer is faster and worse."""
+    block_length: int | None = 32
+    """Fill blocks of this length from left to right."""
+    temperature: float = 0.0
+    """0 takes the likeliest token, 1 samples from the model."""
+    cfg_scale: float = 0.0
+    """Strength of classifier-free guidance by the dialogue, which doubles the cost."""
+    remasking: Remasking = "low_confidence"
+    """Which predictions stay at each step: the most confident, or random ones."""
+    seed: int = 0
+    """Fixes the answers, if the temperature is above 0."""
+    device: DeviceName = "auto"
+    """"auto" is the GPU where there is one."""
+    show: bool = True
+    """Watch answers appear step by step, where there is a terminal."""
+
+
+def run(arguments: Sequence[str], program: Program) -> int:
+    options = parse(ChatOptions, program.name, arguments, DESCRIPTION)
+    check_positive(options, "gen_length", "steps", "block_length")
+    checkpoint = open_model(options.checkpoint, choose_device(options.device), dtype=None)
+    gen_length = options.gen_length or max(1, min(DEFAULT_LENGTH, checkpoint.config.max_sequence_length // 2))
+    try:
+        config = SamplerConfig(
+            steps=gen_length if options.steps is None else options.steps,
+            block_length=options.block_length,
+            temperature=options.temperature,
+            cfg_scale=options.cfg_scale,
+            remasking=options.remasking,
+        )
+    except ValueError as error:
+        raise UserError(f"These options do not work: {error}.") from error
+    chat = Chat(checkpoint, config, options, gen_length)
+    if options.prompt is not None:
+        print(chat.say(options.prompt))
+        return 0
+    return chat.talk()
+
+
+class Chat:
+    """A dialogue that goes on."""
+
+    def __init__(self, checkpoint: Checkpoint, config: SamplerConfig, options: ChatOptions, gen_length: int) -> None:
+        self.checkpoint, self.config, self.options, self.gen_length = checkpoint, config, options, gen_length
+        self.form: ChatFormat = chat_format(checkpoint.tokenizer)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.console = Console(stderr=True)
+        self.messages: list[Message] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was said."""
+        self.messages = [Message("system", self.options.system)] if self.options.system else []
+
+    def say(self, text: str) -> str:
+        """The answer to a message, which both become part of the dialogue.
+
+        Raises:
+            UserError: it cannot be answered, and the dialogue is as it was.
+        """
+        messages = [*self.messages, Message("user", text)]
+        start, last = time.perf_counter(), None
+        shows = self.options.show and self.console.is_terminal
+        with Live(console=self.console, transient=True, auto_refresh=False) as live:
+            for last in answer(self.checkpoint, self.form, messages, self.gen_length, self.config, self.generator):
+                if shows:
+                    live.update(self._draw(last), refresh=True)
+        assert last is not None  # at least one step
+        reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.form.end_ids)).strip()
+        self.messages = [*messages, Message("assistant", reply)]
+        if last.n_forgotten:
+            self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
+        self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
+        return reply
+
+    def talk(self) -> int:
+        """Messages from standard input, until it ends."""
+        if sys.stdin.isatty():
+            self._note(f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves.")
+        while True:
+            try:
+                line = self.console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                return INTERRUPTED
+            if line.strip() in LEAVE:
+                return 0
+            if line.strip() == NEW:
+                self.begin()
+            elif line.strip():
+                self._answer_line(line)
+
+    def _answer_line(self, line: str) -> None:
+        try:
+            print(self.say(line), flush=True)
+        except UserError as error:  # the next message may do better
+            self.console.print(str(error), style="yellow", highlight=False, markup=False)
+        except KeyboardInterrupt:
+            self._note("stopped; the message is not part of the dialogue")
+
+    def _draw(self, state: Answer) -> Text:
+        """An answer for the terminal, up to its end if that is decided."""
+        ids = cut_at_end(state.ids, self.form.end_ids)
+        picture = draw_tokens(self.checkpoint.tokenizer, ids)
+        return picture.append(f"\n\n{state.nfe} evaluations", style="dim")
+
+    def _note(self, text: str) -> None:
+        self.console.print(text, style="dim", highlight=False, markup=False)

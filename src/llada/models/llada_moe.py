@@ -1,0 +1,71 @@
+"""LLaDA-MoE: in each layer a router sends every token to a few of many small feed-forward parts, the experts.
+
+The loss that balances the experts in its pre-training (`router_aux_loss_coef`) is not part of our objective.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, M width of an expert, E experts, k experts of a token,
+T tokens of all sequences.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llada.models.decoder import DecoderLayer, DecoderNetwork, GatedMLP
+from llada.models.llada import LLaDAConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaDAMoEConfig(LLaDAConfig):
+    """LLaDA's numbers, `mlp_hidden_size` being the width of one expert, and those of the experts."""
+
+    n_experts: int
+    n_experts_per_token: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.n_experts_per_token <= self.n_experts:
+            raise ValueError(f"{self.n_experts_per_token} experts a token are not among {self.n_experts}")
+
+
+class Experts(nn.Module):
+    """The feed-forward part of a layer, (B, L, D) to (B, L, D)."""
+
+    def __init__(self, config: LLaDAMoEConfig) -> None:
+        super().__init__()
+        self.n_chosen = config.n_experts_per_token
+        self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
+        self.experts = nn.ModuleList(GatedMLP(config.d_model, config.mlp_hidden_size) for _ in range(config.n_experts))
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the experts of each token (T, D), both (T, k).
+
+        The weights are those among all experts, in fp32, and thus do not add up to 1.
+        """
+        shares = self.gate(tokens).softmax(dim=-1, dtype=torch.float32)
+        weights, chosen = shares.topk(self.n_chosen, dim=-1)
+        return weights.to(tokens.dtype), chosen
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = h.flatten(0, -2)
+        weights, chosen = self.route(tokens)
+        order = chosen.flatten().argsort(stable=True)  # (T k), the choices of one expert together
+        n_of = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        # An expert that no token chose runs on none, so that its gradient is 0 and not absent.
+        parts = torch.split(tokens[order // self.n_chosen], n_of)
+        results = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        weighted = results * weights.flatten()[order, None]
+        # Back in the order of the tokens, and added up: unlike `index_add_`, that is the same every time on a GPU, and
+        # keeps no copy for the backward pass.
+        by_token = weighted[order.argsort()].view(len(tokens), self.n_chosen, -1)
+        return by_token.sum(1).to(h.dtype).view_as(h)
+
+
+class LLaDAMoE(DecoderNetwork):
+    """Token rows (B, L) in, logits (B, L, V) out."""
+
+    def __init__(self, config: LLaDAMoEConfig) -> None:
+        super().__init__(
+            config,
+            (DecoderLayer(config, depth + 1, Experts(config), norms_heads=True) for depth in range(config.n_layers)),
+        )

@@ -1,0 +1,44 @@
+"""Any model by its name: a run, a checkpoint, an adapter with its base, or a repository on the Hugging Face hub."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter
+from llada.adapters import load_adapter
+from llada.checkpoint import CHECKPOINTS_FOLDER, PREFERRED_CHECKPOINTS, Checkpoint, load_checkpoint
+from llada.errors import UserError
+from llada.pretrained import fetch, read_published_config
+
+
+def open_model(
+    name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> Checkpoint:
+    """A model ready for use; that of an adapter is its base with the adapter beside it.
+
+    Args:
+        name: a run folder (its best checkpoint is meant), a checkpoint folder, an adapter folder, or a repository.
+        dtype: of the weights in memory; None is that in which they are stored.
+
+    Raises:
+        UserError: there is none, it is broken, or an adapter's base is not to be had.
+    """
+    adapter = find_adapter(Path(name))
+    if adapter is None:
+        return load_checkpoint(fetch(str(name), read_published_config(str(name))), device, dtype)
+    base = base_of_adapter(adapter)
+    try:
+        folder = fetch(base, read_published_config(base))
+    except UserError as error:
+        raise UserError(f"The base of the adapter in {adapter} cannot be had. {error}") from error
+    checkpoint = load_checkpoint(folder, device, dtype)
+    load_adapter(checkpoint.model.network, adapter)
+    checkpoint.model.to(device).eval()
+    return replace(checkpoint, folder=adapter)
+
+
+def find_adapter(path: Path) -> Path | None:
+    """The adapter folder meant by `path`: itself, or the best one of a run; None if it is none."""
+    candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
+    return next((folder for folder in candidates if (folder / ADAPTER_CONFIG_FILE).is_file()), None)

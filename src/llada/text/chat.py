@@ -1,0 +1,275 @@
+"""Dialogues: read from a file, and put into tokens as prompt and answer.
+
+A checkpoint that brings a chat template is spoken to by it. Other vocabularies, that of single characters above all,
+have a plain form: BOS, then each message with EOS behind it, by turns.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llada.errors import UserError
+from llada.text.bpe import BPETokenizer
+from llada.text.templates import LLADA_TEMPLATE, LLADA_TOKENS
+from llada.text.vocabulary import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+PROMPT_KEY, ANSWER_KEYS = "prompt", ("answer", "response", "completion")
+PRIVATE_USE = range(0xE000, 0xF900)  # characters that stand for nothing
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    content: str
+
+
+Dialogue = tuple[Message, ...]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_dialogues(path: Path) -> list[Dialogue]:
+    """The dialogues of a JSONL file: one object a line, `messages` with `role` and `content`, or `prompt` and `answer`.
+
+    Raises:
+        UserError: the file is missing or empty, or a line, which is named by its number, is no dialogue with an answer.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it.") from None
+    dialogues = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                dialogues.append(_parse(json.loads(line)))
+            except ValueError as error:
+                what = "is not valid JSON" if isinstance(error, json.JSONDecodeError) else "is no dialogue to learn"
+                raise UserError(f"Line {number} of {path} {what} ({error}): correct or remove it.") from None
+    if not dialogues:
+        raise UserError(f"{path} holds no dialogue: write one JSON object a line.")
+    return dialogues
+
+
+def characters_of(paths: Iterable[Path]) -> set[str]:
+    """All characters that the dialogues of these files have, and the line break before a first question."""
+    dialogues = [dialogue for path in paths for dialogue in read_dialogues(path)]
+    return {"\n"}.union(*(message.content for dialogue in dialogues for message in dialogue))
+
+
+def _parse(content: object) -> Dialogue:
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    if "messages" not in content:
+        answers = [key for key in ANSWER_KEYS if key in content]
+        if PROMPT_KEY not in content or not answers:
+            raise ValueError('it has neither "messages" nor "prompt" and "answer"')
+        messages = [Message("user", content[PROMPT_KEY]), Message("assistant", content[answers[0]])]
+    else:
+        messages = [_parse_message(item) for item in _as_list(content["messages"])]
+    check_turns(messages)
+    if len(messages) < 2 or not any(message.role == "assistant" for message in messages):
+        raise ValueError("it has no answer, a message of the assistant")
+    return tuple(messages)
+
+
+def _as_list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError('its "messages" are no list')
+    return value
+
+
+def _parse_message(item: object) -> Message:
+    if not isinstance(item, dict) or "role" not in item or "content" not in item:
+        raise ValueError('a message lacks "role" or "content"')
+    return Message(item["role"], item["content"])
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Refuse what is no dialogue: questions and answers by turns, after one system message at most.
+
+    Raises:
+        ValueError: it is not.
+    """
+    expected = "user"
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message.content, str):
+            raise ValueError(f"the content of message {number} is no text")
+        if message.role not in ROLES:
+            raise ValueError(f"message {number} has the role {message.role!r}, not one of {', '.join(ROLES)}")
+        if message.role == "system" and number == 1:
+            continue
+        if message.role != expected:
+            raise ValueError(f"message {number} is of the {message.role}, where the {expected} has the turn")
+        if message.role == "assistant" and not message.content.strip():
+            raise ValueError(f"message {number}, an answer, is empty")
+        expected = "assistant" if expected == "user" else "user"
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+class ChatFormat(Protocol):
+    """Messages to ids."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids at which an answer ends."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of all that comes before the answer to the last message."""
+
+    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Ids of the answer to the last of these messages, with the sign that ends it, without EOS."""
+
+
+def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+    """The form in which a checkpoint with this tokenizer is spoken to.
+
+    Raises:
+        UserError: its chat template cannot be used.
+    """
+    if isinstance(tokenizer, BPETokenizer):
+        if tokenizer.template is not None:
+            return TemplateFormat(tokenizer, tokenizer.template)
+        if set(LLADA_TOKENS) <= set(tokenizer.special_tokens):  # as LLaDA-8B-Base, whose files declare none
+            return TemplateFormat(tokenizer, LLADA_TEMPLATE)
+    return PlainFormat(tokenizer)
+
+
+class PlainFormat:
+    """BOS, then each message with EOS behind it; a system message goes before the first question, on a line of its own.
+
+    Roles need no sign, since they take turns.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.end_ids = frozenset({tokenizer.eos_id})
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        bos = getattr(self.tokenizer, "bos_id", None)
+        ids = [] if bos is None else [bos]
+        for message in messages:
+            end = self.tokenizer.encode("\n") if message.role == "system" else [self.tokenizer.eos_id]
+            ids += self.tokenizer.encode(message.content) + end
+        return ids
+
+    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+
+class TemplateFormat:
+    """The chat template of a checkpoint, in Jinja's sandbox: it can compute strings and reach nothing else.
+
+    Only the template makes special tokens; a message that says "<|eot_id|>" is text. Apart from that, the ids are those
+    of `apply_chat_template` of the transformers library.
+    """
+
+    def __init__(self, tokenizer: BPETokenizer, template: str) -> None:
+        self.tokenizer = tokenizer
+        self._names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise
+        specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, specials))})")
+        try:
+            self._template = environment.from_string(template)
+            probe = (Message("user", "?"),)
+            self._spurious_header = self._find_spurious_header(probe)
+            ending = [id_ for id_ in self.answer(probe, "!") if id_ in tokenizer.special_tokens.values()]
+        except TemplateError as error:
+            raise UserError(f"The chat template of the checkpoint cannot be used ({error}): mend it.") from error
+        self.end_ids = frozenset({tokenizer.eos_id, *ending})
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        return self._encode(messages, lambda protected: self._render(protected, True))
+
+    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+        def render(protected: Sequence[Message]) -> str:
+            before, whole = self._render(protected[:-1], True), self._render(protected, False)
+            if not whole.startswith(before):
+                raise UserError("The chat template of the checkpoint writes a prompt anew with its answer: mend it.")
+            return whole.removesuffix(self._spurious_header)[len(before) :]
+
+        return self._encode((*messages, Message("assistant", text)), render)
+
+    def _find_spurious_header(self, probe: Sequence[Message]) -> str:
+        """LLaDA's template ends in the assistant's header, asked for or not; behind an answer it does not belong.
+
+        The header by itself is what such a template makes of no messages.
+        """
+        always = self._render(probe, True) == self._render(probe, False)
+        return self._render((), False) if always else ""
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._names)
+
+    def _encode(self, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[int]:
+        """Ids of what `render` makes of the messages; special tokens of the messages themselves are broken up for it
+        by a character that they do not have, which is taken out again."""
+        used = set().union(*(message.content for message in messages))
+        spacer = next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
+
+        def protect(found: re.Match[str]) -> str:
+            return found[0][0] + spacer + found[0][1:]
+
+        protected = [Message(message.role, self._special.sub(protect, message.content)) for message in messages]
+        ids: list[int] = []
+        for piece in self._special.split(render(protected)):
+            if piece in self.tokenizer.special_tokens:
+                ids.append(self.tokenizer.special_tokens[piece])
+            else:
+                ids += self.tokenizer.encode(piece.replace(spacer, ""))
+        return ids
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+# -- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def shortened(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """A dialogue that ends in a question, and again with its oldest question and answer left out, one after the other.
+
+    The system message and the last question always stay.
+    """
+    system = [message for message in messages[:1] if message.role == "system"]
+    turns = list(messages[len(system) :])
+    while turns:
+        yield [*system, *turns]
+        del turns[:2]
+
+
+def fitting_prompt(
+    form: ChatFormat, messages: Sequence[Message], room: int
+) -> tuple[list[int], Sequence[Message]] | None:
+    """The prompt of at most `room` ids that keeps most of the dialogue, and its messages; None if there is none."""
+    for kept in shortened(messages):
+        ids = form.prompt(kept)
+        if len(ids) <= room:
+            return ids, kept
+    return None
+
+
+def cut_at_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
+    """An answer up to the first sign of its end."""
+    return list(ids[: next((i for i, id_ in enumerate(ids) if id_ in end_ids), len(ids))])

@@ -1,0 +1,26 @@
+"""Chat templates of the public checkpoints, in our own words; what they render is what the published ones render.
+
+They are written into random checkpoints, and serve a checkpoint that brings none but knows the tokens. Like the
+published one, LLaDA's ends in the assistant's header whatever it is asked (docs: `chat`).
+"""
+
+LLADA_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if loop.first -%}{{ bos_token }}{%- endif -%}"
+    "{{- '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>\\n\\n' ~ message.content | trim ~ '<|eot_id|>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
+)
+LLADA_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+LLADA_MOE_TEMPLATE = (
+    "{%- set roles = {'system': 'SYSTEM', 'user': 'HUMAN', 'assistant': 'ASSISTANT'} -%}"
+    "{%- if not messages or messages[0].role != 'system' -%}"
+    "{{- '<role>SYSTEM</role>detailed thinking off<|role_end|>' -}}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- '<role>' ~ roles[message.role] ~ '</role>' ~ message.content ~ '<|role_end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<role>ASSISTANT</role>' -}}{%- endif -%}"
+)
+LLADA_MOE_TOKENS = ("<role>", "</role>", "<|role_end|>")

@@ -1,0 +1,42 @@
+"""The model that a run trains: fresh, or a checkpoint, all of it or an adapter beside it."""
+
+from pathlib import Path
+
+import torch
+
+from llada.adapters import add_adapter, load_adapter, quantise
+from llada.checkpoint import load_checkpoint, make_predictor
+from llada.models import MaskPredictor, recompute_activations
+from llada.training.plan import RunPlan
+
+
+def build_model(plan: RunPlan, start: Path | None, adapter: Path | None = None) -> MaskPredictor:
+    """The model on its device, in training mode, its frozen weights marked as such.
+
+    Args:
+        start: checkpoint folder with the weights to start from; random ones if None.
+        adapter: folder with the adapter to go on with, if the run trains one; a new one if None.
+    """
+    config = plan.config
+    if start is None:
+        model = make_predictor(plan.network_config, plan.data.tokenizer).to(plan.device, _stored_type(plan))
+    elif config.method == "qlora":  # the device never holds more than the result
+        model = load_checkpoint(start, "cpu", torch.bfloat16).model
+        quantise(model.network, plan.device)
+    else:
+        model = load_checkpoint(start, plan.device, _stored_type(plan)).model
+    model.train()
+    if config.method != "full" and adapter is None:
+        add_adapter(model.network, config.lora, config.seed)
+    elif config.method != "full" and adapter is not None:
+        load_adapter(model.network, adapter, trainable=True)
+    if config.activation_checkpointing:
+        recompute_activations(model.network)
+    return model.to(plan.device)
+
+
+def _stored_type(plan: RunPlan) -> torch.dtype:
+    """Weights that are trained are in fp32 unless asked for otherwise; frozen ones are as products need them."""
+    if plan.config.method == "full":
+        return torch.bfloat16 if plan.config.weights == "bf16" else torch.float32
+    return plan.precision.dtype

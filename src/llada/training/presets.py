@@ -1,0 +1,55 @@
+"""The presets: whole configurations by name, each the defaults of all flags beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
+
+# Warm-up, constant, linear to a tenth over the last tenth: LLaDA's fine-tuning (arXiv 2502.09992, section 2.3).
+FINE_TUNING = OptimizerOptions(
+    optimizer="adamw", learning_rate=2.5e-5, weight_decay=0.1, warmup_steps=50, decay=0.1, final_rate=0.1, ema=0.0
+)
+PRESETS = {
+    "laptop": TrainConfig(),
+    "tiny": TrainConfig(
+        network=NetworkOptions(d_model=64, n_heads=2, n_layers=2),
+        data=DataOptions(sequence_length=64),
+        output_dir=Path("runs/tiny"),
+        batch_size=32,
+        steps=200,
+        evaluate_every=100,
+    ),
+    "founding": TrainConfig(
+        network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
+        data=DataOptions(windows="stored"),
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
+        optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, ema=0.0),
+        output_dir=Path("runs/founding"),
+        batch_size=4,
+        epochs=10,
+        steps=None,
+    ),
+    "finetune": TrainConfig(
+        base="GSAI-ML/LLaDA-8B-Instruct",
+        data=DataOptions(windows="stored"),
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
+        optimizer=replace(FINE_TUNING, learning_rate=1e-5),  # the founding document's rate
+        output_dir=Path("runs/finetune"),
+        batch_size=1,
+        epochs=5,
+        steps=None,
+        activation_checkpointing=True,
+    ),
+    # As LLaDA-8B-Instruct was made: 3 epochs of answers, 256 a step, 2 of them at a time (arXiv 2502.09992, B.1).
+    "sft": TrainConfig(
+        base="GSAI-ML/LLaDA-8B-Base",
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
+        optimizer=FINE_TUNING,
+        output_dir=Path("runs/sft"),
+        batch_size=2,
+        accumulate=128,
+        epochs=3,
+        steps=None,
+        activation_checkpointing=True,
+    ),
+}

@@ -1,0 +1,324 @@
+"""Fine-tuning from end to end: on answers, by adapters, in bf16; and the watch over answers."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from llada.checkpoint import load_checkpoint
+from llada.cli import main
+from llada.errors import UserError
+from llada.opening import open_model
+from llada.random_checkpoint import write_random_checkpoint
+from llada.text.answers import Answers
+from llada.text.dataset import PreparedText
+from llada.text.tokenizer import CharTokenizer
+from llada.training.answer_check import AnswerCheck, EosShare, check_answers
+from llada.training.config import DataOptions, NoiseOptions, OptimizerOptions, TrainConfig
+from llada.training.metrics import LossByTime, read_metrics
+from llada.training.monitor import Display
+from llada.training.plan import RunPlan
+from llada.training.presets import PRESETS
+from llada.training.run_folder import RunFolder
+from llada.training.trainer import Trainer
+
+LETTERS = "abcdefgh"
+
+
+def write_words(path: Path, n: int = 60) -> Path:
+    """Words to be said backwards."""
+    generator = torch.Generator().manual_seed(0)
+    lines = []
+    for _ in range(n):
+        length = int(torch.randint(2, 6, (), generator=generator))
+        word = "".join(LETTERS[i] for i in torch.randint(0, len(LETTERS), (length,), generator=generator).tolist())
+        lines.append(json.dumps({"prompt": word, "answer": word[::-1]}))
+    path.write_text("\n".join(dict.fromkeys(lines)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_words(tmp_path_factory.mktemp("chat") / "words.jsonl")
+
+
+@pytest.fixture(scope="module")
+def base(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "random"
+    write_random_checkpoint(folder, text, max_sequence_length=64)
+    return folder
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    return int(exit_.value.code or 0)
+
+
+def display() -> Display:
+    return Display(Console(quiet=True), None)
+
+
+# --- configuration
+
+
+def test_presets_are_the_papers_and_the_founding_documents() -> None:
+    sft, founding = PRESETS["sft"], PRESETS["finetune"]
+    for preset, rate, epochs in ((sft, 2.5e-5, 3), (founding, 1e-5, 5)):
+        options = preset.optimizer
+        assert (options.optimizer, options.learning_rate, options.weight_decay) == ("adamw", rate, 0.1)
+        assert (options.schedule, options.warmup_steps, options.decay, options.final_rate) == ("wsd", 50, 0.1, 0.1)
+        assert (preset.epochs, preset.noise.masking, preset.noise.weight_power) == (epochs, "bernoulli", 1.0)
+    assert sft.sequences_per_step == 256
+    assert sft.batch_size == 2
+    assert founding.sequences_per_step == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"method": "lora"}, "name it by --checkpoint"),
+        ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
+        ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
+        ({"weights": "bf16"}, "add --optimizer adamw"),
+        ({"weights": "bf16", "optimizer": OptimizerOptions(optimizer="adamw")}, "add --ema 0"),
+        ({"weights": "bf16", "method": "lora", "base": "x"}, "leave out --weights"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+# --- runs
+
+
+SETTINGS = {
+    "full": {},
+    "full in bf16 with 8-bit moments": {
+        "weights": "bf16",
+        "optimizer": OptimizerOptions(
+            optimizer="adamw", optimizer_state="8bit", learning_rate=1e-3, warmup_steps=2, ema=0.0
+        ),
+    },
+    "lora": {"method": "lora"},
+    "lora with an average": {
+        "method": "lora",
+        "optimizer": OptimizerOptions(optimizer="adamw", learning_rate=1e-3, warmup_steps=2, ema=0.9),
+    },
+    "qlora": {"method": "qlora"},
+}
+
+
+def small(base: Path, dialogues: Path, output_dir: Path, **changes: object) -> TrainConfig:
+    config = TrainConfig(
+        base=str(base),
+        data=DataOptions(chat=dialogues),
+        noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
+        optimizer=OptimizerOptions(optimizer="adamw", learning_rate=1e-3, warmup_steps=2, ema=0.0),
+        output_dir=output_dir,
+        batch_size=4,
+        accumulate=2,
+        steps=6,
+        log_every=1,
+        evaluate_every=3,
+        evaluation_windows=4,
+        activation_checkpointing=True,
+        device="cpu",
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | None = None) -> Trainer:
+    start = load_checkpoint(base)
+    data = Answers.load(config.data.chat, start.tokenizer, 64)  # type: ignore[arg-type]
+    folder = RunFolder(config.output_dir)
+    folder.start(config)
+    begins_at = None if resume and config.method == "full" else base
+    trainer = Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at)
+    if stop_at is not None:
+        draw = trainer.source.draw
+
+        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return draw(step, generator)
+
+        trainer.source.draw = draw_and_interrupt
+    trainer.run(display())
+    return trainer
+
+
+def trained(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().float().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    changes: dict[str, object], base: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    whole = small(base, dialogues, tmp_path / "whole", **changes)
+    parts = replace(whole, output_dir=tmp_path / "parts")
+    expected = train(whole, base)
+    assert train(parts, base, stop_at=3).progress.step == 4
+    resumed = train(RunFolder.read_config(parts.output_dir), base, resume=True)
+    assert torch.equal(trained(resumed), trained(expected))
+    losses = [
+        [row["loss"] for row in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in row]
+        for config in (whole, parts)
+    ]
+    assert losses[0] == losses[1]
+    one, other = (open_model(config.output_dir).model.state_dict() for config in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_adapter_run_stores_the_adapter_alone_and_opens_with_its_base(
+    base: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    trainer = train(small(base, dialogues, tmp_path / "run", method="lora", precision="fp32"), base)
+    last = tmp_path / "run" / "checkpoints" / "last"
+    assert {p.name for p in last.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "training_state.pt"}
+    opened = open_model(last)
+    x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    trainer.model.eval()
+    assert torch.allclose(opened.model(x_t), trainer.model(x_t), atol=1e-5)
+    assert not torch.allclose(opened.model(x_t), load_checkpoint(base).model(x_t), atol=1e-3)
+
+
+def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) -> None:
+    train(small(base, dialogues, tmp_path / "run"), base)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert all(row["eos_true"] is None or 0 < row["eos_true"] < 1 for row in steps)
+    assert all(0 <= row["eos_predicted"] <= 1 for row in steps if row["eos_predicted"] is not None)
+    evaluations = [row for row in rows if "nelbo" in row]
+    keys = {"answer_length", "reference_length", "answers_ended", "answers_empty", "answers_exact"}
+    assert all(keys <= set(row) for row in evaluations)
+    assert "→" in (tmp_path / "run" / "samples" / "step-00000006.txt").read_text()
+
+
+def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path, tmp_path: Path) -> None:
+    """Each piece is padded for itself; the sum over them is LLaDA's loss, here computed row by row without padding
+    columns that a row does not need."""
+    config = small(base, dialogues, tmp_path / "run", precision="fp32")
+    start = load_checkpoint(base)
+    data = Answers.load(dialogues, start.tokenizer, 64)
+    trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
+    batch, noisy = trainer.make_batch(0)
+    expected = 0.0
+    for row in range(len(batch.x_0)):
+        assert batch.maskable is not None
+        end = int(batch.maskable[row].nonzero().max()) + 1
+        logits = start.model(noisy.x_t[row : row + 1, :end])[0]
+        for i in noisy.is_masked[row].nonzero()[:, 0].tolist():
+            nll = -float(logits[i].detach().log_softmax(-1)[batch.x_0[row, i]])
+            expected += nll / float(noisy.p_mask[row]) / int(batch.maskable[row].sum())
+    loss = float(trainer.train_step(LossByTime(trainer.device)).loss)
+    assert loss == pytest.approx(expected / len(batch.x_0), rel=1e-5)
+
+
+# --- the watch
+
+
+def check(lengths: list[int], references: list[int]) -> AnswerCheck:
+    n = len(lengths)
+    return AnswerCheck(["?"] * n, ["!"] * n, lengths, references, [True] * n, [False] * n)
+
+
+def test_collapsing_answers_are_told_with_a_remedy() -> None:
+    assert check([10, 12, 9], [11, 10, 12]).warning(2) is None
+    assert check([3, 3, 3], [11, 10, 12]).warning(2) is None
+    short = check([1, 2, 1], [20, 20, 20]).warning(8)
+    assert short is not None
+    assert "1.3 tokens on average where the dialogues have 20.0" in short
+    assert "--batch_size 1 --accumulate 8" in short
+    empty = check([0, 0, 30], [20, 20, 20]).warning(1)
+    assert empty is not None
+    assert "67% of them empty" in empty
+    assert "--batch_size" not in empty
+
+
+def test_share_of_eos_is_counted() -> None:
+    share = EosShare(2, torch.device("cpu"))
+    share.add(torch.tensor([2, 2, 5, 2]), torch.tensor([2, 4, 5, 6]))
+    share.add(torch.tensor([1]), torch.tensor([2]))
+    assert share.take() == {"eos_predicted": 3 / 5, "eos_true": 2 / 5}
+    assert share.take() == {"eos_predicted": None, "eos_true": None}
+
+
+# --- commands
+
+
+def test_characters_learn_to_answer_from_nothing(
+    dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    flags = ["--chat", str(dialogues), "--weight_power", "1", "--steps", "4", "--evaluate_every", "2"]
+    assert run(["train", *flags, "--d_model", "32", "--n_layers", "1", "--output_dir", str(folder)]) == 0
+    assert "llada chat --checkpoint" in capsys.readouterr().out
+    assert isinstance(open_model(folder).tokenizer, CharTokenizer)
+    assert run(["chat", "--checkpoint", str(folder), "--prompt", "abc", "--gen_length", "4"]) == 0
+    assert set(capsys.readouterr().out.strip()) <= set(LETTERS)
+
+
+@pytest.mark.slow
+def test_words_are_said_backwards(tmp_path: Path) -> None:
+    """From random weights to more than 95 % of 200 unseen words, each answer ended by EOS, in a minute or two."""
+    chat, folder = write_words(tmp_path / "words.jsonl", 4000), tmp_path / "run"
+    flags = "--weight_power 1 --optimizer adamw --learning_rate 2e-3 --n_heads 4 --batch_size 64 --steps 600"
+    assert run(["train", "--chat", str(chat), *flags.split(), "--output_dir", str(folder)]) == 0
+    opened = open_model(folder)
+    data = Answers.load(chat, opened.tokenizer, opened.config.max_sequence_length)
+    learned = {pair.ids for pair in data.pairs["train"]}
+    unseen = [pair for pair in data.pairs["val"] if pair.ids not in learned]
+    result = check_answers(opened.model, data, unseen, torch.device("cpu"), at_most=200)
+    assert len(result.lengths) == 200
+    assert sum(result.is_equal) > 190
+    assert sum(result.has_ended) > 190
+
+
+def test_a_model_of_the_main_job_is_tuned_by_an_adapter_and_chats(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train on a text, fine-tune by LoRA on dialogues, chat, export: each by its command."""
+    folder = RunFolder(small_run.output_dir)
+    folder.start(small_run)
+    Trainer(RunPlan.of(small_run, data), folder).run(display())
+    lines = [
+        {"prompt": "to be", "answer": "or not"},
+        {"prompt": "tis", "answer": "the rub"},
+        {"prompt": "is", "answer": "it"},
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tuned = tmp_path / "tuned"
+    flags = ["--checkpoint", str(small_run.output_dir), "--chat", str(tmp_path / "chat.jsonl"), "--steps", "4"]
+    assert run(["finetune", *flags, "--method", "lora", "--output_dir", str(tuned)]) == 0
+    assert run(["chat", "--checkpoint", str(tuned), "--prompt", "to be", "--gen_length", "6"]) == 0
+    assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 0
+    merged, opened = load_checkpoint(tmp_path / "merged"), open_model(tuned)
+    x_t = torch.tensor([data.tokenizer.encode("to be or not")])
+    assert torch.allclose(merged.model(x_t), opened.model(x_t), atol=1e-5)
+    assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 2
+    assert run(["sample", "--checkpoint", str(tmp_path / "merged"), "--gen_length", "8"]) == 0
+    assert run(["finetune", *flags[:1], str(tuned), *flags[2:], "--output_dir", str(tmp_path / "again")]) == 2
+    assert "merge it by `llada export` first" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
+    output = tmp_path / "run"
+    common = ["finetune", "--checkpoint", str(base), "--output_dir", str(output)]
+    for path, complaint in ((tmp_path / "bad.jsonl", "Line 2 of"), (tmp_path / "nowhere.jsonl", "is missing")):
+        capsys.readouterr()
+        assert run([*common, "--chat", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert "Traceback" not in error
+        assert not output.exists()
