@@ -218,7 +218,10 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
         for i in noisy.is_masked[row].nonzero()[:, 0].tolist():
             nll = -float(logits[i].detach().log_softmax(-1)[batch.x_0[row, i]])
             expected += nll / float(noisy.p_mask[row]) / int(batch.maskable[row].sum())
-    loss = float(trainer.train_step(LossByTime(trainer.device)).loss)
+    done = trainer.train_step(LossByTime(trainer.device))
+    ends = [int(batch.maskable[first : first + 4].any(0).nonzero().max()) + 1 for first in (0, 4)]  # type: ignore[index]
+    assert done.tokens == 4 * sum(ends) == trainer.progress.tokens
+    loss = float(done.loss)
     assert loss == pytest.approx(expected / len(batch.x_0), rel=1e-5)
 
 
@@ -322,3 +325,23 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         assert complaint in error
         assert "Traceback" not in error
         assert not output.exists()
+
+
+def test_answers_are_evaluated_by_a_command(
+    base: Path, dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of dialogues is measured on those that it keeps for that; any file can be given."""
+    train(small(base, dialogues, tmp_path / "run"), base)
+    capsys.readouterr()
+    common = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--masks_per_window", "2"]
+    assert run(common) == 0
+    own = capsys.readouterr().out
+    n_lines = len(dialogues.read_text().splitlines())
+    assert f"over {round(0.1 * n_lines)} answers of {dialogues}" in own
+    assert run([*common, "--chat", str(dialogues)]) == 0
+    assert f"over {n_lines} answers of {dialogues}" in capsys.readouterr().out
+    results = []
+    for size in ("1", "7"):
+        assert run([*common, "--chat", str(dialogues), "--json", "--batch_size", size, "--precision", "fp32"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["nelbo_nats_per_token"])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)

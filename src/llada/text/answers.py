@@ -79,20 +79,13 @@ class Answers:
                 raise UserError(f"{path} is too short to keep a dialogue for validation: add some, or --chat_val FILE.")
             dialogues["val"] = dialogues["train"][-n_validation:]
             del dialogues["train"][-n_validation:]
-        form = chat_format(tokenizer)
-        made = {split: _make_pairs(dialogues[split], form, tokenizer.eos_id, max_length) for split in dialogues}
-        for split, (pairs, _, _) in made.items():
-            if not pairs:
-                origin = validation if split == "val" and validation is not None else path
-                raise UserError(
-                    f"None of the {len(dialogues[split])} dialogues of {origin} "
-                    f"fits {max_length:,} tokens: raise --chat_length, or shorten them."
-                )
+        origin = {"train": path, "val": path if validation is None else validation}
+        made = {split: _make_pairs(origin[split], dialogues[split], tokenizer, max_length) for split in dialogues}
         files = [path] if validation is None else [path, validation]
         return cls(
             folder=path,
             tokenizer=tokenizer,
-            form=form,
+            form=chat_format(tokenizer),
             pairs={"train": made["train"][0], "val": made["val"][0]},
             n_shortened=sum(n_shortened for _, n_shortened, _ in made.values()),
             n_left_out=sum(n_left_out for _, _, n_left_out in made.values()),
@@ -109,16 +102,25 @@ class Answers:
         return np.concatenate([np.asarray(pair.answer, dtype=np.uint64) for pair in self.pairs[split]])
 
 
+def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int) -> tuple[list[Pair], int, int]:
+    """All pairs of a file of dialogues, how many of them were shortened, and how many were left out.
+
+    Raises:
+        UserError: the file is broken, or holds nothing that fits.
+    """
+    return _make_pairs(path, read_dialogues(path), tokenizer, max_length)
+
+
 def _make_pairs(
-    dialogues: Sequence[Dialogue], form: ChatFormat, eos_id: int, max_length: int
+    path: Path, dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_length: int
 ) -> tuple[list[Pair], int, int]:
-    """Pairs, how many of them were shortened, and how many were left out."""
+    form = chat_format(tokenizer)
     pairs, n_shortened, n_left_out = [], 0, 0
     for dialogue in dialogues:
         for i, message in enumerate(dialogue):
             if message.role != "assistant":
                 continue
-            answer = [*form.answer(dialogue[:i], message.content), eos_id]
+            answer = [*form.answer(dialogue[:i], message.content), tokenizer.eos_id]
             prompt = fitting_prompt(form, dialogue[:i], max_length - len(answer))
             if prompt is None:
                 n_left_out += 1
@@ -126,4 +128,9 @@ def _make_pairs(
             ids, kept = prompt
             n_shortened += len(kept) < i
             pairs.append(Pair((*ids, *answer), len(ids), tuple(kept)))
+    if not pairs:
+        raise UserError(
+            f"None of the {len(dialogues)} dialogues of {path} fits {max_length:,} tokens: raise --chat_length, or "
+            "shorten them."
+        )
     return pairs, n_shortened, n_left_out

@@ -199,9 +199,12 @@ def _method_in_words(plan: RunPlan) -> str:
     config = plan.config
     if config.method == "full":
         return f"all weights, in {config.weights}"
-    rank, kept = config.lora.lora_rank, "in 4 bits" if config.method == "qlora" else "as they are"
+    rank, kept = (
+        config.lora.lora_rank,
+        "in 4 bits" if config.method == "qlora" else f"in {_dtype_name(plan.precision.dtype)}",
+    )
     n_trained = lora_parameters(plan.network_config, rank)
-    return f"{n_trained:,} parameters of an adapter of rank {rank}, beside weights that stay {kept}"
+    return f"{n_trained:,} parameters of an adapter of rank {rank}, beside weights that stay frozen, {kept}"
 
 
 def _data_in_words(plan: RunPlan) -> tuple[str, str]:

@@ -54,26 +54,24 @@ class Stopwatch:
 
     Args:
         progress: the run's, whose `seconds` are kept up to date.
-        tokens_per_step: tokens that a step learns from.
         total_steps, minutes: the limits of the run, None where there is none.
     """
 
-    def __init__(
-        self, progress: RunProgress, tokens_per_step: int, total_steps: int | None, minutes: float | None
-    ) -> None:
+    def __init__(self, progress: RunProgress, total_steps: int | None, minutes: float | None) -> None:
         self.progress = progress
-        self._tokens_per_step, self._total_steps, self._minutes = tokens_per_step, total_steps, minutes
+        self._total_steps, self._minutes = total_steps, minutes
         self._before = progress.seconds
         self._start = self._lap_start = time.perf_counter()
-        self._laps = self._timed_steps = 0
+        self._laps = self._timed_steps = self._timed_tokens = 0
         self._timed_seconds = 0.0
 
-    def lap(self) -> None:
-        """A step is done."""
+    def lap(self, tokens: int) -> None:
+        """A step of so many tokens is done."""
         now = time.perf_counter()
         self._laps += 1
         if self._laps > STEPS_BEFORE_TIMING:
             self._timed_steps += 1
+            self._timed_tokens += tokens
             self._timed_seconds += now - self._lap_start
         self._lap_start = now
         self.progress.seconds = self._before + now - self._start
@@ -88,7 +86,7 @@ class Stopwatch:
         """None until it can be told."""
         if not self._timed_steps:
             return None
-        return self._timed_steps * self._tokens_per_step / self._timed_seconds
+        return self._timed_tokens / self._timed_seconds
 
     @property
     def seconds_left(self) -> float | None:

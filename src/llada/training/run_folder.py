@@ -38,6 +38,8 @@ class Progress:
     """Steps done."""
     seconds: float = 0.0
     """Time spent, evaluation included."""
+    tokens: int = 0
+    """That went through the network, padding included."""
     best_nelbo: float = float("inf")
     best_step: int = 0
 

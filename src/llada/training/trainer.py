@@ -56,7 +56,8 @@ class Trainer:
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         self.progress = folder.load(plan, self.model, self.average, self.optimizers) if resume else Progress()
-        should_compile = self.device.type == "cuda" if config.compile is None else config.compile
+        by_default = self.device.type == "cuda" and config.method == "full"  # adapters break the graph in pieces
+        should_compile = by_default if config.compile is None else config.compile
         if should_compile:  # not the head, whose input has another shape at every step
             self.model.network.features = torch.compile(self.model.network.features)  # type: ignore[method-assign]
         self.source = make_source(plan)
@@ -86,10 +87,13 @@ class Trainer:
         torch.manual_seed(seed_of(config.seed, step, "dropout"))
         batch, noisy = self.make_batch(step)
         weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
-        loss = torch.zeros((), device=self.device)
+        loss, tokens = torch.zeros((), device=self.device), 0
         for first in range(0, len(batch.x_0), config.batch_size):
             rows = slice(first, first + config.batch_size)
-            part = self._loss(batch.rows(rows), noisy.rows(rows), weights[rows], by_time)
+            length = batch.rows(rows).needed_columns  # rows of one step that are padded apart differ in length
+            piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
+            tokens += piece.x_0.numel()
+            part = self._loss(piece, noise_of_piece, weights[rows], by_time)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), config.optimizer.clip)
@@ -102,11 +106,11 @@ class Trainer:
         if self.average:
             self.average.update(self.model.network)
         self.progress.step += 1
-        return StepResult(loss, norm, factor)
+        self.progress.tokens += tokens
+        return StepResult(loss, norm, factor, tokens)
 
     def _loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
-        length = batch.needed_columns  # rows that are padded together may be shorter than others of the step
-        batch, noisy = batch.columns(length).to(self.device), noisy.columns(length).to(self.device)
+        batch, noisy = batch.to(self.device), noisy.to(self.device)
         targets = batch.x_0[noisy.is_masked]
         with self.precision.autocast(self.device):
             features = self.model.features(noisy.x_t, batch.attended, noisy.is_masked)
@@ -148,12 +152,12 @@ class Trainer:
         config, progress = self.config, self.progress
         metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
         by_time = LossByTime(self.device)
-        timer = Stopwatch(progress, self.plan.tokens_per_step, self.plan.total_steps, config.minutes)
+        timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
         with self._stopping_on_signals(), display:
             is_last = self.share_done() >= 1
             while not is_last:
                 done = self.train_step(by_time)
-                timer.lap()
+                timer.lap(done.tokens)
                 # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
                 stop, is_complete = self.stop_requested, self.share_done() >= 1
                 is_last = stop or is_complete
@@ -180,7 +184,7 @@ class Trainer:
         metrics.write(
             {
                 "step": step,
-                "tokens": step * self.plan.tokens_per_step,
+                "tokens": self.progress.tokens,
                 "seconds": round(self.progress.seconds, 2),
                 "loss": loss,
                 "nll": nll,
@@ -277,11 +281,12 @@ class Trainer:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells: the loss and the norm of the gradient (scalars on the device), and its learning rate."""
+    """What a step tells: the loss and the norm of the gradient (scalars on the device), its learning rate, its size."""
 
     loss: Tensor
     grad_norm: Tensor
     learning_rate_factor: float
+    tokens: int
 
 
 def seed_of(seed: int, step: int, purpose: Literal["batch", "dropout"]) -> int:
