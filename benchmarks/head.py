@@ -1,11 +1,13 @@
 """Memory of the head in training: logits of the masked positions some at a time, against all logits at once.
 
-    python benchmarks/head.py [--length 4096] [--width 512] [--layers 2] [--vocab 126464] [--batch 1]
+    python benchmarks/head.py [--length 4096] [--width 512] [--layers 2] [--vocab 126464] [--batch 1 2] [--share 1.0]
 
-One training step of a network with LLaDA's vocabulary, every position masked, in a process of its own: once as the
-trainer does it (`objective.nll_of_features`), once as LLaDA's guidelines write it, with (B, L, V) logits. Printed are
-the peaks of resident memory above that of a process that has imported everything and trained something small (VmHWM of
-/proc/self/status, so Linux only), the seconds, and how far loss and gradients are apart.
+One training step of a network with LLaDA's vocabulary in a process of its own: once as the trainer does it
+(`objective.nll_of_features`), once as LLaDA's guidelines write it, with (B, L, V) logits. Printed are the peaks of
+resident memory above that of a process that has imported everything and trained something small (VmHWM of
+/proc/self/status, so Linux only) and the seconds, with every position masked, since that is when the trainer needs
+most; and how far loss and gradients are apart, with half of the positions masked, in shorter rows: of rows that are
+MASK alone all keys are equal, and the gradients of queries and keys vanish.
 """
 
 import argparse
@@ -27,11 +29,13 @@ from safetensors.torch import load_file, save_file
 from llada.forward_process import NoisyBatch
 from llada.hardware import describe_device, give_back_freed_memory
 from llada.models import LLaDA, LLaDAConfig, MaskPredictor
-from llada.objective import loss_weights, masked_nll, nll_of_features, weighted_loss
+from llada.objective import LOGITS_AT_ONCE, loss_weights, masked_nll, nll_of_features, weighted_loss
 from llada.readable import bytes_in_words
 
 MASK_ID = 0
 WAYS = ("all at once", "in pieces")
+COMPARED = {"batch": 2, "share": 0.5}
+COMPARED_LENGTH = 512  # at most
 
 
 def make_model(case: dict[str, Any]) -> MaskPredictor:
@@ -51,14 +55,22 @@ def make_model(case: dict[str, Any]) -> MaskPredictor:
     return MaskPredictor(LLaDA(config), MASK_ID, MASK_ID)
 
 
+def make_batch(case: dict[str, Any]) -> tuple[torch.Tensor, NoisyBatch]:
+    """Random tokens (B, L), and the same with MASK at a share of the positions of each row."""
+    generator = torch.Generator().manual_seed(1)
+    shape, share = (case["batch"], case["length"]), case["share"]
+    x_0 = torch.randint(1, case["vocab"], shape, generator=generator)
+    is_masked = torch.rand(shape, generator=generator).argsort(1) < round(share * case["length"])
+    p_mask = torch.full((case["batch"], 1), share)
+    x_t = x_0.masked_fill(is_masked, MASK_ID)
+    return x_0, NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], torch.full_like(p_mask, case["length"]))
+
+
 def train_step(case: dict[str, Any], way: str) -> tuple[MaskPredictor, float]:
     """One step of AdamW; the model has its gradients still."""
     model = make_model(case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    shape = (case["batch"], case["length"])
-    x_0 = torch.randint(1, case["vocab"], shape, generator=torch.Generator().manual_seed(1))
-    everything, one = torch.ones(shape, dtype=torch.bool), torch.ones(case["batch"], 1)
-    noisy = NoisyBatch(torch.full(shape, MASK_ID), everything, one, one[:, 0], one * case["length"])
+    x_0, noisy = make_batch(case)
     if way == "in pieces":
         features = model.features(noisy.x_t, positions=noisy.is_masked)
         nll, _ = nll_of_features(model.network.head, features, x_0[noisy.is_masked], case["vocab"])
@@ -78,9 +90,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     model, loss = train_step(case, case["way"])
     peak, seconds = status_bytes("VmHWM") - before, time.perf_counter() - start
-    parameters = model.named_parameters()
-    gradients = {name: weight.grad.contiguous() for name, weight in parameters if weight.grad is not None}
-    save_file(gradients, case["gradients"])
+    if "gradients" in case:
+        parameters = model.named_parameters()
+        gradients = {name: weight.grad.contiguous() for name, weight in parameters if weight.grad is not None}
+        save_file(gradients, case["gradients"])
     return {"loss": loss, "peak": peak, "seconds": seconds}
 
 
@@ -90,6 +103,47 @@ def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def compare_memory(options: dict[str, Any]) -> Table:
+    table = Table("head", "batch", "logits", "peak", "of all at once", "seconds")
+    for tied in (False, True):
+        for batch in options["batch"]:
+            results = [in_a_process({**options, "batch": batch, "tied": tied, "way": way}) for way in WAYS]
+            for way, result in zip(WAYS, results, strict=True):
+                table.add_row(
+                    name_of(tied),
+                    str(batch),
+                    way,
+                    bytes_in_words(result["peak"]),
+                    f"{result['peak'] / results[0]['peak']:.3f}",
+                    f"{result['seconds']:.1f}",
+                )
+    return table
+
+
+def compare_gradients(options: dict[str, Any]) -> Table:
+    """Norm of the difference by norm, for the tensor where that is largest."""
+    table = Table("head", "loss apart", "gradients apart", "in")
+    for tied in (False, True):
+        case = {**compared_case(options), "tied": tied}
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [str(Path(folder, f"{way}.safetensors")) for way in WAYS]
+            ways = zip(WAYS, paths, strict=True)
+            whole, pieces = (in_a_process({**case, "way": way, "gradients": path})["loss"] for way, path in ways)
+            ours, others = (load_file(path) for path in paths)
+        apart = {name: float((ours[name] - others[name]).norm() / ours[name].norm()) for name in ours}
+        worst = max(apart, key=apart.__getitem__)
+        table.add_row(name_of(tied), f"{abs(whole - pieces) / whole:.1e}", f"{apart[worst]:.1e}", worst)
+    return table
+
+
+def compared_case(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, **COMPARED, "length": min(options["length"], COMPARED_LENGTH)}
+
+
+def name_of(tied: bool) -> str:
+    return "tied" if tied else "its own"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -97,37 +151,22 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=126_464)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--share", type=float, default=1.0, help="of the positions that are masked, for the memory")
     options = vars(parser.parse_args())
     if options["case"]:
         print(json.dumps(measure(json.loads(options["case"]))))
         return
-    table = Table("head", "logits", "peak", "of all at once", "seconds", "loss apart", "gradients apart")
-    with tempfile.TemporaryDirectory() as folder:
-        for tied in (False, True):
-            results = []
-            for way in WAYS:
-                path = str(Path(folder, f"{way}.safetensors"))
-                results.append(in_a_process({**options, "tied": tied, "way": way, "gradients": path}))
-            whole, pieces = (load_file(Path(folder, f"{way}.safetensors")) for way in WAYS)
-            apart = max(float((whole[name] - pieces[name]).abs().max()) for name in whole)
-            for way, result in zip(WAYS, results, strict=True):
-                table.add_row(
-                    "tied" if tied else "its own",
-                    way,
-                    bytes_in_words(result["peak"]),
-                    f"{result['peak'] / results[0]['peak']:.3f}",
-                    f"{result['seconds']:.1f}",
-                    f"{abs(result['loss'] - results[0]['loss']):.1e}",
-                    f"{apart:.1e}",
-                )
     console = Console(width=110)
     console.print(
         f"{datetime.date.today()}, {describe_device(torch.device('cpu'))}, torch {torch.__version__}, fp32: a step of "
-        f"{options['batch']} x {options['length']} tokens, all masked, {options['layers']} layers of "
-        f"{options['width']}, {options['vocab']:,} rows"
+        f"rows of {options['length']} tokens, {options['share']:.0%} masked, {options['layers']} layers of "
+        f"{options['width']}, {options['vocab']:,} rows; pieces of {max(1, LOGITS_AT_ONCE // options['vocab'])} tokens"
     )
-    console.print(table)
+    console.print(compare_memory(options))
+    case = compared_case(options)
+    console.print(f"The same with {case['batch']} x {case['length']} tokens, {case['share']:.0%} masked:")
+    console.print(compare_gradients(options))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(json.loads(options.case))))
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     device = describe_device(torch.device("cpu"))
     table = Table(title=f"{datetime.date.today()} · {device} · torch {torch.__version__} · MB", padding=(0, 1))
     for column in ("network", "batch", "products", "recomputed", "predicted", "measured", "ratio", "own heap"):

@@ -483,6 +483,8 @@ Q = "base_model.model.model.transformer.blocks.0.q_proj"
         (lambda folder: edit_config(folder, r=8), [f"{Q.replace('q_proj', 'attn_out')}.lora_A.weight", "[4, 64]"]),
         (lambda folder: edit_config(folder, r=0), ["cannot be used"]),
         (lambda folder: edit_config(folder, r="many"), ["cannot be used"]),
+        (lambda folder: edit_config(folder, r=99_999_999_999), ["cannot be used"]),
+        (lambda folder: edit_config(folder, rank_pattern=5), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules="("), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "no linear map"]),
         (lambda folder: edit_config(folder, target_modules=["attn_norm"]), ["cannot be used"]),
@@ -512,7 +514,8 @@ def test_bad_adapters_are_refused(spoil: Callable[[Path], object], named: list[s
     assert "\n" not in message
     assert list(network.state_dict()) == names
     assert torch.equal(logits(network), before)
-    assert set(vars(network)) - attributes <= {"base_fingerprint"}
+    assert set(vars(network)) == attributes
+    assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:

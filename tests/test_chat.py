@@ -60,10 +60,12 @@ def test_both_shapes_of_a_line_are_read(tmp_path: Path) -> None:
         "",
         json.dumps({"prompt": "a", "answer": "b"}),
         json.dumps({"prompt": "c", "response": "d", "source": "somewhere"}),
+        '{"system": "s", "prompt": "e\u2028f\x85", "answer": "g"}',
     ]
-    path.write_text("\n".join(lines))
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     pairs = [(Message("user", a), Message("assistant", b)) for a, b in (("a", "b"), ("c", "d"))]
-    assert read_dialogues(path) == [DIALOGUE, *pairs]
+    last = (Message("system", "s"), Message("user", "e\u2028f\x85"), Message("assistant", "g"))
+    assert read_dialogues(path) == [DIALOGUE, *pairs, last]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,8 @@ def test_both_shapes_of_a_line_are_read(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"', "is not valid JSON"),
         ("[1]", "no JSON object"),
+        ("[" * 100_000, "too deep|recursion"),
+        ('{"prompt": "\\ud800", "answer": "b"}', "half a character"),
         ('{"text": "a"}', "neither"),
         ('{"prompt": "a"}', "neither"),
         ('{"prompt": 3, "answer": "b"}', "content of message 1 is no text"),
@@ -148,7 +152,7 @@ def test_ids_are_those_of_the_transformers_library(layout: str, text: str, tmp_p
     # Another template, which does as it is told: the answer ends where theirs does.
     plain = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}[assistant] {% endif %}"
-    other = TemplateFormat(ours, plain)  # type: ignore[arg-type]
+    other = TemplateFormat(ours, plain, ours.special_tokens)  # type: ignore[arg-type]
     whole = theirs.apply_chat_template(as_dicts(DIALOGUE[:3]), chat_template=plain, tokenize=False)
     assert ours.decode(other.prompt(DIALOGUE[:2]) + other.answer(DIALOGUE[:2], DIALOGUE[2].content)) == whole
 
@@ -171,19 +175,29 @@ def test_a_base_model_that_knows_the_tokens_is_spoken_to_by_them(folder: Path, t
     files["tokenizer_config.json"] = json.dumps(names).encode()
     bare = BPETokenizer(files, tokenizer.vocabulary)
     assert bare.template is None
-    assert chat_format(bare).prompt(DIALOGUE[:2]) == TemplateFormat(tokenizer, LLADA_TEMPLATE).prompt(DIALOGUE[:2])
+    assert chat_format(bare).prompt(DIALOGUE[:2]) == TemplateFormat(
+        tokenizer, LLADA_TEMPLATE, tokenizer.special_tokens
+    ).prompt(DIALOGUE[:2])
 
 
 def test_broken_templates_are_refused_in_one_sentence(tokenizer: BPETokenizer) -> None:
-    for template in ("{% for %}", "{{ raise_exception('no') }}", "{{ messages.nothing() }}"):
-        with pytest.raises(UserError, match="chat template of the checkpoint cannot be used"):
-            TemplateFormat(tokenizer, template)
+    broken = ("{% for %}", "{{ raise_exception('no') }}", "{{ messages.nothing() }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}")
+    for template in (*broken, "{% for i in range(10**7) %}{% endfor %}"):
+        with pytest.raises(UserError, match="chat template of the checkpoint"):
+            TemplateFormat(tokenizer, template, tokenizer.special_tokens)
+
+
+def test_a_template_may_refuse_a_dialogue(tokenizer: BPETokenizer) -> None:
+    template = "{% if messages and messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}x"
+    form = TemplateFormat(tokenizer, template, tokenizer.special_tokens)
+    with pytest.raises(UserError, match=r"does not take this dialogue \(No system\): change the dialogue"):
+        form.prompt(DIALOGUE[:2])
 
 
 def test_a_template_reaches_nothing_but_strings(tokenizer: BPETokenizer) -> None:
     escape = "{{ messages.__class__.__mro__[-1].__subclasses__() }}"
-    with pytest.raises(UserError, match="cannot be used"):
-        TemplateFormat(tokenizer, escape)
+    with pytest.raises(UserError, match="does not take this dialogue"):
+        TemplateFormat(tokenizer, escape, tokenizer.special_tokens)
 
 
 def test_characters_have_a_plain_form() -> None:
@@ -226,7 +240,6 @@ def test_the_tokenizer_library_agrees_on_special_tokens(folder: Path, tokenizer:
     model = FastTokenizer.from_file(str(folder / "tokenizer.json"))
     rendered = "<|start_header_id|>user<|end_header_id|>\n\nto be<|eot_id|>"
     expected = model.encode(rendered, add_special_tokens=False).ids
-    form = TemplateFormat(
-        tokenizer, "{{ messages[0].content }}" if False else "{{ '" + rendered.replace("\n", "\\n") + "' }}"
-    )
+    fixed = "{{ '" + rendered.replace("\n", "\\n") + "' }}"
+    form = TemplateFormat(tokenizer, fixed, tokenizer.special_tokens)
     assert form.prompt([Message("user", "x")]) == expected

@@ -1,7 +1,11 @@
 """Checkpoints: bit for bit there and back, in the public layout, and one sentence for each way to be broken."""
 
+import contextlib
+import errno
 import json
+import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llada import checkpoint as checkpoint_module
 from llada import weights as weights_module
 from llada.checkpoint import find_checkpoint, load_checkpoint, load_weights, make_predictor, save_weights
 from llada.errors import UserError
 from llada.models import EncoderConfig, ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.text.tokenizer import CharTokenizer
+from llada.weights import StoredWeights, save_tensors
 
 # Six characters: the ids 3..8, the row 9 for MASK, ten rows in all.
 TOKENIZER = CharTokenizer("abcdef")
@@ -281,8 +287,29 @@ def test_the_best_checkpoint_of_a_run_comes_before_the_last(tmp_path: Path) -> N
     assert find_checkpoint(run) == run / "checkpoints" / "last"
     (run / "checkpoints" / "best").symlink_to("step-00000001")
     assert find_checkpoint(run) == run / "checkpoints" / "best"
-    assert load_checkpoint(run).folder == run / "checkpoints" / "best"
+    assert load_checkpoint(run).folder == run / "checkpoints" / "step-00000001"
     assert find_checkpoint(run / "checkpoints" / "last") == run / "checkpoints" / "last"
+
+
+def test_a_run_that_goes_on_does_not_mix_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link moves on after the configuration was read."""
+    first, second = (tmp_path / "checkpoints" / name for name in ("step-00000001", "step-00000002"))
+    weights = save_new(first, LLADA)
+    save_new(second, LLADA)
+    best = tmp_path / "checkpoints" / "best"
+    best.symlink_to(first.name)
+    read_tokenizer = checkpoint_module.read_tokenizer
+
+    def move_on(folder: Path) -> Any:
+        best.unlink()
+        best.symlink_to(second.name)
+        return read_tokenizer(folder)
+
+    monkeypatch.setattr(checkpoint_module, "read_tokenizer", move_on)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.folder == first
+    loaded = checkpoint.model.network.state_dict()
+    assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
 
 
 def test_a_link_to_nothing_is_passed_over(tmp_path: Path) -> None:
@@ -353,9 +380,51 @@ def test_weights_of_the_other_network_are_refused(folder: Path, tmp_path: Path) 
     assert_refused(folder, "do not fit its config.json")
 
 
+@pytest.mark.parametrize("how", ["another file", "other content"])
+def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, how: str) -> None:
+    """Of the same names and shapes, so that nothing else would show it."""
+    stored, path = StoredWeights.of(folder), folder / "model.safetensors"
+    if how == "another file":
+        times = path.stat()
+        save_new(folder, LLADA)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    else:
+        os.utime(path, ns=(0, 0))
+    name = "model.transformer.ln_f.weight"
+    for read in (
+        lambda: stored.tensor(name, torch.device("cpu"), None),
+        lambda: stored.tensor(name, torch.device("cpu"), torch.float64),
+        lambda: stored.copy_into(name, torch.empty(8)),
+        lambda: stored.are_equal(name, name),
+    ):
+        with pytest.raises(UserError, match="was changed while it was read") as caught:
+            read()
+        assert_one_sentence(caught.value)
+
+
+def write_by_hand(path: Path, header: dict[str, Any], data: bytes, padding: int = 0) -> None:
+    text = json.dumps(header).encode() + b" " * padding
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@pytest.mark.parametrize("offsets", [[0, 16], [4, 12], [-8, 0], [0, 4]])
+def test_a_tensor_outside_of_its_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offsets: list[int]
+) -> None:
+    """By our own check as well as by the library's."""
+    header = {"x": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}
+    write_by_hand(tmp_path / "model.safetensors", header, bytes(8))
+    for opening in (weights_module.safe_open, lambda *args, **kwargs: contextlib.nullcontext()):
+        monkeypatch.setattr(weights_module, "safe_open", opening)
+        with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
+            StoredWeights.of(tmp_path)
+        assert_one_sentence(caught.value)
+
+
 # Broken configuration or vocabulary
 
 LLADA_KEYS = [
+    "embedding_size",
     *("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "max_sequence_length", "vocab_size"),
     *("mask_token_id", "pad_token_id", "eos_token_id", "rope_theta", "rms_norm_eps", "weight_tying"),
 ]
@@ -371,7 +440,7 @@ def test_a_missing_key_is_named_and_never_guessed(tmp_path: Path, config: Networ
     assert_refused(tmp_path, "config.json cannot be used", f"lacks {key}")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"a":' * 100_000, "[" * 100_000])
 def test_a_configuration_of_another_form_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
     assert_refused(folder, "config.json")
@@ -384,11 +453,60 @@ def test_another_architecture_is_refused(folder: Path, architectures: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rope", False), ("block_type", "sequential"), ("include_bias", True), ("embedding_size", 16)]
+    ("key", "value"),
+    [
+        *(("rope", False), ("block_type", "sequential"), ("include_bias", True), ("embedding_size", 16)),
+        ("multi_query_attention", True),
+    ],
 )
 def test_another_member_of_the_family_is_refused(folder: Path, key: str, value: Any) -> None:
     edit_json(folder / "config.json", lambda content: content.update({key: value}))
     assert_refused(folder, "config.json cannot be used", key)
+
+
+@pytest.mark.parametrize(("key", "value"), [("multi_query_attention", False), ("embedding_size", None)])
+def test_other_words_for_the_published_network_are_read(folder: Path, key: str, value: Any) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: value}))
+    assert vars(load_checkpoint(folder).config) == {**vars(LLADA), "n_kv_heads": 2}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0, 0.0, True, 10**400])
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+def test_numbers_that_make_no_sense_are_refused_by_name(folder: Path, key: str, number: float) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: number}))
+    assert_refused(folder, "config.json cannot be used", key)
+
+
+@pytest.mark.parametrize("key", ["n_layers", "n_heads", "mlp_hidden_size", "pad_token_id", "n_kv_heads"])
+def test_true_is_no_number(folder: Path, key: str) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: True}))
+    assert_refused(folder, "config.json cannot be used", f"{key} = True")
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "eos_token_id"])
+def test_mask_is_neither_padding_nor_end(folder: Path, key: str) -> None:
+    edit_json(folder / "config.json", lambda content: content.update({key: 9}))
+    assert_refused(folder, "config.json cannot be used", "mask_token_id 9")
+
+
+@pytest.mark.parametrize("number", [2**40, 10**8, 10**19, 10**400])
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        *((LLADA, key) for key in ("d_model", "vocab_size", "n_layers", "mlp_hidden_size")),
+        *((MOE, key) for key in ("hidden_size", "num_experts", "num_hidden_layers", "expert_intermediate_size")),
+        *((ENCODER, key) for key in ("d_model", "vocab_size", "n_layers", "max_sequence_length")),
+    ],
+)
+def test_sizes_of_a_damaged_configuration_are_refused_at_once(
+    tmp_path: Path, config: NetworkConfig, key: str, number: int
+) -> None:
+    save_new(tmp_path, config)
+    follows = {"embedding_size": number} if key == "vocab_size" else {}
+    if key == "hidden_size":
+        follows = {"head_dim": number // 2}
+    edit_json(tmp_path / "config.json", lambda content: content.update({key: number, **follows}))
+    assert_refused(tmp_path, "config.json" if key != "vocab_size" else "does not fit together")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +525,7 @@ def test_a_vocabulary_of_another_size_is_refused(folder: Path, characters: str) 
 
 
 def test_another_row_for_mask_is_refused(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda content: content.update(mask_token_id=2))
+    edit_json(folder / "config.json", lambda content: content.update(mask_token_id=4))
     assert_refused(folder, "does not fit together")
 
 
@@ -430,7 +548,12 @@ def mappings_of(path: Path) -> list[range]:
     return [range(int(start, 16), int(end, 16)) for start, end in places]
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not tell what is mapped")
+tells_mappings = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="the kernel does not tell what is mapped"
+)
+
+
+@tells_mappings
 def test_weights_in_the_wanted_type_are_the_mapped_file_and_writing_leaves_it_alone(folder: Path) -> None:
     before = snapshot(folder)
     for dtype in (torch.float32, None):
@@ -442,6 +565,64 @@ def test_weights_in_the_wanted_type_are_the_mapped_file_and_writing_leaves_it_al
             assert parameter.requires_grad
             parameter.data.add_(1)
     assert snapshot(folder) == before
+
+
+@tells_mappings
+def test_a_tensor_has_its_own_bytes_mapped_until_it_is_forgotten(tmp_path: Path) -> None:
+    """Not the whole file for each, and no file stays open."""
+    path = tmp_path / "model.safetensors"
+    save_tensors(tmp_path, {f"{i}": torch.randn(50_000) for i in range(8)}, shard_bytes=10**9)
+    stored, n_open = StoredWeights.of(tmp_path), len(os.listdir("/proc/self/fd"))
+    tensors = {name: stored.tensor(name, torch.device("cpu"), None) for name in stored.entries}
+    assert sum(map(len, mappings_of(path))) <= path.stat().st_size + len(tensors) * 2 * mmap.PAGESIZE
+    assert len(os.listdir("/proc/self/fd")) == n_open
+    assert all(tensor.equal(load_file(path)[name]) for name, tensor in tensors.items())
+    part = tensors["3"][1000:]
+    expected = part.clone()
+    tensors.clear()
+    assert sum(map(len, mappings_of(path))) <= part.untyped_storage().nbytes() + 2 * mmap.PAGESIZE
+    assert part.equal(expected)
+    del part
+    assert mappings_of(path) == []
+
+
+def test_a_system_that_maps_nothing_more_is_told_in_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the C library returns when it fails, and the reason that it leaves behind."""
+    monkeypatch.setattr(weights_module._LIBC, "mmap", lambda *args: weights_module._MAP_FAILED)
+    monkeypatch.setattr(weights_module.ctypes, "get_errno", lambda: errno.ENOMEM)
+    assert_refused(folder, "model.safetensors cannot be read", "Cannot allocate memory", "`ulimit -v`")
+
+
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "F32"), (torch.bfloat16, "BF16")])
+def test_numbers_may_begin_anywhere_in_a_file(tmp_path: Path, dtype: torch.dtype, name: str, padding: int) -> None:
+    numbers = torch.arange(6, dtype=dtype).view(2, 3)
+    data = bytes(numbers.view(torch.uint8).flatten().tolist())
+    header = {"x": {"dtype": name, "shape": [2, 3], "data_offsets": [0, len(data)]}}
+    write_by_hand(tmp_path / "model.safetensors", header, data, padding)
+    read = StoredWeights.of(tmp_path).tensor("x", torch.device("cpu"), None)
+    assert read.equal(numbers)
+    assert read.data_ptr() % dtype.itemsize == 0
+
+
+def test_a_tensor_without_numbers_is_read(tmp_path: Path) -> None:
+    save_tensors(tmp_path, {"empty": torch.zeros(0, 4), "full": torch.ones(2)}, shard_bytes=1000)
+    stored = StoredWeights.of(tmp_path)
+    for dtype in (None, torch.bfloat16):
+        assert stored.tensor("empty", torch.device("cpu"), dtype).shape == (0, 4)
+    assert stored.are_equal("empty", "empty")
+    assert not stored.are_equal("empty", "full")
+
+
+@BOTH
+def test_stored_types_that_differ_become_that_of_the_embedding(tmp_path: Path, config: NetworkConfig) -> None:
+    weights = save_new(tmp_path, config)
+    mixed = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
+    save_weights(tmp_path, config, TOKENIZER, mixed)
+    model = load_checkpoint(tmp_path, dtype=None).model
+    assert {tensor.dtype for tensor in model.network.state_dict().values()} == {torch.bfloat16}
+    with torch.inference_mode():
+        assert model(X_T).isfinite().all()
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -511,6 +692,28 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> Non
     assert_refused(tmp_path, "tied")
 
 
+def test_a_tied_head_without_a_shape_is_refused(tmp_path: Path) -> None:
+    one = torch.tensor(1.0)
+    weights = save_new(tmp_path, SMALL_KV)
+    scalars = {"model.transformer.wte.weight": one, "model.transformer.ff_out.weight": one.clone()}
+    save_file({**weights, **scalars}, tmp_path / "model.safetensors")
+    assert_refused(tmp_path, "wte.weight has shape [] instead of [10, 8]")
+
+
+def test_tensors_are_compared_bit_for_bit_and_those_of_two_types_by_value(tmp_path: Path) -> None:
+    table = torch.randn(3, 4).bfloat16()
+    table[1, 1] = torch.nan
+    tensors = {"x": table, "same": table.clone(), "wide": table.float()}
+    tensors["other"] = table.float() + torch.eye(3, 4) * 1e-6
+    save_tensors(tmp_path, tensors, shard_bytes=10**6)
+    stored = StoredWeights.of(tmp_path)
+    assert stored.are_equal("x", "same")
+    assert stored.are_equal("x", "wide")
+    assert stored.are_equal("wide", "x")
+    assert not stored.are_equal("wide", "other")
+    assert not stored.are_equal("x", "other")
+
+
 def test_a_tied_illada_is_stored_with_its_head(tmp_path: Path) -> None:
     weights = save_new(tmp_path, ILLADA)
     stored = load_file(tmp_path / "model.safetensors")
@@ -536,6 +739,37 @@ def shards(tmp_path: Path) -> Path:
     save_weights(tmp_path, LLADA, TOKENIZER, weights, shard_bytes=1500)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     return tmp_path
+
+
+@pytest.mark.parametrize(("before", "after"), [(1500, 10**6), (10**6, 1500), (1000, 1500)])
+def test_weights_take_the_place_of_those_in_other_files(tmp_path: Path, before: int, after: int) -> None:
+    """Several to one, one to several, and several to fewer."""
+    (tmp_path / "adapter_model.safetensors").touch()
+    shapes = {name: tensor.shape for name, tensor in make_predictor(LLADA, TOKENIZER).network.state_dict().items()}
+    n_files = []
+    for shard_bytes in (before, after):
+        weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+        save_weights(tmp_path, LLADA, TOKENIZER, weights, shard_bytes)
+        n_files.append(len(list(tmp_path.glob("model*.safetensors"))))
+    assert n_files[0] != n_files[1]
+    names = {path.name for path in tmp_path.glob("model*")}
+    if after == 10**6:
+        assert names == {"model.safetensors"}
+    else:
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        assert names == {"model.safetensors.index.json", *index["weight_map"].values()}
+    loaded = load_checkpoint(tmp_path).model.network.state_dict()
+    assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../model.safetensors", "config.json", "model\n.safetensors", "\x1b.safetensors", 5]
+)
+def test_an_index_names_weight_files_of_its_own_folder(shards: Path, name: Any) -> None:
+    index = shards / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["weight_map"].update({"model.transformer.ln_f.weight": name}))
+    assert_refused(shards, "names no files of its folder")
 
 
 def test_an_index_that_disagrees_with_its_files_is_refused(shards: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from llada.adapters import LoraOptions
 from llada.checkpoint import load_checkpoint
 from llada.cli import main
 from llada.errors import UserError
@@ -83,6 +84,8 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
     ("changes", "complaint"),
     [
         ({"method": "lora"}, "name it by --checkpoint"),
+        ({"lora": LoraOptions(lora_rank=4)}, "add --method lora"),
+        ({"data": DataOptions(chat_length=5)}, "add --chat FILE"),
         ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
         ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
         ({"weights": "bf16"}, "add --optimizer adamw"),
@@ -234,13 +237,13 @@ def check(lengths: list[int], references: list[int]) -> AnswerCheck:
 
 
 def test_collapsing_answers_are_told_with_a_remedy() -> None:
-    assert check([10, 12, 9], [11, 10, 12]).warning(2) is None
-    assert check([3, 3, 3], [11, 10, 12]).warning(2) is None
-    short = check([1, 2, 1], [20, 20, 20]).warning(8)
+    assert check([10, 12, 9], [11, 10, 12]).warning(2, 256) is None
+    assert check([3, 3, 3], [11, 10, 12]).warning(2, 256) is None
+    short = check([1, 2, 1], [20, 20, 20]).warning(8, 256)
     assert short is not None
     assert "1.3 tokens on average where the dialogues have 20.0" in short
-    assert "--batch_size 1 --accumulate 8" in short
-    empty = check([0, 0, 30], [20, 20, 20]).warning(1)
+    assert "--batch_size 1 --accumulate 256" in short
+    empty = check([0, 0, 30], [20, 20, 20]).warning(1, 1)
     assert empty is not None
     assert "67% of them empty" in empty
     assert "--batch_size" not in empty
@@ -279,7 +282,8 @@ def test_words_are_said_backwards(tmp_path: Path) -> None:
     data = Answers.load(chat, opened.tokenizer, opened.config.max_sequence_length)
     learned = {pair.ids for pair in data.pairs["train"]}
     unseen = [pair for pair in data.pairs["val"] if pair.ids not in learned]
-    result = check_answers(opened.model, data, unseen, torch.device("cpu"), at_most=200)
+    longest = opened.config.max_sequence_length
+    result = check_answers(opened.model, data, unseen, torch.device("cpu"), longest, batch_size=64, at_most=200)
     assert len(result.lengths) == 200
     assert sum(result.is_equal) > 190
     assert sum(result.has_ended) > 190
@@ -315,6 +319,8 @@ def test_a_model_of_the_main_job_is_tuned_by_an_adapter_and_chats(
 def test_bad_input_is_one_sentence_and_writes_nothing(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(["finetune", "--preset", "sft", "--checkpoint", str(base)]) == 2
+    assert "add --chat FILE.jsonl" in capsys.readouterr().err
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
     output = tmp_path / "run"
     common = ["finetune", "--checkpoint", str(base), "--output_dir", str(output)]
@@ -345,3 +351,84 @@ def test_answers_are_evaluated_by_a_command(
         assert run([*common, "--chat", str(dialogues), "--json", "--batch_size", size, "--precision", "fp32"]) == 0
         results.append(json.loads(capsys.readouterr().out)["nelbo_nats_per_token"])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "complaint"),
+    [
+        ("full", ["--weights", "fp32"], "--weights was bf16, not fp32"),
+        ("full", ["--optimizer_state", "fp32"], "--optimizer_state was 8bit, not fp32"),
+        ("full", ["--optimizer", "muon"], "--optimizer adamw"),
+        ("lora", ["--lora_alpha", "99"], "--lora_alpha was 32, not 99"),
+        ("lora", ["--method", "full"], "--method was lora, not full"),
+    ],
+)
+def test_a_run_goes_on_with_what_it_was_started_with(
+    method: str,
+    flags: list[str],
+    complaint: str,
+    base: Path,
+    dialogues: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    train(
+        small(base, dialogues, folder, **SETTINGS["full in bf16 with 8-bit moments" if method == "full" else method]),
+        base,
+    )
+    before = (folder / "config.json").read_bytes()
+    assert run(["finetune", "--resume", str(folder), "--steps", "9", *flags]) == 2
+    assert complaint in capsys.readouterr().err
+    assert (folder / "config.json").read_bytes() == before
+    assert run(["finetune", "--resume", str(folder), "--steps", "7"]) == 0
+
+
+@pytest.mark.parametrize("network", ["llada", "encoder"])
+def test_answers_within_a_run_stay_within_the_models_length(network: str, tmp_path: Path) -> None:
+    """A long prompt beside a short one with a long answer: learned positions would end in an error."""
+    lines = [{"prompt": "a" * 40, "answer": "b"}, {"prompt": "a", "answer": "b" * 40}] * 4
+    chat = tmp_path / "uneven.jsonl"
+    chat.write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--network", network, "--d_model", "16", "--n_layers", "1", "--weight_power", "1", "--steps", "2"]
+    more = ["--chat_val", str(chat), "--output_dir", str(tmp_path / "run"), "--evaluate_every", "1"]
+    assert run(["train", "--chat", str(chat), *flags, *more]) == 0
+
+
+def test_an_adapter_outlives_the_run_that_it_stands_on(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its base is that checkpoint, wherever it is opened from, and however the run goes on."""
+    below = replace(small_run, steps=6)
+    folder = RunFolder(below.output_dir)
+    folder.start(below)
+    Trainer(RunPlan.of(below, data), folder).run(display())
+    common = ["--data_dir", str(data.folder), "--windows", "random", "--sequence_length", "24", "--steps", "2"]
+    above = ["--checkpoint", str(below.output_dir), "--method", "lora", "--output_dir", str(tmp_path / "above")]
+    assert run(["finetune", *common, *above]) == 0
+    x_t = torch.tensor([data.tokenizer.encode("to be or not")])
+    logits = open_model(tmp_path / "above").model(x_t)
+    assert run(["train", "--resume", str(below.output_dir), "--steps", "18"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(open_model(tmp_path / "above").model(x_t), logits)
+    assert run(["finetune", "--resume", str(tmp_path / "above"), "--steps", "3"]) == 0
+
+
+def test_a_qlora_run_is_opened_beside_the_rounded_weights(base: Path, dialogues: Path, tmp_path: Path) -> None:
+    """What is measured in the run is what is opened, and what is exported."""
+    trainer = train(small(base, dialogues, tmp_path / "run", method="qlora"), base)
+    trainer.model.eval()
+    x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    opened = open_model(tmp_path / "run")
+    assert torch.equal(opened.model(x_t), trainer.model(x_t))
+    assert run(["export", "--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "merged")]) == 0
+    merged = load_checkpoint(tmp_path / "merged").model(x_t)
+    assert (merged - opened.model(x_t)).norm() < 0.02 * merged.norm()  # both are rounded to bf16 on their way
+
+
+def test_muon_finds_the_layers_of_every_layout(text: str, dialogues: Path, tmp_path: Path) -> None:
+    for layout in ("illada", "moe"):
+        write_random_checkpoint(tmp_path / layout, text, layout=layout, d_model=16, max_sequence_length=64)  # type: ignore[arg-type]
+        config = small(tmp_path / layout, dialogues, tmp_path / f"run-{layout}", optimizer=OptimizerOptions(ema=0.0))
+        assert train(replace(config, steps=2), tmp_path / layout).progress.step == 2

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer as FastTokenizer
 
 from llada import pretrained
 from llada.checkpoint import load_checkpoint, read_tokenizer, save_weights
@@ -347,10 +349,11 @@ def test_each_layout_finds_its_own_special_ids(any_layout: tuple[str, Path]) -> 
 
 def test_a_tokenizer_without_mask_is_refused_and_none_at_all_means_the_published_row(text: str, tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "c", text, "illada", d_model=16, n_layers=1)
-    content = (tmp_path / "c" / "tokenizer.json").read_text()
-    (tmp_path / "c" / "tokenizer.json").write_text(content.replace("<[MASK]>", "<[GONE]>"))
-    with pytest.raises(UserError, match=r"lacks the token <\[MASK\]>"):
-        load_checkpoint(tmp_path / "c")
+    for name, complaint in (("tokenizer.json", "do not agree"), ("tokenizer_config.json", "lacks the token")):
+        content = (tmp_path / "c" / name).read_text()
+        (tmp_path / "c" / name).write_text(content.replace("<[MASK]>", "<[GONE]>"))
+        with pytest.raises(UserError, match=complaint):
+            load_checkpoint(tmp_path / "c")
     (tmp_path / "c" / "tokenizer.json").unlink()
     assert read_published_config(str(tmp_path / "c")).mask_token_id == 5
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
@@ -390,3 +393,70 @@ def test_sizes_of_each_layout_are_reported_from_its_folder(any_layout: tuple[str
     report = make_report(SizeOptions(checkpoint=str(folder), sequence_length=64, tflops=1.0))
     network = load_checkpoint(folder).model.network
     assert report["parameters"]["total"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+# --- files of a tokenizer that say it differently
+
+
+def rewrite(folder: Path, tmp_path: Path, **changes: object) -> Path:
+    """A copy whose tokenizer.json has other values."""
+    copy = damaged(folder, tmp_path)
+    content = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**content, **changes}))
+    return copy
+
+
+def test_special_tokens_may_be_declared_in_the_other_file_alone(
+    folder: Path, tokenizer: BPETokenizer, tmp_path: Path
+) -> None:
+    again = read_tokenizer(rewrite(folder, tmp_path, added_tokens=[]))
+    assert isinstance(again, BPETokenizer)
+    assert again.special_tokens == tokenizer.special_tokens
+    assert again.mask_id not in again.encode("<|mdm_mask|>")
+
+
+def test_a_name_in_the_other_file_is_the_one_that_counts(folder: Path, tokenizer: BPETokenizer, tmp_path: Path) -> None:
+    """tokenizer.json may still call MASK a reserved token."""
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    for token in added:
+        if token["id"] == tokenizer.mask_id:
+            token["content"] = "<|reserved_token_252|>"
+    again = read_tokenizer(rewrite(folder, tmp_path, added_tokens=added))
+    assert again.special_tokens == tokenizer.special_tokens  # type: ignore[union-attr]
+
+
+def test_added_tokens_are_special_whatever_their_flags_say(
+    folder: Path, tokenizer: BPETokenizer, tmp_path: Path
+) -> None:
+    copy = damaged(folder, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (copy / name).read_text()
+        (copy / name).write_text(re.sub(r'"special": ?true', '"special": false', text))
+    again = read_tokenizer(copy)
+    assert again.special_tokens == tokenizer.special_tokens  # type: ignore[union-attr]
+    assert tokenizer.mask_id not in again.encode("x<|mdm_mask|>y")
+    assert again.decode([tokenizer.eos_id]) == ""
+
+
+def test_a_text_is_never_cut_or_padded(folder: Path, tokenizer: BPETokenizer, text: str, tmp_path: Path) -> None:
+    model = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    model.enable_truncation(4)
+    model.enable_padding(length=600)
+    copy = damaged(folder, tmp_path)
+    (copy / "tokenizer.json").write_text(model.to_str())
+    assert read_tokenizer(copy).encode(text[:500]) == tokenizer.encode(text[:500])
+
+
+def test_a_vocabulary_beside_it_does_not_count(folder: Path, tokenizer: BPETokenizer, tmp_path: Path) -> None:
+    """GPT-2's kind of vocab.json may lie beside tokenizer.json."""
+    copy = damaged(folder, tmp_path)
+    (copy / "vocab.json").write_text('{"a": 0}')
+    assert read_tokenizer(copy) == tokenizer
+
+
+def test_a_tokenizer_too_deep_to_be_read_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = damaged(folder, tmp_path)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (copy / name).write_text("[" * 100_000)
+        with pytest.raises(UserError, match="cannot be used"):
+            read_tokenizer(copy)

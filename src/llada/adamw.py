@@ -136,14 +136,20 @@ class _Scales:
                 "--optimizer_state fp32."
             ) from error
         self._library = library
-        self._codes = {signed: library.create_dynamic_map(signed=signed) for signed in (True, False)}
+        self._codes: dict[tuple[bool, torch.device], Tensor] = {}
+
+    def _code(self, signed: bool, device: torch.device) -> Tensor:
+        """The 256 values, moved to a device once."""
+        if (signed, device) not in self._codes:
+            self._codes[signed, device] = self._library.create_dynamic_map(signed=signed).to(device)
+        return self._codes[signed, device]
 
     def read(self, numbers: Tensor, largest: Tensor, signed: bool) -> Tensor:
         """fp32 values of 8-bit numbers (n,), whose blocks have these largest absolute values."""
-        code = self._codes[signed].to(numbers.device)
+        code = self._code(signed, numbers.device)
         return self._library.dequantize_blockwise(numbers, absmax=largest, code=code, blocksize=BLOCK)
 
     def write(self, values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-        code = self._codes[signed].to(values.device)
+        code = self._code(signed, values.device)
         numbers, state = self._library.quantize_blockwise(values, code=code, blocksize=BLOCK)
         return numbers, state.absmax

@@ -3,6 +3,8 @@
 Nothing is unpickled, and what would make more of an adapter than LoRA is refused, not left out.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from llada.files import read_json
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS_FILE = "adapter_model.bin"
-FINGERPRINT = "base_fingerprint"  # in the metadata of an adapter's weights; peft has none
+# In the metadata of an adapter's weights, where peft has nothing.
+FINGERPRINT = "base_fingerprint"
+STORED_AS, FOUR_BITS = "base_stored_as", "nf4"
 
 # What we read of an adapter_config.json; what changes nothing about a trained adapter; all other keys must be off.
 LORA_KEYS = (
@@ -73,6 +77,18 @@ def read_lora_values(folder: Path) -> dict[str, Any]:
 
 def read_adapter_weights(folder: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of an adapter, and the fingerprint of its base if it was trained here."""
+    with _open_weights(folder) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(FINGERPRINT)  # noqa: SIM118
+
+
+def is_for_four_bits(folder: Path) -> bool:
+    """Whether an adapter was trained beside layers in 4 bits."""
+    with _open_weights(folder) as file:
+        return (file.metadata() or {}).get(STORED_AS) == FOUR_BITS
+
+
+@contextlib.contextmanager
+def _open_weights(folder: Path) -> Iterator[Any]:
     path = folder / ADAPTER_WEIGHTS_FILE
     if not path.is_file() and (folder / UNSAFE_WEIGHTS_FILE).is_file():
         raise UserError(
@@ -83,6 +99,6 @@ def read_adapter_weights(folder: Path) -> tuple[dict[str, Tensor], str | None]:
         raise UserError(f"The adapter in {folder} has no weights ({path.name} is missing): copy the whole folder.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(FINGERPRINT)  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): it is incomplete or damaged, use another one.") from error

@@ -9,7 +9,7 @@ Shape letters: R rank of an adapter, I inputs and O outputs of a linear map.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,8 @@ from llada.adapter_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     FINGERPRINT,
+    FOUR_BITS,
+    STORED_AS,
     base_of_adapter,
     read_adapter_weights,
     read_lora_values,
@@ -146,7 +148,10 @@ def save_adapter(folder: Path, network: Network, base: str) -> None:
     path = folder / ADAPTER_WEIGHTS_FILE
     path.touch()
     mode = path.stat().st_mode
-    save_file(weights, path, metadata={"format": "pt", FINGERPRINT: base_fingerprint(network)})
+    metadata = {"format": "pt", FINGERPRINT: base_fingerprint(network)}
+    if is_quantised(network):
+        metadata[STORED_AS] = FOUR_BITS
+    save_file(weights, path, metadata=metadata)
     path.chmod(mode)  # safetensors makes the file for its owner alone
 
 
@@ -168,14 +173,16 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
             f"The adapter in {folder} was trained beside other weights than these: use its own base, "
             f"{base_of_adapter(folder)}."
         )
+    peft, undo = _peft(), _undo_of(network)
     try:
-        _inject(network, _peft().LoraConfig(**values))
-    except (TypeError, ValueError, KeyError, re.error) as error:
-        _remove(network)
+        _inject(network, peft.LoraConfig(**values))
+    # peft checks little, so a strange value shows in whatever it meets first.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
+        undo()
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
     if troubles := _misfits(adapter_weights(network), weights):
-        _remove(network)
+        undo()
         raise UserError(f"The adapter in {folder} does not fit this network ({troubles}): use its own base.")
     _fill(network, weights, trainable)
 
@@ -267,6 +274,21 @@ def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> N
             value = weights[f"{FILE_PREFIX}{name}.{matrix}.weight"]
             value = value.to(layer.base_layer.weight.device, torch.float32, copy=True)
             getattr(layer, matrix)[ADAPTER].weight = nn.Parameter(value, requires_grad=trainable)
+
+
+def _undo_of(network: Network) -> Callable[[], None]:
+    """What makes of the network, after an adapter that does not fit, what it is now."""
+    was_trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    had_fingerprint = hasattr(network, FINGERPRINT)
+
+    def undo() -> None:
+        _remove(network)
+        for parameter, is_trained in was_trained.items():
+            parameter.requires_grad_(is_trained)
+        if not had_fingerprint and hasattr(network, FINGERPRINT):
+            delattr(network, FINGERPRINT)
+
+    return undo
 
 
 def _remove(network: Network) -> None:

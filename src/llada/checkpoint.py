@@ -42,6 +42,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     config: NetworkConfig
     folder: Path
+    """Without links: that of a step, where a run was named."""
 
     @property
     def predict(self) -> Predict:
@@ -95,17 +96,18 @@ def load_checkpoint(
     them stays in memory. Others are converted piece by piece. Neither holds more than the weights.
 
     Args:
-        dtype: of the weights in memory; None for the types that they are stored in.
+        dtype: of the weights in memory; None for the one that the embedding is stored in.
 
     Raises:
         UserError: no checkpoint there, or one that is broken or does not fit together.
     """
-    folder = find_checkpoint(Path(path))
+    folder = find_checkpoint(Path(path)).resolve()  # a run that goes on moves `best` to another folder
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
-    with torch.device("meta"):  # memory comes with the weights, and no time goes into random ones
-        model = make_predictor(config, tokenizer)
-    stored = _weights_of(model, folder)
+    stored = StoredWeights.of(folder)
+    model = _make_empty(config, tokenizer, stored)
+    _check_fit(model, stored)
+    dtype = dtype or _embedding_dtype(model, stored)
     tensors = {name: stored.tensor(name, torch.device(device), dtype) for name in model.network.state_dict()}
     model.network.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval(), tokenizer, config, folder)
@@ -162,7 +164,7 @@ def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
     try:
         name = mask_name(content)
         return config_from_json(content, None if name is None else find_mask_row(path.parent, name))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{origin or path} cannot be used: {error}.") from error
 
 
@@ -189,23 +191,41 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
     Raises:
         UserError: a file is missing or damaged, or the tensors are not those of the network.
     """
-    stored = _weights_of(model, folder)
+    stored = StoredWeights.of(folder)
+    _check_fit(model, stored)
     for name, tensor in model.network.state_dict().items():
         stored.copy_into(name, tensor)
 
 
-def _weights_of(model: MaskPredictor, folder: Path) -> StoredWeights:
-    """The weights in a folder, which are those of the model: no tensor is missing, left over or of another shape.
+def _make_empty(config: NetworkConfig, tokenizer: Tokenizer, stored: StoredWeights) -> MaskPredictor:
+    """A model whose memory comes with the weights, and which costs no time if they cannot be its own."""
+    n_experts = getattr(config, "n_experts", 1)
+    if config.n_layers * n_experts > len(stored.entries):
+        layers = f"{config.n_layers} layers" + (f" of {n_experts} experts" if n_experts > 1 else "")
+        raise _misfit(stored.folder, f"{len(stored.entries)} tensors are too few for {layers}")
+    try:
+        with torch.device("meta"):
+            return make_predictor(config, tokenizer)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise _misfit(stored.folder, "no tensor can be as large as it says") from error
+
+
+def _embedding_dtype(model: MaskPredictor, stored: StoredWeights) -> torch.dtype:
+    """The embedding is the first matrix of every network; norms are sometimes stored with more digits."""
+    name = next(name for name, tensor in model.network.state_dict().items() if tensor.dim() == 2)
+    return stored.entries[name].dtype
+
+
+def _check_fit(model: MaskPredictor, stored: StoredWeights) -> None:
+    """Refuse weights that are not those of the model: no tensor is missing, left over or of another shape.
 
     A tied head may be stored all the same, if it is the embedding.
     """
-    stored = StoredWeights.of(folder)
     expected, names = model.network.state_dict(), set(stored.entries)
     tied = tied_head(model.network.config)
-    if tied and {tied.head, tied.embedding} <= names:
-        names.remove(tied.head)
-        if not stored.are_equal(tied.head, tied.embedding):
-            raise _misfit(folder, f"{tied.head} is not {tied.embedding}, though the head is tied")
+    twins = tied if tied and {tied.head, tied.embedding} <= names else None
+    if twins:
+        names.remove(twins.head)
     troubles = []
     if missing := expected.keys() - names:
         troubles.append(f"{some_of(missing)} missing")
@@ -216,9 +236,10 @@ def _weights_of(model: MaskPredictor, folder: Path) -> StoredWeights:
         if shape != wanted:
             troubles.append(f"{name} has shape {shape} instead of {wanted}")
             break
+    if twins and not troubles and not stored.are_equal(twins.head, twins.embedding):
+        troubles.append(f"{twins.head} is not {twins.embedding}, though the head is tied")
     if troubles:
-        raise _misfit(folder, "; ".join(troubles))
-    return stored
+        raise _misfit(stored.folder, "; ".join(troubles))
 
 
 def _misfit(folder: Path, what: str) -> UserError:

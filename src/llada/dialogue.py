@@ -60,7 +60,7 @@ def answer(
     ids, kept = prompt
     device = next(checkpoint.model.parameters()).device
     canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=device)
-    predict = suppress(checkpoint.model, speechless_rows(tokenizer))
+    predict = suppress(checkpoint.model, speechless_rows(tokenizer, form.end_ids))
     for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
         written = state.x_t[0, len(ids) :].tolist()
         yield Answer(written, state.nfe, len(messages) - len(kept))

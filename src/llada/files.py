@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: check the path.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore or recreate it.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: restore or recreate it.")

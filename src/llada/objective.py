@@ -65,6 +65,8 @@ def nll_of_features(
     parts = [slice(first, first + at_once) for first in range(0, len(features), at_once)]
     pieces = [
         checkpoint(piece, features[part], targets[part], use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else piece(features[part], targets[part])
         for part in parts
     ]
     nll, likeliest = zip(*pieces, strict=True)

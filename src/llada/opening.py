@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter
-from llada.adapters import load_adapter
+from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
+from llada.adapters import load_adapter, quantise
 from llada.checkpoint import CHECKPOINTS_FOLDER, PREFERRED_CHECKPOINTS, Checkpoint, load_checkpoint
 from llada.errors import UserError
 from llada.pretrained import fetch, read_published_config
@@ -19,7 +19,8 @@ def open_model(
 
     Args:
         name: a run folder (its best checkpoint is meant), a checkpoint folder, an adapter folder, or a repository.
-        dtype: of the weights in memory; None is that in which they are stored.
+        dtype: of the weights in memory; None is that in which they are stored. The base of an adapter that was trained
+            beside layers in 4 bits is put into 4 bits and bf16 again.
 
     Raises:
         UserError: there is none, it is broken, or an adapter's base is not to be had.
@@ -32,7 +33,11 @@ def open_model(
         folder = fetch(base, read_published_config(base))
     except UserError as error:
         raise UserError(f"The base of the adapter in {adapter} cannot be had. {error}") from error
-    checkpoint = load_checkpoint(folder, device, dtype)
+    if is_for_four_bits(adapter):  # rounded as it was then: those are the weights that the adapter knows
+        checkpoint = load_checkpoint(folder, "cpu", torch.bfloat16)
+        quantise(checkpoint.model.network, device)
+    else:
+        checkpoint = load_checkpoint(folder, device, dtype)
     load_adapter(checkpoint.model.network, adapter)
     checkpoint.model.to(device).eval()
     return replace(checkpoint, folder=adapter)

@@ -4,9 +4,10 @@ One loop (`unmask`) does it all. Infilling is the loop on a template; generation
 prompt; semi-autoregressive decoding is the loop on one window after another; guidance and suppression turn a predictor
 into another predictor. Argument names are LLaDA's public ones (arXiv 2502.09992, section 2.4, algorithms 4 and 5).
 
-Shape letters: B batch, L length, V vocabulary rows, S steps.
+Shape letters: B batch, L length, V vocabulary rows, S steps, N open positions.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,8 +40,8 @@ class SamplerConfig:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1, not {self.block_length}")
-        if self.temperature < 0 or self.cfg_scale < 0:
-            raise ValueError("temperature and cfg_scale cannot be negative")
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):
+            raise ValueError("temperature and cfg_scale must be numbers from 0 up")
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,12 @@ def unmask(
         to_fill[:, window] = x_t[:, window] == mask_id
         budget = unmask_budget(to_fill.sum(1), window_steps)
         for n_now in budget.T:
-            token, confidence = _predict_tokens(guided(x_t), config, generator)
-            open_positions = to_fill & (x_t == mask_id)
-            chosen = _most_confident(confidence.masked_fill(~open_positions, -torch.inf), n_now)
-            x_t = torch.where(chosen & open_positions, token, x_t)
+            is_open = to_fill & (x_t == mask_id)
+            # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
+            token, confidence = _predict_tokens(guided(x_t)[is_open], config, generator)
+            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=x_t.device)
+            chosen = _most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
+            x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
             yield Canvas(x_t, counted.nfe)
 
 
@@ -148,17 +151,19 @@ def guide(predict: Predict, given: Tensor, mask_id: int, cfg_scale: float) -> Pr
 
 def suppress(predict: Predict, rows: Sequence[int]) -> Predict:
     """A predictor that never gives any probability to the tokens of these rows (columns of the logits)."""
-    columns = list(rows)
+    columns = torch.tensor(list(rows), dtype=torch.long)
 
     def suppressed(x_t: Tensor) -> Tensor:
+        nonlocal columns
         logits = predict(x_t)
-        return logits.index_fill(-1, torch.tensor(columns, device=logits.device), -torch.inf)
+        columns = columns.to(logits.device)  # once
+        return logits.index_fill(-1, columns, -torch.inf)
 
     return suppressed
 
 
 def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """A token for every position and the confidence in it, both (B, L).
+    """A token for each of N positions and the confidence in it, both (N,), from logits (N, V).
 
     Tokens are drawn by the Gumbel trick in float64; in fp32 it acts like a lower temperature (arXiv 2409.02908).
     """

@@ -1,13 +1,18 @@
 """Weights as safetensors files: cut into shards with an index, mapped into memory, every tensor accounted for.
 
 Nothing is unpickled, and no more is held in memory than what was asked for: a tensor that is wanted as it is stored is
-the file itself, mapped, and any other is converted piece by piece, the file being opened anew for each, since pages of
-a mapped file count as memory until it is closed.
+its bytes of the file, mapped, and any other is converted piece by piece. Each has a mapping of its own, since pages of
+a mapped file count as memory until they are unmapped.
 """
 
 import contextlib
+import ctypes
+import errno
+import json
 import math
+import mmap
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +27,54 @@ from llada.errors import UserError
 from llada.files import read_json, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SHARD_PATTERN = "model-*.safetensors"
+SUFFIX = ".safetensors"
 PIECE_BYTES = 1 << 24
+LENGTH_BYTES, MAX_HEADER_BYTES = 8, 100_000_000  # of a safetensors file; the library refuses longer headers, too
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class FileState(NamedTuple):
+    """What tells a file from the one that was there before."""
+
+    device: int
+    inode: int
+    modified_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        return cls(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 class Entry(NamedTuple):
     """Where a tensor is stored, and how."""
 
     path: Path
+    state: FileState
+    start: int
+    """Of its bytes in the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int, stop: int) -> Self:
+        """The part of it that is these rows."""
+        part = self._replace(shape=(first, *self.shape[1:]))
+        return self._replace(start=self.start + part.n_bytes, shape=(stop - first, *self.shape[1:]))
+
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    """Write tensors into an existing folder, those that share memory once each.
+    """Write tensors into an existing folder, those that share memory once each, in place of weights that are there.
 
     Args:
         shard_bytes: more are spread over several files, with an index.
@@ -49,6 +88,10 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": file_of})
+    written = {*file_of.values(), *([INDEX_FILE] if len(shards) > 1 else [])}
+    for path in (folder / INDEX_FILE, folder / WEIGHTS_FILE, *folder.glob(SHARD_PATTERN)):
+        if path.name not in written:  # left behind, it would be taken for weights
+            path.unlink(missing_ok=True)
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -106,7 +149,7 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
 
 
 def _is_file_name(name: Any) -> bool:
-    return isinstance(name, str) and Path(name).name == name
+    return isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX) and name.isprintable()
 
 
 @dataclass(frozen=True)
@@ -139,50 +182,74 @@ class StoredWeights:
 
         Args:
             dtype: None for the type that it is stored in.
+
+        Raises:
+            UserError: the file was changed since it was looked into, or cannot be read or mapped any more.
         """
-        path, shape, stored = self.entries[name]
-        if device.type == "cpu" and dtype in (None, stored):
-            with _open(path) as file:
-                mapped: Tensor = file.get_tensor(name)
-                return mapped
-        target = torch.empty(shape, dtype=dtype or stored, device=device)
+        entry = self.entries[name]
+        if device.type == "cpu" and dtype in (None, entry.dtype):
+            return _map(entry)
+        target = torch.empty(entry.shape, dtype=dtype or entry.dtype, device=device)
         self.copy_into(name, target)
         return target
 
     @torch.no_grad()
     def copy_into(self, name: str, target: Tensor) -> None:
         """Fill a tensor of the same shape, of any type and on any device, in place."""
-        for rows, piece in self._pieces(name):
+        for rows, piece in _pieces(self.entries[name]):
             target[rows].copy_(piece)
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers."""
-        if self.entries[name][1:] != self.entries[other][1:]:
+        """Whether two tensors hold the same bits, those of different types when widened to fp32."""
+        one, two = self.entries[name], self.entries[other]
+        if one.shape != two.shape:
             return False
-        pairs = zip(self._pieces(name), self._pieces(other), strict=True)
-        return all(torch.equal(piece, twin) for (_, piece), (_, twin) in pairs)
+        common = one.dtype if one.dtype == two.dtype else torch.float32
+        pairs = zip(_pieces(one), _pieces(two), strict=True)
+        return all(torch.equal(_bits(piece.to(common)), _bits(twin.to(common))) for (_, piece), (_, twin) in pairs)
 
-    def _pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of a tensor, mapped, together no larger than a piece (or one row)."""
-        path, shape, dtype = self.entries[name]
-        n_rows = max(1, PIECE_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
-        for start in range(0, shape[0], n_rows):
-            rows = slice(start, min(start + n_rows, shape[0]))
-            with _open(path) as file:
-                yield rows, file.get_slice(name)[rows]
+
+def _pieces(entry: Entry) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a tensor, mapped; in fp32 they would be no larger than a piece (or one row)."""
+    n_rows = max(1, PIECE_BYTES // max(1, math.prod(entry.shape[1:]) * torch.float32.itemsize))
+    for first in range(0, entry.shape[0], n_rows):
+        stop = min(first + n_rows, entry.shape[0])
+        yield slice(first, stop), _map(entry.rows(first, stop))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8)
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:
-    with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118  # the file is no mapping
-            view = file.get_slice(name)
-            dtype = DTYPES.get(view.get_dtype())
-            if dtype is None:
-                raise UserError(
-                    f"{name} in {path} is stored as {view.get_dtype()}, and only fp32, bf16 and fp16 can be read: "
-                    "use a checkpoint of one of these types."
-                )
-            yield name, Entry(path, tuple(view.get_shape()), dtype)
+    """Every tensor of a file that safetensors has found sound, by its name."""
+    with _troubles_of(path), path.open("rb") as file:
+        state = FileState.of(os.fstat(file.fileno()))
+        with safe_open(path, framework="np"):  # for torch it would be mapped twice
+            _check_unchanged(path, state, path.stat())
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        data = LENGTH_BYTES + length
+        if length > MAX_HEADER_BYTES or data > state.size:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+    for name, facts in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, (start, stop) = DTYPES.get(facts["dtype"]), facts["data_offsets"]
+        if dtype is None:
+            raise UserError(
+                f"{name} in {path} is stored as {facts['dtype']}, and only fp32, bf16 and fp16 can be read: "
+                "use a checkpoint of one of these types."
+            )
+        entry = Entry(path, state, data + start, tuple(facts["shape"]), dtype)
+        if stop - start != entry.n_bytes or not 0 <= start <= stop <= state.size - data:
+            raise UserError(f"{path} cannot be read ({name} is not where its header says): use another one.")
+        yield name, entry
+
+
+def _check_unchanged(path: Path, state: FileState, status: os.stat_result) -> None:
+    if FileState.of(status) != state:
+        raise UserError(f"{path} was changed while it was read: try again when nothing writes to its folder.")
 
 
 def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
@@ -197,14 +264,50 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
         )
 
 
+def _map(entry: Entry) -> Tensor:
+    """A tensor that is its bytes of the file; what is written into it stays in memory.
+
+    Raises:
+        UserError: the file is gone, is another one by now, or cannot be mapped.
+    """
+    if entry.n_bytes == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    with _troubles_of(entry.path), entry.path.open("rb") as file:
+        _check_unchanged(entry.path, entry.state, os.fstat(file.fileno()))
+        before = entry.start % mmap.ALLOCATIONGRANULARITY  # a mapping begins with a page
+        buffer = _map_bytes(file.fileno(), entry.start - before, before + entry.n_bytes)
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, offset=before)
+    if entry.start % entry.dtype.itemsize:
+        raw = raw.clone()  # numbers in memory begin at multiples of their size
+    return raw.view(entry.dtype).view(entry.shape)
+
+
+def _map_bytes(file: int, start: int, length: int) -> Any:
+    """A buffer that is these bytes of an open file, until it is forgotten.
+
+    Not by Python's `mmap`, which keeps a file open for each mapping: LLaDA-MoE has more tensors than a process may
+    usually open files.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _LIBC.mmap(None, length, access, mmap.MAP_PRIVATE, file, start)
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    buffer = (ctypes.c_char * length).from_address(address)
+    weakref.finalize(buffer, _LIBC.munmap, address, length).atexit = False
+    return buffer
+
+
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """An open safetensors file, whose troubles are told in one sentence."""
+def _troubles_of(path: Path) -> Iterator[None]:
+    """Tell those of reading a safetensors file in one sentence."""
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): it is incomplete or damaged, use another one.") from error
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        has_no_room = os.strerror(errno.ENOMEM) in str(error)
+        remedy = (
+            "free some memory, or raise `ulimit -v`" if has_no_room else "it is incomplete or damaged, use another one"
+        )
+        raise UserError(f"{path} cannot be read ({error}): {remedy}.") from error
 
 
 def some_of(names: Iterable[str]) -> str:

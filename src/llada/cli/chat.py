@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from llada.checkpoint import Checkpoint
-from llada.cli import INTERRUPTED, Program
+from llada.cli import INTERRUPTED, USAGE_ERROR, Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.options import check_positive, parse
 from llada.dialogue import Answer, answer
@@ -19,7 +19,7 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig
-from llada.text.chat import ChatFormat, Message, chat_format, cut_at_end
+from llada.text.chat import ChatFormat, Message, chat_format, cut_at_end, is_unicode
 
 NEW, LEAVE = "/new", ("/exit", "/quit")
 DEFAULT_LENGTH = 128
@@ -101,6 +101,8 @@ class Chat:
         Raises:
             UserError: it cannot be answered, and the dialogue is as it was.
         """
+        if not is_unicode(text):
+            raise UserError("This message is not UTF-8 text: send it in that encoding.")
         messages = [*self.messages, Message("user", text)]
         start, last = time.perf_counter(), None
         shows = self.options.show and self.console.is_terminal
@@ -117,14 +119,15 @@ class Chat:
         return reply
 
     def talk(self) -> int:
-        """Messages from standard input, until it ends."""
+        """Messages from standard input, until it ends; the exit code."""
+        has_failed = False
         if sys.stdin.isatty():
             self._note(f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves.")
         while True:
             try:
                 line = self.console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
             except EOFError:
-                return 0
+                return USAGE_ERROR if has_failed and not sys.stdin.isatty() else 0
             except KeyboardInterrupt:
                 return INTERRUPTED
             if line.strip() in LEAVE:
@@ -132,15 +135,15 @@ class Chat:
             if line.strip() == NEW:
                 self.begin()
             elif line.strip():
-                self._answer_line(line)
-
-    def _answer_line(self, line: str) -> None:
-        try:
-            print(self.say(line), flush=True)
-        except UserError as error:  # the next message may do better
-            self.console.print(str(error), style="yellow", highlight=False, markup=False)
-        except KeyboardInterrupt:
-            self._note("stopped; the message is not part of the dialogue")
+                try:
+                    print(self.say(line), flush=True)
+                except UserError as error:  # the next message may do better
+                    has_failed = True
+                    self.console.print(str(error), style="yellow", highlight=False, markup=False)
+                except KeyboardInterrupt:
+                    if not sys.stdin.isatty():
+                        return INTERRUPTED
+                    self._note("stopped; the message is not part of the dialogue")
 
     def _draw(self, state: Answer) -> Text:
         """An answer for the terminal, up to its end if that is decided."""

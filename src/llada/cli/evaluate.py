@@ -13,7 +13,7 @@ from llada.checkpoint import CONFIG_FILE, Checkpoint
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.errors import UserError
-from llada.evaluation.nelbo import cut_windows, estimate_nelbo
+from llada.evaluation.nelbo import cut_windows, estimate_nelbo, nll_by_model
 from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
 from llada.opening import open_model
 from llada.text.answers import Answers, read_pairs
@@ -75,11 +75,6 @@ def run(arguments: Sequence[str], program: Program) -> int:
     checkpoint = open_model(options.checkpoint, device)
     scored = _what_to_score(options, checkpoint)
 
-    def predict_at(x_t: Tensor, is_masked: Tensor, attended: Tensor | None = None) -> Tensor:
-        with precision.autocast(device):
-            logits: Tensor = checkpoint.model(x_t, attended, is_masked)
-            return logits
-
     console = Console(stderr=True)
     columns = (TextColumn("evaluating"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -89,9 +84,9 @@ def run(arguments: Sequence[str], program: Program) -> int:
             progress.update(task, completed=share, status=f"NELBO so far {mean:.3f}")
 
         result = estimate_nelbo(
-            predict_at, scored.x_0, checkpoint.tokenizer.mask_id, maskable=scored.maskable, attended=scored.attended,
-            masks_per_window=options.masks_per_window, batch_size=options.batch_size, seed=options.seed,
-            device=device, on_progress=show,
+            nll_by_model(checkpoint.model, precision), scored.x_0, checkpoint.tokenizer.mask_id,
+            maskable=scored.maskable, attended=scored.attended, masks_per_window=options.masks_per_window,
+            batch_size=options.batch_size, seed=options.seed, device=device, on_progress=show,
         )  # fmt: skip
     if options.json:
         print(json.dumps(result.to_json()))
@@ -127,6 +122,7 @@ def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None 
     if trained_on is None:
         pairs, n_left_out = read_pairs(path, tokenizer, longest)[0::2]
     else:
+        longest = min(longest, trained_on.chat_length or longest)
         data = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share)
         pairs, n_left_out = data.pairs["val"], data.n_left_out
     left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""

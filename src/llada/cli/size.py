@@ -15,8 +15,7 @@ from llada.training.presets import PRESETS
 
 DESCRIPTION = """How large a network is, and what it takes to train and use it: parameters, memory, computation, time.
 
-The network is that of the options, or of a checkpoint. Memory is that of tensors; torch itself takes about 0.5 GB more.
-LoRA and QLoRA are estimates of what is not built yet."""
+The network is that of the options, or of a checkpoint. Memory is that of tensors; torch itself takes 0.5 GB more."""
 
 MEMORY_ROWS = {
     "weights": "weights",

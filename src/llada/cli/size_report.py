@@ -74,7 +74,7 @@ class SizeOptions:
     """Of matrix products in training."""
     activation_checkpointing: bool = False
     """Keep the inputs of the layers only and compute the rest twice."""
-    lora_rank: int = 32
+    lora_rank: int = 16
     """Of the adapters, for LoRA and QLoRA."""
     hardware: Literal["gpu", "cpu"] = "gpu"
     """Where it is to be trained."""

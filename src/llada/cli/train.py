@@ -31,7 +31,7 @@ from llada.training.forecast import announce, check_memory, is_out_of_memory, ou
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
-from llada.training.run_folder import RunFolder
+from llada.training.run_folder import RunFolder, keep_for
 from llada.training.trainer import Trainer
 
 DESCRIPTION = """Train a masked diffusion language model from scratch, or go on with a run."""
@@ -47,7 +47,10 @@ def run(
     config, resume = _parse(arguments, program, description, program.preset or default_preset)
     console = Console(stderr=True)
     folder = RunFolder(config.output_dir)
-    if not resume:
+    if resume:
+        folder.check_resumable()
+        folder.check_continues(config)
+    else:
         folder.check_free()
     plan, start = _make_plan(config, folder, resume)
     announce(plan, console)
@@ -58,7 +61,9 @@ def run(
             return 0
         if resume:
             console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
-        folder.start(config)
+        folder.start(plan.config)
+        if plan.config.method != "full" and start is not None:
+            keep_for(folder.path, start)
         progress = trainer.run(Display(console, plan.total_steps))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -80,8 +85,6 @@ def run(
 
 def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[RunPlan, Path | None]:
     """The run, and the checkpoint folder whose weights it starts from, if there is one."""
-    if resume:
-        folder.check_resumable()
     if config.base is None:
         plan = RunPlan.of(config, _open_data(config))
         longest = read_config(folder.last).max_sequence_length if resume else plan.length
@@ -98,6 +101,10 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
         if config.data.chat is None:  # before the weights are downloaded
             check_memory(RunPlan.of(config, PreparedText.open(config.data.data_dir), network))
         start = fetch(config.base, network)
+    if config.method != "full" and Path(config.base).exists():
+        # Wherever the adapter is opened from, and if the run that it stands on goes on.
+        start = start.resolve()
+        config = replace(config, base=str(start))
     plan = RunPlan.of(config, _open_data(config, start), read_config(start))
     return plan, None if start == folder.last else start
 
@@ -156,7 +163,10 @@ def _parse(
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
     preset_help = PRESET_HELP.format(presets=", ".join(PRESETS), preset=default_preset, resumed=resumed)
-    return parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default), resume
+    config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default)
+    if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
+        raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
+    return config, resume
 
 
 def _numbered_folder(stem: Path, resume: bool) -> Path:

@@ -19,11 +19,15 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.forward_process import mask_exact_count
-from llada.objective import masked_nll, sequence_bounds
+from llada.forward_process import NoisyBatch, mask_exact_count
+from llada.hardware import Precision
+from llada.models import MaskPredictor
+from llada.objective import masked_nll, nll_of_features, sequence_bounds
 from llada.text.dataset import Ids
 
 Item = TypeVar("Item")
+NllAt = Callable[[NoisyBatch, Tensor, Tensor | None], Tensor]
+"""A noisy batch, its clean ids (B, L), and `attended` (B, L) where some are padding, to cross-entropies (N,)."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,26 @@ def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
     return [items[i] for i in np.linspace(0, len(items) - 1, at_most).round().astype(int)]
 
 
+def nll_by_logits(predict_at: Callable[[Tensor, Tensor], Tensor]) -> NllAt:
+    """From (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions: any predictor at all."""
+    return lambda noisy, x_0, attended: masked_nll(predict_at(noisy.x_t, noisy.is_masked), x_0, noisy)
+
+
+def nll_by_model(model: MaskPredictor, precision: Precision) -> NllAt:
+    """From a model, without the logits of all positions being there at a time."""
+
+    def nll_at(noisy: NoisyBatch, x_0: Tensor, attended: Tensor | None) -> Tensor:
+        with precision.autocast(x_0.device):
+            features = model.features(noisy.x_t, attended, noisy.is_masked)
+            targets = x_0[noisy.is_masked]
+            return nll_of_features(model.network.head, features, targets, model.network.config.vocab_size)[0]
+
+    return nll_at
+
+
 @torch.inference_mode()
 def estimate_nelbo(
-    predict_at: Callable[..., Tensor],
+    nll_at: NllAt,
     windows: Tensor,
     mask_id: int,
     *,
@@ -91,8 +112,7 @@ def estimate_nelbo(
     """The bound over all windows (W, L): the mean over them of nats per maskable token.
 
     Args:
-        predict_at: (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions; with `attended`, its
-            rows (B, L) are a third argument.
+        nll_at: the model; see `nll_by_logits` and `nll_by_model`.
         maskable: (W, L) bool, False where a token is given and not scored, a prompt for example.
         attended: (W, L) bool, False where a token is padding.
         masks_per_window: M; even, because masks come in pairs.
@@ -119,8 +139,8 @@ def estimate_nelbo(
         for first in range(0, len(twice), batch_size):
             rows = slice(first, first + batch_size)
             batch, x_0 = noisy.rows(rows).to(torch.device(device)), windows[twice[rows]].to(device)
-            seen = () if attended is None else (attended[twice[rows]].to(device),)
-            nll = masked_nll(predict_at(batch.x_t, batch.is_masked, *seen), x_0, batch)
+            seen = None if attended is None else attended[twice[rows]].to(device)
+            nll = nll_at(batch, x_0, seen)
             total.index_add_(0, twice[rows], sequence_bounds(nll, batch).double().cpu())
             share = (n_rounds_done + min(1.0, rows.stop / len(twice))) / n_rounds
             on_progress(share, float(total.mean()) / masks_per_window / share)

@@ -4,6 +4,7 @@ Each family of published checkpoints has its own keys. They describe more networ
 key that could ask for another one must hold the published value.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 
 NetworkConfig = LLaDAConfig | EncoderConfig  # LLaDAConfig's subclasses among them
 Network = LLaDA | ILLaDA | LLaDAMoE | Encoder
+Values = tuple[Any, ...]  # of a key: all that ask for the published network, the first being the one written
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,18 @@ class Family:
     model_type: str
     names: Mapping[str, str] = field(default_factory=dict)
     """Keys of the fields that are not called like them."""
-    required: Mapping[str, Any] = field(default_factory=dict)
-    """Published values of what is not configurable here; left out, they mean something else to the official code."""
-    optional: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """For keys that may be left out: all values that ask for the published network, the first being the one written."""
+    required: Mapping[str, Values] = field(default_factory=dict)
+    """What is not configurable here; left out, it means something else to the official code."""
+    optional: Mapping[str, Values] = field(default_factory=dict)
+    """The same for keys that may be left out."""
     neutral: Mapping[str, Any] = field(default_factory=dict)
     """Read by the official class, without effect on what the network computes."""
     left_out: Mapping[str, Any] = field(default_factory=dict)
     """Values of fields whose keys are missing."""
-    derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    """Keys that follow from the others."""
+    derived: Mapping[str, Callable[[Any], Values]] = field(default_factory=dict)
+    """Required keys that follow from the fields."""
+    implied: Mapping[str, Callable[[Any], Values]] = field(default_factory=dict)
+    """The same for keys that are not written and may be left out."""
     mask: tuple[str, int] | None = None
     """Name and row of MASK in the published vocabulary, if config.json has no key for it."""
 
@@ -54,24 +58,24 @@ LLADA = Family(
     architectures=("LLaDAModelLM",),
     model_type="llada",
     required={
-        "activation_type": "silu",
-        "alibi": False,
-        "attention_dropout": 0.0,
-        "attention_layer_norm": False,
-        "bias_for_layer_norm": False,
-        "block_group_size": 1,
-        "block_type": "llama",
-        "embedding_dropout": 0.0,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "input_emb_norm": False,
-        "layer_norm_type": "rms",
-        "layer_norm_with_affine": True,
-        "multi_query_attention": None,
-        "residual_dropout": 0.0,
-        "rope": True,
-        "rope_full_precision": True,
-        "scale_logits": False,
+        "activation_type": ("silu",),
+        "alibi": (False,),
+        "attention_dropout": (0.0,),
+        "attention_layer_norm": (False,),
+        "bias_for_layer_norm": (False,),
+        "block_group_size": (1,),
+        "block_type": ("llama",),
+        "embedding_dropout": (0.0,),
+        "include_bias": (False,),
+        "include_qkv_bias": (False,),
+        "input_emb_norm": (False,),
+        "layer_norm_type": ("rms",),
+        "layer_norm_with_affine": (True,),
+        "multi_query_attention": (None, False),
+        "residual_dropout": (0.0,),
+        "rope": (True,),
+        "rope_full_precision": (True,),
+        "scale_logits": (False,),
     },
     neutral={
         "alibi_bias_max": 8.0,
@@ -85,7 +89,7 @@ LLADA = Family(
         "precision": "amp_bf16",
         "use_cache": False,
     },
-    derived=lambda config: {"embedding_size": config.vocab_size},
+    derived={"embedding_size": lambda config: (config.vocab_size, None)},
 )
 LLAMA_NAMES = {
     "d_model": "hidden_size",
@@ -112,6 +116,7 @@ ILLADA = Family(
         "rope_scaling": UNSCALED,
     },
     neutral={"initializer_range": 0.02, "use_cache": False},
+    implied={"head_dim": lambda config: (config.head_dim, None)},
     # transformers leaves out what equals its own default, which is True for a tied head.
     left_out={"weight_tying": True, "eos_token_id": 2},
     mask=("<[MASK]>", 5),
@@ -128,12 +133,12 @@ LLADA_MOE = Family(
         "n_experts_per_token": "num_experts_per_tok",
     },
     required={
-        "attention_bias": False,
-        "moe_router_enable_expert_bias": False,
-        "partial_rotary_factor": 1,
-        "qk_layernorm": True,
-        "routed_scaling_factor": 1,
-        "shared_expert_intermediate_size": None,
+        "attention_bias": (False,),
+        "moe_router_enable_expert_bias": (False,),
+        "partial_rotary_factor": (1,),
+        "qk_layernorm": (True,),
+        "routed_scaling_factor": (1,),
+        "shared_expert_intermediate_size": (None,),
     },
     optional={
         "attention_dropout": (0.0,),
@@ -150,7 +155,10 @@ LLADA_MOE = Family(
         "router_aux_loss_coef": 0.01,
         "use_cache": False,
     },
-    derived=lambda config: {"moe_layer_freq": [1] * config.n_layers},
+    derived={
+        "head_dim": lambda config: (config.head_dim,),
+        "moe_layer_freq": lambda config: ([1] * config.n_layers,),
+    },
     mask=("<|mask|>", 156_895),
 )
 ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder")
@@ -207,11 +215,10 @@ def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     return {
         "architectures": [family.architectures[0]],
         "model_type": family.model_type,
-        **family.required,
-        **{key: allowed[0] for key, allowed in family.optional.items()},
+        **{key: allowed[0] for key, allowed in {**family.required, **family.optional}.items()},
         **family.neutral,
         **{family.key_of(name): value for name, value in values.items()},
-        **family.derived(config),
+        **{key: allowed_for(config)[0] for key, allowed_for in family.derived.items()},
     }
 
 
@@ -231,15 +238,20 @@ def config_from_json(content: Mapping[str, Any], mask_row: int | None = None) ->
         values.setdefault(name, value)
     if family.mask:
         values["mask_token_id"] = family.mask[1] if mask_row is None else mask_row
-    missing = {keys[name] for name in keys.keys() - values.keys()} | (family.required.keys() - content.keys())
+    fixed = family.required.keys() | family.derived.keys()
+    missing = {keys[name] for name in keys.keys() - values.keys()} | (fixed - content.keys())
     if missing:
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
-    _check_published({key: (value,) for key, value in family.required.items()} | dict(family.optional), content)
+    _check_published({**family.required, **family.optional}, content)
+    for f in fields(config_class):
+        if isinstance(values[f.name], bool) and f.type is not bool:  # to Python, True is the number 1
+            raise ValueError(f"{keys[f.name]} = {values[f.name]!r} is not supported (only a number)")
     try:
         config = dacite.from_dict(config_class, values)
     except dacite.DaciteError as error:
         raise ValueError(str(error)) from error
-    _check_published({key: (value,) for key, value in family.derived(config).items()}, content)
+    following = {**family.derived, **family.implied}
+    _check_published({key: allowed_for(config) for key, allowed_for in following.items()}, content)
     return config
 
 
@@ -251,7 +263,8 @@ def _family_of(content: Mapping[str, Any]) -> tuple[type[LLaDAConfig] | type[Enc
     return config_class, FAMILIES[config_class]
 
 
-def _check_published(allowed: Mapping[str, tuple[Any, ...]], content: Mapping[str, Any]) -> None:
+def _check_published(allowed: Mapping[str, Values], content: Mapping[str, Any]) -> None:
     for key, values in allowed.items():
         if key in content and content[key] not in values:
-            raise ValueError(f"{key} = {content[key]!r} is not supported (only {values[0]!r})")
+            given, published = map(reprlib.repr, (content[key], values[0]))  # shortened, where there are many layers
+            raise ValueError(f"{key} = {given} is not supported (only {published})")

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# No network comes near these, and a configuration that is damaged may name any number.
+MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18
+
 
 @dataclass(frozen=True)
 class LLaDAConfig:
@@ -41,6 +44,11 @@ class LLaDAConfig:
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.mlp_hidden_size, self.max_sequence_length) < 1:
             raise ValueError("d_model, n_heads, n_layers, mlp_hidden_size and max_sequence_length must be at least 1")
+        if self.n_layers > MAX_LAYERS:
+            raise ValueError(f"n_layers {self.n_layers} is more than {MAX_LAYERS}")
+        for name, number in (("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)):
+            if not 0 < number <= MAX_NUMBER:  # nor NaN
+                raise ValueError(f"{name} must be above 0 and at most {MAX_NUMBER}, not {number}")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}; "
@@ -48,6 +56,8 @@ class LLaDAConfig:
             )
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
+        if self.mask_token_id in (self.pad_token_id, self.eos_token_id):
+            raise ValueError(f"mask_token_id {self.mask_token_id} must not be that of PAD or EOS")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
 
@@ -80,7 +90,8 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
     Made anew in every forward pass: that costs microseconds, and nothing can cast it to bf16 or keep a table that was
     made under `inference_mode`, the two ways in which a stored one goes wrong.
     """
-    inverse_frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    # Divided, as the public code does it: a negative power would differ in the last bit.
+    inverse_frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse_frequency)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()

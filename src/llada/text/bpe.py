@@ -38,10 +38,8 @@ class BPETokenizer:
         self.vocabulary = {key: int(vocabulary[key]) for key in VOCABULARY_KEYS}
         self.vocab_size, self.mask_id, self.pad_id, self.eos_id = self.vocabulary.values()
         self.mask_row = self.mask_id
-        try:
-            self._model = FastTokenizer.from_buffer(self._files[MODEL_FILE])
-        except Exception as error:  # the library raises nothing more precise
-            raise ValueError(f"{MODEL_FILE} cannot be read ({error})") from error
+        self._names = _read_object(self._files, NAMES_FILE)
+        self._model = _read_model(self._files, (self.mask_id, self.pad_id, self.eos_id))
         # A text that happens to hold "<|mdm_mask|>" is text: only the forward process makes MASK.
         self._model.encode_special_tokens = True
         self._known = set(self._model.get_vocab(with_added_tokens=True).values())
@@ -50,13 +48,6 @@ class BPETokenizer:
         missing = {key: id_ for key, id_ in self.vocabulary.items() if key != "vocab_size" and id_ not in self._known}
         if missing:
             raise ValueError(f"{MODEL_FILE} lacks the ids that config.json names: {missing}")
-
-        try:
-            self._names = json.loads(self._files.get(NAMES_FILE, b"{}"))
-        except ValueError as error:
-            raise ValueError(f"{NAMES_FILE} is not valid JSON ({error})") from error
-        if not isinstance(self._names, dict):
-            raise ValueError(f"{NAMES_FILE} holds no JSON object")
 
     @property
     def forbidden_rows(self) -> tuple[int, ...]:
@@ -67,7 +58,7 @@ class BPETokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Names and ids of the tokens that no text has, MASK's among them; `encode` never gives one."""
-        return {token.content: id_ for id_, token in self._model.get_added_tokens_decoder().items() if token.special}
+        return {token.content: id_ for id_, token in self._model.get_added_tokens_decoder().items()}
 
     @property
     def bos_token(self) -> str | None:
@@ -127,9 +118,8 @@ class BPETokenizer:
         """
         if not (folder / MODEL_FILE).is_file():
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
-        files = {name: (folder / name).read_bytes() for name in (MODEL_FILE, *OTHER_FILES) if (folder / name).is_file()}
         try:
-            return cls(files, vocabulary)
+            return cls(_read_files(folder), vocabulary)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
 
@@ -149,13 +139,55 @@ def find_token(folder: Path, name: str) -> int | None:
     Raises:
         UserError: it cannot be read, or lacks the token: another one, like that for unknown text, is no substitute.
     """
-    path = folder / MODEL_FILE
-    if not path.is_file():
+    if not (folder / MODEL_FILE).is_file():
         return None
     try:
-        id_: int | None = FastTokenizer.from_buffer(path.read_bytes()).token_to_id(name)
-    except Exception as error:  # as above
-        raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from error
+        id_: int | None = _read_model(_read_files(folder)).token_to_id(name)
+    except ValueError as error:
+        raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
     if id_ is None:
-        raise UserError(f"{path} lacks the token {name}: use the checkpoint's own tokenizer.")
+        raise UserError(f"{folder / MODEL_FILE} lacks the token {name}: use the checkpoint's own tokenizer.")
     return id_
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (MODEL_FILE, *OTHER_FILES) if (folder / name).is_file()}
+
+
+def _read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The JSON object in a file, an empty one if it is not there."""
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON ({str(error) or 'too deep'})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds no JSON object")
+    return content
+
+
+def _read_model(files: Mapping[str, bytes], special_ids: Iterable[int] = ()) -> FastTokenizer:
+    """The tokenizer of these files.
+
+    Added tokens may be in tokenizer.json, in tokenizer_config.json, or in both, where the latter has the name that
+    counts. All are special here, whatever their flags say, and so are `special_ids`: no text may become one of them. A
+    text is never cut or padded, either.
+
+    Raises:
+        ValueError: the files cannot be read, or do not fit together.
+    """
+    content, added = _read_object(files, MODEL_FILE), _read_object(files, NAMES_FILE).get("added_tokens_decoder", {})
+    try:
+        names = {int(token["id"]): token["content"] for token in content.get("added_tokens", [])}
+        names.update({int(id_): token["content"] for id_, token in added.items()})
+        vocabulary = content["model"]["vocab"]
+        by_id = {id_: name for name, id_ in vocabulary.items()}
+        names.update({id_: by_id[id_] for id_ in special_ids if id_ in by_id and id_ not in names})
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        content["added_tokens"] = [{"id": id_, "content": names[id_], **flags} for id_ in sorted(names)]
+        model = FastTokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{MODEL_FILE} cannot be read ({type(error).__name__}: {error})") from error
+    wrong = next((name for id_, name in names.items() if model.token_to_id(name) != id_), None)
+    if wrong is not None:
+        raise ValueError(f"{MODEL_FILE} and {NAMES_FILE} do not agree on the id of {wrong}")
+    return model

@@ -6,7 +6,7 @@ have a plain form: BOS, then each message with EOS behind it, by turns.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llada.errors import UserError
 from llada.text.bpe import BPETokenizer
-from llada.text.templates import LLADA_TEMPLATE, LLADA_TOKENS
+from llada.text.templates import LLADA_ROWS, LLADA_TEMPLATE, LLADA_TOKENS
 from llada.text.vocabulary import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -40,13 +40,14 @@ Dialogue = tuple[Message, ...]
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
-    """The dialogues of a JSONL file: one object a line, `messages` with `role` and `content`, or `prompt` and `answer`.
+    """The dialogues of a JSONL file: one object a line, `messages` with `role` and `content`, or `prompt` and `answer`,
+    with `system` beside them or without.
 
     Raises:
         UserError: the file is missing or empty, or a line, which is named by its number, is no dialogue with an answer.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # other line breaks may be inside of strings
     except FileNotFoundError:
         raise UserError(f"{path} is missing: check the path.") from None
     except UnicodeDecodeError as error:
@@ -56,9 +57,11 @@ def read_dialogues(path: Path) -> list[Dialogue]:
         if line.strip():
             try:
                 dialogues.append(_parse(json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 what = "is not valid JSON" if isinstance(error, json.JSONDecodeError) else "is no dialogue to learn"
-                raise UserError(f"Line {number} of {path} {what} ({error}): correct or remove it.") from None
+                raise UserError(
+                    f"Line {number} of {path} {what} ({str(error) or 'it is too deep'}): correct or remove it."
+                ) from None
     if not dialogues:
         raise UserError(f"{path} holds no dialogue: write one JSON object a line.")
     return dialogues
@@ -77,7 +80,8 @@ def _parse(content: object) -> Dialogue:
         answers = [key for key in ANSWER_KEYS if key in content]
         if PROMPT_KEY not in content or not answers:
             raise ValueError('it has neither "messages" nor "prompt" and "answer"')
-        messages = [Message("user", content[PROMPT_KEY]), Message("assistant", content[answers[0]])]
+        messages = [Message("system", content["system"])] if "system" in content else []
+        messages += [Message("user", content[PROMPT_KEY]), Message("assistant", content[answers[0]])]
     else:
         messages = [_parse_message(item) for item in _as_list(content["messages"])]
     check_turns(messages)
@@ -108,6 +112,8 @@ def check_turns(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages, 1):
         if not isinstance(message.content, str):
             raise ValueError(f"the content of message {number} is no text")
+        if not is_unicode(message.content):
+            raise ValueError(f"message {number} has half a character, a lone surrogate")
         if message.role not in ROLES:
             raise ValueError(f"message {number} has the role {message.role!r}, not one of {', '.join(ROLES)}")
         if message.role == "system" and number == 1:
@@ -119,11 +125,23 @@ def check_turns(messages: Sequence[Message]) -> None:
         expected = "assistant" if expected == "user" else "user"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which a string with half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
 class ChatFormat(Protocol):
     """Messages to ids."""
+
+    name: str
+    """For people."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -143,10 +161,14 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
         UserError: its chat template cannot be used.
     """
     if isinstance(tokenizer, BPETokenizer):
-        if tokenizer.template is not None:
-            return TemplateFormat(tokenizer, tokenizer.template)
-        if set(LLADA_TOKENS) <= set(tokenizer.special_tokens):  # as LLaDA-8B-Base, whose files declare none
-            return TemplateFormat(tokenizer, LLADA_TEMPLATE)
+        specials = dict(tokenizer.special_tokens)
+        if tokenizer.vocab_size == LLADA_ROWS:  # LLaDA-8B-Base has the rows, and may not name them
+            specials = {**LLADA_TOKENS, **specials}
+        template = tokenizer.template
+        if template is not None:
+            return TemplateFormat(tokenizer, template, specials)
+        if set(LLADA_TOKENS) <= set(specials):
+            return TemplateFormat(tokenizer, LLADA_TEMPLATE, specials, "by LLaDA's chat template")
     return PlainFormat(tokenizer)
 
 
@@ -155,6 +177,8 @@ class PlainFormat:
 
     Roles need no sign, since they take turns.
     """
+
+    name = "in the plain form"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -179,20 +203,33 @@ class TemplateFormat:
     of `apply_chat_template` of the transformers library.
     """
 
-    def __init__(self, tokenizer: BPETokenizer, template: str) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: BPETokenizer,
+        template: str,
+        specials: Mapping[str, int],
+        name: str = "by the checkpoint's chat template",
+    ) -> None:
+        """
+        Args:
+            specials: names and ids of the tokens that the template may make.
+
+        Raises:
+            UserError: the template is broken.
+        """
+        self.tokenizer, self._ids, self.name = tokenizer, specials, name
         self._names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _raise
-        specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._special = re.compile(f"({'|'.join(map(re.escape, specials))})")
+        longest_first = sorted(specials, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         try:
             self._template = environment.from_string(template)
             probe = (Message("user", "?"),)
             self._spurious_header = self._find_spurious_header(probe)
-            ending = [id_ for id_ in self.answer(probe, "!") if id_ in tokenizer.special_tokens.values()]
+            ending = [id_ for id_ in self.answer(probe, "!") if id_ in specials.values()]
         except TemplateError as error:
             raise UserError(f"The chat template of the checkpoint cannot be used ({error}): mend it.") from error
         self.end_ids = frozenset({tokenizer.eos_id, *ending})
@@ -219,7 +256,14 @@ class TemplateFormat:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._names)
+        try:
+            return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._names)
+        except Exception as error:  # a template can fail in any way that an expression can
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"The chat template of the checkpoint does not take this dialogue ({reason}): change the dialogue, or "
+                "mend the template."
+            ) from error
 
     def _encode(self, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[int]:
         """Ids of what `render` makes of the messages; special tokens of the messages themselves are broken up for it
@@ -233,8 +277,8 @@ class TemplateFormat:
         protected = [Message(message.role, self._special.sub(protect, message.content)) for message in messages]
         ids: list[int] = []
         for piece in self._special.split(render(protected)):
-            if piece in self.tokenizer.special_tokens:
-                ids.append(self.tokenizer.special_tokens[piece])
+            if piece in self._ids:
+                ids.append(self._ids[piece])
             else:
                 ids += self.tokenizer.encode(piece.replace(spacer, ""))
         return ids

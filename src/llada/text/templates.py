@@ -11,7 +11,9 @@ LLADA_TEMPLATE = (
     "{%- endfor -%}"
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
 )
-LLADA_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+# Its tokens, and their ids in the published vocabulary, where the base model's files do not name them all.
+LLADA_TOKENS = {"<|start_header_id|>": 126_346, "<|end_header_id|>": 126_347, "<|eot_id|>": 126_348}
+LLADA_ROWS = 126_464
 
 LLADA_MOE_TEMPLATE = (
     "{%- set roles = {'system': 'SYSTEM', 'user': 'HUMAN', 'assistant': 'ASSISTANT'} -%}"

@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path, content: Mapping[str, Any]) -> CharTokenizer | 
     Raises:
         UserError: there is none, or it is broken.
     """
-    if (folder / VOCAB_FILE).is_file():
+    if (folder / VOCAB_FILE).is_file() and not (folder / MODEL_FILE).is_file():  # which may have one beside it
         return CharTokenizer.load(folder)
     ids = [content.get(key) for key in ("pad_token_id", "eos_token_id")]
     has_other_ids = None not in ids and ids != [CharTokenizer.pad_id, CharTokenizer.eos_id]
@@ -66,7 +66,7 @@ def find_mask_row(folder: Path, name: str) -> int | None:
     Raises:
         UserError: the tokenizer is broken, or has no MASK.
     """
-    if (folder / VOCAB_FILE).is_file():
+    if (folder / VOCAB_FILE).is_file() and not (folder / MODEL_FILE).is_file():
         return CharTokenizer.load(folder).mask_row
     return find_token(folder, name)
 
@@ -77,6 +77,6 @@ def ids_of(tokenizer: Tokenizer) -> dict[str, int]:
     return dict(zip(VOCABULARY_KEYS, values, strict=True))
 
 
-def speechless_rows(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Columns of the logits that no answer may contain: those that stand for no text, but for EOS, which ends it."""
-    return tuple(row for row in tokenizer.forbidden_rows if row != tokenizer.eos_id)
+def speechless_rows(tokenizer: Tokenizer, end_ids: Iterable[int]) -> tuple[int, ...]:
+    """Columns of the logits that no answer may contain: those that stand for no text, but for the ids that end it."""
+    return tuple(sorted(set(tokenizer.forbidden_rows) - set(end_ids)))

@@ -14,7 +14,7 @@ from llada.models import MaskPredictor
 from llada.sampler import SamplerConfig, infill, suppress
 from llada.text.answers import Answers, Pair
 from llada.text.chat import cut_at_end
-from llada.text.vocabulary import Tokenizer, speechless_rows
+from llada.text.vocabulary import speechless_rows
 
 N_ANSWERS = 8
 LONGEST_ANSWER = 64  # written for the check; a longer reference counts as this long
@@ -79,7 +79,7 @@ class AnswerCheck:
             f"{counts['answers_exact']:.0%} exact"
         )
 
-    def warning(self, batch_size: int) -> str | None:
+    def warning(self, batch_size: int, sequences_per_step: int) -> str | None:
         """A warning if the answers collapse, or None."""
         counts = self.to_json()
         is_short = counts["answer_length"] < COLLAPSED_SHARE * counts["reference_length"]
@@ -87,7 +87,7 @@ class AnswerCheck:
             return None
         remedy = "a lower --learning_rate"
         if batch_size > 1:
-            remedy = f"--batch_size 1 --accumulate {batch_size}, which pads less, or {remedy}"
+            remedy = f"--batch_size 1 --accumulate {sequences_per_step}, which pads less, or {remedy}"
         return (
             f"The answers collapse: {counts['answer_length']:.1f} tokens on average where the dialogues have "
             f"{counts['reference_length']:.1f}, {counts['answers_empty']:.0%} of them empty. The model learns to say "
@@ -96,11 +96,21 @@ class AnswerCheck:
 
 
 def check_answers(
-    model: MaskPredictor, data: Answers, pairs: Sequence[Pair], device: torch.device, at_most: int = N_ANSWERS
+    model: MaskPredictor,
+    data: Answers,
+    pairs: Sequence[Pair],
+    device: torch.device,
+    longest: int,
+    batch_size: int = N_ANSWERS,
+    at_most: int = N_ANSWERS,
 ) -> AnswerCheck:
     """Let the model answer the prompts of so many of the pairs, with the likeliest tokens.
 
     Prompts of one length are answered together, so that nothing needs padding.
+
+    Args:
+        longest: tokens of a prompt and its answer that the model is made for.
+        batch_size: prompts that are answered together, at most.
     """
     tokenizer, end_ids = data.tokenizer, data.form.end_ids
     pairs = list(pairs[:at_most])
@@ -108,24 +118,27 @@ def check_answers(
     n_masks = min(LONGEST_ANSWER, max(len(pair.answer) for pair in pairs))
     written: dict[int, list[int]] = {}
     for n_given in sorted({pair.n_given for pair in pairs}):
-        index = [i for i, pair in enumerate(pairs) if pair.n_given == n_given]
-        prompts = torch.tensor([pairs[i].ids[:n_given] for i in index], device=device)
-        ids = write_answers(model, tokenizer, prompts, n_masks)
-        written.update(zip(index, ids.tolist(), strict=True))
+        same = [i for i, pair in enumerate(pairs) if pair.n_given == n_given]
+        for first in range(0, len(same), batch_size):
+            index = same[first : first + batch_size]
+            prompts = torch.tensor([pairs[i].ids[:n_given] for i in index], device=device)
+            ids = write_answers(model, data, prompts, min(n_masks, longest - n_given))
+            written.update(zip(index, ids.tolist(), strict=True))
     cut = [cut_at_end(written[i], end_ids) for i in range(len(pairs))]
     return AnswerCheck(
         prompts=[pair.messages[-1].content for pair in pairs],
         answers=[tokenizer.decode(ids) for ids in cut],
         lengths=list(map(len, cut)),
         reference_lengths=list(map(len, references)),
-        has_ended=[len(ids) < n_masks for ids in cut],
+        has_ended=[len(ids) < len(written[i]) for i, ids in enumerate(cut)],
         is_equal=[ids == reference for ids, reference in zip(cut, references, strict=True)],
     )
 
 
-def write_answers(model: MaskPredictor, tokenizer: Tokenizer, prompts: Tensor, n_masks: int) -> Tensor:
+def write_answers(model: MaskPredictor, data: Answers, prompts: Tensor, n_masks: int) -> Tensor:
     """Answers (B, n_masks) to prompts (B, P), by the likeliest tokens, the most confident ones first."""
+    tokenizer = data.tokenizer
     masks = torch.full((len(prompts), n_masks), tokenizer.mask_id, device=prompts.device)
     config = SamplerConfig(steps=min(STEPS, n_masks), block_length=BLOCK_LENGTH)
-    predict = suppress(model, speechless_rows(tokenizer))
+    predict = suppress(model, speechless_rows(tokenizer, data.form.end_ids))
     return infill(predict, torch.cat((prompts, masks), dim=1), tokenizer.mask_id, config).x_t[:, prompts.shape[1] :]

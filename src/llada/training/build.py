@@ -10,14 +10,16 @@ from llada.models import MaskPredictor, recompute_activations
 from llada.training.plan import RunPlan
 
 
-def build_model(plan: RunPlan, start: Path | None, adapter: Path | None = None) -> MaskPredictor:
+def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> MaskPredictor:
     """The model on its device, in training mode, its frozen weights marked as such.
 
     Args:
         start: checkpoint folder with the weights to start from; random ones if None.
-        adapter: folder with the adapter to go on with, if the run trains one; a new one if None.
+        last: checkpoint of the run that is resumed, None for a new one.
     """
     config = plan.config
+    if start is None and last is not None and config.base is not None and config.method == "full":
+        start = last  # its own last checkpoint: no random weights are made for nothing
     if start is None:
         model = make_predictor(plan.network_config, plan.data.tokenizer).to(plan.device, _stored_type(plan))
     elif config.method == "qlora":  # the device never holds more than the result
@@ -26,10 +28,10 @@ def build_model(plan: RunPlan, start: Path | None, adapter: Path | None = None) 
     else:
         model = load_checkpoint(start, plan.device, _stored_type(plan)).model
     model.train()
-    if config.method != "full" and adapter is None:
+    if config.method != "full" and last is None:
         add_adapter(model.network, config.lora, config.seed)
-    elif config.method != "full" and adapter is not None:
-        load_adapter(model.network, adapter, trainable=True)
+    elif config.method != "full" and last is not None:
+        load_adapter(model.network, last, trainable=True)
     if config.activation_checkpointing:
         recompute_activations(model.network)
     return model.to(plan.device)

@@ -216,6 +216,10 @@ class TrainConfig:
         optimizer = self.optimizer
         if self.method != "full" and self.base is None:
             raise UserError(f"--method {self.method} adds to a checkpoint: name it by --checkpoint.")
+        if self.method == "full" and self.lora != LoraOptions():
+            raise UserError("--lora_rank and the like are for adapters: add --method lora or qlora.")
+        if self.data.chat is None and (self.data.chat_val, self.data.chat_length) != (None, None):
+            raise UserError("--chat_val and --chat_length are for dialogues: add --chat FILE.")
         if self.data.chat is not None and self.noise.weight_power != 1:
             raise UserError("Answers are learned by LLaDA's own loss: add --weight_power 1, or use `llada finetune`.")
         if optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon":

@@ -217,7 +217,7 @@ def _data_in_words(plan: RunPlan) -> tuple[str, str]:
         counts.append(f"{data.n_shortened:,} without their oldest turns")
     if data.n_left_out:
         counts.append(f"{data.n_left_out:,} left out as too long")
-    return "dialogues", f"{', '.join(counts)}; {data.folder}"
+    return "dialogues", f"{', '.join(counts)}; {data.form.name}; {data.folder}"
 
 
 def _noise_in_words(plan: RunPlan) -> str:

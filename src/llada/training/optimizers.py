@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from llada.adamw import AdamW16
+from llada.models import Network
 from llada.optim import Muon, trained_weights
 from llada.training.config import OptimizerOptions
 
@@ -11,7 +12,7 @@ from llada.training.config import OptimizerOptions
 BETA1 = 0.9
 
 
-def make_optimizers(network: nn.Module, options: OptimizerOptions) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: Network, options: OptimizerOptions) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each parameter group carries its `peak_lr`.
 
     Muon takes the matrices inside the layers. The embedding and the head are look-up tables rather than maps between
@@ -20,9 +21,9 @@ def make_optimizers(network: nn.Module, options: OptimizerOptions) -> list[torch
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    for name, parameter in trained_weights(network).items():
-        is_inside_layer = ".blocks." in f".{name}" or name.startswith("layers.")
-        kind = vectors if parameter.dim() < 2 else matrices if is_inside_layer else tables
+    in_layers = set(network.layers.parameters())
+    for parameter in trained_weights(network).values():
+        kind = vectors if parameter.dim() < 2 else matrices if parameter in in_layers else tables
         kind.append(parameter)
     by_adamw = tables if options.optimizer == "muon" else matrices + tables
     groups = [

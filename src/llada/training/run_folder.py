@@ -7,6 +7,8 @@ checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.
 checkpoints/last, best          links to two of these
 """
 
+import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from llada.training.config import TrainConfig
 from llada.training.plan import RunPlan
 
 STATE_FILE = "training_state.pt"
+KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
 
 
 @dataclass
@@ -74,6 +77,25 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run already: go on with --resume {self.path}, or choose another --output_dir."
             )
+
+    def check_continues(self, config: TrainConfig) -> None:
+        """Refuse to resume a run with other trained weights or moments than it has.
+
+        Raises:
+            UserError: a setting that cannot change differs.
+        """
+        before = self.read_config(self.path)
+        pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights", "base")}
+        for name in ("optimizer", "optimizer_state"):
+            pairs[name] = (getattr(before.optimizer, name), getattr(config.optimizer, name))
+        for field in dataclasses.fields(config.lora):
+            pairs[field.name] = (getattr(before.lora, field.name), getattr(config.lora, field.name))
+        for name, (was, asked) in pairs.items():
+            if was != asked:
+                raise UserError(
+                    f"A run goes on with what it was started with, and --{name} was {was}, not {asked}: leave it out, "
+                    "or start a new run."
+                )
 
     def start(self, config: TrainConfig) -> None:
         """Write the resolved configuration, that of a resumed run with what has been changed."""
@@ -153,8 +175,8 @@ class RunFolder:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
             if state["text_sha256"] != plan.data.text_sha256:
                 raise UserError(
-                    f"{plan.data.folder} holds another text than {self.path} was trained on: prepare that one again, "
-                    "or start a new run."
+                    f"{plan.data.folder} is not what {self.path} was trained on any more: restore it (a text, by "
+                    "`llada prepare`), or start a new run."
                 )
             if not is_adapted(model.network):
                 load_weights(model, folder)
@@ -184,11 +206,17 @@ class RunFolder:
         os.replace(aside, self.checkpoints / name)
 
     def _prune(self) -> None:
-        """Keep the checkpoints that `last` and `best` point to."""
+        """Keep the checkpoints that `last` and `best` point to, and those that an adapter stands on."""
         kept = {(self.checkpoints / name).resolve() for name in ("last", "best")}
         for folder in self.checkpoints.glob("step-*"):
-            if folder.resolve() not in kept:
+            if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
                 shutil.rmtree(folder)
+
+
+def keep_for(run: Path, checkpoint: Path) -> None:
+    """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it."""
+    with contextlib.suppress(OSError), (checkpoint / KEPT_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"{run.resolve()}\n")
 
 
 @torch.no_grad()

@@ -3,14 +3,13 @@
 Shape letters: B batch, L length, N masked positions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from llada.evaluation.nelbo import Nelbo, cut_windows, estimate_nelbo, evenly_spread
+from llada.evaluation.nelbo import Nelbo, NllAt, cut_windows, estimate_nelbo, evenly_spread
 from llada.models import MaskPredictor
 from llada.objective import Average
 from llada.sampler import SamplerConfig, infill, suppress
@@ -22,9 +21,6 @@ from llada.training.plan import RunPlan
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
 SAMPLE_LENGTH = 200
-
-PredictAt = Callable[..., Tensor]
-"""(x_t, is_masked), each (B, L), and `attended` (B, L) where some tokens are padding, to logits (N, V)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Source(Protocol):
     shows: str
     """What a sample is."""
 
-    def estimate_nelbo(self, predict_at: PredictAt) -> Nelbo:
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""
 
     def sample(self, model: MaskPredictor) -> Sample:
@@ -77,9 +73,9 @@ class TextSource:
             self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
         self.windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
 
-    def estimate_nelbo(self, predict_at: PredictAt) -> Nelbo:
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
         return estimate_nelbo(
-            predict_at, self.windows, self.tokenizer.mask_id,
+            nll_at, self.windows, self.tokenizer.mask_id,
             masks_per_window=EVALUATION_MASKS, batch_size=self.plan.config.batch_size, device=self.plan.device,
         )  # fmt: skip
 
@@ -115,14 +111,16 @@ class AnswerSource:
         )
         self.pairs = evenly_spread(data.pairs["val"], config.evaluation_windows)
 
-    def estimate_nelbo(self, predict_at: PredictAt) -> Nelbo:
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
         x_0, maskable, attended = pad_answers(self.pairs, self.data.tokenizer.eos_id)
         return estimate_nelbo(
-            predict_at, x_0, self.data.tokenizer.mask_id, maskable=maskable, attended=attended,
+            nll_at, x_0, self.data.tokenizer.mask_id, maskable=maskable, attended=attended,
             masks_per_window=EVALUATION_MASKS, batch_size=self.plan.config.batch_size, device=self.plan.device,
         )  # fmt: skip
 
     def sample(self, model: MaskPredictor) -> Sample:
         """Answers to prompts of the validation dialogues."""
-        check = check_answers(model, self.data, self.pairs, self.plan.device)
-        return Sample(check.show(), check.to_json(), check.warning(self.plan.config.batch_size))
+        config, longest = self.plan.config, self.plan.network_config.max_sequence_length
+        check = check_answers(model, self.data, self.pairs, self.plan.device, longest, config.batch_size)
+        warning = check.warning(config.batch_size, config.sequences_per_step)
+        return Sample(check.show(), check.to_json(), warning)

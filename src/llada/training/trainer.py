@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.nelbo import Nelbo
+from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
 from llada.objective import loss_weights, nll_of_features, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
@@ -56,13 +56,14 @@ class Trainer:
         self.optimizers = make_optimizers(self.model.network, config.optimizer)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         self.progress = folder.load(plan, self.model, self.average, self.optimizers) if resume else Progress()
-        by_default = self.device.type == "cuda" and config.method == "full"  # adapters break the graph in pieces
-        should_compile = by_default if config.compile is None else config.compile
+        is_chat = isinstance(plan.data, Answers)
+        # Adapters break the graph in pieces, and dialogues have another length at every step.
+        pays = self.device.type == "cuda" and config.method == "full" and not is_chat
+        should_compile = pays if config.compile is None else config.compile
         if should_compile:  # not the head, whose input has another shape at every step
             self.model.network.features = torch.compile(self.model.network.features)  # type: ignore[method-assign]
         self.source = make_source(plan)
         self.watch = ConvergenceWatch(plan)
-        is_chat = isinstance(plan.data, Answers)
         self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
         self.stop_requested = False
 
@@ -239,12 +240,7 @@ class Trainer:
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""
-
-        def predict_at(x_t: Tensor, is_masked: Tensor, attended: Tensor | None = None) -> Tensor:
-            with self.precision.autocast(self.device):
-                return self.model(x_t, attended, is_masked)
-
-        return self.source.estimate_nelbo(predict_at)
+        return self.source.estimate_nelbo(nll_by_model(self.model, self.precision))
 
     @contextmanager
     def _average_in_place(self) -> Iterator[Mapping[str, Tensor] | None]:
