@@ -75,7 +75,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
         raise UserError(f"These options do not work: {error}.") from error
     chat = Chat(checkpoint, config, options, gen_length)
     if options.prompt is not None:
-        print(chat.say(options.prompt))
+        chat.say(options.prompt)
         return 0
     return chat.talk()
 
@@ -95,8 +95,8 @@ class Chat:
         """Forget what was said."""
         self.messages = [Message("system", self.options.system)] if self.options.system else []
 
-    def say(self, text: str) -> str:
-        """The answer to a message, which both become part of the dialogue.
+    def say(self, text: str) -> None:
+        """Answer a message; both become part of the dialogue.
 
         Raises:
             UserError: it cannot be answered, and the dialogue is as it was.
@@ -113,10 +113,10 @@ class Chat:
         assert last is not None  # at least one step
         reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.form.end_ids)).strip()
         self.messages = [*messages, Message("assistant", reply)]
+        print(reply, flush=True)
         if last.n_forgotten:
             self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
         self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
-        return reply
 
     def talk(self) -> int:
         """Messages from standard input, until it ends; the exit code."""
@@ -136,7 +136,7 @@ class Chat:
                 self.begin()
             elif line.strip():
                 try:
-                    print(self.say(line), flush=True)
+                    self.say(line)
                 except UserError as error:  # the next message may do better
                     has_failed = True
                     self.console.print(str(error), style="yellow", highlight=False, markup=False)

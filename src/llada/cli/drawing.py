@@ -1,6 +1,7 @@
 """Unfinished text in a terminal."""
 
 from collections.abc import Iterable
+from itertools import groupby
 
 from rich.text import Text
 
@@ -10,9 +11,8 @@ OPEN = "░"  # a mask, for people
 
 
 def draw_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> Text:
-    """Ids as text, masks dim."""
+    """Ids as text, masks dim; neighbours together, since a character may be of several tokens."""
     picture = Text()
-    for token in ids:
-        is_masked = token == tokenizer.mask_id
-        picture.append(tokenizer.decode([token], mask_symbol=OPEN), style="dim" if is_masked else "bold")
+    for is_masked, run in groupby(ids, key=lambda token: token == tokenizer.mask_id):
+        picture.append(tokenizer.decode(run, mask_symbol=OPEN), style="dim" if is_masked else "bold")
     return picture
