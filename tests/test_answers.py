@@ -12,7 +12,7 @@ from llada.forward_process import mask_bernoulli
 from llada.objective import loss_weights, weighted_loss
 from llada.text.answers import Answers, Pair
 from llada.text.batches import answers, pad_answers
-from llada.text.chat import Message
+from llada.text.dialogues import Message
 from llada.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghij\n")

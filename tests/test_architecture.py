@@ -25,6 +25,7 @@ LAYERS = {
     "text.corpus": 0,
     "text.vocabulary": 0,
     "text.templates": -1,
+    "text.dialogues": -1,
     "text.chat": 0,
     "sampler": 0,  # it needs no more than a predictor
     "objective": 1,

@@ -10,16 +10,8 @@ from llada.checkpoint import read_tokenizer
 from llada.errors import UserError
 from llada.random_checkpoint import write_random_checkpoint
 from llada.text.bpe import BPETokenizer
-from llada.text.chat import (
-    Message,
-    PlainFormat,
-    TemplateFormat,
-    chat_format,
-    cut_at_end,
-    fitting_prompt,
-    read_dialogues,
-    shortened,
-)
+from llada.text.chat import PlainFormat, TemplateFormat, chat_format, cut_at_end, fitting_prompt, shortened
+from llada.text.dialogues import Message, read_dialogues
 from llada.text.templates import LLADA_TEMPLATE
 from llada.text.tokenizer import CharTokenizer
 

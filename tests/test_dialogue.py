@@ -15,7 +15,8 @@ from llada.errors import UserError
 from llada.models import LLaDAConfig
 from llada.opening import open_model
 from llada.sampler import SamplerConfig
-from llada.text.chat import Message, PlainFormat, chat_format
+from llada.text.chat import PlainFormat, chat_format
+from llada.text.dialogues import Message
 from llada.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefgh\n")

@@ -12,7 +12,8 @@ from torch import Generator
 from llada.checkpoint import Checkpoint
 from llada.errors import UserError
 from llada.sampler import SamplerConfig, suppress, unmask
-from llada.text.chat import ChatFormat, Message, cut_at_end, fitting_prompt
+from llada.text.chat import ChatFormat, cut_at_end, fitting_prompt
+from llada.text.dialogues import Message
 from llada.text.vocabulary import speechless_rows
 
 

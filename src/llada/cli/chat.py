@@ -13,13 +13,14 @@ from rich.text import Text
 from llada.checkpoint import Checkpoint
 from llada.cli import INTERRUPTED, USAGE_ERROR, Program
 from llada.cli.drawing import draw_tokens
-from llada.cli.options import check_positive, parse
+from llada.cli.options import check_positive, make_sampler_config, parse
 from llada.dialogue import Answer, answer
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig
-from llada.text.chat import ChatFormat, Message, chat_format, cut_at_end, is_unicode
+from llada.text.chat import ChatFormat, chat_format, cut_at_end
+from llada.text.dialogues import Message, is_unicode
 
 NEW, LEAVE = "/new", ("/exit", "/quit")
 DEFAULT_LENGTH = 128
@@ -63,16 +64,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     check_positive(options, "gen_length", "steps", "block_length")
     checkpoint = open_model(options.checkpoint, choose_device(options.device), dtype=None)
     gen_length = options.gen_length or max(1, min(DEFAULT_LENGTH, checkpoint.config.max_sequence_length // 2))
-    try:
-        config = SamplerConfig(
-            steps=gen_length if options.steps is None else options.steps,
-            block_length=options.block_length,
-            temperature=options.temperature,
-            cfg_scale=options.cfg_scale,
-            remasking=options.remasking,
-        )
-    except ValueError as error:
-        raise UserError(f"These options do not work: {error}.") from error
+    config = make_sampler_config(options, gen_length if options.steps is None else options.steps)
     chat = Chat(checkpoint, config, options, gen_length)
     if options.prompt is not None:
         chat.say(options.prompt)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from llada.errors import UserError
+from llada.sampler import SamplerConfig
 
 Options = TypeVar("Options")
 
@@ -57,6 +58,24 @@ def _first_sentence(box: str) -> str:
     text = re.sub(r"invalid literal for int\(\) with base 10: (.+)", r"\1 is not a whole number", text)
     text = re.sub(r"could not convert string to float: (.+)", r"\1 is not a number", text)
     return text[0].upper() + text[1:]
+
+
+def make_sampler_config(options: Any, steps: int) -> SamplerConfig:
+    """The sampler that the flags of a command that writes ask for.
+
+    Raises:
+        UserError: they do not work together.
+    """
+    try:
+        return SamplerConfig(
+            steps=steps,
+            block_length=options.block_length,
+            temperature=options.temperature,
+            cfg_scale=options.cfg_scale,
+            remasking=options.remasking,
+        )
+    except ValueError as error:
+        raise UserError(f"These options do not work: {error}.") from error
 
 
 def check_positive(options: Any, *names: str) -> None:

@@ -15,11 +15,11 @@ from rich.text import Text
 from llada.checkpoint import Checkpoint
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
-from llada.cli.options import parse
+from llada.cli.options import make_sampler_config, parse
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
-from llada.sampler import Remasking, SamplerConfig, unmask
+from llada.sampler import Remasking, unmask
 from llada.text.tokenizer import MASK
 
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
@@ -68,16 +68,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
-    try:
-        config = SamplerConfig(
-            steps=max(1, n_masks) if options.steps is None else options.steps,
-            block_length=options.block_length,
-            temperature=options.temperature,
-            cfg_scale=options.cfg_scale,
-            remasking=options.remasking,
-        )
-    except ValueError as error:
-        raise UserError(f"These options do not work: {error}.") from error
+    config = make_sampler_config(options, max(1, n_masks) if options.steps is None else options.steps)
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generator = torch.Generator().manual_seed(options.seed)

@@ -22,8 +22,8 @@ from llada.opening import find_adapter
 from llada.pretrained import fetch, read_published_config
 from llada.readable import duration_in_words
 from llada.text.answers import Answers
-from llada.text.chat import characters_of
 from llada.text.dataset import PreparedText, text_for
+from llada.text.dialogues import characters_of
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer
 from llada.training.config import TrainConfig

@@ -11,8 +11,9 @@ import numpy as np
 
 from llada.errors import UserError
 from llada.files import sha256_of
-from llada.text.chat import ChatFormat, Dialogue, Message, chat_format, fitting_prompt, read_dialogues
+from llada.text.chat import ChatFormat, chat_format, fitting_prompt
 from llada.text.dataset import Ids, Split
+from llada.text.dialogues import Dialogue, Message, read_dialogues
 from llada.text.vocabulary import Tokenizer
 
 
