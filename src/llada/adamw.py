@@ -132,7 +132,7 @@ class _Scales:
             import bitsandbytes.functional as library
         except ImportError as error:
             raise UserError(
-                "Moments in 8 bits need the bitsandbytes package: pip install 'llada-trainer[qlora]', or choose "
+                "Moments in 8 bits need the bitsandbytes package: pip install bitsandbytes, or choose "
                 "--optimizer_state fp32."
             ) from error
         self._library = library

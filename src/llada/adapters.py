@@ -319,5 +319,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise UserError("Adapters need the peft package: pip install 'llada-trainer[lora]'.") from error
+        raise UserError("Adapters need the peft package: pip install peft.") from error
     return peft

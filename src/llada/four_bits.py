@@ -90,6 +90,6 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise UserError(
-            "Weights in 4 bits need the bitsandbytes package: pip install 'llada-trainer[qlora]', or use LoRA."
+            "Weights in 4 bits need the bitsandbytes package: pip install bitsandbytes, or use LoRA."
         ) from error
     return bitsandbytes
