@@ -20,6 +20,7 @@ from llada.models.memory import (
     inference_memory,
     lora_parameters,
     stored_weights,
+    trained_parameters,
     training_memory,
 )
 from llada.models.size import matrix_parameters, total_parameters
@@ -184,6 +185,16 @@ def test_adapters_have_as_many_weights_as_pairs_of_matrices_would() -> None:
     network = build_network(LLADA)
     pairs = sum(5 * sum(p.shape) for p in network.layers.parameters() if p.dim() == 2)
     assert lora_parameters(LLADA, 5) == pairs
+
+
+@pytest.mark.parametrize("targets", ["all", "attention"])
+@pytest.mark.parametrize("config", [LLADA, ENCODER], ids=["llada", "encoder"])
+def test_what_is_trained_of_an_adapted_network_is_counted(config: NetworkConfig, targets: str) -> None:
+    network = build_network(config)
+    add_adapter(network, LoraOptions(lora_rank=RANK, lora_targets=targets), seed=0)  # type: ignore[arg-type]
+    built = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    setting = replace(SETTING, method="lora", lora_rank=RANK, lora_on_attention_only=targets == "attention")
+    assert trained_parameters(config, setting) == built
 
 
 def test_adapters_take_less_than_all_weights_and_more_than_the_frozen_ones() -> None:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
 
 Average = Literal["tokens", "sequences"]
-LOGITS_AT_ONCE = 2**24  # 64 MB in fp32; more at once is no faster (docs/EXPERIMENTS.md)
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little beside any network whose vocabulary makes it matter
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -119,13 +119,13 @@ def _what_to_score(options: EvaluateOptions, checkpoint: Checkpoint) -> Scored:
 def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None = None) -> Scored:
     """The answers of a file of dialogues; of a run's own, those that it keeps for validation."""
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
+    left_out = ""
     if trained_on is None:
-        pairs, n_left_out = read_pairs(path, tokenizer, longest)[0::2]
-    else:
+        pairs, _, n_left_out = read_pairs(path, tokenizer, longest)
+        left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""
+    else:  # the run has told what it leaves out
         longest = min(longest, trained_on.chat_length or longest)
-        data = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share)
-        pairs, n_left_out = data.pairs["val"], data.n_left_out
-    left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""
+        pairs = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share).pairs["val"]
     x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
     return Scored(x_0, f"{len(pairs)} answers of {path}{left_out}", maskable, attended)
 

@@ -35,6 +35,8 @@ class TrainingSetting:
     """Whether all weights are trained, or adapters beside frozen ones, in the type of the products or in 4 bits."""
     lora_rank: int = 16
     """Of the adapters, which are in fp32 with all that belongs to them."""
+    lora_on_attention_only: bool = False
+    """Whether the feed-forward part has no adapters."""
     bf16_weights: bool = False
     """Whether the weights that "full" trains, and their gradients, are in bf16; in fp32 if not."""
     moment_bytes: float = FP32_BYTES

@@ -100,14 +100,16 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
 
 def trained_parameters(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Those that have gradients."""
-    return total_parameters(config) if setting.method == "full" else lora_parameters(config, setting.lora_rank)
+    if setting.method == "full":
+        return total_parameters(config)
+    return lora_parameters(config, setting.lora_rank, setting.lora_on_attention_only)
 
 
 def _stored_for_training(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Bytes of the weights, frozen or not, with the adapters beside them."""
     if setting.method == "full":
         return total_parameters(config) * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
-    adapters = lora_parameters(config, setting.lora_rank) * FP32_BYTES
+    adapters = trained_parameters(config, setting) * FP32_BYTES
     if setting.method == "lora" and not setting.bf16:
         return total_parameters(config) * FP32_BYTES + adapters
     return stored_weights(config, quantised=setting.method == "qlora") + adapters
@@ -155,13 +157,14 @@ def _muon_update(config: NetworkConfig) -> int:
     return 8 * FP32_BYTES * max(by_shape.values())
 
 
-def lora_parameters(config: NetworkConfig, rank: int) -> int:
+def lora_parameters(config: NetworkConfig, rank: int, attention_only: bool = False) -> int:
     """Weights of the adapters of the linear maps in the layers (LoRA, arXiv 2106.09685): rank (in + out) each.
 
     Experts and their router have none, as is usual.
     """
     by_part = layer_matrices(config)
-    parts = [by_part["attention"]] if isinstance(config, LLaDAMoEConfig) else by_part.values()
+    attention_only = attention_only or isinstance(config, LLaDAMoEConfig)
+    parts = [by_part["attention"]] if attention_only else by_part.values()
     shapes = (shape for matrices in parts for shape in matrices)
     return config.n_layers * rank * sum(map(sum, shapes))
 

@@ -28,10 +28,11 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
     else:
         model = load_checkpoint(start, plan.device, _stored_type(plan)).model
     model.train()
-    if config.method != "full" and last is None:
-        add_adapter(model.network, config.lora, config.seed)
-    elif config.method != "full" and last is not None:
-        load_adapter(model.network, last, trainable=True)
+    if config.method != "full":
+        if last is None:
+            add_adapter(model.network, config.lora, config.seed)
+        else:
+            load_adapter(model.network, last, trainable=True)
     if config.activation_checkpointing:
         recompute_activations(model.network)
     return model.to(plan.device)

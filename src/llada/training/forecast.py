@@ -11,7 +11,7 @@ from llada.hardware import describe_device, give_back_freed_memory, matmul_flops
 from llada.models import EncoderConfig
 from llada.models.activations import TrainingSetting
 from llada.models.fit import LENGTH_FLAG, ways_to_fit
-from llada.models.memory import TrainingMemory, lora_parameters, training_memory
+from llada.models.memory import TrainingMemory, trained_parameters, training_memory
 from llada.models.size import (
     attention_flops_per_token,
     count_parameters,
@@ -134,6 +134,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         on_cpu=plan.device.type == "cpu",
         method=config.method,
         lora_rank=config.lora.lora_rank,
+        lora_on_attention_only=config.lora.lora_targets == "attention",
         bf16_weights=config.weights == "bf16",
         moment_bytes=MOMENT_BYTES[config.optimizer.optimizer_state],
         logits_at_once=LOGITS_AT_ONCE,
@@ -203,7 +204,7 @@ def _method_in_words(plan: RunPlan) -> str:
         config.lora.lora_rank,
         "in 4 bits" if config.method == "qlora" else f"in {_dtype_name(plan.precision.dtype)}",
     )
-    n_trained = lora_parameters(plan.network_config, rank)
+    n_trained = trained_parameters(plan.network_config, setting_of(plan))
     return f"{n_trained:,} parameters of an adapter of rank {rank}, beside weights that stay frozen, {kept}"
 
 
