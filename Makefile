@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo install lint test test-slow bench bench-memory clean
+.PHONY: demo install lint test test-slow bench bench-learning bench-memory clean
 
 demo: install
 	@BIN=$(BIN) scripts/demo
@@ -29,6 +29,12 @@ test-slow: install
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py
+
+bench-learning: install data/shakespeare
+	$(BIN)/python benchmarks/learning.py
+
+data/shakespeare: install
+	$(BIN)/llada prepare --output_dir $@
 
 bench-memory: install
 	$(BIN)/python benchmarks/memory.py

@@ -827,3 +827,11 @@ def test_code_of_a_folder_is_not_run(folder: Path) -> None:
     before = snapshot(folder)
     load_checkpoint(folder)
     assert snapshot(folder) == before
+
+
+def test_a_tensor_may_be_a_number(tmp_path: Path) -> None:
+    """The shares of the local network are."""
+    save_tensors(tmp_path, {"share": torch.tensor(0.75)}, shard_bytes=1000)
+    stored = StoredWeights.of(tmp_path)
+    assert float(stored.tensor("share", torch.device("cpu"), torch.bfloat16)) == 0.75
+    assert stored.are_equal("share", "share")

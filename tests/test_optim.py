@@ -104,3 +104,10 @@ def test_average_follows_its_rule() -> None:
     assert average.n_updates == 12
     assert float(average.weights["weight"]) == pytest.approx(expected, rel=1e-6)
     assert network.weight.item() == 12.0
+
+
+def test_orthogonalising_in_bf16_is_near_fp32() -> None:
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    exact, rounded = orthogonalise(matrices), orthogonalise(matrices, torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05

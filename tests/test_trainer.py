@@ -357,3 +357,29 @@ def test_dropout_is_refused_where_there_is_none(small_run: TrainConfig, data: Pr
     config = replace(small_run, network=replace(small_run.network, dropout=0.1))
     with pytest.raises(UserError, match="--network encoder"):
         Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
+
+
+def test_only_the_shape_of_the_run_is_compiled(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch cut to a random length, an evaluation and a sample take the network as it is written."""
+    compiled_for = []
+
+    def compile_nothing(function, dynamic):  # type: ignore[no-untyped-def]
+        assert dynamic is False
+
+        def run(rows):  # type: ignore[no-untyped-def]
+            compiled_for.append(tuple(rows.shape))
+            return function(rows)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    noise = NoiseOptions(random_length=0.5)
+    run = replace(small_run, compile=True, noise=noise)
+    train(run, data)
+    assert set(compiled_for) == {(4, 24)}
+    assert len(compiled_for) < run.steps
+    plain = replace(run, compile=False, output_dir=run.output_dir.with_name("plain"))
+    train(plain, data)
+    assert losses(run) == losses(plain)

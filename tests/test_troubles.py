@@ -134,7 +134,20 @@ def test_a_real_shortage_ends_with_the_sentence(text: str, tmp_path: Path) -> No
     run = [sys.executable, "-m", "llada"]
     prepare = [*run, "prepare", "--input", "my.txt", "--output_dir", "data", "--sequence_length", "100"]
     subprocess.run(prepare, cwd=tmp_path, check=True, capture_output=True)
-    shape = ["--d_model", "128", "--n_heads", "2", "--n_layers", "8", "--sequence_length", "512", "--batch_size", "64"]
+    shape = [
+        "--network",
+        "llada",
+        "--d_model",
+        "128",
+        "--n_heads",
+        "2",
+        "--n_layers",
+        "8",
+        "--sequence_length",
+        "512",
+        "--batch_size",
+        "64",
+    ]
     options = ["--data_dir", "data", "--steps", "3", "--device", "cpu", "--precision", "fp32", "--force"]
     result = subprocess.run(
         [*run, "train", *shape, *options],

@@ -78,6 +78,7 @@ LAYOUTS = (
         (r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.o_proj"),
         (r"mlp\.gate_proj", r"mlp\.up_proj", r"mlp\.down_proj"),
     ),
+    Layout(r"layers\.\d+\.", ("q_proj", "k_proj", "v_proj", "attn_out"), ("up_proj", "ff_out")),
     Layout(r"layers\.\d+\.", ("qkv", "attention_out"), ("up", "down")),
 )
 

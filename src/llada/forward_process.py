@@ -38,6 +38,10 @@ class NoisyBatch:
         """The first columns, if nothing behind them is maskable."""
         return replace(self, x_t=self.x_t[:, :length], is_masked=self.is_masked[:, :length])
 
+    def at_masked(self, of_rows: Tensor) -> Tensor:
+        """Values of the rows (B, 1) as values of their masked tokens (N,), in row order."""
+        return of_rows.expand_as(self.is_masked)[self.is_masked]
+
     def to(self, device: torch.device) -> Self:
         moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
         return type(self)(**moved)
@@ -106,8 +110,8 @@ def mask_exact_count(
 def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) -> Tensor:
     """For each row a uniformly random set of `count` (B,) among its `candidates` (B, L) bool; returns (B, L) bool."""
     score = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, torch.inf)
-    rank = score.argsort(dim=1).argsort(dim=1)
-    return rank < count[:, None]
+    is_early = torch.arange(score.shape[1]) < count[:, None]
+    return torch.zeros_like(candidates).scatter_(1, score.argsort(dim=1), is_early)
 
 
 def truncate_randomly(x_0: Tensor, generator: Generator, probability: float = 0.01) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from llada.errors import UserError
 
@@ -30,7 +31,8 @@ class Precision:
     reason: str
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        kind = "cpu" if device.type == "meta" else device.type  # "meta", a stand-in for a GPU, follows the CPU's
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -61,6 +63,13 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
 
 def has_bf16_cpu() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it, which on a GPU takes page-locked memory to copy from."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
+from llada.hardware import send
 
 Average = Literal["tokens", "sequences"]
 LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little beside any network whose vocabulary makes it matter
@@ -107,6 +108,7 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
 def weighted_loss(nll: Tensor, noisy: NoisyBatch, weights: Tensor) -> Tensor:
     """The training loss, a scalar: the sum of the (N,) cross-entropies under the rows' (B, 1) weights.
 
-    Weights of a batch can be cut with its rows; the losses of the pieces then add up to the loss of the batch.
+    Weights of a batch can be cut with its rows; the losses of the pieces then add up to the loss of the batch. The
+    batch may stay on the CPU while the cross-entropies are on a GPU, which then is not waited for.
     """
-    return (nll * weights.expand_as(noisy.is_masked)[noisy.is_masked]).sum()
+    return (nll * send(noisy.at_masked(weights), nll.device)).sum()

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -209,8 +210,11 @@ class StoredWeights:
         return all(torch.equal(_bits(piece.to(common)), _bits(twin.to(common))) for (_, piece), (_, twin) in pairs)
 
 
-def _pieces(entry: Entry) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a tensor, mapped; in fp32 they would be no larger than a piece (or one row)."""
+def _pieces(entry: Entry) -> Iterator[tuple[slice | EllipsisType, Tensor]]:
+    """Rows of a tensor, mapped; in fp32 they would be no larger than a piece (or one row). A number is one piece."""
+    if not entry.shape:
+        yield ..., _map(entry)
+        return
     n_rows = max(1, PIECE_BYTES // max(1, math.prod(entry.shape[1:]) * torch.float32.itemsize))
     for first in range(0, entry.shape[0], n_rows):
         stop = min(first + n_rows, entry.shape[0])
@@ -218,7 +222,7 @@ def _pieces(entry: Entry) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.uint8)
+    return torch.atleast_1d(tensor).view(torch.uint8)
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:

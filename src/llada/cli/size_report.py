@@ -23,7 +23,7 @@ from llada.models.size import (
 )
 from llada.objective import LOGITS_AT_ONCE
 from llada.pretrained import read_published_config
-from llada.training.config import NetworkOptions
+from llada.training.config import NetworkName, NetworkOptions
 
 TINY_SHAKESPEARE_TOKENS = 1_003_854  # its first 90 %, in characters
 TINY_SHAKESPEARE_ROWS = 69  # 65 characters, PAD, BOS, EOS and MASK
@@ -44,8 +44,9 @@ class CharacterRows(NamedTuple):
 
 @dataclass(frozen=True)
 class SizeOptions:
-    network: Literal["llada", "encoder"] = "llada"
-    """"llada": RMSNorm, rotary positions, SwiGLU. "encoder": learned positions, LayerNorm, GELU, dropout."""
+    network: NetworkName = "llada"
+    """"llada": RMSNorm, rotary positions, SwiGLU. "local": tables of neighbours and convolutions before attention.
+    "encoder": learned positions, LayerNorm, GELU, dropout."""
     n_layers: Annotated[int, arg(aliases=["--layers"])] = 24
     """Transformer layers."""
     d_model: int = 768

@@ -13,7 +13,8 @@ from llada.models.encoder import Encoder, EncoderConfig
 from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig, RotaryNetwork
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
-from llada.models.predictor import MaskPredictor
+from llada.models.local import Local, LocalConfig
+from llada.models.predictor import MaskPredictor, flat_positions
 from llada.models.recompute import recompute_activations
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "LLaDAConfig",
     "LLaDAMoE",
     "LLaDAMoEConfig",
+    "Local",
+    "LocalConfig",
     "MaskPredictor",
     "Network",
     "NetworkConfig",
@@ -32,6 +35,7 @@ __all__ = [
     "build_network",
     "config_from_json",
     "config_to_json",
+    "flat_positions",
     "mask_name",
     "recompute_activations",
     "tied_head",

@@ -12,6 +12,7 @@ from llada.models.configuration import NetworkConfig
 from llada.models.encoder import EncoderConfig
 from llada.models.llada import LLaDAConfig
 from llada.models.llada_moe import LLaDAMoEConfig
+from llada.models.local import LONGEST_PRODUCTS, NEIGHBOURS, LocalConfig
 
 FP32_BYTES, BF16_BYTES, INT64_BYTES = 4, 2, 8
 
@@ -64,8 +65,17 @@ class TrainingSetting:
         return BF16_BYTES if self.has_bf16_stream else FP32_BYTES
 
 
+def kept_by_layers(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Bytes a token that autograd keeps of all layers."""
+    layer = kept_by_layer(config, setting)
+    if not isinstance(config, LocalConfig):
+        return config.n_layers * layer
+    without_attention = layer - _kept_by_local_attention(config, setting)
+    return config.n_attending * layer + (config.n_layers - config.n_attending) * without_attention
+
+
 def kept_by_layer(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Bytes a token that autograd keeps of one layer.
+    """Bytes a token that autograd keeps of one layer; of one that attends, if not all do.
 
     Under autocast from fp32, each linear map keeps its own bf16 copy of its input; so does each adapter, which is given
     it in fp32. In a bf16 stream without adapters they share it.
@@ -86,6 +96,8 @@ def kept_by_layer(config: NetworkConfig, setting: TrainingSetting) -> int:
         if has_copies and setting.method != "full":
             inputs += width * product  # of the map behind attention, whose own is kept as attention's output
         return norms + inputs + attention + 4 * config.mlp_hidden_size * product
+    if isinstance(config, LocalConfig):
+        return _kept_by_local_layer(config, setting)
     norms = 2 * (width * FP32_BYTES + 2 * FP32_BYTES)  # input, mean, deviation
     inputs, feed_forward, mixed = 2 * width * product, 8 * width * product, width * product
     if not config.dropout:
@@ -96,6 +108,25 @@ def kept_by_layer(config: NetworkConfig, setting: TrainingSetting) -> int:
     # The fallback works in fp32: q, k, v, and for each head attention, its noise, their product.
     stored = 3 * width * FP32_BYTES + 3 * config.n_heads * setting.length * FP32_BYTES
     return norms + inputs + feed_forward + stored + mixed + noise
+
+
+def _kept_by_local_layer(config: LocalConfig, setting: TrainingSetting) -> int:
+    """If it is not compiled, which keeps less; its residual stream is in the type of the products."""
+    product = BF16_BYTES if setting.bf16 else FP32_BYTES
+    norm = config.d_model * FP32_BYTES + FP32_BYTES
+    # The stream, what is convolved, with its edges, and what comes of it, and inside the feed-forward part.
+    edges = config.d_model * product * (config.conv_width - 1) // setting.length
+    rest = 3 * config.d_model * product + 2 * config.mlp_hidden_size * product
+    return norm + rest + edges + _kept_by_local_attention(config, setting)
+
+
+def _kept_by_local_attention(config: LocalConfig, setting: TrainingSetting) -> int:
+    """Norms of the stream, q and k; q twice, k, v twice, what goes out and into the next part; and the scores."""
+    product = BF16_BYTES if setting.bf16 else FP32_BYTES
+    norms = 3 * config.d_model * FP32_BYTES + (1 + 2 * config.n_heads) * FP32_BYTES
+    by_products = setting.on_cpu and setting.length <= LONGEST_PRODUCTS
+    of_score = FP32_BYTES + (BF16_BYTES if setting.bf16 else 0) if by_products else 0
+    return norms + 7 * config.d_model * product + config.n_heads * setting.length * of_score
 
 
 def _kept_by_head_norms(config: LLaDAMoEConfig, product: int) -> int:
@@ -118,7 +149,8 @@ def _kept_by_experts(config: LLaDAMoEConfig, setting: TrainingSetting) -> int:
 def kept_outside_layers(config: NetworkConfig) -> int:
     """Bytes a token of the norms and the embedding, and the features that go into the head."""
     n_dropouts = 1 if isinstance(config, EncoderConfig) and config.dropout else 0
-    return (3 + n_dropouts) * config.d_model * FP32_BYTES
+    keys = (1 + len(NEIGHBOURS)) * INT64_BYTES if isinstance(config, LocalConfig) else 0
+    return (3 + n_dropouts) * config.d_model * FP32_BYTES + keys
 
 
 def working_bytes(config: NetworkConfig, setting: TrainingSetting) -> int:
@@ -127,6 +159,9 @@ def working_bytes(config: NetworkConfig, setting: TrainingSetting) -> int:
         return (2 * (config.n_experts_per_token + 1) * config.d_model + config.mlp_hidden_size) * FP32_BYTES
     if isinstance(config, LLaDAConfig):
         return (config.mlp_hidden_size + 2 * config.d_model) * FP32_BYTES
+    if isinstance(config, LocalConfig):
+        scores = config.n_heads * setting.length if setting.on_cpu and setting.length <= LONGEST_PRODUCTS else 0
+        return max(2 * scores, config.mlp_hidden_size + 2 * config.d_model) * FP32_BYTES
     product = BF16_BYTES if setting.bf16 else FP32_BYTES
     in_feed_forward = 4 * config.d_model * product + 2 * config.d_model * FP32_BYTES
     if not config.dropout or not setting.on_cpu:

@@ -15,9 +15,11 @@ from llada.models.encoder import Encoder, EncoderConfig
 from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
+from llada.models.local import Local, LocalConfig
 
-NetworkConfig = LLaDAConfig | EncoderConfig  # LLaDAConfig's subclasses among them
-Network = LLaDA | ILLaDA | LLaDAMoE | Encoder
+NetworkConfig = LLaDAConfig | EncoderConfig | LocalConfig  # LLaDAConfig's subclasses among them
+Network = LLaDA | ILLaDA | LLaDAMoE | Encoder | Local
+ConfigClass = type[LLaDAConfig] | type[EncoderConfig] | type[LocalConfig]
 Values = tuple[Any, ...]  # of a key: all that ask for the published network, the first being the one written
 
 
@@ -162,12 +164,14 @@ LLADA_MOE = Family(
     mask=("<|mask|>", 156_895),
 )
 ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder")
+LOCAL = Family(Local, architectures=("LLaDALocal",), model_type="llada_local")
 
-FAMILIES: dict[type[LLaDAConfig] | type[EncoderConfig], Family] = {
+FAMILIES: dict[ConfigClass, Family] = {
     LLaDAConfig: LLADA,
     ILLaDAConfig: ILLADA,
     LLaDAMoEConfig: LLADA_MOE,
     EncoderConfig: ENCODER,
+    LocalConfig: LOCAL,
 }
 ARCHITECTURES = {name: config for config, family in FAMILIES.items() for name in family.architectures}
 
@@ -188,7 +192,7 @@ def build_network(config: NetworkConfig) -> Network:
 
 def tied_head(config: NetworkConfig) -> TiedHead | None:
     """The head that a network of this configuration shares with its embedding, None if it has its own."""
-    if isinstance(config, EncoderConfig) or not config.weight_tying:
+    if not isinstance(config, LLaDAConfig) or not config.weight_tying:
         return None
     family = FAMILIES[type(config)]
     return TiedHead(family.network.EMBEDDING_NAME, family.network.HEAD_NAME, family.stores_tied_head)
@@ -255,7 +259,7 @@ def config_from_json(content: Mapping[str, Any], mask_row: int | None = None) ->
     return config
 
 
-def _family_of(content: Mapping[str, Any]) -> tuple[type[LLaDAConfig] | type[EncoderConfig], Family]:
+def _family_of(content: Mapping[str, Any]) -> tuple[ConfigClass, Family]:
     names = content.get("architectures") or ["none"]
     if names[0] not in ARCHITECTURES:
         raise ValueError(f"architecture {names[0]!r} is not one of {', '.join(ARCHITECTURES)}")

@@ -38,6 +38,10 @@ class EncoderConfig:
                 f"try d_model {self.n_heads * max(1, round(self.d_model / self.n_heads))}"
             )
 
+    @property
+    def mlp_hidden_size(self) -> int:
+        return 4 * self.d_model
+
 
 class EncoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual connection."""

@@ -14,13 +14,13 @@ from llada.models.activations import (
     FP32_BYTES,
     TrainingSetting,
     kept_by_layer,
+    kept_by_layers,
     kept_outside_layers,
     working_bytes,
 )
 from llada.models.configuration import NetworkConfig
-from llada.models.llada import LLaDAConfig
 from llada.models.llada_moe import LLaDAMoEConfig
-from llada.models.size import layer_matrices, layer_parameters, matrix_parameters, total_parameters
+from llada.models.size import layer_matrices, layer_parameters, layers_with, matrix_parameters, total_parameters
 
 # 4-bit weights with 8-bit scales for blocks of 64 and a second scale for each 256 of those (QLoRA, arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -64,7 +64,7 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     trained = trained_parameters(config, setting)
     gradients = trained * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
     layer = setting.tokens * kept_by_layer(config, setting)
-    kept = config.n_layers * layer
+    kept = setting.tokens * kept_by_layers(config, setting)
     outside = setting.tokens * kept_outside_layers(config)
     copies = _bf16_copies(config, setting)
     recomputed = 0
@@ -151,9 +151,9 @@ def _update(config: NetworkConfig, setting: TrainingSetting) -> int:
 def _muon_update(config: NetworkConfig) -> int:
     """Muon's working copies of all matrices of one shape: gradients, momenta and six of the iteration."""
     by_shape: dict[tuple[int, int], int] = {}
-    for matrices in layer_matrices(config).values():
+    for part, matrices in layer_matrices(config).items():
         for shape in matrices:
-            by_shape[shape] = by_shape.get(shape, 0) + config.n_layers * math.prod(shape)
+            by_shape[shape] = by_shape.get(shape, 0) + layers_with(config, part) * math.prod(shape)
     return 8 * FP32_BYTES * max(by_shape.values())
 
 
@@ -164,9 +164,8 @@ def lora_parameters(config: NetworkConfig, rank: int, attention_only: bool = Fal
     """
     by_part = layer_matrices(config)
     attention_only = attention_only or isinstance(config, LLaDAMoEConfig)
-    parts = [by_part["attention"]] if attention_only else by_part.values()
-    shapes = (shape for matrices in parts for shape in matrices)
-    return config.n_layers * rank * sum(map(sum, shapes))
+    parts = ["attention"] if attention_only else list(by_part)
+    return rank * sum(layers_with(config, part) * sum(map(sum, by_part[part])) for part in parts)
 
 
 def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
@@ -177,7 +176,7 @@ def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
 
 def inference_memory(config: NetworkConfig, batch_size: int, length: int, weight_bytes: int = BF16_BYTES) -> int:
     """Bytes for sampling: weights, one layer at work, and the logits of all positions, from which tokens are drawn."""
-    hidden = config.mlp_hidden_size if isinstance(config, LLaDAConfig) else 4 * config.d_model
+    hidden = config.mlp_hidden_size
     if isinstance(config, LLaDAMoEConfig):
         hidden *= config.n_experts_per_token
     layer = (8 * config.d_model + 3 * hidden) * weight_bytes

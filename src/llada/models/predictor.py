@@ -7,6 +7,7 @@ outside of the networks knows one MASK only. For the public checkpoints, id and 
 Shape letters: B batch, L length, V vocabulary rows, N selected positions.
 """
 
+import torch
 from torch import Tensor, nn
 
 from llada.models.configuration import Network
@@ -24,13 +25,14 @@ class MaskPredictor(nn.Module):
         self.mask_id, self.mask_row = mask_id, mask_row
 
     def forward(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Logits everywhere, (B, L, V), or at the N `positions` of a (B, L) bool tensor only, (N, V).
+        """Logits everywhere, (B, L, V), or at N `positions` only, (N, V).
 
         Args:
             x_t: (B, L) token ids.
             attention_mask: (B, L), 0 where a token is padding that must not be attended to.
             positions: the head is computed at these positions alone; with LLaDA's vocabulary of 126,464, the logits of
-                all positions would outweigh the rest of the network.
+                all positions would outweigh the rest of the network. Either (B, L) bool, or (N,) indices b L + i, which
+                spare a GPU's host the wait until it knows how many they are.
 
         Raises:
             IndexError: an id that is neither MASK nor a row of the network.
@@ -41,4 +43,13 @@ class MaskPredictor(nn.Module):
         """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
         rows = x_t.masked_fill(x_t == self.mask_id, self.mask_row)
         features = self.network.features(rows, attention_mask)
-        return features if positions is None else features[positions]
+        if positions is None:
+            return features
+        if positions.dtype == torch.bool:
+            positions = flat_positions(positions)
+        return features.flatten(0, 1).index_select(0, positions)
+
+
+def flat_positions(chosen: Tensor) -> Tensor:
+    """(N,) indices b L + i of what is true in (B, L), in row order. Waits for the device that it is on."""
+    return chosen.flatten().nonzero()[:, 0]

@@ -9,6 +9,7 @@ from llada.models.configuration import NetworkConfig
 from llada.models.encoder import EncoderConfig
 from llada.models.llada import LLaDAConfig
 from llada.models.llada_moe import LLaDAMoEConfig
+from llada.models.local import NEIGHBOURS, LocalConfig
 
 # Measured, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.95 of the speed of large products on a CPU.
 MATMUL_SHARE = 0.5
@@ -29,27 +30,41 @@ def layer_matrices(config: NetworkConfig) -> dict[str, Matrices]:
             router = [(config.n_experts, width)]
             return {"attention": attention, "router": router, "experts": config.n_experts * feed_forward}
         return {"attention": attention, "feed-forward": feed_forward}
-    return {
-        "attention": [(3 * width, width), (width, width)],
-        "feed-forward": [(4 * width, width), (width, 4 * width)],
-    }
+    feed_forward = [(config.mlp_hidden_size, width), (width, config.mlp_hidden_size)]
+    if isinstance(config, LocalConfig):
+        return {"attention": 4 * [(width, width)], "feed-forward": feed_forward}
+    return {"attention": [(3 * width, width), (width, width)], "feed-forward": feed_forward}
+
+
+def layers_with(config: NetworkConfig, part: str) -> int:
+    """Number of layers that have a part of `layer_matrices`."""
+    return config.n_attending if isinstance(config, LocalConfig) and part == "attention" else config.n_layers
 
 
 def count_parameters(config: NetworkConfig) -> dict[str, int]:
     """Parameters by part; their sum equals the built network's to the last one."""
     width, vocab = config.d_model, config.vocab_size
-    has_biases = not isinstance(config, LLaDAConfig)
+    has_biases = isinstance(config, EncoderConfig)
     layer = {
         part: sum(rows * columns + (rows if has_biases else 0) for rows, columns in matrices)
         for part, matrices in layer_matrices(config).items()
     }
-    in_layers = {part: config.n_layers * n for part, n in layer.items()}
+    in_layers = {part: layers_with(config, part) * n for part, n in layer.items()}
     if isinstance(config, LLaDAConfig):
         return {
             "embedding": vocab * width,
             **in_layers,
             "norms": (2 * config.n_layers + 1) * width + _head_norms(config),
             "head": 0 if config.weight_tying else vocab * width,
+        }
+    if isinstance(config, LocalConfig):
+        return {
+            "embedding": vocab * width,
+            "pairs": len(NEIGHBOURS) * config.n_pairs * width,
+            **in_layers,
+            "convolutions": config.n_layers * config.conv_width * width,
+            "shares": 2 * config.n_layers + 3 * config.n_attending,
+            "head": vocab * width,
         }
     return {
         "embedding": (vocab + config.max_sequence_length) * width,
@@ -70,8 +85,11 @@ def total_parameters(config: NetworkConfig) -> int:
 
 def layer_parameters(config: NetworkConfig) -> int:
     """Weights of the linear maps in all layers, without biases."""
-    shapes = (shape for matrices in layer_matrices(config).values() for shape in matrices)
-    return config.n_layers * sum(map(math.prod, shapes))
+    return sum(
+        layers_with(config, part) * math.prod(shape)
+        for part, matrices in layer_matrices(config).items()
+        for shape in matrices
+    )
 
 
 def matrix_parameters(config: NetworkConfig) -> int:
@@ -98,7 +116,7 @@ def training_flops_per_token(config: NetworkConfig, length: int) -> int:
 
 def attention_flops_per_token(config: NetworkConfig, length: int) -> int:
     """The part of them that grows with the length."""
-    return 12 * config.n_layers * length * config.d_model
+    return 12 * layers_with(config, "attention") * length * config.d_model
 
 
 def training_seconds(

@@ -45,9 +45,6 @@ class TokenBatch:
         """All rows, and all rows again."""
         return self._map(lambda tensor: tensor.repeat(2, 1))
 
-    def to(self, device: torch.device) -> Self:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         parts = (self.x_0, self.maskable, self.attended)
         return type(self)(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]

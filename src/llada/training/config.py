@@ -14,11 +14,12 @@ from llada.adamw import StateName
 from llada.adapters import LoraOptions
 from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
-from llada.models import EncoderConfig, LLaDAConfig, NetworkConfig
+from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.vocabulary import Rows
 
+NetworkName = Literal["llada", "local", "encoder"]
 LARGEST_SEED = 2**63 - 1  # torch's
 
 
@@ -26,9 +27,10 @@ LARGEST_SEED = 2**63 - 1  # torch's
 class NetworkOptions:
     """The network to build."""
 
-    network: Literal["llada", "encoder"] = "llada"
-    """"llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "encoder": learned positions,
-    LayerNorm, GELU, dropout."""
+    network: NetworkName = "llada"
+    """"llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "local": tables of pairs of
+    neighbours and convolutions, little attention; for characters. "encoder": learned positions, LayerNorm, GELU,
+    dropout."""
     d_model: int = 128
     """Width."""
     n_heads: int = 2
@@ -36,11 +38,22 @@ class NetworkOptions:
     n_layers: int = 4
     """Transformer layers."""
     mlp_hidden_size: int | None = None
-    """Width of the feed-forward layers of "llada"; None is 8/3 of d_model, rounded up to a multiple of 32."""
+    """Width of the feed-forward layers of "llada", by default 8/3 of d_model, rounded up to a multiple of 32, and of
+    "local", by default 4 of d_model."""
     rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths of "llada"."""
+    """Base of the rotary wavelengths of "llada" and "local"."""
+    conv_width: int = 9
+    """Tokens that a convolution of "local" covers, an odd number."""
+    table_rows: int = 16_384
+    """Rows that a table of pairs in "local" has at most; 1 is as good as none."""
+    attention_every: int = 5
+    """In "local", layers from one that attends to the next; the others have a convolution only."""
     dropout: float = 0.0
     """Of "encoder" only; masking regularises already."""
+
+    def _of_local(self) -> tuple[int, int, int]:
+        """What only that network has."""
+        return self.conv_width, self.table_rows, self.attention_every
 
     def build_config(self, rows: Rows, max_sequence_length: int) -> NetworkConfig:
         """The configuration of this network for a vocabulary.
@@ -60,16 +73,39 @@ class NetworkOptions:
                     dropout=self.dropout,
                 )
             if self.dropout:
-                raise ValueError("the llada network has no dropout: leave --dropout out or choose --network encoder")
+                raise ValueError(
+                    f"the {self.network} network has no dropout: leave --dropout out or choose --network encoder"
+                )
+            if self.network != "local" and self._of_local() != NetworkOptions()._of_local():
+                raise ValueError(
+                    "--conv_width, --table_rows and --attention_every are of the local network: leave them out or add "
+                    "--network local"
+                )
+            if self.network == "local":
+                return LocalConfig(
+                    vocab_size=rows.vocab_size,
+                    mask_token_id=rows.mask_row,
+                    pad_token_id=rows.pad_id,
+                    eos_token_id=rows.eos_id,
+                    max_sequence_length=max_sequence_length,
+                    d_model=self.d_model,
+                    n_heads=self.n_heads,
+                    n_layers=self.n_layers,
+                    mlp_hidden_size=4 * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size,
+                    conv_width=self.conv_width,
+                    table_rows=self.table_rows,
+                    attention_every=self.attention_every,
+                    rope_theta=self.rope_theta,
+                )
             default_width = -(-self.d_model * 8 // 3 // 32) * 32
             return LLaDAConfig(
-                d_model=self.d_model,
-                n_heads=self.n_heads,
-                n_layers=self.n_layers,
                 vocab_size=rows.vocab_size,
                 mask_token_id=rows.mask_row,
                 pad_token_id=rows.pad_id,
                 eos_token_id=rows.eos_id,
+                d_model=self.d_model,
+                n_heads=self.n_heads,
+                n_layers=self.n_layers,
                 mlp_hidden_size=default_width if self.mlp_hidden_size is None else self.mlp_hidden_size,
                 max_sequence_length=max_sequence_length,
                 rope_theta=self.rope_theta,
@@ -188,7 +224,8 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Keep the inputs of the layers only and compute the rest twice: a third slower, a fraction of the memory."""
     compile: bool | None = None
-    """torch.compile the layers; if left out, on a GPU only (docs/EXPERIMENTS.md)."""
+    """torch.compile the layers; if left out, on a GPU, and on a CPU that multiplies bf16 if the run is long enough for
+    it to pay (docs/EXPERIMENTS.md)."""
     force: bool = False
     """Start even if the memory does not suffice by the estimate."""
 
@@ -220,6 +257,10 @@ class TrainConfig:
             raise UserError("--lora_rank and the like are for adapters: add --method lora or qlora.")
         if self.data.chat is None and (self.data.chat_val, self.data.chat_length) != (None, None):
             raise UserError("--chat_val and --chat_length are for dialogues: add --chat FILE.")
+        if self.data.chat is not None and self.compile:
+            raise UserError(
+                "Dialogues have another length at every step, so nothing can be compiled: leave out --compile."
+            )
         if self.data.chat is not None and self.noise.weight_power != 1:
             raise UserError("Answers are learned by LLaDA's own loss: add --weight_power 1, or use `llada finetune`.")
         if optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon":
@@ -238,6 +279,8 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows", "steps"):
             _check_range(name, getattr(self, name), at_least=1)
         _check_range("sequence_length", data.sequence_length, at_least=1)
+        for name in ("conv_width", "table_rows", "attention_every"):
+            _check_range(name, getattr(self.network, name), at_least=1)
         for name in ("epochs", "minutes"):
             _check_range(name, getattr(self, name), above=0)
         _check_range("chat_length", data.chat_length, at_least=1)

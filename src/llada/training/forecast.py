@@ -48,7 +48,8 @@ def announce(plan: RunPlan, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("network", f"{kind}, {network.n_layers} layers of {network.d_model}, {network.n_heads} heads")
+    heads = f"{network.n_heads} head{'s' if network.n_heads > 1 else ''}"
+    table.add_row("network", f"{kind}, {network.n_layers} layers of {network.d_model}, {heads}")
     if config.base is not None:
         table.add_row("starts from", config.base)
         table.add_row("trains", _method_in_words(plan))

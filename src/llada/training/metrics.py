@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llada.files import write_text_whole
 from llada.forward_process import NoisyBatch
+from llada.hardware import send
 
 N_BINS = 10
 
@@ -25,15 +26,14 @@ class LossByTime:
 
     def __init__(self, device: torch.device) -> None:
         self._sum = torch.zeros(N_BINS, device=device)
-        self._count = torch.zeros(N_BINS, device=device)
+        self._count = torch.zeros(N_BINS)
 
     @torch.no_grad()
     def add(self, nll: Tensor, noisy: NoisyBatch) -> None:
-        """Add the (N,) cross-entropies at the masked positions of a batch."""
-        row_bin = (noisy.t * N_BINS).long().clamp(max=N_BINS - 1)
-        index = row_bin[:, None].expand_as(noisy.is_masked)[noisy.is_masked]
-        self._sum.index_add_(0, index, nll.detach().float())
-        self._count.index_add_(0, index, torch.ones_like(nll, dtype=torch.float32))
+        """Add the (N,) cross-entropies, on the device, at the masked positions of a batch, which is on the CPU."""
+        bins = noisy.at_masked((noisy.t * N_BINS).long().clamp(max=N_BINS - 1)[:, None])
+        self._sum.index_add_(0, send(bins, nll.device), nll.detach().float())
+        self._count += torch.bincount(bins, minlength=N_BINS)
 
     def take(self) -> tuple[float | None, list[float | None]]:
         """The mean over all and by bin, None where nothing was masked; then start anew."""

@@ -12,18 +12,24 @@ from llada.training.config import OptimizerOptions
 BETA1 = 0.9
 
 
-def make_optimizers(network: Network, options: OptimizerOptions) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    network: Network, options: OptimizerOptions, products: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each parameter group carries its `peak_lr`.
 
     Muon takes the matrices inside the layers. The embedding and the head are look-up tables rather than maps between
     features, and norms and biases are no matrices: they stay with AdamW, as Muon's author advises.
+
+    Args:
+        products: the type of matrix products.
     """
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     in_layers = set(network.layers.parameters())
     for parameter in trained_weights(network).values():
-        kind = vectors if parameter.dim() < 2 else matrices if parameter in in_layers else tables
+        is_matrix = parameter.dim() == 2  # not the taps of a convolution, which are scales
+        kind = vectors if not is_matrix else matrices if parameter in in_layers else tables
         kind.append(parameter)
     by_adamw = tables if options.optimizer == "muon" else matrices + tables
     groups = [
@@ -38,7 +44,8 @@ def make_optimizers(network: Network, options: OptimizerOptions) -> list[torch.o
         else AdamW16(groups, lr=rate, betas=betas, state=options.optimizer_state)
     ]
     if options.optimizer == "muon":
-        optimizers.append(Muon(matrices, lr=options.muon_learning_rate, weight_decay=options.weight_decay))
+        rate, decay = options.muon_learning_rate, options.weight_decay
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, products=products))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -8,10 +8,16 @@ import torch
 from llada.errors import UserError
 from llada.hardware import Precision, choose_device, choose_precision
 from llada.models import NetworkConfig
+from llada.models.size import training_flops_per_token
 from llada.text.answers import Answers
 from llada.text.batches import check_window
 from llada.text.dataset import PreparedText
+from llada.training.compilation import can_compile
 from llada.training.config import TrainConfig
+
+# On a CPU: a run as long as it takes to compile, several times over.
+COMPILING_PAYS_MINUTES = 2.0
+COMPILING_PAYS_FLOPS = 2e13
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,26 @@ class RunPlan:
     def tokens_per_step(self) -> int:
         """At most: dialogues are of unequal length."""
         return self.config.sequences_per_step * self.length
+
+    @property
+    def should_compile(self) -> bool:
+        """Whether to compile the network: as told, or where it pays.
+
+        Adapters break it in pieces, and dialogues have another length at every step.
+        """
+        config = self.config
+        if config.compile is not None:
+            return config.compile
+        if config.method != "full" or isinstance(self.data, Answers) or not can_compile(self.device):
+            return False
+        if self.device.type == "cuda":
+            return True
+        if self.total_steps is None:
+            is_long = config.minutes is not None and config.minutes >= COMPILING_PAYS_MINUTES
+        else:
+            tokens = self.total_steps * self.tokens_per_step
+            is_long = tokens * training_flops_per_token(self.network_config, self.length) >= COMPILING_PAYS_FLOPS
+        return is_long and self.precision.dtype == torch.bfloat16  # element-wise work outweighs products only there
 
     @property
     def epochs(self) -> float | None:

@@ -10,7 +10,15 @@ FINE_TUNING = OptimizerOptions(
     optimizer="adamw", learning_rate=2.5e-5, weight_decay=0.1, warmup_steps=50, decay=0.1, final_rate=0.1, ema=0.0
 )
 PRESETS = {
-    "laptop": TrainConfig(),
+    # What learns most in some minutes on two cores: docs/EXPERIMENTS.md, 12.
+    "laptop": TrainConfig(
+        network=NetworkOptions(network="local", d_model=128, n_heads=1, n_layers=5),
+        optimizer=OptimizerOptions(learning_rate=0.02, muon_learning_rate=0.012, warmup_steps=30, decay=0.8),
+        steps=7500,
+        evaluate_every=2000,
+    ),
+    # LLaDA's own network at that size, in the official layout.
+    "llada": TrainConfig(output_dir=Path("runs/llada")),
     "tiny": TrainConfig(
         network=NetworkOptions(d_model=64, n_heads=2, n_layers=2),
         data=DataOptions(sequence_length=64),

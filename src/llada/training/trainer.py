@@ -8,6 +8,7 @@ Shape letters: B batch, L length, N masked positions.
 
 import math
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from torch import Generator, Tensor
 from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
+from llada.hardware import send
+from llada.models import flat_positions
 from llada.objective import loss_weights, nll_of_features, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
 from llada.text.answers import Answers
 from llada.text.batches import TokenBatch
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
+from llada.training.compilation import cache_folder, compile_features
 from llada.training.metrics import LossByTime, MetricsFile, draw_curves
 from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
@@ -53,15 +57,13 @@ class Trainer:
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
         self.model = build_model(plan, start, folder.last if resume else None)
-        self.optimizers = make_optimizers(self.model.network, config.optimizer)
+        self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         self.progress = folder.load(plan, self.model, self.average, self.optimizers) if resume else Progress()
         is_chat = isinstance(plan.data, Answers)
-        # Adapters break the graph in pieces, and dialogues have another length at every step.
-        pays = self.device.type == "cuda" and config.method == "full" and not is_chat
-        should_compile = pays if config.compile is None else config.compile
-        if should_compile:  # not the head, whose input has another shape at every step
-            self.model.network.features = torch.compile(self.model.network.features)  # type: ignore[method-assign]
+        self.is_compiled = plan.should_compile
+        if self.is_compiled:
+            compile_features(self.model.network, (config.batch_size, plan.length))
         self.source = make_source(plan)
         self.watch = ConvergenceWatch(plan)
         self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
@@ -111,16 +113,31 @@ class Trainer:
         return StepResult(loss, norm, factor, tokens)
 
     def _loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
-        batch, noisy = batch.to(self.device), noisy.to(self.device)
-        targets = batch.x_0[noisy.is_masked]
+        # Whatever depends on which tokens are masked, and how many, is worked out on the CPU: a GPU is told the places,
+        # and not waited for.
+        targets = send(batch.x_0[noisy.is_masked], self.device)
+        positions = send(flat_positions(noisy.is_masked), self.device)
+        x_t = send(noisy.x_t, self.device)
+        attended = None if batch.attended is None else send(batch.attended, self.device)
         with self.precision.autocast(self.device):
-            features = self.model.features(noisy.x_t, batch.attended, noisy.is_masked)
+            features = self.model.features(x_t, attended, positions)
             vocab_size = self.plan.network_config.vocab_size
             nll, likeliest = nll_of_features(self.model.network.head, features, targets, vocab_size)
         by_time.add(nll, noisy)
         if self.eos_share:
             self.eos_share.add(likeliest, targets)
-        return weighted_loss(nll, noisy, weights.to(self.device))
+        return weighted_loss(nll, noisy, weights)
+
+    def compile(self) -> float:
+        """Compile now what the first step would, and return the seconds that it took; no weight changes."""
+        start = time.perf_counter()
+        shape = (self.config.batch_size, self.plan.length)
+        x_t = torch.full(shape, self.plan.data.tokenizer.mask_id, device=self.device)
+        with self.precision.autocast(self.device):
+            self.model.features(x_t).sum().backward()  # type: ignore[no-untyped-call]
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return time.perf_counter() - start
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -153,6 +170,9 @@ class Trainer:
         config, progress = self.config, self.progress
         metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
         by_time = LossByTime(self.device)
+        if self.is_compiled:
+            display.say("Compiling the network, once for this shape (--no-compile goes without) ...")
+            display.say(f"... done in {self.compile():.0f} s, and kept for the next run in {cache_folder()}.")
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
         with self._stopping_on_signals(), display:
             is_last = self.share_done() >= 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from llada.models import LocalConfig
 from llada.text.dataset import Ids
 from llada.training.plan import RunPlan
 
@@ -16,6 +17,7 @@ PATIENCE = 0.25  # the share of the run by which something has to be learned
 USUAL_MUON_RATE = 0.02
 USUAL_ADAMW_RATE, REFERENCE_WIDTH = 3e-3, 128
 USUAL_FINE_TUNING_RATE = 2.5e-5
+USUAL_TABLE_RATE = 1e-2  # rows of a table are seldom seen (docs/EXPERIMENTS.md, 12)
 TOLERATED_FACTOR = 3.0
 
 
@@ -84,7 +86,9 @@ class ConvergenceWatch:
 def likely_setting(plan: RunPlan, is_too_fast: bool) -> str:
     """Which setting is likely to blame for a loss that rises (`is_too_fast`) or does not fall, and what to try."""
     options, width = plan.config.optimizer, plan.network_config.d_model
-    if plan.config.base is None:
+    if isinstance(plan.network_config, LocalConfig):
+        usual = USUAL_TABLE_RATE
+    elif plan.config.base is None:
         usual = USUAL_ADAMW_RATE * REFERENCE_WIDTH / max(width, REFERENCE_WIDTH)
     else:
         usual = USUAL_FINE_TUNING_RATE

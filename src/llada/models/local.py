@@ -1,0 +1,265 @@
+"""A network for small alphabets: what stands beside a token is looked up, then mixed, before anything is attended to.
+
+Most of what can be known about a character is in the few next to it. Here three tables hold a vector for every pair of
+neighbours, a convolution mixes the tokens beside each other in every layer, and attention is left with what is far
+away, in few layers. A table costs no products and a convolution few, so this learns more in a minute than a
+network that has to find the same out by attention (docs/EXPERIMENTS.md, 12).
+
+The rest is what short runs are known to gain by: norms of queries and keys, ReLU squared, values of the first layer and
+the embedding led past the layers, maps into the residual stream that start at zero, and a residual stream in the type
+of the products, which under autocast is bf16.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head, M width of the feed-forward
+layer, W width of the convolution.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
+
+NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
+"""Places, relative to a token, of the pairs that have a table."""
+TABLE_STD = 0.3  # of a table at the start, beside 1 of the embedding
+PRIME = 92_821  # spreads pairs over the rows of a table that is too small for all of them
+EPS = 1e-6  # below it a norm is of nothing
+LONGEST_PRODUCTS = 1024  # beyond it, the scores of all pairs of positions are not held in memory
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """Shape of the network."""
+
+    vocab_size: int
+    """V: rows of the embedding, the mask row included."""
+    mask_token_id: int
+    """Row of MASK in the embedding."""
+    pad_token_id: int
+    eos_token_id: int
+    max_sequence_length: int
+    d_model: int
+    n_heads: int
+    n_layers: int
+    mlp_hidden_size: int
+    conv_width: int = 9
+    """W, an odd number of tokens."""
+    attention_every: int = 5
+    """Layers from one that attends to the next, the last of so many; the others convolve only."""
+    table_rows: int = 16_384
+    """Rows that a table of pairs has at most; if there are more pairs, some share a row."""
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.d_model, self.n_heads, self.n_layers, self.mlp_hidden_size, self.max_sequence_length)
+        if min(*sizes, self.table_rows, self.attention_every) < 1:
+            raise ValueError(
+                "d_model, n_heads, n_layers, mlp_hidden_size, max_sequence_length, table_rows and attention_every must "
+                "be at least 1"
+            )
+        if self.conv_width < 1 or self.conv_width % 2 == 0:
+            raise ValueError(f"conv_width must be odd and at least 1, not {self.conv_width}")
+        if not 0 < self.rope_theta < float("inf"):
+            raise ValueError(f"rope_theta must be above 0 and finite, not {self.rope_theta}")
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}; "
+                f"try d_model {2 * self.n_heads * max(1, round(self.d_model / (2 * self.n_heads)))}"
+            )
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def n_attending(self) -> int:
+        """Layers that attend."""
+        return self.n_layers // self.attention_every
+
+    def attends(self, depth: int) -> bool:
+        """Whether layer `depth`, the first being 0, does."""
+        return (depth + 1) % self.attention_every == 0
+
+    @property
+    def n_pairs(self) -> int:
+        """Rows of a table: a token or the edge of the text on either side."""
+        return min(self.table_rows, (self.vocab_size + 1) ** 2)
+
+
+def normed(x: Tensor) -> Tensor:
+    """RMSNorm without a scale (arXiv 1910.07467), computed in fp32, in the type of x."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
+
+
+def products_dtype(x: Tensor) -> torch.dtype:
+    """The type that matrix products with x are computed in: autocast's, or its own."""
+    kind = "cpu" if x.is_meta else x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def pair_keys(rows: Tensor, visible: Tensor | None, config: LocalConfig) -> list[Tensor]:
+    """For each pair of `NEIGHBOURS` the row (B, L) of its table; beyond the edges and in padding is a token of its own.
+
+    Args:
+        rows: (B, L) token rows.
+        visible: (B, L) bool, False where a token is padding; None means everywhere.
+    """
+    edge, reach = config.vocab_size, max(abs(place) for pair in NEIGHBOURS for place in pair)
+    if visible is not None:
+        rows = rows.masked_fill(~visible, edge)
+    padded, length = F.pad(rows, (reach, reach), value=edge), rows.shape[1]
+
+    def at(place: int) -> Tensor:
+        return padded[:, reach + place : reach + place + length]
+
+    if config.n_pairs == (edge + 1) ** 2:
+        return [at(left) * (edge + 1) + at(right) for left, right in NEIGHBOURS]
+    return [(at(left) * PRIME + at(right)) % config.n_pairs for left, right in NEIGHBOURS]
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(C) + bias) v, all (B, H, L, C), with the scores of all pairs in memory.
+
+    What `scaled_dot_product_attention` computes, which on a CPU takes half as long again in its backward pass.
+    """
+    scores = (q @ k.mT).float() * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention over all positions, (B, L, D) of q, k and v (B, H, L, C)."""
+    if q.device.type == "cpu" and q.shape[2] <= LONGEST_PRODUCTS:
+        mixed = attend_by_products(q, k, v, bias)
+    else:
+        bias = None if bias is None else bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class NearMixing(nn.Module):
+    """A convolution over neighbouring tokens, channel by channel, (B, L, D) to the same; it starts as no change.
+
+    Written as a sum of shifted products, which the compiler makes one pass of; `nn.Conv1d` would turn the tensor twice.
+    """
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(taps, 1, width))
+        with torch.no_grad():
+            self.weight[taps // 2] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps, length = len(self.weight), x.shape[1]
+        padded, weight = F.pad(x, (0, 0, taps // 2, taps // 2)), self.weight.to(x.dtype)
+        result = padded[:, :length] * weight[0]
+        for tap in range(1, taps):
+            result = result + padded[:, tap : tap + length] * weight[tap]
+        return result
+
+
+class LocalLayer(nn.Module):
+    """Pre-norm: a convolution, in some layers attention behind it, and the feed-forward part."""
+
+    def __init__(self, config: LocalConfig, depth: int) -> None:
+        super().__init__()
+        width = config.d_model
+        self.n_heads, self.attends = config.n_heads, config.attends(depth)
+        self.near = NearMixing(width, config.conv_width)
+        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
+        self.stream_share, self.embedding_share = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+        init_normal(self.up_proj.weight, width**-0.5)
+        nn.init.zeros_(self.ff_out.weight)
+        if not self.attends:
+            return
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.sharpness = nn.Parameter(torch.ones(()))
+        self.value_share, self.first_value_share = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+        for linear in (self.q_proj, self.k_proj, self.v_proj):
+            init_normal(linear.weight, width**-0.5)
+        nn.init.zeros_(self.attn_out.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        embedded: Tensor,
+        first_values: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        visible: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            x, embedded: the residual stream and what it began as, (B, L, D).
+            first_values: values of the first layer that attends, (B, H, L, C); None up to that layer itself.
+            visible: (B, L) bool, False where a token is padding.
+
+        Returns:
+            The residual stream, and those values.
+        """
+        x = x * self.stream_share.to(x.dtype) + embedded * self.embedding_share.to(x.dtype)
+        h = normed(x)
+        if visible is not None:  # padding is as nothing, like what is beyond the edges
+            h = h * visible[..., None]
+        h = self.near(h)
+        if not self.attends:
+            return x + self.feed_forward(h), first_values
+        q, k, v = (split_heads(project(h), self.n_heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        first_values = v if first_values is None else first_values
+        v = v * self.value_share.to(v.dtype) + first_values * self.first_value_share.to(v.dtype)
+        q, k = turn(normed(q), *rotary) * self.sharpness.to(q.dtype), turn(normed(k), *rotary)
+        x = x + self.attn_out(attend(q, k, v, None if visible is None else key_bias(visible)))
+        return x + self.feed_forward(normed(x)), first_values
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        """ReLU squared (arXiv 2109.08668), (B, L, D) to the same."""
+        return self.ff_out(F.relu(self.up_proj(h)).square())
+
+
+class Local(nn.Module):
+    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position."""
+
+    def __init__(self, config: LocalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.pair_embeddings = nn.ModuleList(nn.Embedding(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
+        self.layers = nn.ModuleList(LocalLayer(config, depth) for depth in range(config.n_layers))
+        self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        nn.init.normal_(self.token_embedding.weight)
+        for table in self.pair_embeddings:
+            nn.init.normal_(table.weight, std=TABLE_STD)  # type: ignore[arg-type]
+        nn.init.zeros_(self.output.weight)
+
+    def embed(self, rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, L, D), in the type of the products."""
+        x = self.token_embedding(rows)
+        for table, keys in zip(self.pair_embeddings, pair_keys(rows, visible, self.config), strict=True):
+            x = x + table(keys)
+        return normed(x.to(products_dtype(x)))
+
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
+        visible = None if attention_mask is None else attention_mask.bool()
+        x = embedded = self.embed(rows, visible)
+        cos, sin = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, rows.device)
+        rotary, first_values = (cos.to(x.dtype), sin.to(x.dtype)), None
+        for layer in self.layers:
+            x, first_values = layer(x, embedded, first_values, rotary, visible)
+        return normed(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D)."""
+        return self.output(features)
+
+    def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(self.features(rows, attention_mask))
