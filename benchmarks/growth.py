@@ -2,10 +2,10 @@
 
     python benchmarks/growth.py [--network local] [--quick]
 
-Each row is a process of its own: 4 layers, AdamW, bf16 where the processor has it, 4096 tokens a step. Time for a token
-should grow like the FLOPs for a token (models/size.py): 6 for each weight, so with the square of the width, and 12 L D
-for each layer's attention, so by a line in the length. Memory should be what models/memory.py says. The first row is
-the yardstick.
+Each row is a process of its own: 4 layers, which all attend, AdamW, bf16 where the processor has it, 4096 tokens a
+step. Time for a token should grow like the FLOPs for a token (models/size.py): 6 for each weight, so with the square of
+the width, and 12 L D for each layer's attention, so by a line in the length. Memory should be what models/memory.py
+says. The first row is the yardstick.
 """
 
 import argparse
@@ -40,7 +40,13 @@ LENGTHS, WIDTHS = (256, 1024, 4096), (256, 384, 512, 768, 1024)
 
 def make_config(network: str, length: int, width: int) -> TrainConfig:
     return TrainConfig(
-        network=NetworkOptions(network, width, width // HEAD_DIM, N_LAYERS),  # type: ignore[arg-type]
+        network=NetworkOptions(
+            network,  # type: ignore[arg-type]
+            width,
+            width // HEAD_DIM,
+            N_LAYERS,
+            **({"attention_every": 1} if network == "local" else {}),
+        ),
         data=DataOptions(sequence_length=length),
         noise=NoiseOptions(random_length=0.0),
         optimizer=OptimizerOptions(optimizer="adamw", ema=0.0),

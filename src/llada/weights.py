@@ -222,7 +222,7 @@ def _pieces(entry: Entry) -> Iterator[tuple[slice | EllipsisType, Tensor]]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return torch.atleast_1d(tensor).view(torch.uint8)
+    return tensor.reshape(tensor.shape or (1,)).view(torch.uint8)
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:

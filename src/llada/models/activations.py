@@ -160,7 +160,8 @@ def working_bytes(config: NetworkConfig, setting: TrainingSetting) -> int:
     if isinstance(config, LLaDAConfig):
         return (config.mlp_hidden_size + 2 * config.d_model) * FP32_BYTES
     if isinstance(config, LocalConfig):
-        scores = config.n_heads * setting.length if setting.on_cpu and setting.length <= LONGEST_PRODUCTS else 0
+        by_products = config.n_attending and setting.on_cpu and setting.length <= LONGEST_PRODUCTS
+        scores = config.n_heads * setting.length if by_products else 0
         return max(2 * scores, config.mlp_hidden_size + 2 * config.d_model) * FP32_BYTES
     product = BF16_BYTES if setting.bf16 else FP32_BYTES
     in_feed_forward = 4 * config.d_model * product + 2 * config.d_model * FP32_BYTES

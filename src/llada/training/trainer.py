@@ -171,7 +171,7 @@ class Trainer:
         metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
         by_time = LossByTime(self.device)
         if self.is_compiled:
-            display.say("Compiling the network, once for this shape (--no-compile goes without) ...")
+            display.say("Compiling the network, once for this shape (--compile False goes without) ...")
             display.say(f"... done in {self.compile():.0f} s, and kept for the next run in {cache_folder()}.")
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
         with self._stopping_on_signals(), display:
