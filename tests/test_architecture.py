@@ -35,6 +35,7 @@ LAYERS = {
     "four_bits": 1,
     "checkpoint": 1,
     "evaluation": 2,
+    "evaluation.harness": 4,  # it opens checkpoints by name, as a command does
     "adapter_files": 0,
     "adapters": 2,
     "pretrained": 2,

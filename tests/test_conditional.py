@@ -18,10 +18,10 @@ from llada.evaluation.conditional import (
     LogLikelihood,
     PredictAt,
     all_masks,
-    are_greedy,
     log_likelihoods,
     predict_by_model,
 )
+from llada.evaluation.greedy import are_greedy
 from llada.hardware import Precision
 from llada.models import EncoderConfig, LLaDAConfig
 from llada.sampler import Predict, SamplerConfig, generate, guide, suppress

@@ -28,6 +28,7 @@ from llada.models import MaskPredictor
 from llada.objective import masked_nll, sequence_bounds
 from llada.sampler import Predict, guide, suppress
 
+NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
 PredictAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """From `x_t` (B, L), `attended` (B, L) bool where some are padding, and `positions` (B, L) bool to logits (N, V)."""
 
@@ -113,7 +114,7 @@ def log_likelihoods(
     """
     if mc_num < 2 or mc_num % 2:
         raise ValueError(f"draws come in complementary pairs: take an even mc_num, not {mc_num}")
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     values: list[list[float]] = [[] for _ in items]
     n_rows, n_done = sum(_n_rows(len(item.answer), mc_num) for item in items), 0
     rows = _masked_rows(items, mc_num, seed)
@@ -121,7 +122,7 @@ def log_likelihoods(
         index = [i for i, _ in batch]
         padded = Padded.of([items[i] for i in index], device)
         noisy = padded.noisy(torch.cat([is_masked for _, is_masked in batch]), mask_id)
-        logits = _logits_at(predict_at, padded, noisy.x_t, noisy.is_masked, mask_id, cfg_scale)
+        logits = logits_at(predict_at, padded, noisy.x_t, noisy.is_masked, mask_id, cfg_scale)
         bounds = sequence_bounds(masked_nll(logits, padded.x_0, noisy), noisy)
         for i, value in zip(index, bounds.tolist(), strict=True):
             values[i].append(value)
@@ -132,7 +133,7 @@ def log_likelihoods(
         for v, item in zip(values, items, strict=True)
     ]
     if not all(math.isfinite(result.nats) for result in results):
-        raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
+        raise UserError(NOT_FINITE)
     return results
 
 
@@ -160,12 +161,15 @@ def _masked_rows(items: Sequence[Item], mc_num: int, seed: int) -> Iterator[tupl
             masks = all_masks(n)[0]
         else:
             answer, no_id = torch.zeros(mc_num, n, dtype=torch.long), 1  # only where the masks are is wanted
-            masks = mask_exact_count(answer, no_id, _generator_of(items[i], seed), complementary=True).is_masked
+            masks = mask_exact_count(
+                answer, no_id, generator_of(seed, n, items[i].prompt), complementary=True
+            ).is_masked
         yield from ((i, is_masked) for is_masked in masks)
 
 
-def _generator_of(item: Item, seed: int) -> Generator:
-    digest = hashlib.sha256(f"{seed} {len(item.answer)} {item.prompt}".encode()).digest()
+def generator_of(seed: int, *key: object) -> Generator:
+    """Randomness of its own for whatever the key names by its content."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
@@ -189,68 +193,7 @@ def _estimate(values: Tensor, n: int, mc_num: int) -> LogLikelihood:
     return LogLikelihood(-n * float(pairs.mean()), stderr, len(values))
 
 
-# -- greedy decoding --------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def are_greedy(
-    predict_at: PredictAt,
-    items: Sequence[Item],
-    mask_id: int,
-    *,
-    forbidden: Sequence[int] = (),
-    cfg_scale: float = 0.0,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-) -> list[bool]:
-    """Whether greedy decoding would write each answer: `sampler.generate` at temperature 0, a token a step.
-
-    As in LLaDA's evaluation, all of the answer is masked, and each step keeps the most confident prediction of all
-    positions. It is over for an answer at the first token that is not its own.
-
-    Args:
-        forbidden: columns of the logits that decoding may not choose, `Tokenizer.forbidden_rows` for example.
-
-    Raises:
-        UserError: the model gave a probability that is not a number.
-    """
-    _check_batch_size(batch_size)
-    order = sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True)
-    result = [False] * len(items)
-    for first in range(0, len(order), batch_size):
-        index = order[first : first + batch_size]
-        padded = Padded.of([items[i] for i in index], device)
-        x_t, is_open = padded.x_0.masked_fill(padded.is_answer, mask_id), padded.is_answer
-        going = torch.arange(len(index), device=padded.x_0.device)  # rows that have been right so far
-        while len(going):
-            is_complete = ~is_open[going].any(1)
-            for row in going[is_complete].tolist():
-                result[index[row]] = True
-            going = going[~is_complete]
-            if not len(going):
-                break
-            part = padded.rows(going)
-            logits = _logits_at(predict_at, part, x_t[going], is_open[going], mask_id, cfg_scale, forbidden)
-            column, token = _most_confident(logits, is_open[going])
-            is_right = token == padded.x_0[going, column]
-            going, column = going[is_right], column[is_right]
-            x_t[going, column] = padded.x_0[going, column]
-            is_open = is_open.index_put((going, column), torch.tensor(False, device=is_open.device))
-    return result
-
-
-def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
-    """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
-    probability, token = logits.double().softmax(-1).max(-1)  # in fp64, as the sampler
-    if bool(probability.isnan().any()):
-        raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
-    confidence = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=logits.device)
-    column = confidence.masked_scatter(is_open, probability).argsort(dim=1, descending=True, stable=True)[:, 0]
-    tokens = torch.zeros(is_open.shape, dtype=torch.long, device=logits.device).masked_scatter(is_open, token)
-    return column, tokens.gather(1, column[:, None])[:, 0]
-
-
-# -- what both go by --------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -304,7 +247,7 @@ class Padded:
         return NoisyBatch(self.x_0.masked_fill(is_masked, mask_id), is_masked, p_mask, p_mask[:, 0], n_maskable)
 
 
-def _logits_at(
+def logits_at(
     predict_at: PredictAt,
     padded: Padded,
     x_t: Tensor,
@@ -323,6 +266,6 @@ def _logits_at(
     return predict(x_t)
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")

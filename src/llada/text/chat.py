@@ -15,6 +15,7 @@ from llada.errors import UserError
 from llada.text.bpe import BPETokenizer
 from llada.text.dialogues import Message
 from llada.text.templates import LLADA_ROWS, LLADA_TEMPLATE, LLADA_TOKENS
+from llada.text.tokenizer import BOS, EOS
 from llada.text.vocabulary import Tokenizer
 
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that stand for nothing
@@ -25,6 +26,8 @@ class ChatFormat(Protocol):
 
     name: str
     """For people."""
+    specials: Mapping[str, int]
+    """Names and ids of the tokens that a prompt may hold and no text does."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -66,10 +69,12 @@ class PlainFormat:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.end_ids = frozenset({tokenizer.eos_id})
+        self._bos_id: int | None = getattr(tokenizer, "bos_id", None)
+        begin = {} if self._bos_id is None else {BOS: self._bos_id}
+        self.specials: Mapping[str, int] = {**begin, EOS: tokenizer.eos_id}
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        bos = getattr(self.tokenizer, "bos_id", None)
-        ids = [] if bos is None else [bos]
+        ids = [] if self._bos_id is None else [self._bos_id]
         for message in messages:
             end = self.tokenizer.encode("\n") if message.role == "system" else [self.tokenizer.eos_id]
             ids += self.tokenizer.encode(message.content) + end
@@ -100,7 +105,7 @@ class TemplateFormat:
         Raises:
             UserError: the template is broken.
         """
-        self.tokenizer, self._ids, self.name = tokenizer, specials, name
+        self.tokenizer, self.specials, self.name = tokenizer, specials, name
         self._names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -160,8 +165,8 @@ class TemplateFormat:
         protected = [Message(message.role, self._special.sub(protect, message.content)) for message in messages]
         ids: list[int] = []
         for piece in self._special.split(render(protected)):
-            if piece in self._ids:
-                ids.append(self._ids[piece])
+            if piece in self.specials:
+                ids.append(self.specials[piece])
             else:
                 ids += self.tokenizer.encode(piece.replace(spacer, ""))
         return ids

@@ -1,0 +1,63 @@
+"""`llada-harness`: the command of lm-evaluation-harness, with our models in it.
+
+Up to its version 0.4.13 the harness has no plug-ins: `--model` names an entry of a table of its own, or a model that
+was registered in its process. So this command registers ours, and hands its arguments on.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from llada.cli import Program, run_command
+from llada.errors import UserError
+
+NAME, ADAPTER = "llada", "llada.evaluation.harness:HarnessModel"
+BATCH_SIZE = "32"  # the harness's own default is 1, which the draws of a single answer would be slow with
+
+
+def run(arguments: Sequence[str], program: Program) -> int:
+    try:
+        import lm_eval.models
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"lm-evaluation-harness is not installed here ({error.name} is missing): pip install 'llada-trainer[eval]'."
+        ) from error
+    assert lm_eval.models  # fills the harness's own table, which it would not do any more behind ours
+    if NAME not in model_registry:
+        model_registry.register(NAME, target=ADAPTER)
+    sys.argv = [program.name, *_with_defaults(arguments)]
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise UserError(
+            f"{error}. `{program.name} ls tasks` lists those that there are, and --include_path adds a folder of yours."
+        ) from error
+    finally:
+        if "torch" in sys.modules:
+            from llada.evaluation.processes import leave
+
+            leave()
+    return 0
+
+
+def _with_defaults(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and our model for an evaluation that names none."""
+    given = {argument.split("=")[0] for argument in arguments}
+    is_evaluation = bool(given & {"--tasks", "-t"})
+    added = []
+    if is_evaluation and not given & {"--model", "-M", "--config", "-C"}:
+        added += ["--model", NAME]
+    if is_evaluation and not given & {"--batch_size", "-b", "--config", "-C"}:
+        added += ["--batch_size", BATCH_SIZE]
+    return [*arguments, *added]
+
+
+def main() -> None:
+    run_command("harness", sys.argv[1:], Program("llada-harness"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Whether an answer is the one that a model would write by itself.
+
+Shape letters: B batch, L length, V vocabulary rows, N open positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llada.errors import UserError
+from llada.evaluation.conditional import NOT_FINITE, Item, Padded, PredictAt, check_batch_size, logits_at
+
+
+@torch.inference_mode()
+def are_greedy(
+    predict_at: PredictAt,
+    items: Sequence[Item],
+    mask_id: int,
+    *,
+    forbidden: Sequence[int] = (),
+    cfg_scale: float = 0.0,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> list[bool]:
+    """Whether greedy decoding would write each answer: `sampler.generate` at temperature 0, a token a step.
+
+    As in LLaDA's evaluation, all of the answer is masked, and each step keeps the most confident prediction of all
+    positions. It is over for an answer at the first token that is not its own.
+
+    Args:
+        forbidden: columns of the logits that decoding may not choose, `Tokenizer.forbidden_rows` for example.
+
+    Raises:
+        UserError: the model gave a probability that is not a number.
+    """
+    check_batch_size(batch_size)
+    order = sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True)
+    result = [False] * len(items)
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        padded = Padded.of([items[i] for i in index], device)
+        x_t, is_open = padded.x_0.masked_fill(padded.is_answer, mask_id), padded.is_answer
+        going = torch.arange(len(index), device=padded.x_0.device)  # rows that have been right so far
+        while len(going):
+            is_complete = ~is_open[going].any(1)
+            for row in going[is_complete].tolist():
+                result[index[row]] = True
+            going = going[~is_complete]
+            if not len(going):
+                break
+            part = padded.rows(going)
+            logits = logits_at(predict_at, part, x_t[going], is_open[going], mask_id, cfg_scale, forbidden)
+            column, token = _most_confident(logits, is_open[going])
+            is_right = token == padded.x_0[going, column]
+            going, column = going[is_right], column[is_right]
+            x_t[going, column] = padded.x_0[going, column]
+            is_open = is_open.index_put((going, column), torch.tensor(False, device=is_open.device))
+    return result
+
+
+def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
+    """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
+    probability, token = logits.double().softmax(-1).max(-1)  # in fp64, as the sampler
+    if bool(probability.isnan().any()):
+        raise UserError(NOT_FINITE)
+    confidence = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=logits.device)
+    column = confidence.masked_scatter(is_open, probability).argsort(dim=1, descending=True, stable=True)[:, 0]
+    tokens = torch.zeros(is_open.shape, dtype=torch.long, device=logits.device).masked_scatter(is_open, token)
+    return column, tokens.gather(1, column[:, None])[:, 0]

@@ -1,0 +1,233 @@
+"""Standard benchmarks: our models in lm-evaluation-harness (extra `eval`), whatever checkpoint they come from.
+
+The harness asks for three things: `loglikelihood` of an answer (by `conditional`), `loglikelihood_rolling` of a text
+(by the bound, window by window), and `generate_until` (by our sampler). Each result depends on its request, the model
+and the options alone, not on batches, processes or order. `llada-harness` is the harness's command with this model.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from torch import Tensor
+from tqdm import tqdm
+
+from llada.errors import UserError
+from llada.evaluation.conditional import Item, generator_of, log_likelihoods, predict_by_model
+from llada.evaluation.greedy import are_greedy
+from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches
+from llada.evaluation.nelbo import nll_by_model
+from llada.evaluation.processes import Processes
+from llada.evaluation.rolling import text_bound
+from llada.evaluation.spelling import Spelling
+from llada.hardware import choose_device, choose_precision
+from llada.opening import open_model
+from llada.sampler import suppress, unmask
+from llada.text.chat import chat_format, cut_at_end
+from llada.text.dialogues import Message
+from llada.text.vocabulary import speechless_rows
+
+DEFAULT_LENGTH = 256  # of what is written, where neither the options nor the task say; the harness's own default
+logger = logging.getLogger(__name__)
+
+
+@register_model("llada")
+class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
+    """A masked diffusion language model, as the harness sees it."""
+
+    def __init__(self, options: HarnessOptions) -> None:
+        """
+        Raises:
+            UserError: the checkpoint or the device is not to be had.
+        """
+        super().__init__()
+        self.options, self.processes = options, Processes()
+        self._rank, self._world_size = self.processes.rank, self.processes.world_size
+        self._device = _find_device(options.device, self.processes)
+        precision = choose_precision(options.precision, self._device)
+        logger.info("%s: %s, %s (%s)", options.checkpoint, self._device, precision.dtype, precision.reason)
+        dtype = torch.float32 if precision.dtype == torch.float32 else None  # None: as stored
+        checkpoint = self.checkpoint = open_model(options.checkpoint, self._device, dtype)
+        self.precision = precision
+        self.mask_id, self.max_length = checkpoint.tokenizer.mask_id, checkpoint.config.max_sequence_length
+        self.form = chat_format(checkpoint.tokenizer)
+        self.spelling = Spelling(checkpoint.tokenizer, self.form)
+        self.predict_at = predict_by_model(checkpoint.model, precision)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """How the harness makes a model of its command line."""
+        given = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        given.pop("max_batch_size", None)  # for batch sizes found automatically
+        return cls(HarnessOptions.read({**arg_dict, **given}))
+
+    # -- likelihood ---------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation): the estimate of log p in nats, and whether it is written greedily."""
+        whole = [Item(*self.spelling.read_pair(*request.args)) for request in requests]
+        items = [item.fitted(self.max_length) for item in whole]
+        self._tell_of_cut(sum(len(a) < len(b) for a, b in zip(items, whole, strict=True)))
+        unique = list(dict.fromkeys(items))
+        options, is_greedy, quiet = self.options, [False] * len(unique), self._is_quiet(disable_tqdm)
+        with tqdm(total=1.0, desc="likelihoods", disable=quiet, bar_format="{l_bar}{bar} {elapsed}") as bar:
+            likelihoods = log_likelihoods(
+                self.predict_at, unique, self.mask_id, mc_num=options.mc_num, cfg_scale=options.cfg_scale,
+                batch_size=options.batch_size, seed=options.seed, device=self._device,
+                on_progress=lambda share: bar.update(share - bar.n),
+            )  # fmt: skip
+        if options.check_greedy:
+            is_greedy = are_greedy(
+                self.predict_at, unique, self.mask_id, forbidden=self.checkpoint.tokenizer.forbidden_rows,
+                cfg_scale=options.cfg_scale, batch_size=options.batch_size, device=self._device,
+            )  # fmt: skip
+        results = {item: (x.nats, y) for item, x, y in zip(unique, likelihoods, is_greedy, strict=True)}
+        return self._remember("loglikelihood", requests, [results[item] for item in items])
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """For each (text,): the bound on log p in nats, over windows of the model's length."""
+        nll_at = nll_by_model(self.checkpoint.model, self.precision)
+        results = [
+            -text_bound(
+                nll_at, self.spelling.read(request.args[0]), self.mask_id, length=self.max_length,
+                masks_per_window=self.options.masks_per_window, batch_size=self.options.batch_size,
+                seed=self.options.seed, device=self._device,
+            )
+            for request in tqdm(requests, desc="texts", disable=self._is_quiet(disable_tqdm))
+        ]  # fmt: skip
+        return self._remember("loglikelihood_rolling", requests, results)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """For each (context, settings): what the model writes, up to the first of the strings `until`."""
+        seen: Counter[str] = Counter()
+        writings = []
+        for request in requests:
+            context, settings = request.args
+            writings.append(self._writing(context, settings, seen[str(request.args)]))
+            seen[str(request.args)] += 1
+        self._tell_of_cut(sum(writing.n_cut > 0 for writing in writings))
+        texts = [""] * len(writings)
+        with tqdm(total=len(writings), desc="writing", disable=self._is_quiet(disable_tqdm)) as bar:
+            for batch in company_batches(writings, self.options.batch_size):
+                for i, text in zip(batch, self._write([writings[i] for i in batch]), strict=True):
+                    texts[i] = text
+                bar.update(len(batch))
+        return self._remember("generate_until", requests, texts)
+
+    def _writing(self, context: str, settings: Mapping[str, Any], repeat: int) -> Writing:
+        gen_length = self.options.gen_length or int(settings.get("max_gen_toks", DEFAULT_LENGTH))
+        room = self.max_length - gen_length
+        if room < 0:
+            raise UserError(
+                f"An answer of {gen_length} tokens is longer than the {self.max_length} of this model: put a smaller "
+                "gen_length into --model_args."
+            )
+        ids = self.spelling.read(context)
+        until = settings.get("until") or ()
+        n_cut = max(0, len(ids) - room)
+        return Writing(
+            tuple(ids[n_cut:]),
+            n_cut,
+            gen_length,
+            self.options.writing_config(gen_length, settings),
+            (until,) if isinstance(until, str) else tuple(until),
+            repeat,
+        )
+
+    def _write(self, writings: Sequence[Writing]) -> list[str]:
+        """Texts of requests in one batch; it ends early when all have found their end."""
+        first = writings[0]
+        canvas = [[*writing.prompt, *[self.mask_id] * first.gen_length] for writing in writings]
+        template = torch.tensor(canvas, device=self._device)
+        generator = generator_of(self.options.seed, first.repeat, first.prompt)
+        model = suppress(self.checkpoint.model, speechless_rows(self.checkpoint.tokenizer, self.form.end_ids))
+
+        def predict(x_t: Tensor) -> Tensor:
+            with self.precision.autocast(x_t.device):
+                return model(x_t)
+
+        texts: list[str] = []
+        for state in unmask(predict, template, self.mask_id, first.config, generator):
+            rows = state.x_t[:, len(first.prompt) :].tolist()
+            read = [self._read_text(row, writing.until) for row, writing in zip(rows, writings, strict=True)]
+            texts = [text for text, _ in read]
+            if all(has_ended for _, has_ended in read):
+                break
+        return texts
+
+    def _read_text(self, ids: Sequence[int], until: Sequence[str]) -> tuple[str, bool]:
+        """The text that is decided without a gap, and whether it has come to its end."""
+        decided = cut_at_end(ids, frozenset({self.mask_id}))
+        kept = cut_at_end(decided, self.form.end_ids)
+        text = self.checkpoint.tokenizer.decode(kept)
+        ends = [text.index(stop) for stop in until if stop and stop in text]
+        return text[: min(ends, default=len(text))], bool(ends) or len(kept) < len(decided)
+
+    # -- what else the harness asks -----------------------------------------------------------------------------------
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        return self.spelling.prompt(messages, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """For its records."""
+        return getattr(self.checkpoint.tokenizer, "template", None) or self.form.name
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which it keeps requests in its cache."""
+        return str(self.checkpoint.folder).replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For its records."""
+        parameters = sum(parameter.numel() for parameter in self.checkpoint.model.parameters())
+        return {
+            "model_num_parameters": parameters,
+            "model_dtype": str(self.precision.dtype),
+            "options": vars(self.options),
+        }
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return self.processes.all_gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        return self.processes.gather_object(obj, dst)
+
+    def barrier(self) -> None:
+        self.processes.barrier()
+
+    def _is_quiet(self, disable_tqdm: bool) -> bool:
+        return disable_tqdm or self._rank != 0
+
+    def _tell_of_cut(self, n_cut: int) -> None:
+        if n_cut:
+            logger.warning(
+                "%d prompts do not fit the %d tokens of the model with what follows: their beginnings are left out.",
+                n_cut,
+                self.max_length,
+            )
+
+    def _remember(self, kind: str, requests: Sequence[Any], results: list[Any]) -> list[Any]:
+        """Put results into the harness's cache, if it keeps one."""
+        for request, result in zip(requests, results, strict=True):
+            self.cache_hook.add_partial(kind, request.args, result)
+        return results
+
+
+def _find_device(name: str, processes: Processes) -> torch.device:
+    """The device of a process. The harness says cuda:0 unless told otherwise, also where there is none."""
+    try:
+        device = choose_device("auto") if name == "auto" else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device: use auto, cpu or cuda:0, for example.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes.local_rank) if device.type == "cuda" and processes.world_size > 1 else device
