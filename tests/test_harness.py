@@ -22,8 +22,10 @@ os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PA
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra `eval`)")
 
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from llada.adapters import LoraOptions, adapter_weights, add_adapter, save_adapter  # noqa: E402
 from llada.cli import Program, harness, main  # noqa: E402
 from llada.errors import UserError  # noqa: E402
 from llada.evaluation.choices import Question, choice_accuracy  # noqa: E402
@@ -259,6 +261,26 @@ def test_guidance_reaches_the_likelihood(checkpoint: Path) -> None:
     assert guided.nats != pytest.approx(plain.nats, rel=1e-3)
 
 
+def test_an_adapter_stands_beside_its_base(official: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base = open_model(official)
+    network = base.model.network
+    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
+    for weight in adapter_weights(network).values():
+        torch.nn.init.normal_(weight.data, std=0.3)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", network, str(official))
+    expected = log_likelihoods(
+        predict_by_model(base.model, FP32), [cut(base.tokenizer, "to be or", " not")], base.tokenizer.mask_id
+    )
+    asked = requests("loglikelihood", ("to be or", " not"))
+    (adapted,), (plain,) = (
+        make_model(folder).loglikelihood(asked, disable_tqdm=True) for folder in (tmp_path / "adapter", official)
+    )
+    assert adapted[0] == pytest.approx(expected[0].nats, rel=1e-5)
+    assert adapted[0] != pytest.approx(plain[0], rel=1e-3)
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +460,24 @@ def test_what_is_too_long_is_refused_or_cut(model: HarnessModel, caplog: pytest.
     assert long != short
     model.generate_until(requests("generate_until", (words, {"max_gen_toks": 2})), disable_tqdm=True)
     assert caplog.text.count("left out") == 2
+
+
+def test_a_broken_model_is_named(run: Path) -> None:
+    model = make_model(run)
+    torch.nn.init.constant_(next(model.checkpoint.model.parameters()), math.nan)
+    ways = (
+        (model.loglikelihood, ("to be", " or")),
+        (model.loglikelihood_rolling, ("to be or not",)),
+        (model.generate_until, ("to be", {"max_gen_toks": 4})),
+    )
+    for ask, arguments in ways:
+        with pytest.raises(UserError, match="not finite numbers"):
+            ask(requests("", arguments), disable_tqdm=True)
+
+
+def test_harness_knows_the_model_in_python_and_its_own_still() -> None:
+    assert get_model("llada") is HarnessModel
+    assert get_model("dummy").__module__ == "lm_eval.models.dummy"
 
 
 def test_without_the_harness_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,13 @@ BATCH_SIZE = "32"  # the harness's own default is 1, which the draws of a single
 
 def run(arguments: Sequence[str], program: Program) -> int:
     try:
-        import lm_eval.models
+        import lm_eval.models  # noqa: F401  # fills the harness's own table, which it leaves empty behind a model of ours
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
         raise UserError(
             f"lm-evaluation-harness is not installed here ({error.name} is missing): pip install 'llada-trainer[eval]'."
         ) from error
-    assert lm_eval.models  # fills the harness's own table, which it would not do any more behind ours
     if NAME not in model_registry:
         model_registry.register(NAME, target=ADAPTER)
     sys.argv = [program.name, *_with_defaults(arguments)]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import lm_eval.models  # noqa: F401  # fills the harness's own table, which it leaves empty behind a model of ours
 import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llada.errors import UserError
-from llada.evaluation.conditional import Item, generator_of, log_likelihoods, predict_by_model
+from llada.evaluation.conditional import NOT_FINITE, Item, generator_of, log_likelihoods, predict_by_model
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches
 from llada.evaluation.nelbo import nll_by_model
@@ -32,7 +33,7 @@ from llada.text.dialogues import Message
 from llada.text.vocabulary import speechless_rows
 
 DEFAULT_LENGTH = 256  # of what is written, where neither the options nor the task say; the harness's own default
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval.models.llada")  # heard as the harness itself is (--verbosity)
 
 
 @register_model("llada")
@@ -81,6 +82,12 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
                 self.predict_at, unique, self.mask_id, mc_num=options.mc_num, cfg_scale=options.cfg_scale,
                 batch_size=options.batch_size, seed=options.seed, device=self._device,
                 on_progress=lambda share: bar.update(share - bar.n),
+            )  # fmt: skip
+        errors = [likelihood.stderr for likelihood in likelihoods if likelihood.stderr]
+        if errors:
+            logger.info(
+                "%d of %d answers are drawn, with a standard error of %.3g nats (root mean square); others are exact.",
+                len(errors), len(unique), (sum(error**2 for error in errors) / len(errors)) ** 0.5,
             )  # fmt: skip
         if options.check_greedy:
             is_greedy = are_greedy(
@@ -152,7 +159,10 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
 
         def predict(x_t: Tensor) -> Tensor:
             with self.precision.autocast(x_t.device):
-                return model(x_t)
+                logits = model(x_t)
+            if bool(logits.isnan().any()):
+                raise UserError(NOT_FINITE)
+            return logits
 
         texts: list[str] = []
         for state in unmask(predict, template, self.mask_id, first.config, generator):
