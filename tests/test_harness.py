@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from documents import ROOT, code_blocks, commands_of
 
-os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when datasets is imported, which nothing else here does
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra `eval`)")
 
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -63,7 +64,7 @@ GEN_LENGTH = 10
 YAML = """\
 task: {task}
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
+dataset_kwargs: {{data_files: {{test: {file}}}, cache_dir: {cache}}}
 test_split: test
 output_type: {kind}
 """
@@ -166,7 +167,9 @@ def write_tasks(folder: Path, model: HarnessModel) -> Path:
     for task, (kind, documents, rest) in made.items():
         file = folder / f"{task}.jsonl"
         file.write_text("\n".join(map(json.dumps, documents)))
-        (folder / f"{task}.yaml").write_text(YAML.format(task=task, file=file, kind=kind) + rest)
+        (folder / f"{task}.yaml").write_text(
+            YAML.format(task=task, file=file, kind=kind, cache=folder / "cache") + rest
+        )
     return folder
 
 
@@ -393,22 +396,24 @@ def test_chat_template_reaches_the_harness(model: HarnessModel, tasks: Path) -> 
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tasks: Path) -> Callable[..., None]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The command without the harness's own thousands of tasks, whose names take seconds to read."""
     monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would outlive the test
     monkeypatch.setattr(sys, "argv", [])  # the harness reads its arguments there
 
-    def call(*arguments: str) -> None:
-        harness.run([*arguments, "--include_path", str(tasks), "--device", "cpu"], Program("llada-harness"))
-
-    return call
+    return lambda *arguments: harness.run([*arguments, "--device", "cpu"], Program("llada-harness"))
 
 
 def test_command_prints_the_numbers(
-    command: Callable[..., None], checkpoint: Path, found: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    command: Callable[..., None],
+    checkpoint: Path,
+    tasks: Path,
+    found: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command("--model_args", f"checkpoint={checkpoint},mc_num=8,precision=fp32", "--tasks", "made_choice,made_text")
+    options = f"checkpoint={checkpoint},mc_num=8,precision=fp32"
+    command("--model_args", options, "--tasks", "made_choice,made_text", "--include_path", str(tasks))
     printed = capsys.readouterr().out
     assert "llada ({'checkpoint':" in printed
     assert "batch_size: 32" in printed
@@ -437,9 +442,36 @@ def test_command_prints_the_numbers(
         (["--tasks", "made_text", "--model_args", "checkpoint=x", "--batch_size", "0"], "batch_size.*at least 1"),
     ],
 )
-def test_bad_input_is_said_in_a_sentence(command: Callable[..., None], arguments: list[str], complaint: str) -> None:
+def test_bad_input_is_said_in_a_sentence(
+    command: Callable[..., None], tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    (tmp_path / "made_text.yaml").write_text("task: made_text\n")  # nothing of it is read before
     with pytest.raises(UserError, match=complaint):
-        command(*arguments)
+        command(*arguments, "--include_path", str(tmp_path))
+
+
+def test_the_documented_task_runs(
+    command: Callable[..., None],
+    official: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(official)
+    (tmp_path / "tasks").mkdir()
+    document = ROOT / "docs" / "EVALUATION.md"
+    for language, name in (("yaml", "words.yaml"), ("json", "words.jsonl")):
+        (content,) = [
+            block for block in code_blocks(document, language) if "task: words" in block or "endings" in block
+        ]
+        (tmp_path / "tasks" / name).write_text(
+            content.replace("test: tasks/words.jsonl}", "test: tasks/words.jsonl}, cache_dir: cache")
+        )
+    (line,) = [line for line in commands_of(document) if line.startswith("llada-harness")]
+    command(*line.split()[1:])
+    assert "|words|Yaml|none|" in capsys.readouterr().out
 
 
 def test_what_is_too_long_is_refused_or_cut(model: HarnessModel, caplog: pytest.LogCaptureFixture) -> None:

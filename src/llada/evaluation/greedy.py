@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.evaluation.conditional import NOT_FINITE, Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.objective import LOGITS_AT_ONCE
 
 
 @torch.inference_mode()
@@ -61,7 +62,9 @@ def are_greedy(
 
 def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
-    probability, token = logits.double().softmax(-1).max(-1)  # in fp64, as the sampler
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    best = [part.double().softmax(-1).max(-1) for part in logits.split(at_once)]  # in fp64, as the sampler
+    probability, token = torch.cat([part[0] for part in best]), torch.cat([part[1] for part in best])
     if bool(probability.isnan().any()):
         raise UserError(NOT_FINITE)
     confidence = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=logits.device)
