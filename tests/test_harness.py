@@ -507,9 +507,24 @@ def test_a_broken_model_is_named(run: Path) -> None:
             ask(requests("", arguments), disable_tqdm=True)
 
 
-def test_harness_knows_the_model_in_python_and_its_own_still() -> None:
+def test_harness_knows_the_model_in_python_and_its_own_still(official: Path) -> None:
     assert get_model("llada") is HarnessModel
     assert get_model("dummy").__module__ == "lm_eval.models.dummy"
+    made = HarnessModel.create_from_arg_string(
+        f"checkpoint={official},mc_num=8", {"device": "cuda:0", "batch_size": "4"}
+    )
+    assert (made.options.mc_num, made.options.batch_size) == (8, 4)
+    assert made.device.type == ("cuda" if torch.cuda.is_available() else "cpu")  # cuda:0 is the harness's default
+
+
+def test_harness_remembers_answers(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, cache = write_tasks(tmp_path, make_model(run)), str(tmp_path / "answers")
+    first = evaluate(make_model(run), tasks, "made_choice", "made_write", use_cache=cache)
+    model = make_model(run)
+    monkeypatch.delattr(model.checkpoint.model, "network")
+    again = evaluate(model, tasks, "made_choice", "made_write", use_cache=cache)
+    for task in ("made_choice", "made_write"):
+        assert again["results"][task] == first["results"][task]
 
 
 def test_without_the_harness_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def are_greedy(
 def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[1])
-    best = [part.double().softmax(-1).max(-1) for part in logits.split(at_once)]  # in fp64, as the sampler
+    parts = [logits[first : first + at_once] for first in range(0, len(logits), at_once)]
+    best = [part.double().softmax(-1).max(-1) for part in parts]  # in fp64, as the sampler
     probability, token = torch.cat([part[0] for part in best]), torch.cat([part[1] for part in best])
     if bool(probability.isnan().any()):
         raise UserError(NOT_FINITE)

@@ -14,6 +14,7 @@ import lm_eval.models  # noqa: F401  # fills the harness's own table, which it l
 import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 from tqdm import tqdm
 
@@ -67,6 +68,10 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         given = {key: value for key, value in (additional_config or {}).items() if value is not None}
         given.pop("max_batch_size", None)  # for batch sizes found automatically
         return cls(HarnessOptions.read({**arg_dict, **given}))
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     # -- likelihood ---------------------------------------------------------------------------------------------------
 

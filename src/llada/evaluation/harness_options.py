@@ -93,7 +93,8 @@ class Writing:
     @property
     def company(self) -> Hashable:
         """What requests that are written together share: blocks are columns, and noise is drawn for a whole batch."""
-        noise = (self.prompt, self.repeat) if self.config.temperature or self.config.remasking == "random" else None
+        is_random = self.config.temperature > 0 or self.config.remasking == "random"
+        noise = (self.prompt, self.until, self.repeat) if is_random else None
         return len(self.prompt), self.gen_length, self.config, noise
 
 
