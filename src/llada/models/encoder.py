@@ -1,7 +1,8 @@
 """The founding document's network: a bidirectional transformer encoder with learned positions.
 
 Layer norm on the embeddings, before each attention and feed-forward, and on the output; GELU; dropout. With `is_causal`
-it is a decoder, the autoregressive yardstick: it sees what is before a token, and predicts the token itself.
+it is a decoder, the autoregressive yardstick: it sees what is before a token, and predicts the token itself; without
+the norm of the embeddings it is GPT-2's.
 
 Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head.
 """
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = nn.Embedding(config.max_sequence_length, config.d_model)
-        self.embedding_norm = nn.LayerNorm(config.d_model)
+        self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, config.vocab_size)
