@@ -7,15 +7,18 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
 from llada.errors import UserError
-from llada.evaluation.nelbo import draw_bounds, estimate_nelbo, nll_by_logits
+from llada.evaluation.nelbo import draw_bounds, estimate_nelbo, nll_by_logits, nll_by_model
 from llada.evaluation.sharing import Share
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
-from llada.forward_process import mask_bernoulli
-from llada.objective import sequence_bounds
+from llada.forward_process import NoisyBatch, mask_bernoulli
+from llada.hardware import choose_precision
+from llada.models import LLaDAConfig, MaskPredictor, build_network
+from llada.objective import masked_nll, sequence_bounds
 
 TABLE = table_predictor(length=4, seed=3)
 
@@ -263,3 +266,43 @@ def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
     assert cut_windows(tokens, 11).tolist() == [list(range(11))]
     with pytest.raises(UserError, match="11 tokens is shorter than a window of 12"):
         cut_windows(tokens, 12)
+
+
+def nll_by_counting(noisy: NoisyBatch, x_0: Tensor, attended: Tensor | None) -> Tensor:
+    """Every token is as likely as it is frequent among those that are seen, and one more of each."""
+    seen = ~noisy.is_masked if attended is None else ~noisy.is_masked & attended
+    counts = 1 + (F.one_hot(x_0, N_TOKENS) * seen[..., None]).sum(1)
+    return masked_nll(counts.log()[:, None].expand(*x_0.shape, N_TOKENS), x_0, noisy)
+
+
+def test_padding_moves_the_bound_no_more_than_other_masks_do() -> None:
+    text = (torch.rand(40, 12, generator=torch.Generator().manual_seed(0)) < 0.8).long() + 1
+    padded, real = torch.zeros(40, 20, dtype=torch.long), (torch.arange(20) < 12).expand(40, 20)
+    padded[:, :12] = text
+    alone = estimate_nelbo(nll_by_counting, text, MASK, masks_per_window=64)
+    beside = estimate_nelbo(nll_by_counting, padded, MASK, maskable=real, attended=real, masks_per_window=64)
+    assert alone.mask_stderr is not None
+    assert alone.tokens_scored == beside.tokens_scored
+    assert beside.nelbo_nats_per_token == pytest.approx(alone.nelbo_nats_per_token, abs=5 * alone.mask_stderr)
+    as_text = estimate_nelbo(nll_by_counting, padded, MASK, maskable=real, masks_per_window=64)
+    assert as_text.nelbo_nats_per_token > alone.nelbo_nats_per_token + 20 * alone.mask_stderr
+
+
+def test_bf16_has_the_bound_of_fp32_to_5_thousandths() -> None:
+    torch.manual_seed(0)
+    config = LLaDAConfig(
+        d_model=32, n_heads=2, n_layers=2, vocab_size=4, mask_token_id=3, pad_token_id=0, eos_token_id=0,
+        mlp_hidden_size=64, max_sequence_length=64,
+    )  # fmt: skip
+    network = build_network(config)
+    for name, parameter in network.named_parameters():
+        if "blocks" in name and parameter.dim() == 2:
+            parameter.data *= 4  # so that the layers matter
+    model, device = MaskPredictor(network, MASK, 3).eval(), torch.device("cpu")
+    text = torch.randint(0, N_TOKENS, (40, 32), generator=torch.Generator().manual_seed(0))
+    first, second = (
+        estimate_nelbo(nll_by_model(model, choose_precision(name, device)), text, MASK).nelbo_nats_per_token
+        for name in ("fp32", "bf16")
+    )
+    assert first != second
+    assert first == pytest.approx(second, abs=0.005)
