@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from llada import cli
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 
-sys.path.insert(0, str(Path(__file__).parent))  # for toys.py
+sys.path.insert(0, str(Path(__file__).parent))  # for toys.py and commands.py
+
+from commands import Result
 
 WORDS = (
     "to be or not to be that is the question ",
@@ -47,3 +50,20 @@ def small_run(data: PreparedText, tmp_path: Path) -> TrainConfig:
         device="cpu",
         precision="fp32",
     )
+
+
+@pytest.fixture
+def llada(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run

@@ -11,33 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import assert_one_sentence
 
 from llada import cli
 
 TINY = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--batch_size", "4", "--sequence-length", "24"]
 SHORT = ["--steps", "8", "--evaluate_every", "4", "--evaluation-windows", "4", "--device", "cpu"]
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def llada(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +32,6 @@ def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             cli.main([str(argument) for argument in arguments])
         assert not exit_.value.code
     return folder
-
-
-def assert_one_sentence(result: Result, *words: str) -> None:
-    """Exit code 2, nothing on standard output, and one sentence that says what is wrong and what to do."""
-    assert result.code == 2
-    assert result.out == ""
-    lines = [line for line in result.err.splitlines() if line.startswith("llada: ")]
-    assert len(lines) == 1, result.err
-    assert lines[0].endswith(".")
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in lines[0]
 
 
 def test_help_names_every_command(llada) -> None:  # type: ignore[no-untyped-def]
@@ -114,8 +81,9 @@ def test_evaluate_prints_one_object_with_the_documented_keys(llada, world: Path)
     assert result.code == 0
     content = json.loads(result.out)
     assert list(content) == [
-        "nelbo_nats_per_token", "nelbo_stderr", "bits_per_token", "windows", "masks_per_window", "sequence_length",
-        "tokens_scored", "seconds",
+        "nelbo_nats_per_token", "nelbo_stderr", "mask_stderr", "bits_per_token", "windows", "masks_per_window",
+        "sequence_length", "tokens_scored", "seconds", "is_exact", "by_t", "bits_per_character", "bits_per_byte",
+        "bits_per_word",
     ]  # fmt: skip
     metadata = json.loads((world / "data" / "metadata.json").read_text())
     assert content["windows"] == metadata["splits"]["val"]["tokens"] // 24
@@ -333,7 +301,7 @@ class TestBadInput:
         run = world / "run"
         for flag in ("--batch_size", "--sequence_length"):
             for value in ("0", "-5"):
-                assert_one_sentence(llada("evaluate", "--checkpoint", run, flag, value), "at least 1")
+                assert_one_sentence(llada("evaluate", "--checkpoint", run, flag, value), flag, "above 0")
         assert_one_sentence(llada("sample", "--checkpoint", run, "--steps", "0"), "steps must be at least 1")
         for arguments in (
             ["--steps", "-3"],

@@ -12,6 +12,7 @@ from toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predic
 
 from llada.checkpoint import make_predictor
 from llada.errors import UserError
+from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.choices import Question, choice_accuracy
 from llada.evaluation.conditional import (
     Item,
@@ -23,7 +24,7 @@ from llada.evaluation.conditional import (
 )
 from llada.evaluation.greedy import are_greedy
 from llada.hardware import Precision
-from llada.models import EncoderConfig, LLaDAConfig
+from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, block_length_of
 from llada.sampler import Predict, SamplerConfig, generate, guide, suppress
 from llada.text.tokenizer import CharTokenizer
 
@@ -80,6 +81,17 @@ def networks() -> dict[str, PredictAt]:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return {name: predict_by_model(model.eval(), FP32) for name, model in made.items()}
+
+
+@pytest.fixture(scope="module")
+def causal() -> MaskPredictor:
+    torch.manual_seed(1)
+    rows = {"vocab_size": TOKENIZER.vocab_size, "mask_token_id": TOKENIZER.mask_row}
+    config = EncoderConfig(**rows, max_sequence_length=16, d_model=16, n_heads=2, n_layers=2, is_causal=True)
+    model = make_predictor(config, TOKENIZER).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 # -- exactness --------------------------------------------------------------------------------------------------------
@@ -239,6 +251,34 @@ def test_greedy_does_not_depend_on_the_batch(networks) -> None:  # type: ignore[
         assert sum(found) >= 6
 
 
+# -- the yardstick ----------------------------------------------------------------------------------------------------
+
+
+def test_a_causal_model_is_scored_token_by_token(causal: MaskPredictor) -> None:
+    """Against the chain rule written out: each token by a pass over what is before it alone."""
+    items = [*random_items(9), Item((3, 4), ())]
+    results = causal_log_likelihoods(predict_by_model(causal, FP32), items, batch_size=4, forbidden=[0, 1])
+    for item, (found, is_greedy) in zip(items, results, strict=True):
+        ids, nats, greedy = [*item.prompt, *item.answer], 0.0, True
+        for i in range(len(item.prompt), len(item)):
+            with torch.no_grad():
+                logits = causal(torch.tensor([[*ids[:i], TOKENIZER.mask_id]]))[0, -1].double()
+            nats += float(logits.log_softmax(-1)[ids[i]])
+            greedy &= int(logits[2:].argmax()) + 2 == ids[i]
+        assert found.nats == pytest.approx(nats, rel=1e-5)
+        assert (found.stderr, found.rows) == (0.0, min(1, len(item.answer)))
+        assert is_greedy == greedy
+
+
+def test_a_causal_model_knows_its_own_text(causal: MaskPredictor) -> None:
+    config = SamplerConfig(steps=6, block_length=block_length_of(causal, None))
+    written = generate(causal, torch.tensor([[3, 5], [7, 4]]), 6, TOKENIZER.mask_id, config).x_t.tolist()
+    items = [Item(tuple(row[:2]), tuple(row[2:])) for row in written]
+    changed = [Item(item.prompt, (*item.answer[:-1], 3 + (item.answer[-1] == 3))) for item in items]
+    results = causal_log_likelihoods(predict_by_model(causal, FP32), [*items, *changed])
+    assert [is_greedy for _, is_greedy in results] == [True, True, False, False]
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +296,8 @@ def test_a_broken_model_is_named() -> None:
         log_likelihoods(broken, [Item((), (0, 1))], MASK)
     with pytest.raises(UserError, match="not finite numbers"):
         are_greedy(broken, [Item((), (0, 1))], MASK)
+    with pytest.raises(UserError, match="not finite numbers"):
+        causal_log_likelihoods(broken, [Item((), (0, 1))])
 
 
 def test_odd_draws_and_empty_batches_are_refused() -> None:

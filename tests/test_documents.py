@@ -32,6 +32,7 @@ SMALLER = {
         "2",
     ],
     "evaluate": ["--masks_per_window", "2"],
+    "compare": ["--masks_per_window", "2"],
     "sample": ["--steps", "4"],
     "prepare": [],
     "finetune": ["--steps", "2", "--evaluation_windows", "2"],

@@ -27,6 +27,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from llada.adapters import LoraOptions, adapter_weights, add_adapter, save_adapter  # noqa: E402
+from llada.checkpoint import make_predictor, save_weights  # noqa: E402
 from llada.cli import Program, harness, main  # noqa: E402
 from llada.errors import UserError  # noqa: E402
 from llada.evaluation.choices import Question, choice_accuracy  # noqa: E402
@@ -36,12 +37,14 @@ from llada.evaluation.harness import HarnessModel  # noqa: E402
 from llada.evaluation.nelbo import estimate_nelbo, nll_by_logits, nll_by_model  # noqa: E402
 from llada.evaluation.rolling import text_bound  # noqa: E402
 from llada.hardware import Precision  # noqa: E402
+from llada.models import EncoderConfig  # noqa: E402
 from llada.opening import open_model  # noqa: E402
 from llada.random_checkpoint import write_random_checkpoint  # noqa: E402
 from llada.sampler import SamplerConfig, generate, suppress  # noqa: E402
 from llada.text.chat import chat_format  # noqa: E402
 from llada.text.dataset import PreparedText  # noqa: E402
 from llada.text.dialogues import Message  # noqa: E402
+from llada.text.tokenizer import CharTokenizer  # noqa: E402
 from llada.text.vocabulary import Tokenizer, speechless_rows  # noqa: E402
 
 FP32 = Precision(torch.float32, "")
@@ -349,6 +352,37 @@ def test_writing_stops_when_all_have_ended(run: Path, monkeypatch: pytest.Monkey
     assert len(calls) <= 4
 
 
+def test_an_autoregressive_checkpoint_is_scored_exactly(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer("abc ")
+    rows = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
+    config = EncoderConfig(**rows, max_sequence_length=8, d_model=16, n_heads=2, n_layers=1, is_causal=True)
+    network = make_predictor(config, tokenizer).eval()
+    save_weights(tmp_path, config, tokenizer, network.network.state_dict())
+    model = make_model(tmp_path)
+
+    def log_p(text: str, n_given: int) -> float:
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.no_grad():
+            each = network(ids)[0].double().log_softmax(-1).gather(1, ids.T)
+        return float(each[n_given:].sum())
+
+    asked = requests("loglikelihood", ("ab", " ca"), ("", "b"))
+    assert [nats for nats, _ in model.loglikelihood(asked, disable_tqdm=True)] == pytest.approx(
+        [log_p("ab ca", 2), log_p("b", 0)], rel=1e-5
+    )
+    text = "ab ca bc cab"  # a window of 8, and 4 more behind the 4 before them
+    (found,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)), disable_tqdm=True)
+    assert found == pytest.approx(log_p(text[:8], 0) + log_p(text[4:], 4), rel=1e-5)
+    written = model.generate_until(requests("generate_until", ("ab", {"max_gen_toks": 3})), disable_tqdm=True)
+    assert len(written[0]) == 3  # and what it writes, it finds greedy
+    assert model.loglikelihood(requests("loglikelihood", ("ab", written[0])), disable_tqdm=True)[0][1]
+    with pytest.raises(UserError, match="autoregressive, and has no guidance"):
+        make_model(tmp_path, cfg_scale=1.0)
+    with pytest.raises(UserError, match="block_length=4 cannot be used"):
+        make_model(tmp_path, block_length=4).generate_until(asked[:0] + requests("", ("ab", {"max_gen_toks": 3})))
+
+
 # -- chat -------------------------------------------------------------------------------------------------------------
 
 DIALOGUE = [
@@ -537,9 +571,9 @@ def test_without_the_harness_the_command_says_how_to_get_it(monkeypatch: pytest.
 
 PROGRAM = """import json, sys
 import lm_eval
+import torch
 from lm_eval.tasks import TaskManager
 from llada.evaluation.harness import HarnessModel
-from llada.evaluation.processes import leave
 
 checkpoint, tasks, result = sys.argv[1:]
 options = {"checkpoint": checkpoint, "mc_num": 8, "precision": "fp32", "batch_size": 5, "device": "cpu"}
@@ -550,7 +584,7 @@ found = lm_eval.simple_evaluate(model, tasks=names, task_manager=manager, bootst
 assert (found is None) == (model.rank != 0)
 if found:
     json.dump(found["results"], open(result, "w"))
-leave()
+torch.distributed.destroy_process_group()
 """
 
 

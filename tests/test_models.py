@@ -54,6 +54,7 @@ LLADAS = {
     "one key-value head": replace(LLADA, n_kv_heads=1),
     "tied head": replace(LLADA, weight_tying=True),
 }
+CAUSAL = replace(ENCODER, is_causal=True, dropout=0.0)
 both_networks = pytest.mark.parametrize("config", [LLADA, ENCODER], ids=["llada", "encoder"])
 
 # config.json of LLaDA-8B-Instruct, verbatim.
@@ -154,7 +155,7 @@ def naive_llada(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, v
 def naive_encoder(
     weights: dict[str, Tensor], config: EncoderConfig, rows: Tensor, visible: Tensor | None = None
 ) -> Tensor:
-    """The pre-norm encoder of one sequence (L,), to logits (L, V)."""
+    """The pre-norm encoder, or decoder, of one sequence (L,), to logits (L, V)."""
     width = config.d_model // config.n_heads
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -166,14 +167,23 @@ def naive_encoder(
     if visible is not None and not visible.any():
         visible = None  # nothing to hide the rest behind
     positions = torch.arange(len(rows))
+    if config.is_causal:
+        rows = torch.tensor([config.mask_token_id, *rows.tolist()[:-1]])
     x = weights["token_embedding.weight"][rows] + weights["position_embedding.weight"][positions]
-    x = norm(x, "embedding_norm")
+    if not config.is_causal:
+        x = norm(x, "embedding_norm")
     for i in range(config.n_layers):
         q, k, v = linear(norm(x, f"layers.{i}.attention_norm"), f"layers.{i}.qkv").split(config.d_model, dim=-1)
         heads = []
         for j in range(config.n_heads):
             own = slice(j * width, (j + 1) * width)
-            heads.append(naive_attention(q[:, own], k[:, own], v[:, own], visible))
+            if config.is_causal:
+                queries = [
+                    naive_attention(q[n : n + 1, own], k[: n + 1, own], v[: n + 1, own], None) for n in positions
+                ]
+                heads.append(torch.cat(queries))
+            else:
+                heads.append(naive_attention(q[:, own], k[:, own], v[:, own], visible))
         x = x + linear(torch.cat(heads, dim=-1), f"layers.{i}.attention_out")
         up = linear(norm(x, f"layers.{i}.feed_forward_norm"), f"layers.{i}.up")
         x = x + linear(up * (1 + torch.erf(up / math.sqrt(2))) / 2, f"layers.{i}.down")
@@ -204,7 +214,32 @@ def test_encoder_computes_the_pre_norm_forward_pass() -> None:
     assert_near(network(rows), naive_logits(network, rows))
 
 
-@pytest.mark.parametrize("config", [*LLADAS.values(), ENCODER], ids=[*LLADAS.keys(), "encoder"])
+@torch.no_grad()
+def test_causal_encoder_computes_the_forward_pass_of_a_decoder() -> None:
+    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    assert_near(network(rows), naive_logits(network, rows))
+
+
+@torch.no_grad()
+def test_causal_prediction_depends_on_what_is_before_alone() -> None:
+    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    changed = rows.clone()
+    changed[:, 4] = (rows[:, 4] + 1) % 10
+    before, after = network(rows), network(changed)
+    assert torch.equal(before[:, :5], after[:, :5])  # its own place included
+    assert bool((before[:, 5:] != after[:, 5:]).any(-1).all())
+
+
+@torch.no_grad()
+def test_causal_row_with_padding_has_the_logits_of_the_row_alone() -> None:
+    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    visible = torch.ones(2, 9)
+    visible[0, 6:] = 0
+    assert_near(network(rows, visible)[0, :6], network(rows[:1, :6])[0])
+    assert_near(network(rows, visible)[1], network(rows[1:])[0])
+
+
+@pytest.mark.parametrize("config", [*LLADAS.values(), ENCODER, CAUSAL], ids=[*LLADAS.keys(), "encoder", "causal"])
 def test_gradients_are_those_of_the_naive_forward_pass(config: NetworkConfig) -> None:
     """A tied table thus learns from both of its uses."""
     network, rows = random_network(config), random_rows(2, 6)
@@ -537,11 +572,17 @@ def test_compact_table_is_the_dense_one_in_loss_and_gradients(config: NetworkCon
 
 @pytest.mark.parametrize(
     "config",
-    [replace(LLADA, n_kv_heads=4), replace(LLADA, n_kv_heads=2, weight_tying=True), ENCODER],
-    ids=["llada", "grouped and tied llada", "encoder"],
+    [replace(LLADA, n_kv_heads=4), replace(LLADA, n_kv_heads=2, weight_tying=True), ENCODER, CAUSAL],
+    ids=["llada", "grouped and tied llada", "encoder", "causal"],
 )
 def test_config_survives_config_json(config: NetworkConfig) -> None:
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_encoder_of_before_causal_networks_is_read_as_one_that_sees_both_sides() -> None:
+    content = config_to_json(ENCODER)
+    del content["is_causal"]
+    assert config_from_json(content) == ENCODER
 
 
 def test_config_json_spells_out_the_number_of_key_value_heads() -> None:
@@ -573,7 +614,7 @@ def test_official_config_is_read_and_written_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("config", "key"),
-    [(config, field.name) for config in (LLADA, ENCODER) for field in fields(config)],
+    [(config, field.name) for config in (LLADA, ENCODER) for field in fields(config) if field.name != "is_causal"],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_missing_key_is_named(config: NetworkConfig, key: str) -> None:

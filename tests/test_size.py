@@ -69,6 +69,7 @@ SHAPES = {
         LOCAL, vocab_size=300, mask_token_id=299, n_layers=4, attention_every=2, table_rows=99
     ),
     "encoder": ENCODER,
+    "causal": replace(ENCODER, is_causal=True),
     "encoder, wider than deep": replace(ENCODER, d_model=96, n_heads=3, n_layers=1, max_sequence_length=7),
 }
 all_shapes = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())

@@ -32,7 +32,12 @@ class NoisyBatch:
     """(B, 1) fp32: how many tokens of the row could have been masked; L unless some are given."""
 
     def rows(self, index: slice) -> Self:
+        """Some rows, that follow each other."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def take(self, rows: Tensor) -> Self:
+        """Rows by their indices (n,)."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def columns(self, length: int) -> Self:
         """The first columns, if nothing behind them is maskable."""
@@ -105,6 +110,20 @@ def mask_exact_count(
         n_maskable = torch.cat((n_maskable, n_maskable))
     p_mask = is_masked.sum(1, keepdim=True) / n_maskable[:, None]
     return _noisy_batch(x_0, mask_id, is_masked, p_mask, p_mask[:, 0], maskable)
+
+
+def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
+    """No noise: every maskable token is there, and is to be predicted all the same.
+
+    For a causal network, which sees only what is before a token. The objective is then the mean cross-entropy of the
+    next token, that of autoregressive models.
+
+    Args:
+        x_0, maskable: as in `mask_bernoulli`.
+    """
+    is_scored = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable
+    ones = torch.ones(len(x_0))
+    return NoisyBatch(x_0, is_scored, ones[:, None], ones, is_scored.sum(1, keepdim=True).float())
 
 
 def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) -> Tensor:

@@ -101,7 +101,7 @@ def unmask(
             # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
             token, confidence = _predict_tokens(guided(x_t)[is_open], config, generator)
             everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=x_t.device)
-            chosen = _most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
+            chosen = most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
             x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
             yield Canvas(x_t, counted.nfe)
 
@@ -179,7 +179,7 @@ def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator 
     return token, probability.gather(-1, token[..., None])[..., 0]
 
 
-def _most_confident(confidence: Tensor, count: Tensor) -> Tensor:
+def most_confident(confidence: Tensor, count: Tensor) -> Tensor:
     """(B, L) bool: in each row the `count` (B,) positions of highest confidence, the first ones in case of a tie."""
     rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < count[:, None]

@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     check_positive(options, "gen_length", "steps", "block_length")
     checkpoint = open_model(options.checkpoint, choose_device(options.device), dtype=None)
     gen_length = options.gen_length or max(1, min(DEFAULT_LENGTH, checkpoint.config.max_sequence_length // 2))
-    config = make_sampler_config(options, gen_length if options.steps is None else options.steps)
+    config = make_sampler_config(options, gen_length if options.steps is None else options.steps, checkpoint.model)
     chat = Chat(checkpoint, config, options, gen_length)
     if options.prompt is not None:
         chat.say(options.prompt)

@@ -2,135 +2,163 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
 from torch import Tensor
 
-from llada.checkpoint import CONFIG_FILE, Checkpoint
+from llada.checkpoint import Checkpoint
 from llada.cli import Program
-from llada.cli.options import parse
+from llada.cli.options import check_positive, parse
+from llada.cli.quality import QualityOptions, measure_samples
+from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
 from llada.errors import UserError
-from llada.evaluation.nelbo import cut_windows, estimate_nelbo, nll_by_model
-from llada.hardware import DeviceName, PrecisionName, choose_device, choose_precision
+from llada.evaluation.chain_rule import ExactNll, Order, measure_exact_nll
+from llada.evaluation.curve import draw_curve
+from llada.evaluation.nelbo import Nelbo, estimate_nelbo
+from llada.evaluation.sharing import Share, join
+from llada.hardware import Precision, choose_precision
 from llada.opening import open_model
-from llada.text.answers import Answers, read_pairs
-from llada.text.batches import pad_answers
-from llada.text.dataset import PreparedText, Split, text_for
-from llada.training.config import DataOptions
-from llada.training.run_folder import RunFolder
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
-text, with its standard error."""
+text, with its standard error; an exact likelihood under a named order; or the quality of samples.
+
+Started by `torchrun --nproc_per_node N -m llada evaluate ...`, N processes share the windows."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     checkpoint: str
     """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
-    data_dir: Path | None = None
-    """Folder that `llada prepare` wrote; if left out, what the run was trained on, be it a text or dialogues."""
-    chat: Path | None = None
-    """JSONL file of dialogues, whose answers are scored, instead of a text."""
-    split: Split = "val"
-    """Which part of the text."""
-    sequence_length: int | None = None
-    """Length of the windows; the checkpoint's training length if left out."""
-    masks_per_window: int = 8
-    """How often each window is masked; an even number, more is more exact."""
-    batch_size: int = 32
-    """Windows that go through the network together; the result does not depend on it."""
-    seed: int = 0
-    """Fixes the masks."""
-    device: DeviceName = "auto"
-    """"auto" is the GPU where there is one."""
-    precision: PrecisionName = "auto"
-    """Of matrix products; "auto" is bf16 where the hardware has it."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What is scored: W rows of ids, and in words."""
-
-    x_0: Tensor
-    words: str
-    maskable: Tensor | None = None
-    attended: Tensor | None = None
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    by_t: bool = False
+    """Print the cross-entropy by the share of masked tokens, too."""
+    curve: Path | None = None
+    """Draw it into this picture."""
+    order: Order | None = None
+    """Measure no bound, but the exact likelihood of the sampler that unmasks in this order: one pass of the network a
+    step for each window, so think of --windows."""
+    positions_per_step: int = 1
+    """With --order: positions that are unmasked at once."""
+    quality: QualityOptions = field(default_factory=QualityOptions)
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(EvaluateOptions, program.name, arguments, DESCRIPTION)
-    if options.masks_per_window < 2 or options.masks_per_window % 2:
-        raise UserError(
-            f"--masks_per_window {options.masks_per_window} is not an even number from 2: masks come in pairs."
-        )
-    if options.batch_size < 1 or (options.sequence_length is not None and options.sequence_length < 1):
-        raise UserError("--batch_size and --sequence_length must be at least 1: correct them.")
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
+    options.scoring.check()
+    options.quality.check()
+    check_positive(options, "positions_per_step")
+    if options.order and (options.by_t or options.curve):
+        raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --order.")
+    share = join()
+    device = device_of(options.scoring.device, share)
+    precision = choose_precision(options.scoring.precision, device)
     checkpoint = open_model(options.checkpoint, device)
-    scored = _what_to_score(options, checkpoint)
+    scored = what_to_score(options.scoring, checkpoint)
+    if options.quality.samples is not None:
+        return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
+    if options.order is not None:
+        exact = _exact(options, checkpoint, scored, device, precision, share)
+        return _tell(options, exact.to_json(), _exact_in_words(exact, scored, checkpoint), share)
+    result = _bound(options, checkpoint, scored, device, precision, share)
+    if options.curve is not None and share.rank == 0:
+        draw_curve(result, options.curve)
+    content = {**result.to_json(), **(result.bits_per(scored.size) if scored.size else {})}
+    return _tell(options, content, _bound_in_words(result, options, scored, checkpoint), share)
 
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=1.0, status="")
 
-        def show(share: float, mean: float) -> None:
-            progress.update(task, completed=share, status=f"NELBO so far {mean:.3f}")
-
-        result = estimate_nelbo(
-            nll_by_model(checkpoint.model, precision), scored.x_0, checkpoint.tokenizer.mask_id,
-            maskable=scored.maskable, attended=scored.attended, masks_per_window=options.masks_per_window,
-            batch_size=options.batch_size, seed=options.seed, device=device, on_progress=show,
-        )  # fmt: skip
-    if options.json:
-        print(json.dumps(result.to_json()))
-        return 0
-    unit = checkpoint.tokenizer.unit
-    print(f"NELBO {result.with_error(4)} nats per {unit} (± standard error)")
-    print(f"      {result.bits_per_token:.4f} bits per {unit}, an upper bound on the negative log-likelihood")
-    print(
-        f"over {scored.words}, {result.tokens_scored:,} {unit}s, with {result.masks_per_window} masks each, in "
-        f"{result.seconds:.0f} s; {checkpoint.folder}"
-    )
+def _tell(options: EvaluateOptions, content: dict[str, object], words: str, share: Share) -> int:
+    if share.rank == 0:
+        print(json.dumps(content) if options.scoring.json else words)
     return 0
 
 
-def _what_to_score(options: EvaluateOptions, checkpoint: Checkpoint) -> Scored:
-    """What the options say; if they say nothing, what the run measured itself on."""
-    trained_on = _data_options_of(checkpoint.folder)
-    if options.chat is None and options.data_dir is None and trained_on.chat is not None:
-        return _answers(checkpoint, trained_on.chat, trained_on)
-    if options.chat is not None:
-        return _answers(checkpoint, options.chat)
-    data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or trained_on.data_dir))
-    trained_length = checkpoint.config.max_sequence_length
-    length = trained_length if options.sequence_length is None else options.sequence_length
-    checkpoint.check_length(length)
-    windows = cut_windows(data.tokens(options.split), length)
-    return Scored(windows, f"{len(windows)} windows of {length} of the {options.split} split")
+def _bound(
+    options: EvaluateOptions,
+    checkpoint: Checkpoint,
+    scored: Scored,
+    device: torch.device,
+    precision: Precision,
+    share: Share,
+) -> Nelbo:
+    scoring = options.scoring
+    with showing("evaluating", "NELBO", share) as show:
+        return estimate_nelbo(
+            nll_of(checkpoint, precision), scored.x_0, checkpoint.tokenizer.mask_id,
+            maskable=scored.maskable, attended=scored.attended, masks_per_window=scoring.masks_per_window,
+            target_stderr=scoring.target_stderr, is_causal=checkpoint.model.is_causal, batch_size=scoring.batch_size,
+            seed=scoring.seed, device=device, share=share, on_progress=show,
+        )  # fmt: skip
 
 
-def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None = None) -> Scored:
-    """The answers of a file of dialogues; of a run's own, those that it keeps for validation."""
-    tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
-    left_out = ""
-    if trained_on is None:
-        pairs, _, n_left_out = read_pairs(path, tokenizer, longest)
-        left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""
-    else:  # the run has told what it leaves out
-        longest = min(longest, trained_on.chat_length or longest)
-        pairs = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share).pairs["val"]
-    x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
-    return Scored(x_0, f"{len(pairs)} answers of {path}{left_out}", maskable, attended)
+def _exact(
+    options: EvaluateOptions,
+    checkpoint: Checkpoint,
+    scored: Scored,
+    device: torch.device,
+    precision: Precision,
+    share: Share,
+) -> ExactNll:
+    assert options.order is not None
+
+    def predict_at(x_t: Tensor, asked: Tensor, attended: Tensor | None) -> Tensor:
+        with precision.autocast(x_t.device):
+            logits: Tensor = checkpoint.model(x_t, attended, asked)
+        return logits
+
+    with showing("evaluating", "NLL", share) as show:
+        return measure_exact_nll(
+            predict_at, scored.x_0, checkpoint.tokenizer.mask_id, order=options.order,
+            positions_per_step=options.positions_per_step, maskable=scored.maskable, attended=scored.attended,
+            batch_size=options.scoring.batch_size, device=device, share=share, on_progress=show,
+        )  # fmt: skip
 
 
-def _data_options_of(checkpoint: Path) -> DataOptions:
-    """The data of the run that a checkpoint folder belongs to; the default if it belongs to none."""
-    run = checkpoint.resolve().parent.parent
-    return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
+def _bound_in_words(result: Nelbo, options: EvaluateOptions, scored: Scored, checkpoint: Checkpoint) -> str:
+    unit, indent = checkpoint.tokenizer.unit, " " * len(result.name)
+    is_what = "the negative log-likelihood itself: the model is autoregressive"
+    if not result.is_exact:
+        is_what = "an upper bound on the negative log-likelihood"
+    lines = [
+        f"{result.name} {result.with_error(4)} nats per {unit} (± standard error over windows)",
+        f"{indent} {result.bits_per_token:.4f} bits per {unit}, {is_what}",
+    ]
+    if result.mask_stderr:
+        error = f"± {result.mask_stderr:.4f}"
+        lines.insert(1, f"{indent} {error:>15} of this very text, from the masks alone")
+    if scored.size:
+        bits = result.bits_per(scored.size)
+        by = {"character": "bits_per_character", "byte": "bits_per_byte", "word": "bits_per_word"}
+        parts = [f"{bits[key]:.4f} a {name}" for name, key in by.items() if name != unit]
+        lines.append(f"{indent} in bits: {', '.join(parts)}")
+    masks = "in one pass" if result.is_exact else f"with {result.masks_per_window} masks each"
+    lines.append(
+        f"over {scored.words}, {result.tokens_scored:,} {unit}s, {masks}, in {result.seconds:.0f} s; "
+        f"{checkpoint.folder}"
+    )
+    target = options.scoring.target_stderr
+    if target is not None and (result.mask_stderr or 0.0) > target:
+        lines.append(f"--target_stderr {target:g} was not reached with {result.masks_per_window} masks a window")
+    if options.by_t and result.by_t:
+        lines += ["", "     t        nats   ± s.e.    draws"]
+        for row in result.by_t:
+            nats = "-" if row.nats is None else f"{row.nats:.4f}"
+            error = "-" if row.stderr is None else f"{row.stderr:.4f}"
+            lines.append(f"{row.t_from:.1f} - {row.t_to:.1f}  {nats:>7}  {error:>7}  {row.draws:>7,}")
+    return "\n".join(lines)
+
+
+def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) -> str:
+    unit = checkpoint.tokenizer.unit
+    error = "(one window, no error)" if result.nll_stderr is None else f"± {result.nll_stderr:.4f}"
+    at_once = f"{result.positions_per_step} at a time" if result.positions_per_step > 1 else "one at a time"
+    return "\n".join(
+        [
+            f"NLL {result.nll_nats_per_token:.4f} {error} nats per {unit} (± standard error over windows)",
+            f"    {result.bits_per_token:.4f} bits per {unit}",
+            f"    exact for the sampler that unmasks by {result.order}, {at_once}; no bound, not to be ranked with one",
+            f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe} passes each, in "
+            f"{result.seconds:.0f} s; {checkpoint.folder}",
+        ]
+    )

@@ -35,10 +35,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
             f"{error}. `{program.name} ls tasks` lists those that there are, and --include_path adds a folder of yours."
         ) from error
     finally:
-        if "torch" in sys.modules:
-            from llada.evaluation.processes import leave
-
-            leave()
+        if "torch" in sys.modules and (distributed := sys.modules["torch"].distributed).is_initialized():
+            distributed.destroy_process_group()
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from llada.errors import UserError
+from llada.models import MaskPredictor, block_length_of
 from llada.sampler import SamplerConfig
 
 Options = TypeVar("Options")
@@ -60,7 +61,7 @@ def _first_sentence(box: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def make_sampler_config(options: Any, steps: int) -> SamplerConfig:
+def make_sampler_config(options: Any, steps: int, model: MaskPredictor) -> SamplerConfig:
     """The sampler that the flags of a command that writes ask for.
 
     Raises:
@@ -69,7 +70,7 @@ def make_sampler_config(options: Any, steps: int) -> SamplerConfig:
     try:
         return SamplerConfig(
             steps=steps,
-            block_length=options.block_length,
+            block_length=block_length_of(model, options.block_length),
             temperature=options.temperature,
             cfg_scale=options.cfg_scale,
             remasking=options.remasking,

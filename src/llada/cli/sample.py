@@ -68,7 +68,10 @@ def run(arguments: Sequence[str], program: Program) -> int:
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
-    config = make_sampler_config(options, max(1, n_masks) if options.steps is None else options.steps)
+    steps = max(1, n_masks) if options.steps is None else options.steps
+    config = make_sampler_config(options, steps, checkpoint.model)
+    if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
+        raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generator = torch.Generator().manual_seed(options.seed)

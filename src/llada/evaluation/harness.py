@@ -6,12 +6,15 @@ and the options alone, not on batches, processes or order. `llada-harness` is th
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import lm_eval.models  # noqa: F401  # fills the harness's own table, which it leaves empty behind a model of ours
 import torch
+import torch.distributed as dist
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
@@ -19,14 +22,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llada.errors import UserError
+from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.conditional import NOT_FINITE, Item, generator_of, log_likelihoods, predict_by_model
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches
 from llada.evaluation.nelbo import nll_by_model
-from llada.evaluation.processes import Processes
 from llada.evaluation.rolling import text_bound
+from llada.evaluation.sharing import Share, join
 from llada.evaluation.spelling import Spelling
 from llada.hardware import choose_device, choose_precision
+from llada.models.predictor import block_length_of
 from llada.opening import open_model
 from llada.sampler import suppress, unmask
 from llada.text.chat import chat_format, cut_at_end
@@ -47,15 +52,18 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             UserError: the checkpoint or the device is not to be had.
         """
         super().__init__()
-        self.options, self.processes = options, Processes()
-        self._rank, self._world_size = self.processes.rank, self.processes.world_size
-        self._device = _find_device(options.device, self.processes)
+        self.options, share = options, join()
+        self._rank, self._world_size = share.rank, share.processes
+        self._device = _find_device(options.device, share)
         precision = choose_precision(options.precision, self._device)
         logger.info("%s: %s, %s (%s)", options.checkpoint, self._device, precision.dtype, precision.reason)
         dtype = torch.float32 if precision.dtype == torch.float32 else None  # None: as stored
         checkpoint = self.checkpoint = open_model(options.checkpoint, self._device, dtype)
         self.precision = precision
         self.mask_id, self.max_length = checkpoint.tokenizer.mask_id, checkpoint.config.max_sequence_length
+        self.is_causal = checkpoint.model.is_causal
+        if self.is_causal and options.cfg_scale:
+            raise UserError(f"{options.checkpoint} is autoregressive, and has no guidance: leave out cfg_scale.")
         self.form = chat_format(checkpoint.tokenizer)
         self.spelling = Spelling(checkpoint.tokenizer, self.form)
         self.predict_at = predict_by_model(checkpoint.model, precision)
@@ -81,6 +89,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         items = [item.fitted(self.max_length) for item in whole]
         self._tell_of_cut(sum(len(a) < len(b) for a, b in zip(items, whole, strict=True)))
         unique = list(dict.fromkeys(items))
+        answers = self._causal_answers(unique) if self.is_causal else self._answers(unique, disable_tqdm)
+        results = dict(zip(unique, answers, strict=True))
+        return self._remember("loglikelihood", requests, [results[item] for item in items])
+
+    def _answers(self, unique: Sequence[Item], disable_tqdm: bool) -> list[tuple[float, bool]]:
         options, is_greedy, quiet = self.options, [False] * len(unique), self._is_quiet(disable_tqdm)
         with tqdm(total=1.0, desc="likelihoods", disable=quiet, bar_format="{l_bar}{bar} {elapsed}") as bar:
             likelihoods = log_likelihoods(
@@ -99,8 +112,14 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
                 self.predict_at, unique, self.mask_id, forbidden=self.checkpoint.tokenizer.forbidden_rows,
                 cfg_scale=options.cfg_scale, batch_size=options.batch_size, device=self._device,
             )  # fmt: skip
-        results = {item: (x.nats, y) for item, x, y in zip(unique, likelihoods, is_greedy, strict=True)}
-        return self._remember("loglikelihood", requests, [results[item] for item in items])
+        return [(x.nats, y) for x, y in zip(likelihoods, is_greedy, strict=True)]
+
+    def _causal_answers(self, unique: Sequence[Item]) -> list[tuple[float, bool]]:
+        answers = causal_log_likelihoods(
+            self.predict_at, unique, forbidden=self.checkpoint.tokenizer.forbidden_rows,
+            batch_size=self.options.batch_size, device=self._device,
+        )  # fmt: skip
+        return [(likelihood.nats, is_greedy) for likelihood, is_greedy in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """For each (text,): the bound on log p in nats, over windows of the model's length."""
@@ -108,8 +127,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         results = [
             -text_bound(
                 nll_at, self.spelling.read(request.args[0]), self.mask_id, length=self.max_length,
-                masks_per_window=self.options.masks_per_window, batch_size=self.options.batch_size,
-                seed=self.options.seed, device=self._device,
+                masks_per_window=self.options.masks_per_window, is_causal=self.is_causal,
+                batch_size=self.options.batch_size, seed=self.options.seed, device=self._device,
             )
             for request in tqdm(requests, desc="texts", disable=self._is_quiet(disable_tqdm))
         ]  # fmt: skip
@@ -142,6 +161,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
                 f"An answer of {gen_length} tokens is longer than the {self.max_length} of this model: put a smaller "
                 "gen_length into --model_args."
             )
+        config = self.options.writing_config(gen_length, settings)
+        try:
+            config = replace(config, block_length=block_length_of(self.checkpoint.model, config.block_length))
+        except ValueError as error:
+            raise UserError(f"block_length={config.block_length} cannot be used: {error}.") from error
         ids = self.spelling.read(context)
         until = settings.get("until") or ()
         n_cut = max(0, len(ids) - room)
@@ -149,7 +173,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             tuple(ids[n_cut:]),
             n_cut,
             gen_length,
-            self.options.writing_config(gen_length, settings),
+            config,
             (until,) if isinstance(until, str) else tuple(until),
             repeat,
         )
@@ -210,14 +234,25 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             "options": vars(self.options),
         }
 
+    # -- several processes, which exchange numbers on the CPU ---------------------------------------------------------
+
     def all_gather(self, tensor: Tensor) -> Tensor:
-        return self.processes.all_gather(tensor)
+        """The tensors of all processes, of one shape, one behind the other; numbers as (P,)."""
+        mine = tensor.cpu() if tensor.dim() else tensor.cpu()[None]
+        gathered = [torch.empty_like(mine) for _ in range(self._world_size)]
+        dist.all_gather(gathered, mine)
+        return torch.cat(gathered)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        return self.processes.gather_object(obj, dst)
+        """The objects of all processes at process `dst`, None at the others."""
+        gathered: list[Any] | None = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object(obj, gathered, dst)
+        return gathered
 
     def barrier(self) -> None:
-        self.processes.barrier()
+        dist.barrier()
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     def _is_quiet(self, disable_tqdm: bool) -> bool:
         return disable_tqdm or self._rank != 0
@@ -237,7 +272,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return results
 
 
-def _find_device(name: str, processes: Processes) -> torch.device:
+def _find_device(name: str, share: Share) -> torch.device:
     """The device of a process. The harness says cuda:0 unless told otherwise, also where there is none."""
     try:
         device = choose_device("auto") if name == "auto" else torch.device(name)
@@ -245,4 +280,6 @@ def _find_device(name: str, processes: Processes) -> torch.device:
         raise UserError(f"--device {name} is no device: use auto, cpu or cuda:0, for example.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", processes.local_rank) if device.type == "cuda" and processes.world_size > 1 else device
+    if device.type == "cuda" and share.processes > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)))
+    return device

@@ -18,6 +18,7 @@ def text_bound(
     *,
     length: int,
     masks_per_window: int = 8,
+    is_causal: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -25,12 +26,12 @@ def text_bound(
     """An upper bound on -log p(text) in nats: the sum of the bounds of its windows, each token being scored once.
 
     Windows do not overlap, but for the last one: it reaches back to its full length, and what others have scored is
-    given there. A text that is shorter than a window is one by itself.
+    given there. A text that is shorter than a window is one by itself. Of a causal model it is -log p itself.
 
     Args:
         ids: (T,) ids of the text.
         length: L, of the windows.
-        masks_per_window, batch_size, seed, device: as in `estimate_nelbo`.
+        masks_per_window, is_causal, batch_size, seed, device: as in `estimate_nelbo`.
 
     Raises:
         UserError: the model gave a bound that is not a number.
@@ -46,8 +47,8 @@ def text_bound(
     bound = 0.0
     for windows, maskable, n_scored in parts:
         result = estimate_nelbo(
-            nll_at, windows, mask_id, maskable=maskable, masks_per_window=masks_per_window, batch_size=batch_size,
-            seed=seed, device=device,
+            nll_at, windows, mask_id, maskable=maskable, masks_per_window=masks_per_window,
+            is_causal=is_causal, batch_size=batch_size, seed=seed, device=device,
         )  # fmt: skip
         bound += result.nelbo_nats_per_token * n_scored
     return bound

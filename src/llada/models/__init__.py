@@ -6,6 +6,7 @@ from llada.models.configuration import (
     build_network,
     config_from_json,
     config_to_json,
+    is_causal,
     mask_name,
     tied_head,
 )
@@ -14,7 +15,7 @@ from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig, RotaryNetwork
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from llada.models.local import Local, LocalConfig
-from llada.models.predictor import MaskPredictor, flat_positions
+from llada.models.predictor import MaskPredictor, block_length_of, flat_positions
 from llada.models.recompute import recompute_activations
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "RotaryNetwork",
+    "block_length_of",
     "build_network",
     "config_from_json",
     "config_to_json",
     "flat_positions",
+    "is_causal",
     "mask_name",
     "recompute_activations",
     "tied_head",

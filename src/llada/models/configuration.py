@@ -163,7 +163,7 @@ LLADA_MOE = Family(
     },
     mask=("<|mask|>", 156_895),
 )
-ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder")
+ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder", left_out={"is_causal": False})
 LOCAL = Family(Local, architectures=("LLaDALocal",), model_type="llada_local")
 
 FAMILIES: dict[ConfigClass, Family] = {
@@ -188,6 +188,11 @@ def build_network(config: NetworkConfig) -> Network:
     """A freshly initialised network of this configuration."""
     network: Network = FAMILIES[type(config)].network(config)
     return network
+
+
+def is_causal(config: NetworkConfig) -> bool:
+    """Whether its predictions at a position see only what is before it: the network of an autoregressive model."""
+    return isinstance(config, EncoderConfig) and config.is_causal
 
 
 def tied_head(config: NetworkConfig) -> TiedHead | None:

@@ -1,12 +1,15 @@
 """The founding document's network: a bidirectional transformer encoder with learned positions.
 
-Layer norm on the embeddings, before each attention and feed-forward, and on the output; GELU; dropout; no causal mask.
+Layer norm on the embeddings, before each attention and feed-forward, and on the output; GELU; dropout. With `is_causal`
+it is a decoder, the autoregressive yardstick: it sees what is before a token, and predicts the token itself; without
+the norm of the embeddings it is GPT-2's.
 
 Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head.
 """
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +29,8 @@ class EncoderConfig:
     n_heads: int = 12
     n_layers: int = 24
     dropout: float = 0.1
+    is_causal: bool = False
+    """Whether the prediction at a position sees only what is before it."""
 
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.max_sequence_length) < 1:
@@ -58,6 +63,7 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """The residual stream (B, L, D) after the layer; `visible` (B, 1, 1 or L, L) is False where a key is hid."""
         x = x + self._drop(self.attend(self.attention_norm(x), visible))
         return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
 
@@ -81,7 +87,7 @@ class Encoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = nn.Embedding(config.max_sequence_length, config.d_model)
-        self.embedding_norm = nn.LayerNorm(config.d_model)
+        self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, config.vocab_size)
@@ -101,12 +107,18 @@ class Encoder(nn.Module):
         """Output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         if rows.shape[1] > self.config.max_sequence_length:
             raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
+        visible = None if attention_mask is None else _visible_keys(attention_mask)
+        if self.config.is_causal:
+            rows, visible = self._shifted(rows), _earlier_keys(rows.shape[1], visible, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
-        visible = None if attention_mask is None else _visible_keys(attention_mask)
         for layer in self.layers:
             x = layer(x, visible)
         return self.output_norm(x)
+
+    def _shifted(self, rows: Tensor) -> Tensor:
+        """Each token at the place of the next one, and MASK, which no text contains, before the first."""
+        return F.pad(rows[:, :-1], (1, 0), value=self.config.mask_token_id)
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (..., V) of features (..., D)."""
@@ -120,3 +132,14 @@ def _visible_keys(attention_mask: Tensor) -> Tensor:
     """(B, 1, 1, L) bool; a row without any visible key attends to all of them instead of becoming NaN."""
     visible = attention_mask.bool()
     return (visible | ~visible.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+def _earlier_keys(length: int, visible: Tensor | None, device: torch.device) -> Tensor:
+    """(B or 1, 1, L, L) bool: keys up to the query's place, of those that are visible.
+
+    Keys are shifted by one: what stands at place i is token i - 1, whose padding is that of token i - 1.
+    """
+    earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    if visible is None:
+        return earlier
+    return earlier & (F.pad(visible[..., :-1], (1, 0), value=True))

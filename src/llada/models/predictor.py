@@ -10,7 +10,7 @@ Shape letters: B batch, L length, V vocabulary rows, N selected positions.
 import torch
 from torch import Tensor, nn
 
-from llada.models.configuration import Network
+from llada.models.configuration import Network, is_causal
 
 
 class MaskPredictor(nn.Module):
@@ -23,6 +23,11 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.network = network
         self.mask_id, self.mask_row = mask_id, mask_row
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the logits at a position see only what is before it: an autoregressive model."""
+        return is_causal(self.network.config)
 
     def forward(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits everywhere, (B, L, V), or at N `positions` only, (N, V).
@@ -48,6 +53,19 @@ class MaskPredictor(nn.Module):
         if positions.dtype == torch.bool:
             positions = flat_positions(positions)
         return features.flatten(0, 1).index_select(0, positions)
+
+
+def block_length_of(model: MaskPredictor, wanted: int | None) -> int | None:
+    """The sampler's block length for this model: a causal one fills its positions one by one, from left to right.
+
+    Raises:
+        ValueError: another one is wanted.
+    """
+    if not model.is_causal:
+        return wanted
+    if wanted not in (None, 1):
+        raise ValueError(f"a causal network fills one position after another, not blocks of {wanted}")
+    return 1
 
 
 def flat_positions(chosen: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def count_parameters(config: NetworkConfig) -> dict[str, int]:
     return {
         "embedding": (vocab + config.max_sequence_length) * width,
         **in_layers,
-        "norms": (2 * config.n_layers + 2) * 2 * width,
+        "norms": (2 * config.n_layers + (1 if config.is_causal else 2)) * 2 * width,
         "head": vocab * width + vocab,
     }
 

@@ -197,6 +197,11 @@ class PreparedText:
         """Of the raw text, which fixes vocabulary, split and ids."""
         return str(self.metadata["sha256"][RAW_FILE])
 
+    def text(self, split: Split) -> str:
+        """The characters of the split."""
+        text = (self.folder / RAW_FILE).read_bytes().decode("utf-8")
+        return text[: _n_train(text)] if split == "train" else text[_n_train(text) :]
+
     def tokens(self, split: Split) -> Ids:
         """The split as one run of ids, without its padding."""
         return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]

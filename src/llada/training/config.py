@@ -19,7 +19,7 @@ from llada.optim import ScheduleName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.vocabulary import Rows
 
-NetworkName = Literal["llada", "local", "encoder"]
+NetworkName = Literal["llada", "local", "encoder", "causal"]
 LARGEST_SEED = 2**63 - 1  # torch's
 
 
@@ -30,7 +30,7 @@ class NetworkOptions:
     network: NetworkName = "llada"
     """"llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "local": tables of pairs of
     neighbours and convolutions, little attention; for characters. "encoder": learned positions, LayerNorm, GELU,
-    dropout."""
+    dropout. "causal": the encoder, seeing only what is before a token; an autoregressive model, for comparison."""
     d_model: int = 128
     """Width."""
     n_heads: int = 2
@@ -49,7 +49,7 @@ class NetworkOptions:
     attention_every: int = 5
     """In "local", layers from one that attends to the next; the others have a convolution only."""
     dropout: float = 0.0
-    """Of "encoder" only; masking regularises already."""
+    """Of "encoder" and "causal" only; masking regularises already."""
 
     def _of_local(self) -> tuple[int, int, int]:
         """What only that network has."""
@@ -62,7 +62,7 @@ class NetworkOptions:
             UserError: a shape that cannot be built, or dropout for a network that has none.
         """
         try:
-            if self.network == "encoder":
+            if self.network in ("encoder", "causal"):
                 return EncoderConfig(
                     vocab_size=rows.vocab_size,
                     mask_token_id=rows.mask_row,
@@ -71,6 +71,7 @@ class NetworkOptions:
                     n_heads=self.n_heads,
                     n_layers=self.n_layers,
                     dropout=self.dropout,
+                    is_causal=self.network == "causal",
                 )
             if self.dropout:
                 raise ValueError(
@@ -138,7 +139,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class NoiseOptions:
-    """The forward process."""
+    """The forward process; a causal network has none, and learns every token from those before it."""
 
     masking: Literal["bernoulli", "exact_count"] = "exact_count"
     """"bernoulli" is LLaDA's own; "exact_count" has the same expectation and less variance."""
@@ -233,6 +234,8 @@ class TrainConfig:
         self._check_ranges()
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps both say how long the run is: give one of them.")
+        if self.noise.complementary and self.network.network == "causal":
+            raise UserError("A causal network learns without masks: leave out --complementary.")
         if self.noise.complementary and self.noise.masking == "bernoulli":
             raise UserError("Complementary masks need --masking exact_count: add it, or --no-complementary.")
         if self.noise.complementary and self.batch_size * self.accumulate % 2:

@@ -7,7 +7,7 @@ import torch
 
 from llada.errors import UserError
 from llada.hardware import Precision, choose_device, choose_precision
-from llada.models import NetworkConfig
+from llada.models import NetworkConfig, is_causal
 from llada.models.size import training_flops_per_token
 from llada.text.answers import Answers
 from llada.text.batches import check_window
@@ -59,6 +59,8 @@ class RunPlan:
                 f"Sequences of {length:,} are longer than the {network_config.max_sequence_length:,} tokens of the "
                 f"checkpoint: add {shorter} {network_config.max_sequence_length}."
             )
+        if is_causal(network_config) and isinstance(data, Answers):
+            raise UserError("A causal network learns no dialogues here: choose another --network, or leave out --chat.")
         return cls(
             config=config,
             data=data,

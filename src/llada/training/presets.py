@@ -27,6 +27,27 @@ PRESETS = {
         steps=200,
         evaluate_every=100,
     ),
+    # The yardstick: nanoGPT's recipe for a CPU (its config/train_shakespeare_char.py and README), windows of one given
+    # character and 64 that are scored.
+    "autoregressive": TrainConfig(
+        network=NetworkOptions(network="causal", d_model=128, n_heads=4, n_layers=4),
+        data=DataOptions(sequence_length=65),
+        noise=NoiseOptions(random_length=0.0),
+        optimizer=OptimizerOptions(
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            beta2=0.99,
+            warmup_steps=100,
+            schedule="cosine",
+            final_rate=0.1,
+            ema=0.0,
+        ),
+        output_dir=Path("runs/autoregressive"),
+        batch_size=12,
+        steps=2000,
+        evaluate_every=500,
+    ),
     "founding": TrainConfig(
         network=NetworkOptions(network="encoder", d_model=768, n_heads=12, n_layers=24, dropout=0.1),
         data=DataOptions(windows="stored"),

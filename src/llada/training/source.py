@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Generator
 
-from llada.evaluation.nelbo import Nelbo, NllAt, cut_windows, estimate_nelbo, evenly_spread
-from llada.models import MaskPredictor
+from llada.evaluation.nelbo import Nelbo, NllAt, estimate_nelbo
+from llada.evaluation.windows import cut_windows, evenly_spread
+from llada.models import MaskPredictor, block_length_of, is_causal
 from llada.objective import Average
 from llada.sampler import SamplerConfig, infill, suppress
 from llada.text.answers import Answers
@@ -76,7 +77,8 @@ class TextSource:
     def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
         return estimate_nelbo(
             nll_at, self.windows, self.tokenizer.mask_id,
-            masks_per_window=EVALUATION_MASKS, batch_size=self.plan.config.batch_size, device=self.plan.device,
+            masks_per_window=EVALUATION_MASKS, is_causal=is_causal(self.plan.network_config),
+            batch_size=self.plan.config.batch_size, device=self.plan.device,
         )  # fmt: skip
 
     def sample(self, model: MaskPredictor) -> Sample:
@@ -88,7 +90,12 @@ class TextSource:
             suppress(model, self.tokenizer.forbidden_rows),
             template,
             self.tokenizer.mask_id,
-            SamplerConfig(steps=template.shape[1], temperature=1.0, remasking="random"),
+            SamplerConfig(
+                steps=template.shape[1],
+                block_length=block_length_of(model, None),
+                temperature=1.0,
+                remasking="random",
+            ),
             Generator().manual_seed(self.plan.config.seed),
         )
         return Sample(self.tokenizer.decode(canvas.x_t[0].tolist()))

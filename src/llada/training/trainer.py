@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo, nll_by_model
-from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, truncate_randomly
+from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, score_all, truncate_randomly
 from llada.hardware import send
 from llada.models import flat_positions
 from llada.objective import loss_weights, nll_of_features, weighted_loss
@@ -78,6 +78,8 @@ class Trainer:
         batch = self.source.draw(step, generator)
         length = truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1]
         batch = batch.columns(length)
+        if self.model.is_causal:
+            return batch, score_all(batch.x_0, batch.maskable)
         if noise.complementary:
             batch = batch.twice()
         if noise.masking == "bernoulli":

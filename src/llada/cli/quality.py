@@ -1,0 +1,141 @@
+"""`llada evaluate --samples N`: the quality of what a model writes."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from llada.checkpoint import Checkpoint
+from llada.cli.options import check_positive
+from llada.cli.scoring import Scored, ScoringOptions, showing
+from llada.errors import UserError
+from llada.evaluation.judge import Judge, judge_by_checkpoint, judge_by_transformers
+from llada.evaluation.quality import Mean, Quality, measure_quality
+from llada.evaluation.sharing import ALONE
+from llada.evaluation.windows import cut_windows
+from llada.hardware import Precision
+from llada.models import block_length_of
+from llada.opening import open_model
+from llada.sampler import Remasking, SamplerConfig, infill
+
+HELD_OUT = 200  # windows at most, of which the base rates are told
+NAMES = {
+    "judge_nats_per_character": "nats a character, under the judge",
+    "entropy_nats": "entropy of the characters, nats",
+    "valid_words": "share of words that the training text has",
+    "copied": "share of {n}-grams copied from it",
+}
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    samples: int | None = None
+    """Measure no bound, but the quality of so many samples, beside held-out text."""
+    judge: str | None = None
+    """With --samples: an autoregressive model under which they should be likely: a run of --preset autoregressive, or
+    "hf:NAME", a causal model of the Hugging Face library, a folder or a name on the hub."""
+    sample_length: int | None = None
+    """With --samples: tokens of each; the windows' length if left out."""
+    sample_steps: int | None = None
+    """With --samples: predictions for each; one a token if left out."""
+    temperature: float = 1.0
+    """With --samples: 1 samples from the model, 0 takes the likeliest token."""
+    remasking: Remasking = "random"
+    """With --samples: which predictions stay at each step."""
+    ngram: int = 30
+    """With --samples: characters of an n-gram that counts as copied."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        check_positive(self, "samples", "sample_length", "sample_steps", "ngram")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"--temperature must be a number from 0 up, not {self.temperature:g}: correct it.")
+        if self.samples is None and self != QualityOptions():
+            raise UserError("--judge, --sample_length and the like are for samples: add --samples N.")
+
+
+def measure_samples(
+    options: QualityOptions,
+    scoring: ScoringOptions,
+    checkpoint: Checkpoint,
+    scored: Scored,
+    device: torch.device,
+    precision: Precision,
+) -> int:
+    """Write samples, measure them beside held-out text, and print that."""
+    if scored.data is None:
+        raise UserError("Samples are measured against a text: leave out --chat and name it by --data_dir.")
+    judge = _open_judge(options.judge, checkpoint, device, precision)
+    length = options.sample_length or scored.x_0.shape[1]
+    checkpoint.check_length(length)
+    held_out = cut_windows(scored.data.tokens(scoring.split), length, HELD_OUT)
+    start = time.perf_counter()
+    texts = write_samples(options, scoring, checkpoint, length, device)
+    of_samples, of_people = (
+        measure_quality(measured, scored.data.text("train"), options.ngram, judge)
+        for measured in (texts, [checkpoint.tokenizer.decode(row) for row in held_out.tolist()])
+    )
+    if scoring.json:
+        print(json.dumps({"samples": of_samples.to_json(), "held_out": of_people.to_json(), "texts": texts}))
+        return 0
+    print(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, beside")
+    print(f"{len(held_out)} windows of the {scoring.split} split (± standard errors over texts):")
+    print(_in_words(of_samples, of_people, options.ngram))
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 0
+
+
+def write_samples(
+    options: QualityOptions, scoring: ScoringOptions, checkpoint: Checkpoint, length: int, device: torch.device
+) -> list[str]:
+    """Texts out of nothing."""
+    tokenizer, n_samples = checkpoint.tokenizer, options.samples or 0
+    try:
+        block_length = block_length_of(checkpoint.model, None)
+        config = SamplerConfig(
+            steps=options.sample_steps or length, block_length=block_length, temperature=options.temperature,
+            remasking=options.remasking,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"These options do not work: {error}.") from error
+    generator = torch.Generator().manual_seed(scoring.seed)
+    texts: list[str] = []
+    with showing("sampling", "samples", ALONE) as show:
+        while len(texts) < n_samples:
+            rows = min(scoring.batch_size, n_samples - len(texts))
+            template = torch.full((rows, length), tokenizer.mask_id, device=device)
+            canvas = infill(checkpoint.predict, template, tokenizer.mask_id, config, generator)
+            texts += [tokenizer.decode(row) for row in canvas.x_t.tolist()]
+            show(len(texts) / n_samples, len(texts))
+    return texts
+
+
+def _open_judge(name: str | None, checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Judge | None:
+    if name is None:
+        return None
+    if name.startswith("hf:"):
+        return judge_by_transformers(name.removeprefix("hf:"), device)
+    judge = open_model(name, device)
+    if judge.tokenizer != checkpoint.tokenizer:
+        raise UserError(f"The judge in {judge.folder} knows other characters than the model: train both on one text.")
+    return judge_by_checkpoint(judge, precision, device)
+
+
+def _in_words(of_samples: Quality, of_people: Quality, ngram: int) -> str:
+    lines = [f"  {'':42}  {'samples':>16}  {'held-out text':>16}"]
+    for key, name in NAMES.items():
+        pair: list[Mean | None] = [getattr(of_samples, key), getattr(of_people, key)]
+        if any(pair):
+            cells = ["-" if mean is None else _with_error(mean) for mean in pair]
+            lines.append(f"  {name.format(n=ngram):42}  {cells[0]:>16}  {cells[1]:>16}")
+    return "\n".join(lines)
+
+
+def _with_error(mean: Mean) -> str:
+    return f"{mean.mean:.3f}" + ("" if mean.stderr is None else f" ± {mean.stderr:.3f}")

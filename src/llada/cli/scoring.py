@@ -1,0 +1,154 @@
+"""What `llada evaluate` and `llada compare` measure on: windows of a text, or answers of dialogues."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from llada.checkpoint import CONFIG_FILE, Checkpoint
+from llada.cli.options import check_positive
+from llada.errors import UserError
+from llada.evaluation.nelbo import NllAt, nll_by_model
+from llada.evaluation.sharing import Share
+from llada.evaluation.windows import TextSize, cut_windows, scored_places
+from llada.hardware import DeviceName, Precision, PrecisionName, choose_device
+from llada.text.answers import Answers, read_pairs
+from llada.text.batches import pad_answers
+from llada.text.dataset import PreparedText, Split, text_for
+from llada.training.config import DataOptions
+from llada.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    data_dir: Path | None = None
+    """Folder that `llada prepare` wrote; if left out, what the run was trained on, be it a text or dialogues."""
+    chat: Path | None = None
+    """JSONL file of dialogues, whose answers are scored, instead of a text."""
+    split: Split = "val"
+    """Which part of the text."""
+    sequence_length: int | None = None
+    """Length of the windows; the checkpoint's training length if left out."""
+    prefix: int = 0
+    """Tokens at the start of each window that are given and not scored; windows overlap by them. 1 is how
+    autoregressive models are measured."""
+    windows: int | None = None
+    """Only so many windows, spread evenly over the text; all if left out."""
+    masks_per_window: int = 8
+    """How often each window is masked; an even number, more is more exact."""
+    target_stderr: float | None = None
+    """Go on masking until the standard error that is due to the masks is this small, in nats per token."""
+    batch_size: int = 32
+    """Windows that go through the network together; the result does not depend on it."""
+    seed: int = 0
+    """Fixes the masks."""
+    device: DeviceName = "auto"
+    """"auto" is the GPU where there is one."""
+    precision: PrecisionName = "auto"
+    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UserError: an option is out of range, or two do not go together.
+        """
+        if self.masks_per_window < 2 or self.masks_per_window % 2:
+            raise UserError(
+                f"--masks_per_window {self.masks_per_window} is not an even number from 2: masks come in pairs."
+            )
+        check_positive(self, "batch_size", "sequence_length", "windows", "target_stderr")
+        if self.prefix < 0:
+            raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
+        if self.chat is not None and (self.prefix or self.windows):
+            raise UserError("--prefix and --windows are for a text: leave them out with --chat.")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored: W rows of ids, and in words."""
+
+    x_0: Tensor
+    words: str
+    maskable: Tensor | None = None
+    attended: Tensor | None = None
+    size: TextSize | None = None
+    """Of a text."""
+    data: PreparedText | None = None
+
+
+def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
+    """What the options say; if they say nothing, what the run measured itself on."""
+    trained_on = _data_options_of(checkpoint.folder)
+    if options.chat is None and options.data_dir is None and trained_on.chat is not None:
+        return _answers(checkpoint, trained_on.chat, trained_on)
+    if options.chat is not None:
+        return _answers(checkpoint, options.chat)
+    data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or trained_on.data_dir))
+    trained_length = checkpoint.config.max_sequence_length
+    length = trained_length if options.sequence_length is None else options.sequence_length
+    checkpoint.check_length(length)
+    windows = cut_windows(data.tokens(options.split), length, options.windows, options.prefix)
+    given = f", the first {options.prefix} given" if options.prefix else ""
+    return Scored(
+        windows,
+        f"{len(windows)} windows of {length}{given}, of the {options.split} split",
+        scored_places(windows, options.prefix),
+        size=TextSize.of(checkpoint.tokenizer.decode(windows[:, options.prefix :].flatten().tolist())),
+        data=data,
+    )
+
+
+def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None = None) -> Scored:
+    """The answers of a file of dialogues; of a run's own, those that it keeps for validation."""
+    tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
+    left_out = ""
+    if trained_on is None:
+        pairs, _, n_left_out = read_pairs(path, tokenizer, longest)
+        left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""
+    else:  # the run has told what it leaves out
+        longest = min(longest, trained_on.chat_length or longest)
+        pairs = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share).pairs["val"]
+    x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
+    return Scored(x_0, f"{len(pairs)} answers of {path}{left_out}", maskable, attended)
+
+
+def _data_options_of(checkpoint: Path) -> DataOptions:
+    """The data of the run that a checkpoint folder belongs to; the default if it belongs to none."""
+    run = checkpoint.resolve().parent.parent
+    return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
+
+
+def nll_of(checkpoint: Checkpoint, precision: Precision) -> NllAt:
+    """The checkpoint's cross-entropies."""
+    return nll_by_model(checkpoint.model, precision)
+
+
+def device_of(name: DeviceName, share: Share) -> torch.device:
+    """The device of this process; of several, each has a GPU of its own where there are as many."""
+    device = choose_device(name)
+    if device.type == "cuda" and share.processes > 1:
+        return torch.device("cuda", share.rank % torch.cuda.device_count())
+    return device
+
+
+@contextmanager
+def showing(verb: str, what: str, share: Share) -> Iterator[Callable[[float, float], None]]:
+    """A bar in the terminal, and what to tell it: the share done and the mean so far."""
+    console = Console(stderr=True)
+    columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    hidden = not console.is_terminal or share.rank > 0
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=1.0, status="")
+
+        def show(done: float, mean: float) -> None:
+            progress.update(task, completed=done, status=f"{what} so far {mean:.3f}")
+
+        yield show

@@ -1,0 +1,54 @@
+"""The likelihood of an answer to an autoregressive model, the yardstick: exact, in one pass.
+
+Shape letters: B batch, L length, V vocabulary rows, N tokens of all answers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from llada.errors import UserError
+from llada.evaluation.conditional import NOT_FINITE, Item, LogLikelihood, Padded, PredictAt, check_batch_size
+from llada.objective import token_nll
+
+
+@torch.inference_mode()
+def causal_log_likelihoods(
+    predict_at: PredictAt,
+    items: Sequence[Item],
+    *,
+    forbidden: Sequence[int] = (),
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> list[tuple[LogLikelihood, bool]]:
+    """log p(answer | prompt) of each item, and whether greedy decoding from left to right would write the answer.
+
+    Args:
+        predict_at: a model whose logits at a position see only what is before it.
+        forbidden: columns of the logits that decoding may not choose.
+
+    Raises:
+        UserError: the model gave a likelihood that is not a number.
+    """
+    check_batch_size(batch_size)
+    order = sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True)
+    results = [(LogLikelihood(0.0, 0.0, 0), True)] * len(items)  # of what is empty
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        padded = Padded.of([items[i] for i in index], device)
+        is_answer = padded.is_answer
+        if not bool(is_answer.any()):
+            continue
+        logits, targets = predict_at(padded.x_0, padded.attended, is_answer), padded.x_0[is_answer]
+        nats = torch.zeros(len(index), device=logits.device, dtype=torch.float64)
+        row = is_answer.nonzero()[:, 0]
+        nats = nats.index_add(0, row, -token_nll(logits, targets).double())
+        if not bool(nats.isfinite().all()):
+            raise UserError(NOT_FINITE)
+        columns = torch.tensor(forbidden, dtype=torch.long, device=logits.device)
+        is_wrong = logits.index_fill(-1, columns, -torch.inf).argmax(-1) != targets
+        n_wrong = torch.zeros(len(index), device=logits.device).index_add(0, row, is_wrong.float())
+        for i, value, wrong in zip(index, nats.tolist(), n_wrong.tolist(), strict=True):
+            if items[i].answer:
+                results[i] = (LogLikelihood(value, 0.0, 1), wrong == 0)
+    return results

@@ -1,0 +1,38 @@
+"""The cross-entropy by the share of masked tokens, as a picture."""
+
+from pathlib import Path
+
+from llada.errors import UserError
+from llada.evaluation.nelbo import Nelbo
+
+
+def draw_curve(result: Nelbo, picture: Path) -> None:
+    """Draw the curve whose area is the bound.
+
+    Raises:
+        UserError: there is none, or no picture of this kind can be made.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in result.by_t if row.nats is not None]
+    if not rows:
+        raise UserError("An exact likelihood has no curve over t: leave out --curve.")
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    if picture.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"No picture can be written as {picture.name}: let its name end in .png or .svg.")
+    edges = [row.t_from for row in rows] + [rows[-1].t_to]
+    heights = [row.nats for row in rows]
+    axes.stairs(heights, edges, fill=True, color="tab:blue", alpha=0.2)  # type: ignore[arg-type]
+    centres = [(row.t_from + row.t_to) / 2 for row in rows]
+    axes.errorbar(centres, heights, [row.stderr or 0 for row in rows], fmt="o", ms=3, capsize=2, color="tab:blue")  # type: ignore[arg-type]
+    axes.axhline(result.nelbo_nats_per_token, color="0.4", lw=0.8, ls="--")
+    axes.set(
+        xlabel="t, share of masked tokens", ylabel="cross-entropy, nats per masked token", xlim=(0, 1), ylim=(0, None),
+        title=f"The area is the NELBO, {result.with_error(3)} nats per token",
+    )  # fmt: skip
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,57 @@
+"""The mean of many single draws of a bound, and its standard errors.
+
+A draw is a window masked once. What makes draws differ is the text, which tokens were masked, and how many. The last
+of these is taken out when they are drawn, because the counts are spread evenly over the windows, and so it has to be
+taken out of the error as well: each draw is compared with the mean of those with about as many masks as it has.
+
+Shape letters: W windows, R rounds, P masks of a round (two that complement each other, or one).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST_LEVELS = 20  # of counts, between which the bound is taken to be constant
+DRAWS_PER_LEVEL = 16  # fewer would fit their own mean, and make the error too small
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard errors; None where one draw does not tell."""
+
+    mean: float
+    stderr: float | None
+    """Over windows: of what other texts of this kind, masked anew, would give."""
+    mask_stderr: float | None
+    """Of what other masks of this very text would give; more masks make it smaller."""
+
+
+def estimate_mean(values: Tensor, share: Tensor) -> Estimate:
+    """The mean of the draws `values` (W, R, P) fp64, whose share of masked tokens is `share` (W, R, P).
+
+    The rounds are independent of each other; within a round counts are stratified over the windows. With P = 2 the
+    draws of a pair depend on each other, and count as one.
+    """
+    n_windows, n_rounds, _ = values.shape
+    pairs = (values - levels(values, share)).mean(2)
+    stderr = mask_stderr = None
+    if n_windows > 1:
+        stderr = float(pairs.mean(1).std()) / n_windows**0.5
+    if n_rounds > 1:
+        mask_stderr = float(pairs.var(1).mean() / (n_rounds * n_windows)) ** 0.5
+    return Estimate(float(values.mean()), stderr, mask_stderr)
+
+
+def levels(values: Tensor, share: Tensor) -> Tensor:
+    """For each draw the mean of those of a similar share, in the shape of `values`."""
+    n_levels = max(1, min(MOST_LEVELS, values.numel() // DRAWS_PER_LEVEL))
+    level = bins_of(share, n_levels).flatten()
+    total = torch.zeros(n_levels, dtype=values.dtype).index_add(0, level, values.flatten())
+    count = torch.bincount(level, minlength=n_levels)
+    return (total / count)[level].view_as(values)
+
+
+def bins_of(share: Tensor, n_bins: int) -> Tensor:
+    """The bin, from 0, of each share in (0, 1]; bin b is (b / n, (b + 1) / n]."""
+    return (torch.ceil(share * n_bins - 1e-9).long() - 1).clamp(0, n_bins - 1)

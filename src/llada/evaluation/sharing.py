@@ -1,0 +1,45 @@
+"""Sharing the rows of an evaluation among processes, started by `torchrun`; the result is the same for any number.
+
+Shape letters: N rows.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The indices (n,) of the rows (N,) that are this process's."""
+        return torch.arange(self.rank, len(rows), self.processes)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Values (N,) that each process has for its own rows, and 0 for the others, in full."""
+        if self.processes > 1:
+            dist.all_reduce(values)
+        return values
+
+
+ALONE = Share()
+
+
+def join() -> Share:
+    """This process's share, by the variables that `torchrun` sets; all of it if it was started alone.
+
+    The processes then know each other: they exchange numbers on the CPU, over gloo.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return ALONE
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return Share(dist.get_rank(), processes)

@@ -1,0 +1,18 @@
+"""What a command did, and what it says of bad input."""
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+def assert_one_sentence(result: Result, *words: str) -> None:
+    """Exit code 2, nothing on standard output, and one sentence that says what is wrong and what to do."""
+    assert result.code == 2
+    assert result.out == ""
+    lines = [line for line in result.err.splitlines() if line.startswith("llada: ")]
+    assert len(lines) == 1, result.err
+    assert lines[0].endswith(".")
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in lines[0]

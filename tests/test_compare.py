@@ -1,0 +1,89 @@
+"""Comparing two models on the same windows and masks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
+
+from llada.evaluation.compare import compare, two_sided
+from llada.evaluation.nelbo import Bounds, draw_bounds, nll_by_logits
+
+FIRST, SECOND = table_predictor(length=4, seed=3), table_predictor(length=4, seed=3)
+NUDGE = 0.1 * torch.randn(N_TOKENS, generator=torch.Generator().manual_seed(1)).double()
+
+
+def windows(n: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, N_TOKENS, (n, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def bounds_of(nudge: Tensor, text: Tensor, masks: int = 4, seed: int = 0) -> Bounds:
+    nll_at = nll_by_logits(lambda x_t, m: (FIRST(x_t) + nudge)[m])
+    return draw_bounds(nll_at, text, MASK, masks_per_window=masks, batch_size=1000, seed=seed)
+
+
+def test_difference_is_that_of_the_bounds_and_known_better_than_they_are() -> None:
+    text = windows(50)
+    truth = float(
+        np.mean([enumerated_nelbo(FIRST, row) - enumerated_nelbo(lambda x: FIRST(x) + NUDGE, row) for row in text])
+    )
+    result = compare(bounds_of(torch.zeros(3), text, masks=40), bounds_of(NUDGE, text, masks=40))
+    assert result.mask_stderr is not None
+    assert result.stderr is not None
+    assert result.first.stderr is not None
+    assert abs(result.difference - truth) < 4 * result.mask_stderr
+    assert result.difference == pytest.approx(result.first.mean - result.second.mean)
+    assert result.stderr < result.first.stderr / 3
+
+
+def test_a_model_against_itself_is_no_better() -> None:
+    result = compare(bounds_of(torch.zeros(3), windows(20)), bounds_of(torch.zeros(3), windows(20)))
+    assert (result.difference, result.stderr, result.p_value) == (0.0, 0.0, 1.0)
+
+
+def test_p_values_are_even_where_there_is_no_difference() -> None:
+    """Two models of equal quality on texts drawn evenly: 5 % of the p-values are below 0.05."""
+    turned = torch.tensor([1, 2, 0])  # the same table with its tokens renamed: equal on texts drawn evenly
+
+    def renamed(x_t: Tensor) -> Tensor:
+        names = torch.tensor([1, 2, 0] + [MASK] * 7)
+        return FIRST(torch.where(x_t == MASK, MASK, names[x_t]))[..., turned]
+
+    p_values = []
+    for seed in range(400):
+        text = windows(60, seed)
+        first, second = (
+            draw_bounds(nll_by_logits(lambda x, m, f=f: f(x)[m]), text, MASK, masks_per_window=2, batch_size=1000)
+            for f in (FIRST, renamed)
+        )
+        p_values.append(compare(first, second).p_value or 0.0)
+    assert 0.025 <= float(np.mean(np.array(p_values) < 0.05)) <= 0.085  # 4 standard errors of 400 draws
+
+
+def test_two_sided_chance_of_the_normal_distribution() -> None:
+    assert two_sided(0.0) == 1.0
+    assert two_sided(1.959964) == pytest.approx(0.05, abs=1e-6)
+    assert two_sided(-2.575829) == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_likelihood_stands_beside_the_mean_of_the_draws() -> None:
+    text = windows(30)
+    bounds = bounds_of(torch.zeros(3), text)
+    exact = Bounds(torch.ones(30, 1, 1, dtype=torch.float64), torch.ones(30, 1, 1, dtype=torch.float64))
+    result = compare(exact, bounds)
+    assert result.difference == pytest.approx(1 - float(bounds.values.mean()))
+    assert compare(bounds, exact).difference == pytest.approx(-result.difference)
+    assert compare(bounds, exact).stderr == pytest.approx(result.stderr)
+
+
+def test_other_windows_or_masks_are_refused() -> None:
+    text = windows(10)
+    with pytest.raises(ValueError, match="different windows"):
+        compare(bounds_of(NUDGE, text), bounds_of(NUDGE, windows(9)))
+    with pytest.raises(ValueError, match="different masks"):
+        compare(bounds_of(NUDGE, text), bounds_of(NUDGE, text, seed=1))
+
+
+def test_one_window_has_no_p_value() -> None:
+    result = compare(bounds_of(NUDGE, windows(1)), bounds_of(torch.zeros(3), windows(1)))
+    assert (result.stderr, result.p_value) == (None, None)
