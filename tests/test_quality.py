@@ -83,6 +83,7 @@ def test_judge_multiplies_the_probabilities_of_the_next_token() -> None:
 
 def test_judge_of_short_windows_reads_long_texts_in_pieces() -> None:
     checkpoint, text = causal_checkpoint(4), "abcdefgh"
+    checkpoint.model.requires_grad_(False)
     judge = judge_by_checkpoint(checkpoint, choose_precision("fp32", CPU), CPU)
 
     def nll(piece: str) -> torch.Tensor:
