@@ -71,6 +71,15 @@ def test_the_lock_goes_with_the_block(tmp_path: Path) -> None:
         pass
 
 
+def test_folders_made_for_the_lock_go_with_it_unless_they_are_used(tmp_path: Path) -> None:
+    with locked(tmp_path / "some" / "where" / "run"):
+        assert (tmp_path / "some" / "where").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "some" / "where" / "run"):
+        (tmp_path / "some" / "file").write_bytes(b"1")
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["file"]
+
+
 def test_a_file_of_nonsense_locks_nobody_out(tmp_path: Path) -> None:
     (tmp_path / ".run.lock").write_bytes(b"\xff\x00 nonsense" * 100)
     with locked(tmp_path / "run"):

@@ -33,6 +33,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         UserError: another process has it.
     """
     folder = folder.resolve()
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
     descriptor = _acquire(path, folder, wait)
@@ -41,6 +42,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone, and makes another
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # those that hold something by now stay
+            for parent in made:
+                parent.rmdir()
 
 
 def _acquire(path: Path, folder: Path, wait: bool) -> int:
