@@ -68,6 +68,8 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
     announce(plan, console)
     try:
         trainer = Trainer(plan, folder, resume, start, changed_data)
+        if resume:
+            folder.prune(config.keep)  # a kill may have come in between
         if trainer.share_done() >= 1:
             print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
             return 0

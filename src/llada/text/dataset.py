@@ -246,7 +246,7 @@ def _map_rows(path: Path, remedy: str) -> Ids:
     """
     try:
         rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default
-    except (ValueError, EOFError, OSError, OverflowError, SyntaxError, TypeError, MemoryError) as error:
+    except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(f"{path} is no array of ids ({reason}): {remedy}.") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:

@@ -223,7 +223,7 @@ class RunFolder:
                 f"({first_line(error)}): the earlier ones are unharmed, see to the disk and go on with "
                 f"--resume {self.path}."
             ) from error
-        self._prune(plan.config.keep)
+        self.prune(plan.config.keep)
 
     def load(
         self,
@@ -278,16 +278,21 @@ class RunFolder:
         os.replace(aside, self.checkpoints / name)
         flush_to_disk(self.checkpoints)
 
-    def _prune(self, n_newest: int) -> None:
-        """By the rule above. Names go first, so that a kill leaves no half of a checkpoint under its name."""
+    def prune(self, n_newest: int) -> None:
+        """By the rule above. Names go first, so that a kill leaves no half of a checkpoint under its name.
+
+        What a disk refuses to remove stays, and is tried again after the next checkpoint.
+        """
         folders = self._newest_first()
         kept = {(self.checkpoints / name).resolve() for name in ("last", "best")}
         kept |= {folder.resolve() for folder in folders[:n_newest]}
         for folder in folders:
             if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
                 leaving = folder.with_name(f".{folder.name}.leaving")
-                os.rename(folder, leaving)
-                shutil.rmtree(leaving)
+                with contextlib.suppress(OSError):
+                    os.rename(folder, leaving)
+        for leaving in self.checkpoints.glob(f".{STEP_PATTERN}.leaving"):
+            shutil.rmtree(leaving, ignore_errors=True)
 
 
 def _holds_adapter(folder: Path) -> bool:
