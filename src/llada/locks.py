@@ -90,5 +90,5 @@ def _holder(descriptor: int) -> str:
     try:
         said = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(said['pid'])} on {said['host']!s} since {said['since']!s}"
-    except (ValueError, TypeError, KeyError):  # it has not written its name yet
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # it has not written its name yet
         return "another process"

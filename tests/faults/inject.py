@@ -136,7 +136,7 @@ def sweep_saving(injector: Injector, folder: Path, data: PreparedText) -> None:
 
     def save() -> None:
         packed = trainer.state.pack(trainer.progress, None, trainer.data, False, trainer.config.to_json())
-        run.save(trainer.progress, trainer.plan, trainer.model, packed)
+        run.save(trainer.progress, trainer.plan, trainer.model, packed, trainer.model.network.state_dict())
 
     def check(failed: bool) -> str | None:
         steps = [run.checkpoints / f"step-{step:08d}" for step in (2, 4)]

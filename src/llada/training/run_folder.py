@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from llada.adapter_files import ADAPTER_CONFIG_FILE
-from llada.adapters import is_adapted, save_adapter
+from llada.adapters import save_adapter
 from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, save_weights
 from llada.errors import UserError
 from llada.files import flush_to_disk, folder_written_whole, read_json, write_json
@@ -171,7 +172,7 @@ class RunFolder:
             if not folder.exists():
                 os.rename(old, folder)
         inside = (f".{STEP_PATTERN}", ".last.*", ".best.*")
-        beside = (f".{CONFIG_FILE}.*", ".metrics.jsonl.*", ".curves.png.*")
+        beside = (f".{CONFIG_FILE}.*", ".metrics.jsonl.*", ".curves.png.*", ".trouble.json.*", "samples/.step-*")
         for path in [
             *(path for pattern in inside for path in self.checkpoints.glob(pattern)),
             *(path for pattern in beside for path in self.path.glob(pattern)),
@@ -196,12 +197,19 @@ class RunFolder:
                 f"{bytes_in_words(n_bytes)}: free some space and {goes_on}; the checkpoints there are unharmed."
             )
 
-    def save(self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        progress: Progress,
+        plan: RunPlan,
+        model: MaskPredictor,
+        packed: Mapping[str, Any],
+        weights: Mapping[str, Tensor] | None,
+    ) -> None:
         """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
 
         Args:
-            model: what is stored as the model or the adapter.
             packed: of `RunState.pack`.
+            weights: of the model; None to store the adapter that is in `model`.
 
         Raises:
             UserError: it could not be written; the checkpoints that were there are unharmed.
@@ -209,10 +217,10 @@ class RunFolder:
         folder = self.checkpoints / f"step-{progress.step:08d}"
         try:
             with folder_written_whole(folder) as aside:
-                if is_adapted(model.network):
+                if weights is None:
                     save_adapter(aside, model.network, str(plan.config.base))
                 else:
-                    save_weights(aside, plan.network_config, plan.data.tokenizer, model.network.state_dict())
+                    save_weights(aside, plan.network_config, plan.data.tokenizer, weights)
                 torch.save(dict(packed), aside / STATE_FILE)
                 write_checksums(aside)
             self._point("last", folder)

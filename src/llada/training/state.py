@@ -129,7 +129,7 @@ class RunState:
         has_moments = any(optimizer.state for optimizer in self.optimizers)
         if not has_moments:
             return n_bytes + sum(MOMENTS_BYTES * weight.numel() for weight in trained.values())
-        return n_bytes + sum(map(_bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
+        return n_bytes + sum(map(bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -181,9 +181,10 @@ def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
 
 
-def _bytes_in(value: object) -> int:
+def bytes_in(value: object) -> int:
+    """Of all tensors in dictionaries and lists."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):
-        return sum(map(_bytes_in, value.values()))
-    return 0
+        return sum(map(bytes_in, value.values()))
+    return sum(map(bytes_in, value)) if isinstance(value, list) else 0

@@ -34,6 +34,7 @@ from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
+from llada.training.saving import Saver, ending
 from llada.training.seeds import order_seed, seed_of
 from llada.training.source import make_source
 from llada.training.state import Meter, Progress, Resumed, RunState, put_weights
@@ -82,7 +83,7 @@ class Trainer:
         if self.is_compiled:
             compile_features(self.model.network, (config.batch_size, plan.length))
         self.source = make_source(plan, order_seed(config.seed, self.progress.data_order))
-        self.stop = StopRequest()
+        self.saver, self.stop = Saver(folder), StopRequest()
         self._went_back_to: int | None = None
 
     def _should_compile(self, was_compiled: bool | None) -> bool:
@@ -205,7 +206,7 @@ class Trainer:
             display.say("Compiling the network, once for this shape (--compile False goes without) ...")
             display.say(f"... done in {self.compile():.0f} s, and kept for the next run in {cache_folder()}.")
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
-        with self.stop.on_signals(), display:
+        with self.stop.on_signals(), display, ending(self.saver):
             is_last = self.share_done() >= 1
             while not is_last:
                 done = self.train_step(self.by_time)
@@ -215,6 +216,7 @@ class Trainer:
                 is_last = stop or is_complete
                 if progress.step % config.log_every == 0 or is_complete:
                     self._log(log, timer, done)
+                    self.saver.check()
                     if self.guard.has_few:
                         self._go_back(log, done)
                         timer.skip()
@@ -238,6 +240,7 @@ class Trainer:
         Raises:
             UserError: there is none, or the run went back to it already.
         """
+        self.saver.wait()
         last_step, progress = self.folder.last_step, self.progress
         if last_step is None or last_step == self._went_back_to:
             raise self._trouble(done)
@@ -281,7 +284,7 @@ class Trainer:
             log.close_up()
             self.folder.check_space(self.state.expected_bytes(), progress.step)
             packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
-            self.folder.save(progress, self.plan, self.model, packed)
+            self.saver.save(progress, self.plan, self.model, packed, beside=not (is_complete or stop))
 
     def _evaluate(self, log: RunLog) -> bool:
         """Measure and show; False if the bound is no finite number, which is not shown."""
