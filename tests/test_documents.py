@@ -14,7 +14,7 @@ from documents import ROOT, code_blocks, commands_of
 from llada import cli
 from llada.random_checkpoint import write_random_checkpoint
 
-NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EXPERIMENTS.md")
+NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EXPERIMENTS.md", "docs/RELIABILITY.md")
 DOCUMENTS = [ROOT / name for name in (*NAMES, "shakespeare/SHAKESPEARE_README.md")]
 
 # What makes a command small enough for a test, by its name.

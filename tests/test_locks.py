@@ -80,6 +80,14 @@ def test_folders_made_for_the_lock_go_with_it_unless_they_are_used(tmp_path: Pat
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["file"]
 
 
+def test_a_lock_inside_asks_nothing_of_the_folder_above(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", inside=True):
+        assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
+        with pytest.raises(UserError, match="is being written by process"), locked(tmp_path / "run", inside=True):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_of_nonsense_locks_nobody_out(tmp_path: Path) -> None:
     (tmp_path / ".run.lock").write_bytes(b"\xff\x00 nonsense" * 100)
     with locked(tmp_path / "run"):

@@ -23,19 +23,21 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[None]:
     """Be the only process that writes a folder, by a file `.NAME.lock` beside it, which goes at the end.
 
     Args:
         wait: for whoever has it, instead of refusing.
+        inside: the file is `.lock` in the folder, which is made if need be: for a folder that is not replaced as a
+            whole, so that nothing is asked of the one above it.
 
     Raises:
         UserError: another process has it.
     """
     folder = folder.resolve()
-    made = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
+    path = folder / LOCK_SUFFIX if inside else folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(path, folder, wait)
     try:
         yield

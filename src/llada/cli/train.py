@@ -48,7 +48,7 @@ def run(
 ) -> int:
     config, resume, changed_data = _parse(arguments, program, description, program.preset or default_preset)
     check_writable(config.output_dir)  # before an hour is spent on what cannot be kept
-    with locked(config.output_dir):
+    with locked(config.output_dir, inside=True):
         return _run(config, resume, changed_data, program)
 
 
