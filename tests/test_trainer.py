@@ -299,7 +299,13 @@ def test_presets_survive_json(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"stepz": 3}, "stepz"), ({"steps": "many"}, "steps"), ({"network": {"network": "lama"}}, "network.network")],
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"steps": "many"}, "steps"),
+        ({"network": {"network": "lama"}}, "network.network"),
+        ({"output_dir": None}, "cannot be used"),
+        ({"minutes": 10**400}, "cannot be used"),
+    ],
 )
 def test_unknown_keys_and_values_are_refused(content: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

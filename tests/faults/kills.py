@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _cut(path: Path, rng: random.Random) -> None:
 
 
 def run_in_fork(
-    arguments: list[str], log: Path, death: Callable[[], None], patience: float
+    arguments: list[str], log: Path, death: Callable[[], object], patience: float
 ) -> tuple[int | None, float]:
     """Exit code of the command line in a new process (None if it was killed), and the seconds that it took.
 
@@ -156,7 +157,7 @@ class Killer:
         nth = self.rng.randint(1, max(1, int(share * self.calls)))
         inner = random.Random(self.rng.getrandbits(32))
         patience = LONGEST_SECONDS if by_call else self.rng.uniform(0, share * self.seconds)
-        death = (lambda: _keep(Suicide(nth, inner))) if by_call else (lambda: None)
+        death: Callable[[], object] = partial(Suicide, nth, inner) if by_call else _live_on
         code, spent = run_in_fork(arguments, self.folder / "log", death, patience)
         if code is None:
             self.counts[f"{what}, {'at a call' if by_call else 'at a time'}"] += 1
@@ -167,17 +168,17 @@ class Killer:
         return code
 
 
-def _keep(suicide: Suicide) -> None:
-    global _KEPT
-    _KEPT = suicide
+def _live_on() -> None:
+    """Death comes from outside."""
 
 
 def snapshot(run: Path) -> dict[str, Any]:
     """What a run has at its end, without what depends on the clock."""
+    compared = [*run.glob("checkpoints/step-*/*"), *run.glob("samples/*")]
     files = {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run.rglob("*"))
-        if (path.is_file() and path.name in ("model.safetensors", "vocab.json", "config.json")) or path.suffix == ".txt"
+        for path in compared
+        if path.name not in ("training_state.pt", "checksums.json")  # they have times; what else they have, see below
     }
     states = {}
     for folder in sorted((run / "checkpoints").glob("step-*")):
@@ -187,7 +188,6 @@ def snapshot(run: Path) -> dict[str, Any]:
     rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(run / "metrics.jsonl")]
     links = {name: (run / "checkpoints" / name).resolve().name for name in ("last", "best")}
     names = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
-    files = {name: digest for name, digest in files.items() if name != "config.json"}
     return {"files": files, "states": states, "metrics": rows, "links": links, "names": names}
 
 

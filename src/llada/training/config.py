@@ -321,7 +321,7 @@ class TrainConfig:
         """
         try:
             return dacite.from_dict(cls, dict(content), dacite.Config(strict=True, cast=[Path]))
-        except dacite.DaciteError as error:
+        except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:  # a path of null, a number too long
             raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
 
 
