@@ -29,7 +29,7 @@ from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
-SECONDS_BETWEEN = 0.5
+SECONDS_BETWEEN, FEWEST_SAMPLES = 0.5, 100
 STRETCHES = 10
 EVALUATE_EVERY = 100
 # A leak worth the name: a MB an hour beyond what chance explains.
@@ -39,14 +39,15 @@ TOLERATED_MB, STANDARD_ERRORS = 1.0, 3.0
 class Watcher(threading.Thread):
     """Notes the time (hours), the resident memory (MB) and the number of open files now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float) -> None:
         super().__init__(daemon=True)
+        self._between = min(SECONDS_BETWEEN, 60 * minutes / FEWEST_SAMPLES)
         self.samples: list[tuple[float, float, int]] = []
         self._end = threading.Event()
 
     def run(self) -> None:
         start = time.monotonic()
-        while not self._end.wait(SECONDS_BETWEEN):
+        while not self._end.wait(self._between):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             n_files = len(os.listdir("/proc/self/fd"))
             memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -95,7 +96,7 @@ def main() -> None:
         folder = RunFolder(config.output_dir)
         folder.start(config)
         trainer = Trainer(RunPlan.of(config, data), folder)
-        watcher = Watcher()
+        watcher = Watcher(minutes)
         watcher.start()
         progress = trainer.run(Display(Console(quiet=True), None))
         watcher.end()
