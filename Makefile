@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo install lint test test-slow bench bench-learning bench-memory clean
+.PHONY: demo install lint test test-slow faults soak bench bench-learning bench-memory clean
 
 demo: install
 	@BIN=$(BIN) scripts/demo
@@ -26,6 +26,14 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# Kills, failing disks, flipped bits and fuzzing in full: about an hour on a busy core (docs/RELIABILITY.md).
+faults: install
+	$(BIN)/pytest -m faults
+
+MINUTES ?= 60
+soak: install
+	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py

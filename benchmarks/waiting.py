@@ -65,8 +65,18 @@ def trainer_on_meta(config: TrainConfig, folder: Path) -> Trainer:
     data = prepare(Corpus(text, "file", "random"), folder / "data", 4096)
     plan = dataclasses.replace(RunPlan.of(config, data), device=META)
     fused = torch.optim.AdamW
-    # torch's fused AdamW, one operation on a GPU, is not made for this device.
-    torch.optim.AdamW = lambda *a, **options: fused(*a, **{**options, "fused": False})  # type: ignore[assignment, misc]
+
+    class Plain(fused):  # type: ignore[misc, valid-type]
+        """torch's fused AdamW, one operation on a GPU, is not made for this device, and leaves out steps."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "fused": False})
+
+        def step(self, closure: Any = None) -> None:
+            del self.found_inf
+            super().step()
+
+    torch.optim.AdamW = Plain  # type: ignore[misc]
     try:
         return Trainer(plan, RunFolder(folder / "run"))
     finally:

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "llada"
 LAYERS = {
     "errors": -1,
     "files": -1,
+    "locks": -1,
+    "integrity": -1,
     "readable": -1,
     "hardware": -1,
     "forward_process": 0,

@@ -42,8 +42,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 def edit_metadata(folder: Path, **changes: Any) -> None:
-    content = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    (folder / "metadata.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    """Change metadata.json and its seal, as somebody would who means it."""
+    content = json.loads((folder / "metadata.json").read_text(encoding="utf-8")) | changes
+    del content["metadata_sha256"]
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "metadata.json").write_text(json.dumps({**content, "metadata_sha256": seal}), encoding="utf-8")
+
+
+def write_rows(folder: Path, name: str, array: Any, **options: Any) -> None:
+    """Put an array in the place of a split's, with its checksum."""
+    np.save(folder / name, array, **options)
+    sums = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["sha256"]
+    edit_metadata(folder, sha256={**sums, name: hashlib.sha256((folder / name).read_bytes()).hexdigest()})
 
 
 @pytest.fixture
@@ -85,8 +95,9 @@ def test_the_metadata_say_everything(folder: Path) -> None:
     metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     others = [name for name in FILES if name != "metadata.json"]
     assert metadata.pop("sha256") == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in others}
+    assert len(metadata.pop("metadata_sha256")) == 64
     assert metadata == {
-        "format_version": 1,
+        "format_version": 2,
         "source": "file",
         "origin": "my.txt",
         "characters": 20,
@@ -301,10 +312,10 @@ def test_a_cut_file_is_refused(folder: Path, name: str) -> None:
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None])
 def test_another_version_is_refused(folder: Path, version: Any) -> None:
     edit_metadata(folder, format_version=version)
-    with pytest.raises(UserError, match="another format than version 1") as caught:
+    with pytest.raises(UserError, match="another format than version 2") as caught:
         PreparedText.open(folder)
     assert_one_sentence(caught.value)
 
@@ -315,6 +326,67 @@ def test_metadata_without_checksums_are_refused(folder: Path, checksums: Any) ->
     with pytest.raises(UserError, match="run `llada prepare") as caught:
         PreparedText.open(folder)
     assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"tokens": 18', '"tokens": 19'), ("my.txt", "me.txt"), ("0.9", "0.8")])
+def test_a_changed_number_of_the_metadata_is_refused(folder: Path, old: str, new: str) -> None:
+    """Nineteen tokens would fit the arrays, and take padding for text."""
+    text = (folder / "metadata.json").read_text(encoding="utf-8")
+    (folder / "metadata.json").write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert text.count(old) == 1
+    with pytest.raises(UserError, match="wrong checksum of its own") as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+
+
+def test_folders_from_before_the_seal_open(folder: Path) -> None:
+    content = json.loads((folder / "metadata.json").read_text(encoding="utf-8")) | {"format_version": 1}
+    del content["metadata_sha256"]
+    (folder / "metadata.json").write_text(json.dumps(content), encoding="utf-8")
+    assert PreparedText.open(folder).sequence_length == 4
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("went_off"),)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(np.array([[Bomb()] * 4] * 5, dtype=object), id="objects"),
+        pytest.param(np.full((5, 4), -1), id="negative"),
+        pytest.param(np.zeros((5, 4)), id="fractions"),
+        pytest.param(np.zeros(20, dtype=np.uint8), id="one row"),
+        pytest.param(np.full((5, 4), 14, dtype=np.uint8), id="no id of the vocabulary"),
+    ],
+)
+def test_arrays_of_something_else_are_refused(
+    folder: Path, array: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With right checksums: by somebody, not by accident."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(folder, "train_data.npy", array, allow_pickle=True)
+    with pytest.raises(UserError) as caught:
+        PreparedText.open(folder)
+    assert_one_sentence(caught.value)
+    assert not Path("went_off").exists()
+
+
+def test_fingerprints_tell_text_vocabulary_and_split_apart(tmp_path: Path) -> None:
+    """And do not depend on the length of the stored sequences."""
+    of = {
+        name: prepare(corpus_of(text), tmp_path / name, length).fingerprints
+        for name, text, length in (
+            ("one", "abcd" * 10, 4),
+            ("cut", "abcd" * 10, 7),
+            ("end", "abcd" * 9 + "dcba", 4),
+            ("xyz", "wxyz" * 10, 4),
+        )
+    }
+    assert of["one"] == of["cut"]
+    assert {key for key in of["one"] if of["one"][key] != of["end"][key]} == {"text", "validation split"}
+    assert {key for key in of["one"] if of["one"][key] != of["xyz"][key]} == {"text", "vocabulary"}
 
 
 # Windows at any offset

@@ -14,8 +14,9 @@ from documents import ROOT, code_blocks, commands_of
 from llada import cli
 from llada.random_checkpoint import write_random_checkpoint
 
-NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EVALUATION.md", "docs/RESULTS.md", "docs/EXPERIMENTS.md")
-DOCUMENTS = [ROOT / name for name in (*NAMES, "shakespeare/SHAKESPEARE_README.md")]
+NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md")
+REPORTS = ("docs/EVALUATION.md", "docs/RESULTS.md", "docs/RELIABILITY.md", "docs/EXPERIMENTS.md")
+DOCUMENTS = [ROOT / name for name in (*NAMES, *REPORTS, "shakespeare/SHAKESPEARE_README.md")]
 
 # What makes a command small enough for a test, by its name.
 SMALLER = {

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from llada import files
 from llada.errors import UserError
-from llada.files import folder_written_whole, read_json, sha256_of, write_json
+from llada.files import check_writable, folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 
 
 def assert_one_sentence(error: UserError) -> None:
@@ -159,7 +160,8 @@ def test_a_failure_in_the_block_leaves_nothing_behind(tmp_path: Path, error: typ
 
 
 def fail_renames(monkeypatch: pytest.MonkeyPatch, failing: list[int]) -> None:
-    """Let the renames of these numbers fail, counted from 1, and do the others."""
+    """Let the renames of these numbers fail, counted from 1, and do the others; the system cannot swap."""
+    monkeypatch.setattr(files, "_swap", lambda one, other: False)
     rename, done = os.rename, []
 
     def counted(source: Path, target: Path) -> None:
@@ -225,3 +227,59 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
         write_json(aside / "file.json", {})
     modes = {name: (tmp_path / "folder" / name).stat().st_mode & 0o777 for name in (".", "file", "file.json")}
     assert modes == {".": 0o755, "file": 0o644, "file.json": 0o644}
+
+
+def test_there_is_a_folder_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system swaps names: no rename ever takes the old folder away."""
+    make_old(tmp_path / "folder")
+    monkeypatch.setattr(os, "rename", disk_full)
+    write_new(tmp_path / "folder")
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["new"]
+
+
+def test_a_swap_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old(tmp_path / "folder")
+    monkeypatch.setattr(files, "_swap", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_new(tmp_path / "folder")
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["old"]
+
+
+def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
+    make_old(tmp_path / "folder")
+    for name in (".folder.abc", ".folder.old", ".folders.abc", "folder.abc", ".other.abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1")
+    (tmp_path / ".folder.1234").write_bytes(b"1")
+    (tmp_path / ".folder.lock").write_bytes(b"1")
+    (tmp_path / ".folder.5678").symlink_to("folder")
+    remove_leftovers(tmp_path / "folder")
+    assert names_in(tmp_path) == [".folder.lock", ".folders.abc", ".other.abc", "folder", "folder.abc"]
+    assert names_in(tmp_path / "folder") == ["old"]
+
+
+def test_a_folder_that_a_killed_writer_took_away_is_put_back(tmp_path: Path) -> None:
+    make_old(tmp_path / ".folder.old")
+    (tmp_path / ".folder.abc").mkdir()
+    remove_leftovers(tmp_path / "folder")
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["old"]
+
+
+def test_a_place_that_cannot_be_written_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "not" / "yet" / "there")
+    assert names_in(tmp_path) == []
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"since .*file is a file") as caught:
+        check_writable(tmp_path / "file" / "run")
+    assert_one_sentence(caught.value)
+
+    def read_only(**_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(UserError, match="Read-only file system") as caught:
+        check_writable(tmp_path / "run")
+    assert_one_sentence(caught.value)

@@ -185,7 +185,12 @@ def test_an_adapter_run_stores_the_adapter_alone_and_opens_with_its_base(
 ) -> None:
     trainer = train(small(base, dialogues, tmp_path / "run", method="lora", precision="fp32"), base)
     last = tmp_path / "run" / "checkpoints" / "last"
-    assert {p.name for p in last.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "training_state.pt"}
+    assert {p.name for p in last.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training_state.pt",
+        "checksums.json",
+    }
     opened = open_model(last)
     x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     trainer.model.eval()

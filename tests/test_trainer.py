@@ -28,7 +28,8 @@ from llada.training.monitor import Display
 from llada.training.plan import RunPlan, count_steps
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
-from llada.training.trainer import PURPOSES, Trainer, seed_of
+from llada.training.seeds import PURPOSES, seed_of
+from llada.training.trainer import Trainer
 
 CONFIGURATIONS = {
     "muon": {},
@@ -190,8 +191,8 @@ def test_run_folder_holds_what_the_design_says(small_run: TrainConfig, data: Pre
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-00000006.txt", "step-00000012.txt"]
     for name in ("last", "best"):
         names = {path.name for path in (folder / "checkpoints" / name).iterdir()}
-        assert names == {"config.json", "model.safetensors", "vocab.json", "training_state.pt"}
-    assert len(list((folder / "checkpoints").glob("step-*"))) <= 2
+        assert names == {"config.json", "model.safetensors", "vocab.json", "training_state.pt", "checksums.json"}
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 2  # of three saved
     rows = read_metrics(folder / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == list(range(1, 13))
@@ -212,29 +213,6 @@ def test_loss_by_time_is_the_mean_in_each_bin(small_run: TrainConfig, data: Prep
     assert mean == pytest.approx(float(nll.mean()))
     assert by_bin == [pytest.approx(sum(v) / len(v)) if v else None for v in expected]
     assert by_time.take() == (None, [None] * 10)
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
-    small_run: TrainConfig, data: PreparedText
-) -> None:
-    config = replace(small_run, steps=20)
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder)
-    draw = trainer.source.draw
-
-    def break_at_eight(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-        if step == 8:
-            torch.nn.init.constant_(next(trainer.model.parameters()), math.nan)
-        return draw(step, generator)
-
-    trainer.source.draw = break_at_eight
-    with pytest.raises(
-        UserError, match=r"by step 9; the likely cause is --muon_learning_rate: try 0.007, and go on from"
-    ):
-        trainer.run(display())
-    assert torch.isfinite(weights(Trainer(RunPlan.of(config, data), folder, resume=True))).all()
-    assert Trainer(RunPlan.of(config, data), folder, resume=True).progress.step == 6
 
 
 def test_a_resumed_run_takes_changed_rates(small_run: TrainConfig, data: PreparedText) -> None:
@@ -291,7 +269,7 @@ def test_resuming_with_another_text_is_refused(
     """Of the same characters, so that only the text itself can tell."""
     train(small_run, data, stop_at=3)
     other = prepare(Corpus(text[::-1], "file", "reversed"), tmp_path / "other", 100)
-    with pytest.raises(UserError, match=r"is not what .* was trained on any more"):
+    with pytest.raises(UserError, match=r"changed: text, training split, validation split\).*add --changed_data"):
         Trainer(RunPlan.of(small_run, other), RunFolder(small_run.output_dir), resume=True)
 
 
@@ -321,7 +299,13 @@ def test_presets_survive_json(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"stepz": 3}, "stepz"), ({"steps": "many"}, "steps"), ({"network": {"network": "lama"}}, "network.network")],
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"steps": "many"}, "steps"),
+        ({"network": {"network": "lama"}}, "network.network"),
+        ({"output_dir": None}, "cannot be used"),
+        ({"minutes": 10**400}, "cannot be used"),
+    ],
 )
 def test_unknown_keys_and_values_are_refused(content: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -25,8 +25,19 @@ META = torch.device("meta")
 def trainer_on_meta(config: TrainConfig, data: PreparedText, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     plan = replace(RunPlan.of(config, data), device=META)
     fused = torch.optim.AdamW
-    # torch has no fused AdamW for this device; the plain one stands in.
-    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **options: fused(*args, **{**options, "fused": False}))
+
+    class Plain(fused):  # type: ignore[misc, valid-type]
+        """torch has no fused AdamW for this device; the plain one stands in, which cannot leave out a step."""
+
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **{**options, "fused": False})
+
+        def step(self, closure: None = None) -> None:
+            assert self.found_inf.is_meta
+            del self.found_inf
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Plain)
     return Trainer(plan, RunFolder(folder / "run"))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.four_bits import hush_bitsandbytes
+from llada.optim import LEAVE_OUT, skip_of
 
 StateName = Literal["fp32", "8bit"]
 
@@ -50,12 +51,19 @@ class AdamW16(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        skip = skip_of(self)
+        if skip is LEAVE_OUT:
+            return
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, group, skip)
 
-    def _update(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: Mapping[str, Any], skip: Tensor | None) -> None:
+        """
+        Args:
+            skip: a boolean scalar on the device, True where weights and moments must stay; the step is counted.
+        """
         state = self.state[parameter]
         if not state:
             is_small = parameter.numel() < SMALLEST_QUANTISED
@@ -68,26 +76,31 @@ class AdamW16(torch.optim.Optimizer):
         for first in range(0, len(weights), AT_ONCE):
             part = slice(first, min(first + AT_ONCE, len(weights)))
             gradient = gradients[part].float()
-            mean = self._read(state["mean"], part, signed=True).lerp_(gradient, 1 - beta1)
-            square = self._read(state["square"], part, signed=False).lerp_(gradient.square(), 1 - beta2)
-            self._write(state["mean"], part, mean, signed=True)
-            self._write(state["square"], part, square, signed=False)
+            mean, square = self._read(state["mean"], part, signed=True), self._read(state["square"], part, signed=False)
+            new = weights[part].float()
+            if skip is not None:  # what is read in fp32 is the moments and weights themselves
+                mean, square, new = mean.clone(), square.clone(), new.clone()
+            mean.lerp_(gradient, 1 - beta1)
+            square.lerp_(gradient.square(), 1 - beta2)
+            self._write(state["mean"], part, mean, True, skip)
+            self._write(state["square"], part, square, False, skip)
             scale = (square / (1 - beta2**step)).sqrt_().add_(EPSILON)
-            new = weights[part].float().mul_(1 - group["lr"] * group["weight_decay"])
+            new.mul_(1 - group["lr"] * group["weight_decay"])
             new.addcdiv_(mean, scale, value=-group["lr"] / (1 - beta1**step))
-            weights[part] = round_stochastically(new) if parameter.dtype == torch.bfloat16 else new
+            _put(weights, part, round_stochastically(new) if parameter.dtype == torch.bfloat16 else new, skip)
 
     def _read(self, moment: dict[str, Tensor], part: slice, signed: bool) -> Tensor:
         if self.scales is None or "numbers" not in moment:
             return moment["fp32"][part]
         return self.scales.read(moment["numbers"][part], moment["largest"][_blocks(part)], signed)
 
-    def _write(self, moment: dict[str, Tensor], part: slice, values: Tensor, signed: bool) -> None:
+    def _write(self, moment: dict[str, Tensor], part: slice, values: Tensor, signed: bool, skip: Tensor | None) -> None:
         if self.scales is None or "numbers" not in moment:
-            moment["fp32"][part] = values
+            _put(moment["fp32"], part, values, skip)
         else:
             numbers, largest = self.scales.write(values, signed)
-            moment["numbers"][part], moment["largest"][_blocks(part)] = numbers, largest
+            _put(moment["numbers"], part, numbers, skip)
+            _put(moment["largest"], _blocks(part), largest, skip)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but moments keep their type, which torch would make that of the weights."""
@@ -107,6 +120,11 @@ def round_stochastically(values: Tensor) -> Tensor:
     bits = values.view(torch.int32)
     noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device)
     return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def _put(target: Tensor, part: slice, values: Tensor, skip: Tensor | None) -> None:
+    """Replace a part of a tensor, unless the device knows better."""
+    target[part] = values if skip is None else torch.where(skip, target[part], values)
 
 
 def _zero_moment(parameter: Tensor, scales: "_Scales | None") -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from llada.adapter_files import (
 from llada.errors import UserError
 from llada.files import write_json
 from llada.four_bits import hush_bitsandbytes, is_quantised, restore_from_four_bits, store_in_four_bits
+from llada.integrity import check_whole
 from llada.models import Network
 from llada.weights import some_of
 
@@ -167,6 +168,7 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
             base; the network has no adapter then.
     """
     _check_plain(network)
+    check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
     values = read_lora_values(folder)
     weights, fingerprint = read_adapter_weights(folder)
     if fingerprint is not None and fingerprint != base_fingerprint(network):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.files import read_json, write_json
+from llada.integrity import check_whole
 from llada.models import (
     MaskPredictor,
     NetworkConfig,
@@ -102,6 +103,7 @@ def load_checkpoint(
         UserError: no checkpoint there, or one that is broken or does not fit together.
     """
     folder = find_checkpoint(Path(path)).resolve()  # a run that goes on moves `best` to another folder
+    check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     stored = StoredWeights.of(folder)

@@ -1,6 +1,9 @@
 """Files and folders that are whole or not there at all."""
 
 import contextlib
+import ctypes
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -12,7 +15,9 @@ from typing import Any
 
 from llada.errors import UserError
 
+LOCK_SUFFIX = ".lock"
 _CHUNK_BYTES = 1 << 20
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 def sha256_of(path: Path) -> str:
@@ -25,10 +30,11 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees the old content or the new."""
+    """Write aside, to the disk, then rename: a reader sees the old content or the new, also after a loss of power."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(text, encoding="utf-8")
+        flush_to_disk(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -60,8 +66,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
 
-    The files are on the disk before the rename. What stood at `folder` is kept until the new one is in its place; a
-    kill between the two renames leaves it in `.NAME.old` beside, and the next call puts it back first.
+    The files are on the disk before the rename, and the rename is before this returns. Where the system can swap two
+    folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
+    old one in `.NAME.old` beside, and the next call puts it back first.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,20 +76,47 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o755)
-        for path in aside.iterdir():
-            _flush_to_disk(path)
+        for path in aside.rglob("*"):
+            flush_to_disk(path)
+        flush_to_disk(aside)
         _put_in_place(aside, folder)
+        flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of `folder` left beside it, and put the old folder back if they took it away.
+
+    To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
+    """
+    folder = folder.resolve()
+    _put_back(folder)
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if path.suffix == LOCK_SUFFIX:
+            continue
+        if is_folder:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _put_back(folder: Path) -> Path:
+    """Undo the first of two renames; returns where the old folder is kept in the meantime."""
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
+    return old
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    old = _put_back(folder)
     if not folder.exists():
         os.rename(new, folder)
         return
+    if _swap(new, folder):
+        return  # what was there is aside now, and vanishes with it
     shutil.rmtree(old, ignore_errors=True)
     os.rename(folder, old)
     try:
@@ -93,9 +127,45 @@ def _put_in_place(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush_to_disk(path: Path) -> None:
+def _swap(one: Path, other: Path) -> bool:
+    """Let two paths change their names in one step; False where the system or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written, or made, by trying: permissions alone do not tell.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{folder} cannot be written, since {place} is a file: choose another folder.")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another folder, or see to its permissions "
+            "and its disk."
+        ) from error

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import time
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ PrecisionName = Literal["auto", "bf16", "fp32"]
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's own at the start; setting it keeps it from growing
+MEMORY_INFORMATION = Path("/proc/meminfo")
+CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -81,6 +84,21 @@ def memory_bytes(device: torch.device) -> int:
     own = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     own = [limit for limit in own if limit != resource.RLIM_INFINITY]
     return min([installed, *own, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def free_memory_bytes() -> int | None:
+    """Memory of the host that this process could still take; None where the system does not tell."""
+    try:
+        told = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY_INFORMATION.read_text())
+    except OSError:
+        return None
+    if told is None:
+        return None
+    free = 1024 * int(told[1])
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit, used = (int(path.read_text()) for path in CONTAINER_MEMORY)
+        free = min(free, limit - used)
+    return free
 
 
 def give_back_freed_memory() -> None:

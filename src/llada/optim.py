@@ -57,16 +57,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        skip = skip_of(self)
+        if skip is LEAVE_OUT:
+            return
         for group in self.param_groups:
             for parameters in _by_shape(group["params"]):
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 momenta = [self._momentum_of(p) for p in parameters]
+                if skip is not None:  # towards itself, a momentum does not move
+                    gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
                 update = orthogonalise(torch.stack(nesterov), self.products)  # (G, R, C)
                 rows, columns = update.shape[-2:]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                decay: Any = 1 - group["lr"] * group["weight_decay"]
+                if skip is not None:
+                    update, decay = torch.where(skip, 0.0, update), torch.where(skip, 1.0, decay)
+                torch._foreach_mul_(parameters, decay)
                 torch._foreach_add_(parameters, list(update.unbind()), alpha=-rate)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
@@ -75,6 +83,22 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum: Tensor = state["momentum_buffer"]
         return momentum
+
+
+LEAVE_OUT = torch.tensor(True)
+
+
+def skip_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """What an optimizer's `found_inf` asks for, which is 1 where a step is to be left out (torch's own read it, too).
+
+    Returns:
+        None to take the step, LEAVE_OUT to leave it out, and where only a device knows, which it is: a boolean scalar
+        there, which nobody waits for.
+    """
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    if found_inf is None or found_inf.device.type != "cpu":
+        return None if found_inf is None else found_inf.bool()
+    return LEAVE_OUT if bool(found_inf) else None
 
 
 def orthogonalise(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
@@ -113,9 +137,20 @@ class ExponentialAverage:
         self.weights = {name: weight.detach().float().clone() for name, weight in trained_weights(network).items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module, skip: Tensor | None = None) -> None:
+        """
+        Args:
+            skip: scalar, not 0 where there was no step. On a CPU nothing is done then; elsewhere the update is counted.
+        """
+        if skip is not None and skip.device.type == "cpu":
+            if bool(skip):
+                return
+            skip = None
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         current = [weight.float() for weight in trained_weights(network).values()]
+        if skip is not None:
+            is_left_out = skip.bool()
+            current = [torch.where(is_left_out, a, c) for a, c in zip(self.weights.values(), current, strict=True)]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
         self.n_updates += 1
 

@@ -27,11 +27,14 @@ COMMANDS = {
 }
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+# Of sysexits.h, EX_TEMPFAIL: come again. Nothing is lost, unlike with 130 and 143, and schedulers can tell it apart.
+STOPPED_AND_SAVED = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a sub-command; exits with 0, 2 (bad input) or 130 (stopped by the user)."""
+    """Run a sub-command; exits with 0, 2 (bad input), 75 (training was stopped, saved, and can go on), 130 (stopped at
+    once by the user) or, by the system, 143 (by a second SIGTERM)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

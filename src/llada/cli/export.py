@@ -12,7 +12,8 @@ from llada.checkpoint import SHARD_BYTES, save_weights
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.errors import UserError
-from llada.files import folder_written_whole
+from llada.files import check_writable, folder_written_whole, remove_leftovers
+from llada.locks import locked
 from llada.opening import open_model
 from llada.readable import bytes_in_words
 
@@ -37,8 +38,16 @@ class ExportOptions:
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(ExportOptions, program.name, arguments, DESCRIPTION)
     check_positive(options, "shard_gb")
+    check_writable(options.output_dir)
+    with locked(options.output_dir):
+        return _export(options)
+
+
+def _export(options: ExportOptions) -> int:
+    """As the only one who writes there."""
     if options.output_dir.exists():
         raise UserError(f"{options.output_dir} is there already: choose another --output_dir.")
+    remove_leftovers(options.output_dir)
     dtype = {"stored": None, "bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
     model = open_model(options.checkpoint, dtype=dtype)
     was_adapted = is_adapted(model.model.network)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
+from llada.files import check_writable
 from llada.text.corpus import SourceName, load_corpus
 from llada.text.dataset import DEFAULT_FOLDER, prepare
 
@@ -36,6 +37,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
+    check_writable(options.output_dir)  # before anything is downloaded
     corpus = load_corpus(options.source, options.input, say)
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]

@@ -25,6 +25,7 @@ from llada.text.tokenizer import MASK
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 
 A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and kept elsewhere."""
+MOST_DIGITS = 9  # of a count of masks; more are too many anyway
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,13 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
         pieces = re.split(rf"{MASK[:-1]}(?:\*(\d+))?>", options.template)  # text, count, text, count, ..., text
         template = tokenizer.encode(pieces[0])
         for count, text in zip(pieces[1::2], pieces[2::2], strict=True):
-            template += [tokenizer.mask_id] * int(count or 1) + tokenizer.encode(text)
+            n_masks = int((count or "1")[:MOST_DIGITS])
+            checkpoint.check_length(len(template) + n_masks)  # before there is a list of them
+            template += [tokenizer.mask_id] * n_masks + tokenizer.encode(text)
     else:
         prompt = tokenizer.encode(options.prompt)
         gen_length = max(0, longest - len(prompt)) if options.gen_length is None else options.gen_length
+        checkpoint.check_length(len(prompt) + gen_length)
         template = prompt + [tokenizer.mask_id] * gen_length
     if tokenizer.mask_id not in template:
         raise UserError(f"There is nothing to fill in: shorten the prompt below {longest} characters, or add {MASK}.")

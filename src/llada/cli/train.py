@@ -12,10 +12,11 @@ from typing import NoReturn
 from rich.console import Console
 
 from llada.checkpoint import read_config, read_tokenizer
-from llada.cli import INTERRUPTED, Program
+from llada.cli import STOPPED_AND_SAVED, Program
 from llada.cli.options import parse
 from llada.errors import UserError
-from llada.files import read_json
+from llada.files import check_writable, read_json
+from llada.locks import locked
 from llada.models import EncoderConfig
 from llada.models.fit import with_length
 from llada.opening import find_adapter
@@ -38,29 +39,44 @@ DESCRIPTION = """Train a masked diffusion language model from scratch, or go on 
 PRESET_HELP = """These come first and set the defaults of all other options:
   --preset NAME        {presets} (default: {preset})
   --config FILE        config.json of a run
-  --resume [FOLDER]    go on with the run in that folder (default: {resumed})"""
+  --resume [FOLDER]    go on with the run in that folder (default: {resumed})
+  --changed_data       with --resume: go on even if the data have changed since"""
 
 
 def run(
     arguments: Sequence[str], program: Program, description: str = DESCRIPTION, default_preset: str = "laptop"
 ) -> int:
-    config, resume = _parse(arguments, program, description, program.preset or default_preset)
+    config, resume, changed_data = _parse(arguments, program, description, program.preset or default_preset)
+    check_writable(config.output_dir)  # before an hour is spent on what cannot be kept
+    with locked(config.output_dir, inside=True):
+        return _run(config, resume, changed_data, program)
+
+
+def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program) -> int:
+    """As the holder of the run folder's lock."""
     console = Console(stderr=True)
     folder = RunFolder(config.output_dir)
     if resume:
         folder.check_resumable()
         folder.check_continues(config)
+        for sentence in folder.recover():
+            console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
     else:
         folder.check_free()
+        folder.recover()  # what a run left that was killed before its first checkpoint
     plan, start = _make_plan(config, folder, resume)
     announce(plan, console)
     try:
-        trainer = Trainer(plan, folder, resume, start)
+        trainer = Trainer(plan, folder, resume, start, changed_data)
+        if resume:
+            folder.prune(config.keep)  # a kill may have come in between
         if trainer.share_done() >= 1:
             print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
             return 0
         if resume:
             console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
+            for change in trainer.resumed.changed_settings:
+                console.print(f"Changed since: {change}", highlight=False, markup=False)
         folder.start(plan.config)
         if plan.config.method != "full" and start is not None:
             keep_for(folder.path, start)
@@ -71,8 +87,8 @@ def run(
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
     if trainer.share_done() < 1:
         command = f"{program.name} --resume {shlex.quote(str(folder.path))}"
-        print(f"Stopped after step {progress.step}; saved. Go on with: {command}", file=sys.stderr)
-        return INTERRUPTED
+        print(f"Stopped; saved after step {folder.last_step}. Go on with: {command}", file=sys.stderr)
+        return STOPPED_AND_SAVED
     print(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
     print(
         f"Best NELBO {progress.best_nelbo:.3f} nats per {plan.data.tokenizer.unit}, at step {progress.best_step:,}; "
@@ -128,8 +144,8 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
 
 def _parse(
     arguments: Sequence[str], program: Program, description: str, default_preset: str
-) -> tuple[TrainConfig, bool]:
-    """The configuration of the run, and whether it goes on with one that is there.
+) -> tuple[TrainConfig, bool, bool]:
+    """The configuration of the run, whether it goes on with one that is there, and whether also with changed data.
 
     A preset, a file or a run to resume sets the defaults of all other flags, so it is read before them.
     """
@@ -139,11 +155,14 @@ def _parse(
     base.add_argument("--config", type=Path)
     base.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output_dir", "--output-dir", type=Path)
+    first.add_argument("--changed_data", "--changed-data", action="store_true")
     for length in ("--epochs", "--steps"):
         first.add_argument(length)
     chosen, rest = first.parse_known_args(arguments)
 
     resume = chosen.resume is not None
+    if chosen.changed_data and not resume:
+        raise UserError("--changed_data is for a run that goes on: add --resume, or leave it out.")
     if chosen.resume and chosen.output_dir:
         raise UserError("--resume FOLDER and --output_dir both name the run: give one of them.")
     default = PRESETS[chosen.preset]
@@ -166,7 +185,7 @@ def _parse(
     config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
-    return config, resume
+    return config, resume, chosen.changed_data
 
 
 def _numbered_folder(stem: Path, resume: bool) -> Path:

@@ -94,6 +94,11 @@ class Answers:
         )
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run learns from, by checksums."""
+        return {"text": self.text_sha256}
+
+    @property
     def sequence_length(self) -> int:
         """Tokens of the longest pair."""
         return max(len(pair.ids) for pairs in self.pairs.values() for pair in pairs)

@@ -120,7 +120,7 @@ class BPETokenizer:
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
         try:
             return cls(_read_files(folder), vocabulary)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
 
     def __eq__(self, other: object) -> bool:

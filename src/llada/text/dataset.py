@@ -4,7 +4,7 @@
     vocab.json            its vocabulary
     train_data.npy        (rows, sequence_length) ids of the first 90 % of the text, the last row padded
     val_data.npy          the same of the rest
-    metadata.json         counts, split, source, and the sha256 of every other file
+    metadata.json         counts, split, source, the sha256 of every other file, and that of its own content
     tokenised/            the same text in the ids of other tokenizers, each a prepared folder again
 
 The file names are the founding document's. Letters: N rows, L length, B batch.
@@ -12,6 +12,8 @@ The file names are the founding document's. Letters: N rows, L length, B batch.
 
 import contextlib
 import hashlib
+import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +23,19 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.errors import UserError
-from llada.files import folder_written_whole, read_json, sha256_of, write_json
+from llada.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
+from llada.locks import locked
 from llada.text.corpus import Corpus
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer, ids_of, load_tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no seal
 TRAIN_FRACTION = 0.9
 DEFAULT_FOLDER = Path("data/shakespeare")
 RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "metadata.json"
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
 TOKENISED_FOLDER = "tokenised"
+SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
 
 Split = Literal["train", "val"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -43,9 +47,8 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
     A prepared folder that is there already is replaced; a folder with anything else in it is left alone.
 
     Raises:
-        UserError: the text is shorter than a sequence, or `folder` holds other things.
+        UserError: the text is shorter than a sequence, `folder` holds other things, or another process writes it.
     """
-    _refuse_foreign_folder(folder)
     n_train = _n_train(corpus.text)
     if n_train == 0:
         raise UserError(f"A text of {len(corpus.text)} characters is too short to split: use a longer one.")
@@ -54,7 +57,10 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
             f"--sequence_length {sequence_length} does not fit the training text of {n_train:,} characters: "
             f"choose a length from 1 to {n_train:,}."
         )
-    return _write(folder, corpus, CharTokenizer(corpus.text), sequence_length)
+    with locked(folder):
+        remove_leftovers(folder)
+        _refuse_foreign_folder(folder)
+        return _write(folder, corpus, CharTokenizer(corpus.text), sequence_length)
 
 
 def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
@@ -84,13 +90,17 @@ def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
         digests = [sha256_of(Path(name, file)) for file in tokenizer.file_names]
     key = hashlib.sha256(repr((digests, ids_of(tokenizer))).encode()).hexdigest()[:12]
     folder = data.folder / TOKENISED_FOLDER / key
-    with contextlib.suppress(UserError):  # none yet, or a damaged one, which is made anew
-        cached = PreparedText.open(folder)
-        if (cached.text_sha256, cached.sequence_length) == (data.text_sha256, data.sequence_length):
-            return cached
-    text = (data.folder / RAW_FILE).read_bytes().decode("utf-8")
-    corpus = Corpus(text, str(data.metadata["source"]), str(data.metadata["origin"]))
-    return _write(folder, corpus, tokenizer, data.sequence_length)
+    with contextlib.ExitStack() as stack:
+        if not folder.exists() or os.access(folder.parent, os.W_OK):
+            stack.enter_context(locked(folder, wait=True))  # the second of two runs that start together finds it made
+            remove_leftovers(folder)
+        with contextlib.suppress(UserError):  # none yet, or a damaged one, which is made anew
+            cached = PreparedText.open(folder)
+            if (cached.text_sha256, cached.sequence_length) == (data.text_sha256, data.sequence_length):
+                return cached
+        text = (data.folder / RAW_FILE).read_bytes().decode("utf-8")
+        corpus = Corpus(text, str(data.metadata["source"]), str(data.metadata["origin"]))
+        return _write(folder, corpus, tokenizer, data.sequence_length)
 
 
 def _n_train(text: str) -> int:
@@ -121,8 +131,14 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, sequence_length: 
             "dtype": str(rows.dtype),
             "sha256": {name: sha256_of(aside / name) for name in _content_files(tokenizer)},
         }
-        write_json(aside / METADATA_FILE, metadata)
+        write_json(aside / METADATA_FILE, {**metadata, SEAL: _seal_of(metadata)})
     return PreparedText.open(folder)
+
+
+def _seal_of(metadata: dict[str, Any]) -> str:
+    """SHA-256 of all of it but the seal, however it is laid out."""
+    content = {key: value for key, value in metadata.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _content_files(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -168,8 +184,13 @@ class PreparedText:
             raise UserError(f"{folder} is not a complete prepared text: run `llada prepare --output_dir {folder}`.")
         metadata = read_json(folder / METADATA_FILE)
         remedy = f"run `llada prepare --output_dir {folder}` again"
-        if metadata.get("format_version") != FORMAT_VERSION:
+        version = metadata.get("format_version")
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise UserError(f"{folder} has another format than version {FORMAT_VERSION}: {remedy}.")
+        if (version > 1 or SEAL in metadata) and metadata.get(SEAL) != _seal_of(metadata):
+            raise UserError(
+                f"{folder / METADATA_FILE} has changed since it was written (wrong checksum of its own): {remedy}."
+            )
         checksums = metadata.get("sha256")
         if not isinstance(checksums, dict):
             raise UserError(f"{folder / METADATA_FILE} holds no checksums: {remedy}.")
@@ -179,10 +200,13 @@ class PreparedText:
                 raise UserError(f"{folder / name} is missing: {remedy}.")
             if sha256_of(folder / name) != checksums.get(name):
                 raise UserError(f"{folder / name} has changed since it was written (wrong checksum): {remedy}.")
-        rows = {split: np.load(folder / name, mmap_mode="r") for split, name in SPLIT_FILES.items()}
+        rows = {split: _map_rows(folder / name, remedy) for split, name in SPLIT_FILES.items()}
         if not _counts_fit(metadata, rows):
             raise UserError(f"{folder / METADATA_FILE} does not fit the arrays beside it: {remedy}.")
         tokenizer = load_tokenizer(folder, metadata)
+        for split, name in SPLIT_FILES.items():
+            if int(rows[split].max(initial=0)) >= tokenizer.vocab_size:
+                raise UserError(f"{folder / name} has ids that the vocabulary has not: {remedy}.")
         unchecked = set(_content_files(tokenizer)) - set(checksums)
         if unchecked:
             raise UserError(f"{folder / METADATA_FILE} has no checksum of {min(unchecked)}: {remedy}.")
@@ -197,6 +221,18 @@ class PreparedText:
         """Of the raw text, which fixes vocabulary, split and ids."""
         return str(self.metadata["sha256"][RAW_FILE])
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run learns from, each part by a checksum: the text, the vocabulary, and the tokens of both splits.
+
+        They do not depend on the length of the stored sequences.
+        """
+        sums = self.metadata["sha256"]
+        parts = {"text": self.text_sha256, "vocabulary": " ".join(sums[name] for name in self.tokenizer.file_names)}
+        for split, name in (("train", "training split"), ("val", "validation split")):
+            parts[name] = hashlib.sha256(np.ascontiguousarray(self.tokens(split)).data).hexdigest()  # type: ignore[arg-type]
+        return parts
+
     def text(self, split: Split) -> str:
         """The characters of the split."""
         text = (self.folder / RAW_FILE).read_bytes().decode("utf-8")
@@ -207,10 +243,26 @@ class PreparedText:
         return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]
 
 
+def _map_rows(path: Path, remedy: str) -> Ids:
+    """The ids of a split, mapped.
+
+    Raises:
+        UserError: the file holds something else than whole numbers, or is no array. Nothing is unpickled.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default
+    except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"{path} is no array of ids ({reason}): {remedy}.") from error
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:
+        raise UserError(f"{path} is no array of ids: {remedy}.")
+    return rows
+
+
 def _counts_fit(metadata: dict[str, Any], rows: dict[str, Ids]) -> bool:
     try:
         length = metadata["sequence_length"]
-        return all(
+        return type(length) is int and all(
             array.shape == (metadata["splits"][split]["sequences"], length)
             and 0 <= array.size - metadata["splits"][split]["tokens"] < length
             for split, array in rows.items()

@@ -103,7 +103,7 @@ class CharTokenizer:
             is_consistent = all(len(token) == 1 for token in tokens) and content == tokenizer._to_json()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: name a folder that `llada prepare` or `llada train` wrote.") from None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             is_consistent = False
         if not is_consistent:
             raise UserError(f"{path} is not a character vocabulary of this package: prepare the text again.")

@@ -4,7 +4,7 @@ Answers are padded with EOS, and that padding is learned, so a model can learn t
 among its predictions rises first, then its answers shrink to nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,10 @@ class EosShare:
         """Add the (N,) likeliest and true tokens at the masked positions of a batch."""
         is_eos = [(tokens == self.eos_id).sum() for tokens in (likeliest, targets)]
         self._counts += torch.stack([*is_eos, torch.full_like(is_eos[0], len(targets))])
+
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        return {"counts": self._counts}
 
     def take(self) -> dict[str, float | None]:
         """Both since the last call, None where nothing was masked."""

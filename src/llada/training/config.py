@@ -214,6 +214,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     evaluate_every: int = 200
     """Steps between evaluations, each with a sample and a checkpoint."""
+    keep: int = 2
+    """Newest checkpoints that stay, beside the best one."""
     evaluation_windows: int = 128
     """Validation windows of such an evaluation; `llada evaluate` takes all."""
     seed: int = 0
@@ -279,7 +281,7 @@ class TrainConfig:
 
     def _check_ranges(self) -> None:
         optimizer, noise, data = self.optimizer, self.noise, self.data
-        for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows", "steps"):
+        for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "evaluation_windows", "keep", "steps"):
             _check_range(name, getattr(self, name), at_least=1)
         _check_range("sequence_length", data.sequence_length, at_least=1)
         for name in ("conv_width", "table_rows", "attention_every"):
@@ -322,7 +324,7 @@ class TrainConfig:
         """
         try:
             return dacite.from_dict(cls, dict(content), dacite.Config(strict=True, cast=[Path]))
-        except dacite.DaciteError as error:
+        except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:  # a path of null, a number too long
             raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
 
 

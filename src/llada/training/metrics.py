@@ -5,15 +5,18 @@ Letters: N masked positions, T bins of t.
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llada.files import write_text_whole
+from llada.files import flush_to_disk, write_text_whole
 from llada.forward_process import NoisyBatch
 from llada.hardware import send
+from llada.training.guard import finite_or_none
 
 N_BINS = 10
 
@@ -35,13 +38,17 @@ class LossByTime:
         self._sum.index_add_(0, send(bins, nll.device), nll.detach().float())
         self._count += torch.bincount(bins, minlength=N_BINS)
 
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        return {"sum": self._sum, "count": self._count}
+
     def take(self) -> tuple[float | None, list[float | None]]:
-        """The mean over all and by bin, None where nothing was masked; then start anew."""
+        """The mean over all and by bin, None where nothing was masked or a sum is no number; then start anew."""
         sums, counts = self._sum.tolist(), self._count.tolist()
         self._sum.zero_()
         self._count.zero_()
-        by_bin = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
-        return (sum(sums) / sum(counts) if sum(counts) else None), by_bin
+        by_bin = [finite_or_none(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
+        return (finite_or_none(sum(sums) / sum(counts)) if sum(counts) else None), by_bin
 
 
 class MetricsFile:
@@ -50,23 +57,32 @@ class MetricsFile:
     def __init__(self, path: Path, from_step: int) -> None:
         """Open for appending; lines after `from_step`, left by a run that was stopped later than saved, are dropped."""
         self.path = path
+        self.rows = [row for row in read_metrics(path) if row["step"] <= from_step] if path.exists() else []
+        """Those that were there."""
         if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-            write_text_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_text_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def flush_to_disk(self) -> None:
+        """Before a checkpoint, which must not know of steps that are missing here."""
+        if self.path.exists():
+            flush_to_disk(self.path)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that was cut off is left out."""
+    """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
+        rows.append(row)
     return rows
 
 
@@ -78,7 +94,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = read_metrics(metrics)
-    training = [row for row in rows if "loss" in row]
+    training = [row for row in rows if row.get("loss") is not None and row.get("nll") is not None]
     evaluations = [row for row in rows if "nelbo" in row]
     if not training:
         return
@@ -102,5 +118,10 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         right.plot(centres, values, marker="o", ms=3, color=colour, label=f"step {row['step']}")
     right.set(xlabel="t (share of masked tokens)", ylabel="nats per masked token", title="Cross-entropy by t")
     right.legend(frameon=False)
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
+    aside = picture.with_name(f".{picture.name}.{os.getpid()}")
+    try:
+        figure.savefig(aside, dpi=130, format="png")
+        os.replace(aside, picture)
+    finally:
+        aside.unlink(missing_ok=True)
+        plt.close(figure)

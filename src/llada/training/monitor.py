@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from llada.readable import duration_in_words
-from llada.training.run_folder import Progress as RunProgress
+from llada.training.state import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal to draw a bar on
 STEPS_BEFORE_TIMING = 5  # the first ones warm up caches and compile

@@ -3,8 +3,14 @@
 config.json                     the resolved configuration
 metrics.jsonl                   one object a logged step
 curves.png, samples/
-checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.py), and training_state.pt
+checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.py), training_state.pt, and checksums
 checkpoints/last, best          links to two of these
+
+A checkpoint is written aside, is on the disk as a whole, and is then renamed; links are replaced in one step. So a kill
+at any moment leaves whole checkpoints, and things beside them that `recover` removes. It also finds a checkpoint that
+was damaged later, by its checksums.
+
+Which checkpoints stay: the newest `--keep`, the best one, and those that an adapter of another run stands on.
 """
 
 import contextlib
@@ -12,7 +18,6 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +25,32 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from llada.adapters import is_adapted, save_adapter
-from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, load_weights, save_weights
+from llada.adapter_files import ADAPTER_CONFIG_FILE
+from llada.adapters import save_adapter
+from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, save_weights
 from llada.errors import UserError
-from llada.files import folder_written_whole, read_json, write_json
+from llada.files import flush_to_disk, folder_written_whole, read_json, write_json
+from llada.integrity import find_damage, write_checksums
 from llada.models import MaskPredictor
-from llada.optim import ExponentialAverage, trained_weights
+from llada.readable import bytes_in_words
 from llada.training.config import TrainConfig
 from llada.training.plan import RunPlan
+from llada.training.state import (
+    STATE_FILE,
+    Progress,
+    Resumed,
+    RunState,
+    changed_data,
+    changed_settings,
+    damaged_state,
+    first_line,
+    read_state,
+)
 
-STATE_FILE = "training_state.pt"
 KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    step: int = 0
-    """Steps done."""
-    seconds: float = 0.0
-    """Time spent, evaluation included."""
-    tokens: int = 0
-    """That went through the network, padding included."""
-    best_nelbo: float = float("inf")
-    best_step: int = 0
+STEP_PATTERN = "step-*"
+DAMAGED = "damaged-"  # before the name of a checkpoint that was found to be
+SPARE_BYTES = 2_000_000  # beside a checkpoint: its small files, samples, curves, metrics
 
 
 class RunFolder:
@@ -56,7 +62,15 @@ class RunFolder:
         self.last = self.checkpoints / "last"
 
     def has_checkpoint(self) -> bool:
-        return self.last.is_dir()
+        return self.last.is_dir() or bool(self._newest_first())
+
+    @property
+    def last_step(self) -> int | None:
+        """Of the checkpoint that a run would go on from; None if there is none."""
+        return int(self.last.resolve().name.rpartition("-")[2]) if self.last.is_dir() else None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.checkpoints.glob(STEP_PATTERN), reverse=True)
 
     def check_resumable(self) -> None:
         """Refuse to resume a run that ended before its first checkpoint.
@@ -113,90 +127,156 @@ class RunFolder:
             raise UserError(f"{path} holds no run to resume: check the path, or start one without --resume.")
         return TrainConfig.from_json(read_json(path / CONFIG_FILE))
 
+    def recover(self) -> list[str]:
+        """Put in order what a kill or a disk has left: to be called by the holder of the folder's lock.
+
+        What was half written goes. `last` is pointed to the newest checkpoint that is whole; newer ones that are not
+        are kept as damaged-step-NNNNNNNN.
+
+        Returns:
+            What was found to be damaged, in sentences for people.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged; nothing is changed then.
+        """
+        self._remove_leftovers()
+        damaged: dict[Path, str] = {}
+        for folder in self._newest_first():
+            damage = find_damage(folder, [STATE_FILE, CONFIG_FILE] if not _holds_adapter(folder) else [STATE_FILE])
+            if damage is None:
+                break
+            damaged[folder] = damage
+        else:
+            if damaged:
+                what = "; ".join(f"{folder.name}: {damage}" for folder, damage in damaged.items())
+                raise UserError(
+                    f"No checkpoint of {self.path} is whole ({what}): restore one of them from a copy, or start again "
+                    "with another --output_dir."
+                )
+            return []
+        sentences = []
+        for bad, damage in damaged.items():
+            kept_as = bad.with_name(f"{DAMAGED}{bad.name}")
+            shutil.rmtree(kept_as, ignore_errors=True)
+            os.rename(bad, kept_as)
+            sentences.append(
+                f"The checkpoint {bad} is damaged ({damage}): it is kept as {kept_as.name}, and {folder.name} is used."
+            )
+        self._point("last", folder)
+        return sentences
+
+    def _remove_leftovers(self) -> None:
+        """Whatever begins with a dot was on its way in or out when its process was killed."""
+        for old in self.checkpoints.glob(f".{STEP_PATTERN}.old"):
+            folder = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
+            if not folder.exists():
+                os.rename(old, folder)
+        inside = (f".{STEP_PATTERN}", ".last.*", ".best.*")
+        beside = (f".{CONFIG_FILE}.*", ".metrics.jsonl.*", ".curves.png.*", ".trouble.json.*", "samples/.step-*")
+        for path in [
+            *(path for pattern in inside for path in self.checkpoints.glob(pattern)),
+            *(path for pattern in beside for path in self.path.glob(pattern)),
+        ]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def check_space(self, n_bytes: int, step: int) -> None:
+        """Refuse to begin a checkpoint that would not fit.
+
+        Raises:
+            UserError: it would not.
+        """
+        place = next(path for path in (self.checkpoints, *self.checkpoints.parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if n_bytes + SPARE_BYTES > free:
+            goes_on = f"go on with --resume {self.path}" if self.has_checkpoint() else "start again"
+            raise UserError(
+                f"The disk of {self.path} has {bytes_in_words(free)} left and a checkpoint (step {step}) takes "
+                f"{bytes_in_words(n_bytes)}: free some space and {goes_on}; the checkpoints there are unharmed."
+            )
+
     def save(
         self,
         progress: Progress,
         plan: RunPlan,
         model: MaskPredictor,
-        own_weights: Mapping[str, Tensor] | None,
-        average: ExponentialAverage | None,
-        optimizers: list[torch.optim.Optimizer],
+        packed: Mapping[str, Any],
+        weights: Mapping[str, Tensor] | None,
     ) -> None:
         """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
 
         Args:
-            model: what is stored as the model or the adapter.
-            own_weights: those that are trained, where the model was lent their moving average.
+            packed: of `RunState.pack`.
+            weights: of the model; None to store the adapter that is in `model`.
 
         Raises:
             UserError: it could not be written; the checkpoints that were there are unharmed.
         """
         folder = self.checkpoints / f"step-{progress.step:08d}"
-        state: dict[str, Any] = {
-            "progress": vars(progress),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "weights": None if own_weights is None else dict(own_weights),
-            "n_averaged": average.n_updates if average else 0,
-            "text_sha256": plan.data.text_sha256,
-        }
         try:
             with folder_written_whole(folder) as aside:
-                if is_adapted(model.network):
+                if weights is None:
                     save_adapter(aside, model.network, str(plan.config.base))
                 else:
-                    save_weights(aside, plan.network_config, plan.data.tokenizer, model.network.state_dict())
-                torch.save(state, aside / STATE_FILE)
+                    save_weights(aside, plan.network_config, plan.data.tokenizer, weights)
+                torch.save(dict(packed), aside / STATE_FILE)
+                write_checksums(aside)
+            self._point("last", folder)
+            self.point_best(progress)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap what the disk says
             raise UserError(
                 f"The checkpoint of step {progress.step} could not be written to {self.checkpoints} "
-                f"({_first_line(error)}): the earlier ones are unharmed, see to the disk and go on with "
+                f"({first_line(error)}): the earlier ones are unharmed, see to the disk and go on with "
                 f"--resume {self.path}."
             ) from error
-        self._point("last", folder)
-        if progress.best_step == progress.step:
-            self._point("best", folder)
-        self._prune()
+        self.prune(plan.config.keep)
 
     def load(
         self,
-        plan: RunPlan,
-        model: MaskPredictor,
-        average: ExponentialAverage | None,
-        optimizers: list[torch.optim.Optimizer],
-    ) -> Progress:
-        """Put the state of the last checkpoint into these objects; an adapter is in the model already.
+        state: RunState,
+        data: Mapping[str, str],
+        settings: Mapping[str, Any],
+        allow_changed_data: bool = False,
+    ) -> Resumed:
+        """Put the last checkpoint into these objects.
+
+        Args:
+            settings: the configuration now, in JSON's values.
+            data: checksums of what the run learns from now, by name.
+            allow_changed_data: go on all the same if they are others.
 
         Raises:
             UserError: the checkpoint is missing, broken, of another network, or of another text.
         """
         folder = self.last
         self.check_resumable()
+        saved = read_state(folder)
+        changed = changed_data(saved, data)
+        if changed and not allow_changed_data:
+            raise UserError(
+                f"The data are not what {self.path} was trained on any more (changed: {', '.join(changed)}): restore "
+                "them (a text, by `llada prepare`), start a new run, or add --changed_data to go on all the same."
+            )
         try:
-            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-            if state["text_sha256"] != plan.data.text_sha256:
-                raise UserError(
-                    f"{plan.data.folder} is not what {self.path} was trained on any more: restore it (a text, by "
-                    "`llada prepare`), or start a new run."
-                )
-            if not is_adapted(model.network):
-                load_weights(model, folder)
-            weights = trained_weights(model.network)
-            if average is not None:
-                average.n_updates = state["n_averaged"]
-                for name, weight in weights.items():
-                    average.weights[name].copy_(weight.detach())
-                put_weights(model, state["weights"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                # Rates and decay come from the configuration, which may have been changed for the rest of the run.
-                groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-            return Progress(**state["progress"])
+            progress = state.unpack(saved, folder)
         except UserError:
             raise
-        except Exception as error:  # a damaged file makes torch raise almost anything
-            raise UserError(
-                f"{folder / STATE_FILE} cannot be resumed from ({_first_line(error)}): it is damaged or of another run."
-            ) from error
+        except Exception as error:  # what a stranger's state holds can make torch raise almost anything
+            raise damaged_state(folder, error) from error
+        self.point_best(progress)
+        changes = changed_settings(saved.get("settings", {}), settings)
+        return Resumed(progress, saved.get("is_compiled"), changes)
+
+    def point_best(self, progress: Progress) -> None:
+        """Make `best` a link to the best checkpoint, if that is there; a link to nothing goes."""
+        folder, link = self.checkpoints / f"step-{progress.best_step:08d}", self.checkpoints / "best"
+        if folder.is_dir():
+            if link.resolve() != folder.resolve():
+                self._point("best", folder)
+        elif link.is_symlink() and not link.exists():
+            link.unlink()
 
     def _point(self, name: str, folder: Path) -> None:
         """Make `name` a link to a checkpoint, in one step, so that it never points nowhere."""
@@ -204,27 +284,30 @@ class RunFolder:
         aside.unlink(missing_ok=True)
         aside.symlink_to(folder.name)
         os.replace(aside, self.checkpoints / name)
+        flush_to_disk(self.checkpoints)
 
-    def _prune(self) -> None:
-        """Keep the checkpoints that `last` and `best` point to, and those that an adapter stands on."""
+    def prune(self, n_newest: int) -> None:
+        """By the rule above. Names go first, so that a kill leaves no half of a checkpoint under its name.
+
+        What a disk refuses to remove stays, and is tried again after the next checkpoint.
+        """
+        folders = self._newest_first()
         kept = {(self.checkpoints / name).resolve() for name in ("last", "best")}
-        for folder in self.checkpoints.glob("step-*"):
+        kept |= {folder.resolve() for folder in folders[:n_newest]}
+        for folder in folders:
             if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
-                shutil.rmtree(folder)
+                leaving = folder.with_name(f".{folder.name}.leaving")
+                with contextlib.suppress(OSError):
+                    os.rename(folder, leaving)
+        for leaving in self.checkpoints.glob(f".{STEP_PATTERN}.leaving"):
+            shutil.rmtree(leaving, ignore_errors=True)
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG_FILE).exists()
 
 
 def keep_for(run: Path, checkpoint: Path) -> None:
     """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it."""
     with contextlib.suppress(OSError), (checkpoint / KEPT_FILE).open("a", encoding="utf-8") as file:
         file.write(f"{run.resolve()}\n")
-
-
-@torch.no_grad()
-def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
-    """Copy these values into all weights that are trained."""
-    for name, weight in trained_weights(model.network).items():
-        weight.copy_(weights[name])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__

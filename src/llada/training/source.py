@@ -53,9 +53,15 @@ class Source(Protocol):
         """Something written by the model, the same masks and draws at every step."""
 
 
-def make_source(plan: RunPlan) -> Source:
-    """The source of a run."""
-    return AnswerSource(plan, plan.data) if isinstance(plan.data, Answers) else TextSource(plan, plan.data)
+def make_source(plan: RunPlan, order_seed: int) -> Source:
+    """The source of a run.
+
+    Args:
+        order_seed: of the order in which stored sequences and dialogues come.
+    """
+    if isinstance(plan.data, Answers):
+        return AnswerSource(plan, plan.data, order_seed)
+    return TextSource(plan, plan.data, order_seed)
 
 
 class TextSource:
@@ -64,14 +70,14 @@ class TextSource:
     average: Average = "tokens"
     noun, shows = "windows", "a sample"
 
-    def __init__(self, plan: RunPlan, data: PreparedText) -> None:
+    def __init__(self, plan: RunPlan, data: PreparedText, order_seed: int) -> None:
         config = plan.config
         self.plan, self.tokenizer = plan, data.tokenizer
         self.random_length = config.noise.random_length
         if config.data.windows == "random":
             self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
-            self.draw = stored_sequences(data, config.distinct_sequences, config.seed)
+            self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
         self.windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
 
     def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
@@ -108,13 +114,13 @@ class AnswerSource:
     random_length = 0.0  # dialogues are no windows
     noun, shows = "answers", "some prompts, and what the model answers"
 
-    def __init__(self, plan: RunPlan, data: Answers) -> None:
+    def __init__(self, plan: RunPlan, data: Answers, order_seed: int) -> None:
         config = plan.config
         self.plan, self.data = plan, data
         # Padding decides what is learned, so a batch that goes through the network together is padded together.
         padded_together = config.distinct_sequences if config.noise.complementary else config.batch_size
         self.draw = answers(
-            data.pairs["train"], config.distinct_sequences, padded_together, data.tokenizer.eos_id, config.seed
+            data.pairs["train"], config.distinct_sequences, padded_together, data.tokenizer.eos_id, order_seed
         )
         self.pairs = evenly_spread(data.pairs["val"], config.evaluation_windows)
 

@@ -7,15 +7,11 @@ Shape letters: B batch, L length, N masked positions.
 """
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -30,27 +26,39 @@ from llada.text.answers import Answers
 from llada.text.batches import TokenBatch
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
-from llada.training.compilation import cache_folder, compile_features
-from llada.training.metrics import LossByTime, MetricsFile, draw_curves
+from llada.training.compilation import cache_folder, can_compile, compile_features
+from llada.training.guard import FEW, Guard, norms_by_layer, write_trouble
+from llada.training.log import RunLog, StepResult
+from llada.training.metrics import LossByTime
 from llada.training.monitor import Display, Stopwatch
 from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
-from llada.training.run_folder import Progress, RunFolder, put_weights
+from llada.training.run_folder import RunFolder
+from llada.training.saving import Saver, ending
+from llada.training.seeds import order_seed, seed_of
 from llada.training.source import make_source
-from llada.training.watch import ConvergenceWatch, likely_setting
-
-PURPOSES = {"batch": 0, "dropout": 1}
+from llada.training.state import Meter, Progress, Resumed, RunState, put_weights
+from llada.training.stopping import StopRequest
+from llada.training.watch import likely_setting
 
 
 class Trainer:
     """A run, fresh or resumed: built from its plan, then `run`."""
 
-    def __init__(self, plan: RunPlan, folder: RunFolder, resume: bool = False, start: Path | None = None) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        folder: RunFolder,
+        resume: bool = False,
+        start: Path | None = None,
+        allow_changed_data: bool = False,
+    ) -> None:
         """
         Args:
             folder: where the run is kept.
             resume: go on from the last checkpoint of that folder.
             start: checkpoint folder with the weights to start from; random ones if None.
+            allow_changed_data: resume even if the data are others by now.
         """
         config = plan.config
         self.plan, self.config, self.folder = plan, config, folder
@@ -59,22 +67,37 @@ class Trainer:
         self.model = build_model(plan, start, folder.last if resume else None)
         self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
-        self.progress = folder.load(plan, self.model, self.average, self.optimizers) if resume else Progress()
         is_chat = isinstance(plan.data, Answers)
-        self.is_compiled = plan.should_compile
+        self.by_time, self.guard = LossByTime(self.device), Guard(self.device)
+        self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
+        meters: dict[str, Meter] = {"by_time": self.by_time, "guard": self.guard}
+        if self.eos_share:
+            meters["eos_share"] = self.eos_share
+        self.state = RunState(self.model, self.optimizers, self.average, meters)
+        self.data = plan.data.fingerprints
+        self.resumed = Resumed(Progress(), None, [])
+        if resume:
+            self.resumed = folder.load(self.state, self.data, config.to_json(), allow_changed_data)
+        self.progress = self.resumed.progress
+        self.is_compiled = self._should_compile(self.resumed.was_compiled)
         if self.is_compiled:
             compile_features(self.model.network, (config.batch_size, plan.length))
-        self.source = make_source(plan)
-        self.watch = ConvergenceWatch(plan)
-        self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
-        self.stop_requested = False
+        self.source = make_source(plan, order_seed(config.seed, self.progress.data_order))
+        self.saver, self.stop = Saver(folder), StopRequest()
+        self._went_back_to: int | None = None
+
+    def _should_compile(self, was_compiled: bool | None) -> bool:
+        """What the run began with decides, not how long it has become: compiled products are rounded otherwise."""
+        if self.config.compile is None and was_compiled is not None:
+            return was_compiled and can_compile(self.device)
+        return self.plan.should_compile
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def make_batch(self, step: int) -> tuple[TokenBatch, NoisyBatch]:
         """The clean ids of a step and their noisy form; the same whenever asked for."""
         noise, mask_id = self.config.noise, self.plan.data.tokenizer.mask_id
-        generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch"))
+        generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch", self.progress.data_order))
         batch = self.source.draw(step, generator)
         length = truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1]
         batch = batch.columns(length)
@@ -86,10 +109,29 @@ class Trainer:
             return batch, mask_bernoulli(batch.x_0, mask_id, generator, batch.maskable)
         return batch, mask_exact_count(batch.x_0, mask_id, generator, batch.maskable, noise.complementary)
 
-    def train_step(self, by_time: LossByTime) -> "StepResult":
-        """One update of the weights."""
+    def train_step(self, by_time: LossByTime) -> StepResult:
+        """One update of the weights, or none if its loss or gradient is no finite number (guard.py)."""
         config, step = self.config, self.progress.step
-        torch.manual_seed(seed_of(config.seed, step, "dropout"))
+        loss, tokens = self._gradients(step, by_time)
+        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), config.optimizer.clip)
+        skip = self.guard.judge(loss, norm, step)
+        factor = self.learning_rate_factor()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model.network, skip)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        return StepResult(loss, norm, factor, tokens)
+
+    def _gradients(self, step: int, by_time: LossByTime) -> tuple[Tensor, int]:
+        """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has."""
+        config = self.config
+        torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order))
         batch, noisy = self.make_batch(step)
         weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
         loss, tokens = torch.zeros((), device=self.device), 0
@@ -101,18 +143,7 @@ class Trainer:
             part = self._loss(piece, noise_of_piece, weights[rows], by_time)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), config.optimizer.clip)
-        factor = self.learning_rate_factor()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.model.network)
-        self.progress.step += 1
-        self.progress.tokens += tokens
-        return StepResult(loss, norm, factor, tokens)
+        return loss, tokens
 
     def _loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
         # Whatever depends on which tokens are masked, and how many, is worked out on the CPU: a GPU is told the places,
@@ -167,98 +198,105 @@ class Trainer:
         """Train to the end, or until told to stop; the last state is saved in either case.
 
         Raises:
-            UserError: the loss is no finite number any more. Nothing is saved then; the last checkpoint stays.
+            UserError: the loss is no finite number any more, also after going back; or the disk is full. Nothing is
+                saved then; the last checkpoint stays.
         """
         config, progress = self.config, self.progress
-        metrics = MetricsFile(self.folder.path / "metrics.jsonl", progress.step)
-        by_time = LossByTime(self.device)
+        self.folder.check_space(self.state.expected_bytes(), progress.step)
+        log = RunLog(self.plan, self.folder.path, display, progress)
         if self.is_compiled:
             display.say("Compiling the network, once for this shape (--compile False goes without) ...")
             display.say(f"... done in {self.compile():.0f} s, and kept for the next run in {cache_folder()}.")
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
-        with self._stopping_on_signals(), display:
+        with self.stop.on_signals(), display, ending(self.saver):
             is_last = self.share_done() >= 1
             while not is_last:
-                done = self.train_step(by_time)
+                done = self.train_step(self.by_time)
                 timer.lap(done.tokens)
                 # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
-                stop, is_complete = self.stop_requested, self.share_done() >= 1
+                stop, is_complete = self.stop.is_made and self._can_stop(), self.share_done() >= 1
                 is_last = stop or is_complete
-                if progress.step % config.log_every == 0 or is_last:
-                    self._log(metrics, display, by_time, timer, done)
+                if progress.step % config.log_every == 0 or is_complete:
+                    self._log(log, timer, done)
+                    self.saver.check()
+                    if self.guard.has_few:
+                        self._go_back(log, done)
+                        timer.skip()
+                        is_last = stop
+                        continue
                 if progress.step % config.evaluate_every == 0 or is_last:
-                    self._evaluate_and_save(metrics, display, evaluate=is_complete or not stop)
+                    self._evaluate_and_save(log, done, is_complete, stop)
                     timer.skip()
         return progress
 
-    def _log(
-        self, metrics: MetricsFile, display: Display, by_time: LossByTime, timer: Stopwatch, done: "StepResult"
-    ) -> None:
-        step, loss, grad_norm = self.progress.step, float(done.loss), float(done.grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            goes_on = f"go on from the last checkpoint with --resume {self.folder.path}"
-            raise UserError(
-                f"The loss became {loss} and its gradient {grad_norm} by step {step}; "
-                f"{likely_setting(self.plan, is_too_fast=True)}, and "
-                f"{goes_on if self.folder.has_checkpoint() else 'start again'}."
-            )
-        nll, nll_by_t = by_time.take()
-        rate = timer.tokens_per_second
-        metrics.write(
-            {
-                "step": step,
-                "tokens": self.progress.tokens,
-                "seconds": round(self.progress.seconds, 2),
-                "loss": loss,
-                "nll": nll,
-                "nll_by_t": nll_by_t,
-                "grad_norm": grad_norm,
-                "learning_rate_factor": done.learning_rate_factor,
-                "tokens_per_second": rate and round(rate),
-                **(self.eos_share.take() if self.eos_share else {}),
-            }
-        )
-        status = f"loss {loss:.3f}"
-        if self.progress.best_step:
-            status += f" · NELBO {self.progress.best_nelbo:.3f}"
-        if rate:
-            status += f" · {rate / 1000:.1f}k tokens/s"
-        display.update(step, self.share_done(), status, timer.seconds_left)
-        warning = self.watch.add(step, self.share_done(), nll)
-        if warning:
-            display.say(warning)
+    def _log(self, log: RunLog, timer: Stopwatch, done: StepResult) -> None:
+        log.write_step(self.progress, self.share_done(), done, self.by_time, self.guard, self.eos_share, timer)
 
-    def _evaluate_and_save(self, metrics: MetricsFile, display: Display, evaluate: bool) -> None:
-        """Measure and show the model that would be saved, then save it; a run told to stop only saves."""
+    def _can_stop(self) -> bool:
+        """Not in the middle of a few steps that are left out, since nothing would be saved."""
+        return not 0 < self.guard.ask_in_a_row() < FEW
+
+    def _go_back(self, log: RunLog, done: StepResult) -> None:
+        """To the last checkpoint, and on with the data in another order.
+
+        Raises:
+            UserError: there is none, or the run went back to it already.
+        """
+        self.saver.wait()
+        last_step, progress = self.folder.last_step, self.progress
+        if last_step is None or last_step == self._went_back_to:
+            raise self._trouble(done)
+        left_at, order = progress.step, progress.data_order + 1
+        loaded = self.folder.load(self.state, self.data, {}, allow_changed_data=True).progress
+        vars(progress).update({**vars(loaded), "seconds": progress.seconds, "data_order": order})
+        self._went_back_to = last_step
+        self.guard.reset()
+        self.source = make_source(self.plan, order_seed(self.config.seed, order))
+        log.write_return(progress, left_at)
+
+    def _trouble(self, done: StepResult) -> UserError:
+        """The end of a run whose loss is no number: what it saw goes into a file, and what to try into a sentence."""
+        step = self.guard.last_step
+        self._gradients(step, LossByTime(self.device))  # once more, of weights that have not changed since
+        gradients = {name: weight.grad for name, weight in trained_weights(self.model.network).items()}
+        batch, noisy = self.make_batch(step)
+        path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
+        again = "" if self._went_back_to is None else f", also after going back to step {self._went_back_to}"
+        goes_on = f"go on from the last checkpoint with --resume {self.folder.path}"
+        return UserError(
+            f"The loss became {float(done.loss)} and its gradient {float(done.grad_norm)} by step {self.progress.step}"
+            f"{again}; {likely_setting(self.plan, is_too_fast=True)}, and "
+            f"{goes_on if self.folder.has_checkpoint() else 'start again'} ({path} has t, tokens and gradients of it)."
+        )
+
+    def _evaluate_and_save(self, log: RunLog, done: StepResult, is_complete: bool, stop: bool) -> None:
+        """Measure and show the model that would be saved, then save it; a run told to stop only saves.
+
+        What is no good to go back to is not saved: a model whose bound is no number, or in the middle of steps that
+        are left out.
+        """
         progress = self.progress
+        if self.guard.ask_in_a_row() and not is_complete:
+            return
         with self._average_in_place() as own_weights:
-            if evaluate:
-                self._evaluate(metrics, display)
-            self.folder.save(progress, self.plan, self.model, own_weights, self.average, self.optimizers)
-        draw_curves(metrics.path, self.folder.path / "curves.png")
+            if (is_complete or not stop) and not self._evaluate(log):
+                if is_complete:
+                    raise self._trouble(done)
+                return
+            log.close_up()
+            self.folder.check_space(self.state.expected_bytes(), progress.step)
+            packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
+            self.saver.save(progress, self.plan, self.model, packed, beside=not (is_complete or stop))
 
-    def _evaluate(self, metrics: MetricsFile, display: Display) -> None:
+    def _evaluate(self, log: RunLog) -> bool:
+        """Measure and show; False if the bound is no finite number, which is not shown."""
         progress, result = self.progress, self.estimate_nelbo()
-        sample = self.source.sample(self.model)
-        metrics.write(
-            {
-                "step": progress.step,
-                "nelbo": result.nelbo_nats_per_token,
-                "nelbo_stderr": result.nelbo_stderr,
-                **sample.metrics,
-            }
-        )
+        if not math.isfinite(result.nelbo_nats_per_token):
+            return False
+        log.write_evaluation(progress.step, result, self.source.sample(self.model), self.source)
         if result.nelbo_nats_per_token < progress.best_nelbo:
             progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
-        folder = self.folder.path / "samples"
-        folder.mkdir(exist_ok=True)
-        (folder / f"step-{progress.step:08d}.txt").write_text(sample.text + "\n", encoding="utf-8")
-        display.say(
-            f"step {progress.step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
-            f"validation {self.source.noun}; {self.source.shows}:\n{_indented(sample.text)}"
-        )
-        if sample.warning:
-            display.say(sample.warning)
+        return True
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""
@@ -278,39 +316,3 @@ class Trainer:
             if own is not None:
                 put_weights(self.model, own)
             self.model.train()
-
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after its step; the second one is not caught."""
-
-        def request_stop(number: int, _frame: object) -> None:
-            self.stop_requested = True
-            signal.signal(number, previous[signal.Signals(number)])
-
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in previous:
-            signal.signal(number, request_stop)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step tells: the loss and the norm of the gradient (scalars on the device), its learning rate, its size."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    learning_rate_factor: float
-    tokens: int
-
-
-def seed_of(seed: int, step: int, purpose: Literal["batch", "dropout"]) -> int:
-    """Seed of the randomness that a step needs for a purpose; two purposes share nothing."""
-    return int(np.random.SeedSequence((seed, step, PURPOSES[purpose])).generate_state(1, np.uint64)[0])
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())

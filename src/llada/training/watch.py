@@ -1,5 +1,7 @@
 """Whether a run learns, and which setting is likely to blame if it does not."""
 
+from collections import deque
+
 import numpy as np
 
 from llada.models import LocalConfig
@@ -11,6 +13,7 @@ SMALLEST_WINDOW, LARGEST_WINDOW, WINDOWS_IN_A_RUN = 10, 100, 10
 UNLEARNT_MARGIN = 0.05  # nats below the unigram entropy that count as having learned something from context
 WORSE_MARGIN = 0.3  # nats above it, or above the best so far, that count as getting worse
 PATIENCE = 0.25  # the share of the run by which something has to be learned
+SPIKE_WINDOW, SPIKE_DISTANCES, SPIKE_SHARE = 40, 8.0, 0.1
 
 # Rates that work: Muon's does not depend on the width (Keller Jordan, 2024); AdamW's falls with it (arXiv 2203.03466),
 # from the laptop preset's by way of GPT-2's 6e-4 to LLaDA's 4e-4 with its own for fine-tuning (arXiv 2502.09992).
@@ -81,6 +84,29 @@ class ConvergenceWatch:
             return None
         self._said.add(kind)
         return f"{what}; {likely_setting(self.plan, is_too_fast)}."
+
+
+class SpikeWatch:
+    """Tells a loss that leaps out of what it was lately, by the unweighted cross-entropy of the logged steps.
+
+    It leaps if it is above the median of the last ones by so many of their usual distances from it, and by a share of
+    it. The weighted loss would not do: one batch with few masks moves it by a lot.
+    """
+
+    def __init__(self) -> None:
+        self._lately: deque[float] = deque(maxlen=SPIKE_WINDOW)
+
+    def add(self, nll: float | None) -> float | None:
+        """The median that this cross-entropy leapt from, or None."""
+        if nll is None:
+            return None
+        before = np.array(self._lately)
+        self._lately.append(nll)
+        if len(before) < SPIKE_WINDOW // 4:
+            return None
+        median = float(np.median(before))
+        distance = max(float(np.median(np.abs(before - median))), SPIKE_SHARE * abs(median) / SPIKE_DISTANCES)
+        return median if nll > median + SPIKE_DISTANCES * distance else None
 
 
 def likely_setting(plan: RunPlan, is_too_fast: bool) -> str:

@@ -1,0 +1,96 @@
+"""One writer a folder: the second process is refused with the name of the first.
+
+The lock is the system's (flock), so it goes when its process goes, however that ends; the file beside it only says who
+holds it. A file that a killed process left behind holds nobody up.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llada.errors import UserError
+from llada.files import LOCK_SUFFIX
+
+# Of file systems of clusters that have no locks; there, nobody is refused.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[None]:
+    """Be the only process that writes a folder, by a file `.NAME.lock` beside it, which goes at the end.
+
+    Args:
+        wait: for whoever has it, instead of refusing.
+        inside: the file is `.lock` in the folder, which is made if need be: for a folder that is not replaced as a
+            whole, so that nothing is asked of the one above it.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder = folder.resolve()
+    path = folder / LOCK_SUFFIX if inside else folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path, folder, wait)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone, and makes another
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # those that hold something by now stay
+            for parent in made:
+                parent.rmdir()
+
+
+def _acquire(path: Path, folder: Path, wait: bool) -> int:
+    """A descriptor of the locked file, which says who has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise UserError(
+                f"{folder} is being written by {holder}: wait for it or stop it, or choose another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+        if _is_there(path, descriptor):
+            break
+        os.close(descriptor)  # the one before has just removed it
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+    return descriptor
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        named, opened = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _myself() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def _holder(descriptor: int) -> str:
+    """Who has the lock, in words."""
+    try:
+        said = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(said['pid'])} on {said['host']!s} since {said['since']!s}"
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # it has not written its name yet
+        return "another process"

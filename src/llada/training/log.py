@@ -1,0 +1,132 @@
+"""What a run writes down of itself and shows while it goes on: metrics.jsonl, curves.png, samples, warnings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from llada.evaluation.nelbo import Nelbo
+from llada.files import write_text_whole
+from llada.training.answer_check import EosShare
+from llada.training.guard import Guard, finite_or_none
+from llada.training.metrics import LossByTime, MetricsFile, draw_curves
+from llada.training.monitor import Display, Stopwatch
+from llada.training.plan import RunPlan
+from llada.training.source import Sample, Source
+from llada.training.state import Progress
+from llada.training.watch import ConvergenceWatch, SpikeWatch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells: the loss and the norm of the gradient (scalars on the device), its learning rate, its size."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate_factor: float
+    tokens: int
+
+
+class RunLog:
+    """The files and the display of a run."""
+
+    def __init__(self, plan: RunPlan, folder: Path, display: Display, progress: Progress) -> None:
+        self.folder, self.display = folder, display
+        self.watch = ConvergenceWatch(plan)
+        self.open_at(progress.step)
+
+    def open_at(self, step: int) -> None:
+        """metrics.jsonl up to this step; the spikes in it are looked for again, so that later ones are found alike."""
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+        self.spikes = SpikeWatch()
+        for row in self.metrics.rows:
+            self.spikes.add(row.get("nll"))
+
+    def write_step(
+        self,
+        progress: Progress,
+        share_done: float,
+        done: StepResult,
+        by_time: LossByTime,
+        guard: Guard,
+        eos_share: EosShare | None,
+        timer: Stopwatch,
+    ) -> None:
+        """A line of what was measured since the last one, and what people should know of it."""
+        step, loss = progress.step, float(done.loss)
+        nll, nll_by_t = by_time.take()
+        guard.take()
+        leapt_from = self.spikes.add(nll)
+        rate = timer.tokens_per_second
+        self.metrics.write(
+            {
+                "step": step,
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 2),
+                "loss": finite_or_none(loss),
+                "nll": nll,
+                "nll_by_t": nll_by_t,
+                "grad_norm": finite_or_none(float(done.grad_norm)),
+                "learning_rate_factor": done.learning_rate_factor,
+                "tokens_per_second": rate and round(rate),
+                **({"skipped_steps": guard.skipped} if guard.skipped else {}),
+                **({} if leapt_from is None else {"spike_from": leapt_from}),
+                **(eos_share.take() if eos_share else {}),
+            }
+        )
+        status = f"loss {loss:.3f}"
+        if progress.best_step:
+            status += f" · NELBO {progress.best_nelbo:.3f}"
+        if rate:
+            status += f" · {rate / 1000:.1f}k tokens/s"
+        self.display.update(step, share_done, status, timer.seconds_left)
+        if guard.skipped:
+            self.display.say(
+                f"By step {step}, {guard.skipped} of the last steps were left out, since their loss or gradient was no "
+                "finite number; the weights are as they were."
+            )
+        if leapt_from is not None:
+            self.display.say(f"By step {step}, the cross-entropy leapt from {leapt_from:.2f} to {nll:.2f} nats.")
+        warning = self.watch.add(step, share_done, nll)
+        if warning:
+            self.display.say(warning)
+
+    def write_return(self, progress: Progress, left_at: int) -> None:
+        """The run went back to a checkpoint."""
+        self.display.say(
+            f"Going back to the checkpoint of step {progress.step}, and on with the data in another order."
+        )
+        self.open_at(progress.step)
+        self.metrics.write({"step": progress.step, "went_back_from": left_at, "data_order": progress.data_order})
+
+    def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
+        """A line with the bound, and a file with the sample."""
+        self.metrics.write(
+            {
+                "step": step,
+                "nelbo": result.nelbo_nats_per_token,
+                "nelbo_stderr": result.nelbo_stderr,
+                **sample.metrics,
+            }
+        )
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        write_text_whole(folder / f"step-{step:08d}.txt", sample.text + "\n")
+        self.display.say(
+            f"step {step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
+            f"validation {source.noun}; {source.shows}:\n{_indented(sample.text)}"
+        )
+        if sample.warning:
+            self.display.say(sample.warning)
+
+    def close_up(self) -> None:
+        """Before a checkpoint, which must not know of lines that are missing on the disk."""
+        try:
+            draw_curves(self.metrics.path, self.folder / "curves.png")
+        except OSError as error:  # a picture is no reason to lose a checkpoint
+            self.display.say(f"curves.png could not be drawn ({error}).")
+        self.metrics.flush_to_disk()
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

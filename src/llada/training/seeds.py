@@ -1,0 +1,29 @@
+"""Every random number of a run, from the seed and where the run is: nothing of it needs to be saved."""
+
+from typing import Literal
+
+import numpy as np
+
+PURPOSES = {"batch": 0, "dropout": 1}
+
+
+def seed_of(seed: int, step: int, purpose: Literal["batch", "dropout"], data_order: int = 0) -> int:
+    """Seed of the randomness that a step needs for a purpose; two purposes share nothing.
+
+    Args:
+        data_order: how often the run went back to go on with its data in another order.
+    """
+    return _first_of((seed, step, PURPOSES[purpose], *_order(data_order)))
+
+
+def order_seed(seed: int, data_order: int) -> int:
+    """Seed of the order in which stored sequences and dialogues come: the run's own, until it goes back."""
+    return _first_of((seed, *_order(data_order))) if data_order else seed
+
+
+def _order(data_order: int) -> tuple[int, ...]:
+    return (data_order,) if data_order else ()
+
+
+def _first_of(entropy: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

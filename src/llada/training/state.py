@@ -1,0 +1,190 @@
+"""What of a run changes from step to step: as living objects, as training_state.pt beside the model, and back.
+
+Nothing is left out that a later step depends on: progress, optimizers, the trained weights beside their moving average,
+and what has been measured since the last line of metrics.jsonl. Random numbers need no state, since each step makes
+its own from (seed, step).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llada.adapter_files import read_adapter_weights
+from llada.adapters import adapter_weights, is_adapted
+from llada.checkpoint import load_weights
+from llada.errors import UserError
+from llada.models import MaskPredictor
+from llada.optim import ExponentialAverage, trained_weights
+
+STATE_FILE = "training_state.pt"
+MOMENTS_BYTES = 8  # of a trained weight in fp32, before the optimizers have made theirs
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done, skipped ones included."""
+    seconds: float = 0.0
+    """Time spent, evaluation included."""
+    tokens: int = 0
+    """That went through the network, padding included."""
+    best_nelbo: float = float("inf")
+    best_step: int = 0
+    data_order: int = 0
+    """How often the run went back to a checkpoint, each time to go on with its data in another order."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run that goes on is told of its checkpoint."""
+
+    progress: Progress
+    was_compiled: bool | None
+    """None where it does not say."""
+    changed_settings: list[str]
+    """Options that are others now, with their values then and now."""
+
+
+class Meter(Protocol):
+    """Something that sums up between two lines of metrics.jsonl."""
+
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """What it has so far; written into when a run goes on."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The living objects of a run."""
+
+    model: MaskPredictor
+    optimizers: list[torch.optim.Optimizer]
+    average: ExponentialAverage | None
+    meters: Mapping[str, Meter] = field(default_factory=dict)
+
+    def pack(
+        self,
+        progress: Progress,
+        own_weights: Mapping[str, Tensor] | None,
+        data: Mapping[str, str],
+        is_compiled: bool,
+        settings: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What is saved beside the model.
+
+        Args:
+            own_weights: those that are trained, where the model was lent their moving average.
+            data: checksums of what the run learns from, by name.
+            settings: the configuration, in JSON's values.
+        """
+        return {
+            "progress": vars(progress).copy(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "weights": None if own_weights is None else dict(own_weights),
+            "n_averaged": self.average.n_updates if self.average else 0,
+            "data": dict(data),
+            "is_compiled": is_compiled,
+            "settings": dict(settings),
+            "meters": {name: dict(meter.sums) for name, meter in self.meters.items()},
+        }
+
+    @torch.no_grad()
+    def unpack(self, saved: Mapping[str, Any], folder: Path) -> Progress:
+        """Put a saved state, and the model or adapter of its folder, into these objects."""
+        network = self.model.network
+        if is_adapted(network):
+            stored, _ = read_adapter_weights(folder)
+            for name, weight in adapter_weights(network).items():
+                weight.copy_(stored[name])
+        else:
+            load_weights(self.model, folder)
+        if self.average is not None:
+            self.average.n_updates = saved["n_averaged"]
+            for name, weight in trained_weights(network).items():
+                self.average.weights[name].copy_(weight.detach())
+            put_weights(self.model, saved["weights"])
+        for optimizer, part in zip(self.optimizers, saved["optimizers"], strict=True):
+            # Rates and decay come from the configuration, which may have been changed for the rest of the run.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": part["state"], "param_groups": groups})
+        for name, sums in saved.get("meters", {}).items():
+            if name in self.meters:
+                for key, value in self.meters[name].sums.items():
+                    value.copy_(sums[key])
+        return Progress(**saved["progress"])
+
+    def expected_bytes(self) -> int:
+        """Of a checkpoint: of the model or the adapter, of what goes beside it, moments included."""
+        trained = trained_weights(self.model.network)
+        stored = trained if is_adapted(self.model.network) else self.model.network.state_dict()
+        n_bytes = sum(weight.nbytes for weight in stored.values())
+        if self.average is not None:
+            n_bytes += sum(weight.nbytes for weight in trained.values())
+        has_moments = any(optimizer.state for optimizer in self.optimizers)
+        if not has_moments:
+            return n_bytes + sum(MOMENTS_BYTES * weight.numel() for weight in trained.values())
+        return n_bytes + sum(map(bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The saved state in a checkpoint folder; nothing is unpickled but tensors and plain values.
+
+    Raises:
+        UserError: it is missing, damaged, or holds something else.
+    """
+    try:
+        saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or not {"progress", "optimizers", "weights", "n_averaged"} <= saved.keys():
+            raise ValueError("it is no state of a run")
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        raise damaged_state(folder, error) from error
+    return saved
+
+
+def damaged_state(folder: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"{folder / STATE_FILE} cannot be resumed from ({first_line(error)}): it is damaged or of another run."
+    )
+
+
+def changed_data(saved: Mapping[str, Any], data: Mapping[str, str]) -> list[str]:
+    """What a run learns from that has changed since a state was saved; older states know their text only."""
+    before = saved.get("data") or {"text": saved.get("text_sha256")}
+    return [name for name in before if before[name] != data.get(name)]
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options that have other values than before, as people give them."""
+    changed = []
+    for name, value in now.items():
+        if isinstance(value, dict):
+            changed += changed_settings(before.get(name, {}), value)
+        elif name in before and before[name] != value:
+            changed.append(f"--{name} {before[name]} -> {value}")
+    return changed
+
+
+@torch.no_grad()
+def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
+    """Copy these values into all weights that are trained."""
+    for name, weight in trained_weights(model.network).items():
+        weight.copy_(weights[name])
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
+
+
+def bytes_in(value: object) -> int:
+    """Of all tensors in dictionaries and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(bytes_in, value.values()))
+    return sum(map(bytes_in, value)) if isinstance(value, list) else 0

@@ -1,0 +1,347 @@
+"""Whatever a file holds, its loader takes it or refuses it in one sentence: no other error, no hang, little memory.
+
+`make test` tries a few inputs of each kind, `make faults` a hundred thousand in all, both the same ones every time.
+"""
+
+import contextlib
+import json
+import resource
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import SCALARS, VALUES, changed, corrupted, json_files
+
+from llada import cli
+from llada.adapter_files import read_lora_values
+from llada.checkpoint import load_checkpoint, make_predictor, read_config, read_tokenizer, save_weights
+from llada.errors import UserError
+from llada.files import read_json
+from llada.integrity import check_whole, find_damage, write_checksums
+from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig, config_to_json
+from llada.text.bpe import BPETokenizer
+from llada.text.corpus import Corpus
+from llada.text.dataset import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
+from llada.text.dialogues import read_dialogues
+from llada.text.tokenizer import CharTokenizer
+from llada.training.config import TrainConfig
+from llada.training.metrics import read_metrics
+from llada.training.presets import PRESETS
+from llada.training.state import read_state
+from llada.weights import StoredWeights
+
+QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
+TOKENIZER = CharTokenizer("abcdef")
+SHAPE = {
+    "vocab_size": 10, "mask_token_id": 9, "pad_token_id": 0, "eos_token_id": 2,
+    "d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 12, "max_sequence_length": 16,
+}  # fmt: skip
+NETWORKS: dict[str, NetworkConfig] = {
+    "llada": LLaDAConfig(**SHAPE),  # type: ignore[arg-type]
+    "moe": LLaDAMoEConfig(**SHAPE, n_experts=2, n_experts_per_token=1),  # type: ignore[arg-type]
+    "encoder": EncoderConfig(
+        vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
+    ),
+}
+LINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "x"}
+
+
+@dataclass
+class World:
+    """One folder of each kind, whole."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.checkpoint = self.root / "checkpoint"
+        self.checkpoint.mkdir(parents=True)
+        config = NETWORKS["llada"]
+        self.weights = make_predictor(config, TOKENIZER).network.state_dict()
+        save_weights(self.checkpoint, config, TOKENIZER, self.weights)
+        self.sharded = self.root / "sharded"
+        self.sharded.mkdir()
+        save_weights(self.sharded, config, TOKENIZER, self.weights, shard_bytes=1000)
+        self.summed = self.root / "summed"
+        self.summed.mkdir()
+        (self.summed / "file").write_bytes(b"abc")
+        write_checksums(self.summed)
+        self.data = prepare(Corpus("to be or not to be " * 9, "file", "made up"), self.root / "data", 10).folder
+        self.state = self.root / "state"
+        self.state.mkdir()
+        saved = {"progress": {"step": 1}, "optimizers": [{"state": {0: torch.zeros(2)}}], "weights": None}
+        torch.save({**saved, "n_averaged": 0}, self.state / "training_state.pt")
+        self.scratch = self.root / "scratch"
+        self.scratch.mkdir()
+
+    def read(self, path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.manual_seed(0)
+    return World(tmp_path_factory.mktemp("fuzz") / "world")
+
+
+# A target: the inputs, and what is done with one; anything but a UserError is a failure.
+Target = Callable[[World], tuple[st.SearchStrategy[Any], Callable[[Any], object]]]
+TARGETS: dict[str, tuple[Target, int]] = {}
+
+
+def target(n_full: int) -> Callable[[Target], Target]:
+    """Register a target with the number of inputs that the full run gives it."""
+
+    def register(function: Target) -> Target:
+        TARGETS[function.__name__] = (function, n_full)
+        return function
+
+    return register
+
+
+def replacing(path: Path, act: Callable[[], object]) -> Callable[[bytes], object]:
+    """Act with other content in a file, and put the content back."""
+    whole = path.read_bytes() if path.exists() else None
+
+    def do(content: bytes) -> object:
+        path.write_bytes(content)
+        try:
+            return act()
+        finally:
+            path.unlink() if whole is None else path.write_bytes(whole)
+
+    return do
+
+
+@target(16_000)
+def config_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    contents = st.one_of([json_files(config_to_json(config)) for config in NETWORKS.values()])
+    return contents, replacing(world.checkpoint / "config.json", lambda: read_config(world.checkpoint))
+
+
+@target(4_000)
+def config_json_of_a_checkpoint(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """Up to the network itself, which must not be built in a size that its weights have not."""
+    contents = json_files(config_to_json(NETWORKS["llada"]))
+    return contents, replacing(world.checkpoint / "config.json", lambda: load_checkpoint(world.checkpoint))
+
+
+@target(8_000)
+def safetensors_index(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.sharded / "model.safetensors.index.json"
+    valid = world.read(path)
+    maps = changed(valid["weight_map"]).map(lambda content: json.dumps({**valid, "weight_map": content}).encode())
+    return maps | json_files(valid), replacing(path, lambda: StoredWeights.of(world.sharded))
+
+
+@target(8_000)
+def safetensors_header(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.checkpoint / "model.safetensors"
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    name = next(name for name in header if name != "__metadata__")
+
+    def pack(content: Any) -> bytes:
+        text = json.dumps(content).encode()
+        return struct.pack("<Q", len(text)) + text + data
+
+    entries = changed(header[name]).map(lambda entry: pack({**header, name: entry}))
+    contents = st.one_of(entries, changed(header).map(pack), corrupted(whole), st.binary(max_size=30))
+    return contents, replacing(path, lambda: load_checkpoint(world.checkpoint))
+
+
+@target(12_000)
+def vocab_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.checkpoint / "vocab.json"
+    return json_files(world.read(path)), replacing(path, lambda: read_tokenizer(world.checkpoint))
+
+
+@target(2_000)
+def tokenizer_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    valid = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": ["a b"]},
+    }  # fmt: skip
+    model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())  # type: ignore[arg-type]
+    ids = {"vocab_size": 4, "mask_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
+    return model | json_files(valid), replacing(
+        world.scratch / "tokenizer.json", lambda: BPETokenizer.load(world.scratch, ids)
+    )
+
+
+@target(10_000)
+def npy_header(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    buffer = BytesIO()
+    np.save(buffer, np.arange(20, dtype=np.uint8).reshape(5, 4))
+    whole = buffer.getvalue()
+    pieces = SCALARS.map(repr)
+
+    def pack(descr: str, order: str, shape: str) -> bytes:
+        header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + whole[128:]
+
+    types = st.sampled_from(["'|u1'", "'<u2'", "'|O'", "'<U8'", "'<M8[s]'", "[('a', '|u1')]", "'<f8'", "'|V9'"])
+    shapes = st.lists(st.integers(-2, 10) | st.sampled_from([2**31, 2**62, 10**30]), max_size=4).map(tuple).map(repr)
+    headers = st.builds(pack, types | pieces, st.sampled_from(["False", "True", "0"]) | pieces, shapes | pieces)
+    path = world.scratch / "rows.npy"
+    return headers | corrupted(whole), replacing(path, lambda: _map_rows(path, "prepare it again"))
+
+
+@target(10_000)
+def metadata_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """By somebody who seals what he has changed, and as accidents have it."""
+    path = world.data / METADATA_FILE
+    valid = world.read(path)
+    inner = changed(valid["splits"]["train"]).map(lambda train: {**valid["splits"], "train": train})
+    sums = changed(valid["sha256"]).map(lambda content: {"sha256": content})
+    meant = st.one_of(changed(valid), inner.map(lambda splits: {"splits": splits}), sums)
+    contents = meant.map(lambda content: _sealed({**valid, **content}))
+
+    def use() -> None:
+        data = PreparedText.open(world.data)
+        _ = (
+            data.fingerprints,
+            data.sequence_length,
+            data.tokens("train")[:3],
+            data.tokenizer.decode(data.rows["val"][0]),
+        )
+
+    return contents | json_files(valid), replacing(path, use)
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    return json.dumps({**content, SEAL: _seal_of(content)}).encode()
+
+
+@target(12_000)
+def dialogues_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.scratch / "dialogues.jsonl"
+    question, answer = LINE["messages"]
+    messages = changed(question).map(lambda message: json.dumps({"messages": [message, answer]}).encode())
+    line = st.one_of(json_files(LINE), json_files({"prompt": "a", "answer": "b", "system": "c"}), messages)
+    return st.lists(line, min_size=1, max_size=2).map(b"\n".join), replacing(path, lambda: read_dialogues(path))
+
+
+@target(6_000)
+def metrics_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.scratch / "metrics.jsonl"
+    lines = st.lists(json_files({"step": 1, "loss": 2.0, "nll_by_t": [None, 1.0]}), max_size=3).map(b"\n".join)
+    return lines, replacing(path, lambda: read_metrics(path))
+
+
+@target(8_000)
+def run_config(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    valid = PRESETS["laptop"].to_json()
+    inner = [
+        changed(valid[name]).map(lambda part, name=name: {**valid, name: part}) for name in ("network", "optimizer")
+    ]
+    path = world.scratch / "run.json"
+    contents = st.one_of(json_files(valid), *(part.map(lambda content: json.dumps(content).encode()) for part in inner))
+    return contents, replacing(path, lambda: TrainConfig.from_json(read_json(path)))
+
+
+@target(4_000)
+def checksums_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.summed / "checksums.json"
+    valid = world.read(path)
+    sums = st.dictionaries(st.text(max_size=6), VALUES, max_size=2).map(lambda content: {**valid, "sha256": content})
+
+    def check() -> None:
+        find_damage(world.summed, ["file"])
+        check_whole(world.summed, "use another")
+
+    return json_files(valid) | sums.map(lambda content: json.dumps(content).encode()), replacing(path, check)
+
+
+@target(4_000)
+def adapter_config(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.scratch / "adapter_config.json"
+    return json_files(LORA), replacing(path, lambda: read_lora_values(world.scratch))
+
+
+@target(4_000)
+def training_state(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    path = world.state / "training_state.pt"
+    return corrupted(path.read_bytes()) | st.binary(max_size=60), replacing(path, lambda: read_state(world.state))
+
+
+@target(700)
+def command_line(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """Any words after a command; nothing is there that it could read."""
+    flags = ["--checkpoint", "--steps", "--d_model", "--preset", "--layers", "--json", "--seed", "--resume", "--config"]
+    values = ["0", "-1", "1e9", "nan", "tiny", "None", "", "--", "nowhere", "9" * 40, "\x00", "ä", "{}", "a=b", "[1]"]
+    word = st.sampled_from(flags) | st.sampled_from(values) | st.text(max_size=8)
+    place = {
+        "train": ["--data_dir", str(world.root / "none"), "--output_dir", str(world.root / "run")],
+        "prepare": ["--source", "file", "--output_dir", str(world.root / "prepared")],
+    }
+
+    def run(words: tuple[str, list[str]]) -> None:
+        command, arguments = words
+        arguments = [word for word in arguments if not word.startswith(("--output", "--data"))]
+        with contextlib.suppress(SystemExit):
+            cli.main([command, *arguments, *place.get(command, [])])
+
+    commands = st.sampled_from(
+        ["size", "prepare", "train", "sample", "evaluate", "export", "chat", "finetune", "", "nix"]
+    )
+    return st.tuples(commands, st.lists(word, max_size=5)), run
+
+
+def feed(world: World, name: str, n_inputs: int) -> None:
+    strategy, act = TARGETS[name][0](world)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @settings(
+        max_examples=n_inputs, deadline=LONGEST, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(strategy)
+    def each(content: Any) -> None:
+        try:
+            act(content)
+        except UserError as error:
+            sentence = str(error)
+        else:
+            return
+        assert "\n" not in sentence
+        assert sentence.endswith(".")
+
+    each()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MOST_BYTES
+
+
+@pytest.fixture
+def _quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("name", TARGETS)
+def test_some_inputs_are_taken_or_refused(world: World, name: str) -> None:
+    feed(world, name, QUICK if name != "command_line" else 4)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_hundred_thousand_inputs_are_taken_or_refused(world: World, name: str) -> None:
+    feed(world, name, TARGETS[name][1])
+
+
+def test_the_full_run_has_a_hundred_thousand_inputs() -> None:
+    assert sum(n for _, n in TARGETS.values()) >= 100_000

@@ -1,0 +1,113 @@
+"""Two processes never write one folder, and a process that was killed holds nobody up."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llada.errors import UserError
+from llada.locks import locked
+
+HOLD = """
+import pathlib, sys, time, llada.locks
+with llada.locks.locked(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the lock of `tmp_path / "run"`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_process_is_refused_with_the_name_of_the_first(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(UserError) as caught, locked(tmp_path / "run"):
+        pass
+    said = (
+        rf"run is being written by process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d "
+    )
+    assert re.search(said, str(caught.value))
+    assert str(caught.value).endswith(".")
+    with locked(tmp_path / "another"):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / ".run.lock").exists()
+    with locked(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_goes_with_the_block(tmp_path: Path) -> None:
+    def fail() -> None:
+        with locked(tmp_path / "run"):
+            assert (tmp_path / ".run.lock").exists()
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_folders_made_for_the_lock_go_with_it_unless_they_are_used(tmp_path: Path) -> None:
+    with locked(tmp_path / "some" / "where" / "run"):
+        assert (tmp_path / "some" / "where").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "some" / "where" / "run"):
+        (tmp_path / "some" / "file").write_bytes(b"1")
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["file"]
+
+
+def test_a_lock_inside_asks_nothing_of_the_folder_above(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", inside=True):
+        assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
+        with pytest.raises(UserError, match="is being written by process"), locked(tmp_path / "run", inside=True):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_nonsense_locks_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").write_bytes(b"\xff\x00 nonsense" * 100)
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_many_that_wait_come_in_one_by_one(tmp_path: Path) -> None:
+    """Also though each removes the file when it leaves: none gets in by a file that is another one by then."""
+    inside, seen = [], []
+
+    def enter(number: int) -> None:
+        for _ in range(20):
+            with locked(tmp_path / "run", wait=True):
+                inside.append(number)
+                seen.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 160

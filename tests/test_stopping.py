@@ -1,0 +1,87 @@
+"""A first signal ends a run after its step, a second one at once; and two processes never train in one folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llada import cli
+from llada.text.dataset import PreparedText
+from llada.training.stopping import SIGNALS, StopRequest
+
+WAIT = """
+import time
+from llada.training.stopping import StopRequest
+stop = StopRequest()
+with stop.on_signals():
+    print(flush=True)
+    while not stop.is_made:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_noted_and_the_handlers_are_put_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in SIGNALS]
+    stop = StopRequest()
+    with stop.on_signals():
+        assert not stop.is_made
+        os.kill(os.getpid(), number)
+        assert stop.is_made
+        assert [signal.getsignal(each) for each in SIGNALS] == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        with stop.on_signals():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.is_made
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_of_any_kind_ends_the_process_at_once(second: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.stdout.readline() == "noted\n"
+    os.kill(process.pid, second)
+    process.communicate(timeout=30)
+    assert process.returncode == -second
+
+
+def test_a_second_process_is_refused_and_sigterm_saves(
+    data: PreparedText, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "llada", "train"]
+    options = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--sequence_length", "24", "--device", "cpu"]
+    length = ["--steps", "1000000", "--evaluate_every", "5", "--log_every", "1", "--evaluation_windows", "2"]
+    place = ["--data_dir", str(data.folder), "--output_dir", str(run)]
+    first = subprocess.Popen([*command, *options, *length, *place], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--resume", str(run)])
+    assert end.value.code == 2
+    assert f"is being written by process {first.pid} on " in capsys.readouterr().err
+    os.kill(first.pid, signal.SIGTERM)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 75, said
+    step = int((run / "checkpoints" / "last").resolve().name[5:])
+    assert f"Stopped; saved after step {step}. Go on with: llada train --resume {run}" in said
+    assert not (run / ".lock").exists()
