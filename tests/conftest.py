@@ -1,5 +1,6 @@
 """A small text and a small run that many tests share."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, Opt
 sys.path.insert(0, str(Path(__file__).parent))  # for toys.py and commands.py
 
 from commands import Result
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; many tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "to be or not to be that is the question ",

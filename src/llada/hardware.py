@@ -19,6 +19,12 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
 
+# For each shape of a product in bf16 on a CPU, torch makes code, of a MB or more, and keeps that of 1024 shapes, twice:
+# as good as a leak, to a run whose batches are of many lengths. A step needs some dozens. Read at the first product.
+PRODUCTS_KEPT = 128
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, str(PRODUCTS_KEPT))
+
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's own at the start; setting it keeps it from growing
 MEMORY_INFORMATION = Path("/proc/meminfo")

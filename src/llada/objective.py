@@ -23,6 +23,7 @@ from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
 from llada.hardware import send
 
 Average = Literal["tokens", "sequences"]
+ROWS_OF_A_SHAPE = 128
 LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little beside any network whose vocabulary makes it matter
 
 
@@ -58,7 +59,7 @@ def nll_of_features(
     at_once = max(1, LOGITS_AT_ONCE // vocab_size)
 
     def piece(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(features)
+        logits = head(_in_few_shapes(features, at_once))[: len(targets)]
         return token_nll(logits, targets), logits.detach().argmax(-1)
 
     if len(features) <= at_once:
@@ -72,6 +73,19 @@ def nll_of_features(
     ]
     nll, likeliest = zip(*pieces, strict=True)
     return torch.cat(nll), torch.cat(likeliest)
+
+
+def _in_few_shapes(features: Tensor, at_most: int) -> Tensor:
+    """Features (N, D), on a CPU with rows of zeros behind them, up to a multiple of `ROWS_OF_A_SHAPE` or `at_most`.
+
+    There, torch makes code for each shape of a product in bf16, and N is another one at almost every step: that takes
+    time, and memory for what is kept (hardware.PRODUCTS_KEPT).
+    """
+    n_rows = len(features)
+    if features.device.type != "cpu" or n_rows == 0:
+        return features
+    padded = max(n_rows, min(at_most, -(-n_rows // ROWS_OF_A_SHAPE) * ROWS_OF_A_SHAPE))
+    return F.pad(features, (0, 0, 0, padded - n_rows))
 
 
 def sequence_bounds(nll: Tensor, noisy: NoisyBatch) -> Tensor:

@@ -14,7 +14,7 @@ from llada.errors import UserError
 from llada.evaluation.compare import Difference, compare
 from llada.evaluation.errors import Estimate
 from llada.evaluation.nelbo import Bounds, draw_bounds
-from llada.evaluation.sharing import join
+from llada.evaluation.sharing import Share, joined
 from llada.hardware import choose_precision
 from llada.opening import open_model
 
@@ -37,7 +37,12 @@ def run(arguments: Sequence[str], program: Program) -> int:
     scoring.check()
     if scoring.target_stderr is not None:
         raise UserError("Both are masked alike, so often as --masks_per_window says: leave out --target_stderr.")
-    share = join()
+    with joined() as share:
+        return _compare(options, share)
+
+
+def _compare(options: CompareOptions, share: Share) -> int:
+    scoring = options.scoring
     device = device_of(scoring.device, share)
     precision = choose_precision(scoring.precision, device)
     checkpoints = [open_model(name, device) for name in (options.first, options.second)]

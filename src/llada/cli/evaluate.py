@@ -17,7 +17,7 @@ from llada.errors import UserError
 from llada.evaluation.chain_rule import ExactNll, Order, measure_exact_nll
 from llada.evaluation.curve import draw_curve
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
-from llada.evaluation.sharing import Share, join
+from llada.evaluation.sharing import Share, joined
 from llada.hardware import Precision, choose_precision
 from llada.opening import open_model
 
@@ -51,12 +51,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
     check_positive(options, "positions_per_step")
     if options.order and (options.by_t or options.curve):
         raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --order.")
-    share = join()
+    with joined() as share:
+        return _measure(options, share)
+
+
+def _measure(options: EvaluateOptions, share: Share) -> int:
     device = device_of(options.scoring.device, share)
     precision = choose_precision(options.scoring.precision, device)
     checkpoint = open_model(options.checkpoint, device)
     scored = what_to_score(options.scoring, checkpoint)
     if options.quality.samples is not None:
+        if share.processes > 1:
+            raise UserError("Samples are written by one process: start it without torchrun.")
         return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
     if options.order is not None:
         exact = _exact(options, checkpoint, scored, device, precision, share)

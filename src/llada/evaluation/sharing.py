@@ -4,6 +4,8 @@ Shape letters: N rows.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,3 +45,14 @@ def join() -> Share:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return Share(dist.get_rank(), processes)
+
+
+@contextmanager
+def joined() -> Iterator[Share]:
+    """`join`, and part at the end: a process that just ends while others are talking to it is aborted."""
+    share = join()
+    try:
+        yield share
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
