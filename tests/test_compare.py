@@ -37,7 +37,7 @@ def test_difference_is_that_of_the_bounds_and_known_better_than_they_are() -> No
 
 
 def test_a_model_against_itself_is_no_better() -> None:
-    result = compare(bounds_of(torch.zeros(3), windows(20)), bounds_of(torch.zeros(3), windows(20)))
+    result = compare(bounds_of(torch.zeros(3), windows(30)), bounds_of(torch.zeros(3), windows(30)))
     assert (result.difference, result.stderr, result.p_value) == (0.0, 0.0, 1.0)
 
 
@@ -84,6 +84,8 @@ def test_other_windows_or_masks_are_refused() -> None:
         compare(bounds_of(NUDGE, text), bounds_of(NUDGE, text, seed=1))
 
 
-def test_one_window_has_no_p_value() -> None:
+def test_few_windows_have_no_p_value() -> None:
     result = compare(bounds_of(NUDGE, windows(1)), bounds_of(torch.zeros(3), windows(1)))
     assert (result.stderr, result.p_value) == (None, None)
+    assert compare(bounds_of(NUDGE, windows(29)), bounds_of(torch.zeros(3), windows(29))).p_value is None
+    assert compare(bounds_of(NUDGE, windows(30)), bounds_of(torch.zeros(3), windows(30))).p_value is not None

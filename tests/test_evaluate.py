@@ -105,7 +105,7 @@ def test_an_order_is_named_and_called_no_bound(llada, world: Path) -> None:  # t
         *FP32,
     )
     assert result.code == 0
-    assert "unmasks by margin, 5 at a time; no bound" in result.out
+    assert "where margin says, 5 at a time; no bound" in result.out
     assert "5 passes each" in result.out
 
 

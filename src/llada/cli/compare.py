@@ -92,7 +92,7 @@ def _with_error(estimate: Estimate) -> str:
 
 def _verdict(result: Difference) -> str:
     if result.p_value is None:
-        return "which one window says nothing of the error of"
+        return "from too few windows to say which is better"
     better = "A" if result.difference < 0 else "B"
     p = f"p = {result.p_value:.2g}" if result.p_value >= 1e-12 else "p < 1e-12"
     return f"{p}: {better} is better" if result.p_value < 0.05 else f"{p}: no difference to speak of"

@@ -15,7 +15,7 @@ from llada.cli.quality import QualityOptions, measure_samples
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
 from llada.errors import UserError
 from llada.evaluation.chain_rule import ExactNll, Order, measure_exact_nll
-from llada.evaluation.curve import draw_curve
+from llada.evaluation.curve import check_picture, draw_curve
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import Precision, choose_precision
@@ -49,6 +49,10 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")
+    if options.quality.samples is not None and (options.by_t or options.curve or options.order):
+        raise UserError("--samples measures no bound: leave out --by_t, --curve and --order, or --samples.")
+    if options.curve is not None:
+        check_picture(options.curve)
     if options.order and (options.by_t or options.curve):
         raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --order.")
     with joined() as share:
@@ -64,7 +68,11 @@ def _measure(options: EvaluateOptions, share: Share) -> int:
         if share.processes > 1:
             raise UserError("Samples are written by one process: start it without torchrun.")
         return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
+    if options.curve is not None and checkpoint.model.is_causal:
+        raise UserError("An exact likelihood has no curve over t: leave out --curve.")
     if options.order is not None:
+        if checkpoint.model.is_causal and (options.order, options.positions_per_step) != ("left_to_right", 1):
+            raise UserError("A causal model writes from left to right, one by one: take --order left_to_right.")
         exact = _exact(options, checkpoint, scored, device, precision, share)
         return _tell(options, exact.to_json(), _exact_in_words(exact, scored, checkpoint), share)
     result = _bound(options, checkpoint, scored, device, precision, share)
@@ -163,7 +171,8 @@ def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) ->
         [
             f"NLL {result.nll_nats_per_token:.4f} {error} nats per {unit} (± standard error over windows)",
             f"    {result.bits_per_token:.4f} bits per {unit}",
-            f"    exact for the sampler that unmasks by {result.order}, {at_once}; no bound, not to be ranked with one",
+            f"    exact for drawing each token where {result.order} says, {at_once}; no bound, not to be ranked with "
+            "one",
             f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe} passes each, in "
             f"{result.seconds:.0f} s; {checkpoint.folder}",
         ]

@@ -20,7 +20,7 @@ from llada.hardware import DeviceName, Precision, PrecisionName, choose_device
 from llada.text.answers import Answers, read_pairs
 from llada.text.batches import pad_answers
 from llada.text.dataset import PreparedText, Split, text_for
-from llada.training.config import DataOptions
+from llada.training.config import LARGEST_SEED, DataOptions
 from llada.training.run_folder import RunFolder
 
 
@@ -65,6 +65,8 @@ class ScoringOptions:
                 f"--masks_per_window {self.masks_per_window} is not an even number from 2: masks come in pairs."
             )
         check_positive(self, "batch_size", "sequence_length", "windows", "target_stderr")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, not {self.seed}: choose another.")
         if self.prefix < 0:
             raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
         if self.chat is not None and (self.prefix or self.windows):
@@ -88,6 +90,10 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
     """What the options say; if they say nothing, what the run measured itself on."""
     trained_on = _data_options_of(checkpoint.folder)
     if options.chat is None and options.data_dir is None and trained_on.chat is not None:
+        if options.prefix or options.windows:
+            raise UserError(
+                "The model was trained on dialogues, where there is no --prefix and no --windows: leave it out."
+            )
         return _answers(checkpoint, trained_on.chat, trained_on)
     if options.chat is not None:
         return _answers(checkpoint, options.chat)

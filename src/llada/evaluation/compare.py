@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llada.evaluation.errors import Estimate, estimate_mean
+from llada.evaluation.errors import FEW_WINDOWS, Estimate, estimate_mean
 from llada.evaluation.nelbo import Bounds
 
 
@@ -23,7 +23,7 @@ class Difference:
     mask_stderr: float | None
     p_value: float | None
     """Two-sided: the chance of a difference as large if, over texts of this kind, there were none. By the normal
-    distribution, which takes some thirty windows."""
+    distribution, and None for fewer windows than that takes."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,13 +42,13 @@ def compare(first: Bounds, second: Bounds) -> Difference:
     values, share = first.values - second.values, second.share if first.values.shape[1:] == (1, 1) else first.share
     if first.values.shape == second.values.shape and not first.share.equal(second.share):
         raise ValueError("bounds under different masks cannot be compared")
-    estimate = estimate_mean(values, share)
+    estimate = estimate_mean(values, share, first.same_counts)
     p_value = None
-    if estimate.stderr is not None:
+    if estimate.stderr is not None and len(values) >= FEW_WINDOWS:
         p_value = two_sided(estimate.mean / estimate.stderr) if estimate.stderr else float(estimate.mean == 0)
     return Difference(
-        estimate_mean(first.values, first.share),
-        estimate_mean(second.values, second.share),
+        first.estimate(),
+        second.estimate(),
         estimate.mean,
         estimate.stderr,
         estimate.mask_stderr,

@@ -6,6 +6,16 @@ from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo
 
 
+def check_picture(picture: Path) -> None:
+    """Refuse a name that no picture can have.
+
+    Raises:
+        UserError: it ends neither in .png nor in .svg.
+    """
+    if picture.suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"No picture can be written as {picture.name}: let its name end in .png or .svg.")
+
+
 def draw_curve(result: Nelbo, picture: Path) -> None:
     """Draw the curve whose area is the bound.
 
@@ -20,9 +30,8 @@ def draw_curve(result: Nelbo, picture: Path) -> None:
     rows = [row for row in result.by_t if row.nats is not None]
     if not rows:
         raise UserError("An exact likelihood has no curve over t: leave out --curve.")
+    check_picture(picture)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    if picture.suffix[1:] not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"No picture can be written as {picture.name}: let its name end in .png or .svg.")
     edges = [row.t_from for row in rows] + [rows[-1].t_to]
     heights = [row.nats for row in rows]
     axes.stairs(heights, edges, fill=True, color="tab:blue", alpha=0.2)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from torch import Tensor
 MOST_LEVELS = 20  # of counts, between which the bound is taken to be constant
 DRAWS_PER_LEVEL = 16  # fewer would fit their own mean, and make the error too small
 
+FEW_WINDOWS = 30
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -27,19 +29,25 @@ class Estimate:
     """Of what other masks of this very text would give; more masks make it smaller."""
 
 
-def estimate_mean(values: Tensor, share: Tensor) -> Estimate:
+def estimate_mean(values: Tensor, share: Tensor, same_counts: bool = True) -> Estimate:
     """The mean of the draws `values` (W, R, P) fp64, whose share of masked tokens is `share` (W, R, P).
 
     The rounds are independent of each other; within a round counts are stratified over the windows. With P = 2 the
     draws of a pair depend on each other, and count as one.
+
+    Args:
+        same_counts: whether all windows have as many maskable tokens. If not, a share tells which window it is, and
+            nothing can be taken out; the errors are then a little too large.
     """
     n_windows, n_rounds, _ = values.shape
-    pairs = (values - levels(values, share)).mean(2)
+    pairs = (values - levels(values, share) if same_counts else values).mean(2)
     stderr = mask_stderr = None
     if n_windows > 1:
         stderr = float(pairs.mean(1).std()) / n_windows**0.5
     if n_rounds > 1:
         mask_stderr = float(pairs.var(1).mean() / (n_rounds * n_windows)) ** 0.5
+        if n_windows < FEW_WINDOWS:  # one offset of all counts is then much of the chance, and rounds tell it alone
+            mask_stderr = max(mask_stderr, float(values.mean((0, 2)).std()) / n_rounds**0.5)
     return Estimate(float(values.mean()), stderr, mask_stderr)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import bins_of, estimate_mean
+from llada.evaluation.errors import Estimate, bins_of, estimate_mean
 from llada.evaluation.sharing import ALONE, Share
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
@@ -92,6 +92,12 @@ class Bounds:
     """(W, R, P) fp64, in nats per maskable token."""
     share: Tensor
     """(W, R, P) fp64: masked tokens, as a share of the maskable ones."""
+    same_counts: bool = True
+    """Whether all windows have as many maskable tokens."""
+
+    def estimate(self) -> Estimate:
+        """The mean and its errors."""
+        return estimate_mean(self.values, self.share, self.same_counts)
 
 
 def nll_by_logits(predict_at: Callable[[Tensor, Tensor], Tensor]) -> NllAt:
@@ -137,7 +143,7 @@ def estimate_nelbo(
         target_stderr=target_stderr, is_causal=is_causal, batch_size=batch_size, seed=seed, device=device, share=share,
         on_progress=on_progress,
     )  # fmt: skip
-    estimate = estimate_mean(bounds.values, bounds.share)
+    estimate = bounds.estimate()
     return Nelbo(
         nelbo_nats_per_token=estimate.mean,
         nelbo_stderr=estimate.stderr,
@@ -196,6 +202,7 @@ def draw_bounds(
         wanted = max(2, wanted)  # one round says nothing of its error
     values: list[Tensor] = []
     shares: list[Tensor] = []
+    same_counts = maskable is None or bool((maskable.sum(1) == maskable[0].sum()).all())
     for noisy, rows in _rounds(windows, mask_id, maskable, Generator().manual_seed(seed), is_causal):
         show = _progress_of_round(on_progress, values, wanted)
         x_0, seen = windows[rows], None if attended is None else attended[rows]
@@ -205,11 +212,12 @@ def draw_bounds(
         values.append(_by_window(bounds, rows, len(windows)))
         shares.append(_by_window(noisy.p_mask[:, 0].double(), rows, len(windows)))
         if len(values) >= wanted and target_stderr is not None and not is_causal:
-            reached = estimate_mean(torch.stack(values, 1), torch.stack(shares, 1)).mask_stderr or 0.0
-            wanted = min(most, max(wanted, math.ceil(len(values) * (reached / target_stderr) ** 2)))
+            reached = Bounds(torch.stack(values, 1), torch.stack(shares, 1), same_counts).estimate().mask_stderr or 0.0
+            times = min(reached / target_stderr, float(most))
+            wanted = min(most, max(wanted, math.ceil(len(values) * times**2)))
         if len(values) >= wanted:
             break
-    return Bounds(torch.stack(values, 1), torch.stack(shares, 1))
+    return Bounds(torch.stack(values, 1), torch.stack(shares, 1), same_counts)
 
 
 def _progress_of_round(
@@ -272,15 +280,21 @@ def _by_window(of_rows: Tensor, rows: Tensor, n_windows: int) -> Tensor:
 def _by_time(bounds: Bounds) -> tuple[AtTime, ...]:
     """The mean cross-entropy of the draws in bins of t."""
     values, bins = bounds.values.flatten(), bins_of(bounds.share, N_TIMES).flatten()
+    window = torch.arange(len(bounds.values)).repeat_interleave(bounds.values[0].numel())
     rows = []
     for i in range(N_TIMES):
-        here = values[bins == i]
+        is_here = bins == i
+        here = values[is_here]
+        # Draws of one window are alike, so what scatters is the windows' means.
+        n_drawn = torch.zeros(len(bounds.values)).double().index_add(0, window[is_here], torch.ones_like(here))
+        sums = torch.zeros(len(bounds.values)).double().index_add(0, window[is_here], here)
+        means = (sums / n_drawn)[n_drawn > 0]
         rows.append(
             AtTime(
                 i / N_TIMES,
                 (i + 1) / N_TIMES,
                 float(here.mean()) if len(here) else None,
-                float(here.std()) / len(here) ** 0.5 if len(here) > 1 else None,
+                float(means.std()) / len(means) ** 0.5 if len(means) > 1 else None,
                 len(here),
             )
         )

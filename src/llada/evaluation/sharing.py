@@ -40,7 +40,7 @@ def join() -> Share:
     The processes then know each other: they exchange numbers on the CPU, over gloo.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:
+    if processes == 1 or "RANK" not in os.environ:  # some clusters' shells tell the number alone
         return ALONE
     if not dist.is_initialized():
         dist.init_process_group("gloo")
