@@ -21,7 +21,7 @@ from llada.models.llada import (
     init_normal,
     make_embedding,
     split_heads,
-    turn,
+    turn_heads,
 )
 
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         k = self.k_norm(split_heads(self.k_proj(h), self.kv_heads))
         v = split_heads(self.v_proj(h), self.kv_heads)
         # Under autocast the table and the norms' scales are in fp32, and widen what they multiply.
-        q, k = (turn(x, *rotary).to(v.dtype) for x in (q, k))
+        q, k = (turn_heads(x, *rotary).to(v.dtype) for x in (q, k))
         return self.o_proj(attention(q, k, v, bias))
 
 

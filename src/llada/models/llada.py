@@ -84,28 +84,48 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+@torch.library.custom_op("llada::rotary_table", mutates_args=())
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, each (L, C), in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
+    """Cosine and sine of the rotary angles, each (L, C/2), in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
 
     Made anew in every forward pass: that costs microseconds, and nothing can cast it to bf16 or keep a table that was
-    made under `inference_mode`, the two ways in which a stored one goes wrong.
+    made under `inference_mode`, the two ways in which a stored one goes wrong. An operator of its own, because the
+    compiler would otherwise work out every cosine again for each head of each row that it turns.
     """
     # Divided, as the public code does it: a negative power would differ in the last bit.
     inverse_frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse_frequency)
-    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
+@rotary_table.register_fake
+def _(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    cos, sin = (torch.empty(length, head_dim // 2, device=device) for _ in range(2))
+    return cos, sin
+
+
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel c against channel c + C/2, in the type of the operands; x and the result are (B, H, L, C)."""
+    """Rotate channel c against channel c + C/2, in the type of the operands.
+
+    Args:
+        x: (..., L, C), like the result.
+        cos, sin: what `rotary_table` gives, (L, C/2).
+    """
     lower, upper = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-upper, lower), dim=-1) * sin
+    return torch.cat((lower * cos - upper * sin, upper * cos + lower * sin), dim=-1)
+
+
+def turn_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same for x (B, H, L, C) with the heads of a token side by side in memory, and the result as well.
+
+    `scaled_dot_product_attention` lays its own out as it finds the queries, and from here no copy has to follow it.
+    """
+    return turn(x.transpose(1, 2), cos[:, None], sin[:, None]).transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same, computed in fp32 whatever the type of x and of the result."""
-    return turn(x.float(), cos, sin).to(x.dtype)
+    return turn_heads(x.float(), cos, sin).to(x.dtype)
 
 
 def key_bias(attention_mask: Tensor) -> Tensor:
