@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from llada.checkpoint import load_checkpoint
+from llada.evaluation.errors import in_words, mean_stderr
 from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
 from llada.evaluation.windows import cut_windows
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count
@@ -71,19 +72,21 @@ def main() -> None:
         "counts exact, each drawn by itself": row_by_row(mask_id, mask_exact_count),
         "t drawn by itself, tokens masked independently (LLaDA's loss)": row_by_row(mask_id, mask_bernoulli),
     }
-    for name, draw in others.items():
-        values[name] = [by_rows(draw, seed) for seed in range(options.repeats)]
+    for n_done, (name, draw) in enumerate(others.items(), start=1):  # each with seeds of its own: independent means
+        first = n_done * options.repeats
+        values[name] = [by_rows(draw, seed) for seed in range(first, first + options.repeats)]
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(
         title=f"{datetime.date.today()} · {options.repeats} evaluations of {options.windows} windows, "
         f"{options.masks} masks each · {options.checkpoint}"
     )
-    for column in ("estimator", "mean", "scatter", "variance, x ours"):
+    for column in ("estimator", "mean ± s.e.", "scatter", "variance, x ours"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     variance = torch.tensor(list(values.values()), dtype=torch.float64).var(1)
     for (name, drawn), own_variance in zip(values.items(), variance, strict=True):
-        mean = sum(drawn) / len(drawn)
-        table.add_row(name, f"{mean:.4f}", f"{own_variance**0.5:.4f}", f"{own_variance / variance[0]:.1f}")
+        means = torch.tensor(drawn, dtype=torch.float64)
+        mean = in_words(float(means.mean()), mean_stderr(means))
+        table.add_row(name, mean, f"{own_variance**0.5:.4f}", f"{own_variance / variance[0]:.1f}")
     console.print(table)
     stated = sum(error or 0.0 for _, error in own) / len(own)
     console.print(f"The error that ours states for the masks alone, on average: {stated:.4f}")

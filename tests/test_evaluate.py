@@ -19,6 +19,7 @@ RUNS = {
     "masked": ["--preset", "tiny", "--d_model", "16"],
     "other": ["--preset", "tiny", "--d_model", "16", "--seed", "1"],
     "causal": ["--preset", "autoregressive", "--d_model", "16"],
+    "answering": ["--preset", "tiny", "--d_model", "16", "--weight_power", "1", "--chat"],
 }
 
 
@@ -32,10 +33,11 @@ def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["prepare", "--input", folder / f"{name}.txt", "--output_dir", folder / name, "--sequence_length", "100"]
         for name in ("text", "foreign")
     ]
-    commands += [
-        ["train", *options, *SMALL, *SHORT, "--data_dir", folder / "text", "--output_dir", folder / name]
-        for name, options in RUNS.items()
-    ]
+    lines = [json.dumps({"prompt": c, "answer": d}) for c in "abcd" for d in "abcd"]
+    (folder / "chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name, options in RUNS.items():
+        data = [folder / "chat.jsonl"] if name == "answering" else ["--data_dir", folder / "text"]
+        commands.append(["train", *options, *data, *SMALL, *SHORT, "--output_dir", folder / name])
     for arguments in commands:
         with pytest.raises(SystemExit) as exit_:
             cli.main([str(argument) for argument in arguments])
@@ -76,6 +78,24 @@ def test_table_and_picture_by_t(llada, world: Path, tmp_path: Path) -> None:  # 
     assert result.code == 0
     assert "0.9 - 1.0" in result.out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_target_far_below_any_error_ends_at_the_most_masks(  # type: ignore[no-untyped-def]
+    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llada.evaluation.nelbo.MOST_MASKS", 64)
+    result = llada("evaluate", "--checkpoint", world / "masked", "--windows", "1", "--target_stderr", "1e-200", *FP32)
+    assert result.code == 0, result.err
+    assert "--target_stderr 1e-200 was not reached with 64 masks" in result.out
+
+
+def test_a_number_of_processes_without_a_rank_is_no_sharing(  # type: ignore[no-untyped-def]
+    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells of some clusters have it."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    assert content_of(llada("evaluate", "--checkpoint", world / "masked", "--windows", "2", "--json", *FP32))
 
 
 def test_a_causal_model_has_the_same_likelihood_in_one_pass_and_by_the_chain_rule(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
@@ -174,6 +194,14 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
         (["evaluate", "--checkpoint", "masked", "--samples", "1", "--judge", "other"], ["a bound only"]),
         (["evaluate", "--checkpoint", "masked", "--curve", "x.nonsense"], ["x.nonsense", ".png"]),
         (["evaluate", "--checkpoint", "causal", "--curve", "x.png"], ["no curve over t"]),
+        (["evaluate", "--checkpoint", "causal", "--order", "confidence"], ["from left to right"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--by_t"], ["measures no bound"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--target_stderr", "1"], ["for a bound"]),
+        (["evaluate", "--checkpoint", "masked", "--order", "margin", "--target_stderr", "1"], ["for a bound"]),
+        (["evaluate", "--checkpoint", "masked", "--positions_per_step", "2"], ["add --order"]),
+        (["evaluate", "--checkpoint", "masked", "--seed", str(2**64)], ["--seed must be from 0"]),
+        (["evaluate", "--checkpoint", "masked", "--chat", "x", "--split", "train"], ["--split is for a text"]),
+        (["evaluate", "--checkpoint", "answering", "--windows", "2"], ["--windows is for a text", "dialogues"]),
         (["compare", "masked", "masked", "--target_stderr", "0.1"], ["--target_stderr"]),
         (["sample", "--checkpoint", "causal", "--block_length", "4"], ["one position after another"]),
         (["sample", "--checkpoint", "causal", "--template", "<MASK*2>or"], ["before a gap"]),

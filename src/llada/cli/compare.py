@@ -12,7 +12,7 @@ from llada.cli.options import parse
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
 from llada.errors import UserError
 from llada.evaluation.compare import Difference, compare
-from llada.evaluation.errors import Estimate
+from llada.evaluation.errors import in_words
 from llada.evaluation.nelbo import Bounds, draw_bounds
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import choose_precision
@@ -75,19 +75,19 @@ def _in_words(result: Difference, scored: Scored, checkpoints: list[Checkpoint])
     lines = []
     for letter, estimate, checkpoint in zip("AB", (result.first, result.second), checkpoints, strict=True):
         kind = "NLL" if checkpoint.model.is_causal else "NELBO"
-        lines.append(f"{letter}      {_with_error(estimate)} nats per {unit}  {kind} of {checkpoint.folder}")
-    difference = f"{result.difference:+.4f}" + ("" if result.stderr is None else f" ± {result.stderr:.4f}")
+        lines.append(
+            f"{letter}      {in_words(estimate.mean, estimate.stderr)} nats per {unit}  {kind} of {checkpoint.folder}"
+        )
+    sign = "+" if result.difference >= 0 else ""
+    difference = sign + in_words(result.difference, result.stderr)
     lines.append(f"A - B {difference} nats per {unit}, {_verdict(result)}")
     if result.mask_stderr is not None:
         lines.append(f"      ± {result.mask_stderr:.4f} of this very text, from the masks alone")
     if len({checkpoint.model.is_causal for checkpoint in checkpoints}) == 2:
         lines.append("      one is a likelihood, the other a bound on one, whose model may be better than it says")
-    lines.append(f"over {scored.words}, both under the same masks (± standard errors over windows)")
+    masks = "" if any(checkpoint.model.is_causal for checkpoint in checkpoints) else ", both under the same masks"
+    lines.append(f"over {scored.words}{masks} (± standard errors over windows)")
     return "\n".join(lines)
-
-
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.4f}")
 
 
 def _verdict(result: Difference) -> str:

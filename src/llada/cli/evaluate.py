@@ -49,6 +49,10 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")
+    if options.order is None and options.positions_per_step != 1:
+        raise UserError("--positions_per_step is of an order: add --order, or leave it out.")
+    if options.scoring.target_stderr is not None and (options.order or options.quality.samples is not None):
+        raise UserError("--target_stderr is for a bound: leave it out with --order and --samples.")
     if options.quality.samples is not None and (options.by_t or options.curve or options.order):
         raise UserError("--samples measures no bound: leave out --by_t, --curve and --order, or --samples.")
     if options.curve is not None:
@@ -165,11 +169,10 @@ def _bound_in_words(result: Nelbo, options: EvaluateOptions, scored: Scored, che
 
 def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) -> str:
     unit = checkpoint.tokenizer.unit
-    error = "(one window, no error)" if result.nll_stderr is None else f"± {result.nll_stderr:.4f}"
     at_once = f"{result.positions_per_step} at a time" if result.positions_per_step > 1 else "one at a time"
     return "\n".join(
         [
-            f"NLL {result.nll_nats_per_token:.4f} {error} nats per {unit} (± standard error over windows)",
+            f"NLL {result.with_error(4)} nats per {unit} (± standard error over windows)",
             f"    {result.bits_per_token:.4f} bits per {unit}",
             f"    exact for drawing each token where {result.order} says, {at_once}; no bound, not to be ranked with "
             "one",

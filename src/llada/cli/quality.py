@@ -11,6 +11,7 @@ from llada.checkpoint import Checkpoint
 from llada.cli.options import check_positive
 from llada.cli.scoring import Scored, ScoringOptions, showing
 from llada.errors import UserError
+from llada.evaluation.errors import in_words
 from llada.evaluation.judge import Judge, judge_by_checkpoint, judge_by_transformers
 from llada.evaluation.quality import Mean, Quality, measure_quality
 from llada.evaluation.sharing import ALONE
@@ -132,10 +133,6 @@ def _in_words(of_samples: Quality, of_people: Quality, ngram: int) -> str:
     for key, name in NAMES.items():
         pair: list[Mean | None] = [getattr(of_samples, key), getattr(of_people, key)]
         if any(pair):
-            cells = ["-" if mean is None else _with_error(mean) for mean in pair]
+            cells = ["-" if mean is None else in_words(mean.mean, mean.stderr, 3) for mean in pair]
             lines.append(f"  {name.format(n=ngram):42}  {cells[0]:>16}  {cells[1]:>16}")
     return "\n".join(lines)
-
-
-def _with_error(mean: Mean) -> str:
-    return f"{mean.mean:.3f}" + ("" if mean.stderr is None else f" ± {mean.stderr:.3f}")

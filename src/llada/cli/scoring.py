@@ -1,5 +1,6 @@
 """What `llada evaluate` and `llada compare` measure on: windows of a text, or answers of dialogues."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,15 @@ class ScoringOptions:
             raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, not {self.seed}: choose another.")
         if self.prefix < 0:
             raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
-        if self.chat is not None and (self.prefix or self.windows):
-            raise UserError("--prefix and --windows are for a text: leave them out with --chat.")
+        if self.chat is not None:
+            self.check_for_dialogues(": leave it out with --chat")
+
+    def check_for_dialogues(self, remedy: str) -> None:
+        """Refuse what says something of a text only."""
+        defaults = ScoringOptions()
+        for name in ("prefix", "windows", "sequence_length", "split"):
+            if getattr(self, name) != getattr(defaults, name):
+                raise UserError(f"--{name} is for a text{remedy}.")
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,7 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
     """What the options say; if they say nothing, what the run measured itself on."""
     trained_on = _data_options_of(checkpoint.folder)
     if options.chat is None and options.data_dir is None and trained_on.chat is not None:
-        if options.prefix or options.windows:
-            raise UserError(
-                "The model was trained on dialogues, where there is no --prefix and no --windows: leave it out."
-            )
+        options.check_for_dialogues(", and the model was trained on dialogues: leave it out, or name a --data_dir")
         return _answers(checkpoint, trained_on.chat, trained_on)
     if options.chat is not None:
         return _answers(checkpoint, options.chat)
@@ -107,9 +112,17 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
         windows,
         f"{len(windows)} windows of {length}{given}, of the {options.split} split",
         scored_places(windows, options.prefix),
-        size=TextSize.of(checkpoint.tokenizer.decode(windows[:, options.prefix :].flatten().tolist())),
+        size=_size_of(windows[:, options.prefix :], checkpoint, in_one=options.windows is None),
         data=data,
     )
+
+
+def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:
+    """The text of the scored tokens (W, L), which is one text, or is in places apart: then words end at their edges."""
+    decode = checkpoint.tokenizer.decode
+    if in_one:
+        return TextSize.of(decode(scored.flatten().tolist()))
+    return TextSize.sum(TextSize.of(decode(row.tolist())) for row in scored)
 
 
 def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None = None) -> Scored:
@@ -139,10 +152,7 @@ def nll_of(checkpoint: Checkpoint, precision: Precision) -> NllAt:
 
 def device_of(name: DeviceName, share: Share) -> torch.device:
     """The device of this process; of several, each has a GPU of its own where there are as many."""
-    device = choose_device(name)
-    if device.type == "cuda" and share.processes > 1:
-        return torch.device("cuda", share.rank % torch.cuda.device_count())
-    return device
+    return share.device(choose_device(name))
 
 
 @contextmanager
@@ -155,6 +165,6 @@ def showing(verb: str, what: str, share: Share) -> Iterator[Callable[[float, flo
         task = progress.add_task("", total=1.0, status="")
 
         def show(done: float, mean: float) -> None:
-            progress.update(task, completed=done, status=f"{what} so far {mean:.3f}")
+            progress.update(task, completed=done, status="" if math.isnan(mean) else f"{what} so far {mean:.3f}")
 
         yield show

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from llada.errors import UserError
-from llada.evaluation.conditional import NOT_FINITE, Item, LogLikelihood, Padded, PredictAt, check_batch_size
+from llada.evaluation.conditional import Item, LogLikelihood, Padded, PredictAt, check_batch_size
+from llada.evaluation.errors import NOT_FINITE
 from llada.objective import token_nll
 
 

@@ -5,6 +5,9 @@ to that of the text, under the sampler that unmasks in this order and draws each
 2603.01367). Several positions at a time are drawn independently of each other, as a sampler does, and the product is
 exact for that sampler. None of these is the bound: the bound is over all orders. They are named by their order.
 
+As in the bound, tokens are drawn from all rows of the model. `llada sample` forbids some, MASK for example, which makes
+a text likelier by what the model would have given them.
+
 Shape letters: W windows, B batch, L length, V vocabulary rows, N asked positions, S steps.
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.evaluation.errors import NOT_FINITE, in_words, mean_stderr
 from llada.evaluation.sharing import ALONE, Share
 from llada.sampler import most_confident
 
@@ -42,6 +46,11 @@ class ExactNll:
     nfe: int
     """Passes of the network for a window."""
     seconds: float
+
+    def with_error(self, digits: int) -> str:
+        """The mean and its standard error for people."""
+        alone = " (one window, no error)" if self.nll_stderr is None else ""
+        return in_words(self.nll_nats_per_token, self.nll_stderr, digits) + alone
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,7 +83,8 @@ def measure_exact_nll(
         done = own[: first + len(rows)]
 
         def show(part: float, first: int = first, n: int = len(rows), done: Tensor = done) -> None:
-            on_progress((first + part * n) / len(own), float(per_window[done].sum()) / max(1, first))
+            mean = float(per_window[done].sum()) / first if first else math.nan  # nothing is known in the first batch
+            on_progress((first + part * n) / len(own), mean)
 
         seen = None if attended is None else attended[rows].to(device)
         nll = exact_nll(
@@ -83,14 +93,14 @@ def measure_exact_nll(
         )  # fmt: skip
         per_window[rows] = nll.cpu() / free[rows].sum(1)
     per_window = share.sum(per_window)
-    mean, n_windows = float(per_window.mean()), len(windows)
+    mean = float(per_window.mean())
     return ExactNll(
         order=order,
         positions_per_step=positions_per_step,
         nll_nats_per_token=mean,
-        nll_stderr=float(per_window.std()) / n_windows**0.5 if n_windows > 1 else None,
+        nll_stderr=mean_stderr(per_window),
         bits_per_token=mean / math.log(2),
-        windows=n_windows,
+        windows=len(windows),
         tokens_scored=int(free.sum()),
         nfe=-(-int(free.sum(1).max()) // positions_per_step),
         seconds=time.perf_counter() - start,
@@ -142,7 +152,7 @@ def exact_nll(
         is_open &= ~chosen
         on_progress(min(1.0, (done + positions_per_step) / n_open))
     if not bool(total.isfinite().all()):
-        raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
+        raise UserError(NOT_FINITE)
     return total
 
 

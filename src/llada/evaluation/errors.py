@@ -17,6 +17,18 @@ DRAWS_PER_LEVEL = 16  # fewer would fit their own mean, and make the error too s
 
 FEW_WINDOWS = 30
 
+NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
+
+
+def mean_stderr(values: Tensor) -> float | None:
+    """Standard error of the mean of values (N,) that are independent of each other; None for a single one."""
+    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def in_words(mean: float, stderr: float | None, digits: int = 4) -> str:
+    """A mean with its standard error for people."""
+    return f"{mean:.{digits}f}" + ("" if stderr is None else f" ± {stderr:.{digits}f}")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -41,14 +53,12 @@ def estimate_mean(values: Tensor, share: Tensor, same_counts: bool = True) -> Es
     """
     n_windows, n_rounds, _ = values.shape
     pairs = (values - levels(values, share) if same_counts else values).mean(2)
-    stderr = mask_stderr = None
-    if n_windows > 1:
-        stderr = float(pairs.mean(1).std()) / n_windows**0.5
+    mask_stderr = None
     if n_rounds > 1:
         mask_stderr = float(pairs.var(1).mean() / (n_rounds * n_windows)) ** 0.5
         if n_windows < FEW_WINDOWS:  # one offset of all counts is then much of the chance, and rounds tell it alone
-            mask_stderr = max(mask_stderr, float(values.mean((0, 2)).std()) / n_rounds**0.5)
-    return Estimate(float(values.mean()), stderr, mask_stderr)
+            mask_stderr = max(mask_stderr, mean_stderr(values.mean((0, 2))) or 0.0)
+    return Estimate(float(values.mean()), mean_stderr(pairs.mean(1)), mask_stderr)
 
 
 def levels(values: Tensor, share: Tensor) -> Tensor:

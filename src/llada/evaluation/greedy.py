@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.evaluation.conditional import NOT_FINITE, Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.evaluation.conditional import Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.evaluation.errors import NOT_FINITE
 from llada.objective import LOGITS_AT_ONCE
 
 

@@ -6,7 +6,6 @@ and the options alone, not on batches, processes or order. `llada-harness` is th
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,8 @@ from tqdm import tqdm
 
 from llada.errors import UserError
 from llada.evaluation.causal import causal_log_likelihoods
-from llada.evaluation.conditional import NOT_FINITE, Item, generator_of, log_likelihoods, predict_by_model
+from llada.evaluation.conditional import Item, generator_of, log_likelihoods, predict_by_model
+from llada.evaluation.errors import NOT_FINITE
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches
 from llada.evaluation.nelbo import nll_by_model
@@ -280,6 +280,4 @@ def _find_device(name: str, share: Share) -> torch.device:
         raise UserError(f"--device {name} is no device: use auto, cpu or cuda:0, for example.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         return torch.device("cpu")
-    if device.type == "cuda" and share.processes > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)))
-    return device
+    return share.device(device)

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import Estimate, bins_of, estimate_mean
+from llada.evaluation.errors import NOT_FINITE, Estimate, bins_of, estimate_mean, in_words, mean_stderr
 from llada.evaluation.sharing import ALONE, Share
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
@@ -68,8 +68,8 @@ class Nelbo:
 
     def with_error(self, digits: int) -> str:
         """The bound and its standard error for people."""
-        error = "(one window, no error)" if self.nelbo_stderr is None else f"± {self.nelbo_stderr:.{digits}f}"
-        return f"{self.nelbo_nats_per_token:.{digits}f} {error}"
+        alone = " (one window, no error)" if self.nelbo_stderr is None else ""
+        return in_words(self.nelbo_nats_per_token, self.nelbo_stderr, digits) + alone
 
     def bits_per(self, size: TextSize) -> dict[str, float]:
         """Bits of a character, a byte and a word of the text that was scored."""
@@ -208,7 +208,7 @@ def draw_bounds(
         x_0, seen = windows[rows], None if attended is None else attended[rows]
         bounds = share.sum(_row_bounds(nll_at, noisy, x_0, seen, share.of(rows), batch_size, device, show))
         if not bool(bounds.isfinite().all()):
-            raise UserError("The model's predictions are not finite numbers: it is broken, use an earlier checkpoint.")
+            raise UserError(NOT_FINITE)
         values.append(_by_window(bounds, rows, len(windows)))
         shares.append(_by_window(noisy.p_mask[:, 0].double(), rows, len(windows)))
         if len(values) >= wanted and target_stderr is not None and not is_causal:
@@ -294,7 +294,7 @@ def _by_time(bounds: Bounds) -> tuple[AtTime, ...]:
                 i / N_TIMES,
                 (i + 1) / N_TIMES,
                 float(here.mean()) if len(here) else None,
-                float(means.std()) / len(means) ** 0.5 if len(means) > 1 else None,
+                mean_stderr(means),
                 len(here),
             )
         )

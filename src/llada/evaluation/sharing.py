@@ -30,6 +30,12 @@ class Share:
             dist.all_reduce(values)
         return values
 
+    def device(self, chosen: torch.device) -> torch.device:
+        """This process's own of several GPUs, if a GPU is chosen: that of its number on its machine."""
+        if chosen.type != "cuda" or self.processes == 1:
+            return chosen
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank % torch.cuda.device_count())))
+
 
 ALONE = Share()
 

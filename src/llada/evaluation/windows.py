@@ -3,7 +3,7 @@
 Shape letters: W windows, L length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -69,3 +69,9 @@ class TextSize:
     @classmethod
     def of(cls, text: str) -> Self:
         return cls(len(text), len(text.encode("utf-8", errors="replace")), len(text.split()))
+
+    @classmethod
+    def sum(cls, sizes: Iterable[Self]) -> Self:
+        """Of texts apart."""
+        parts = [(size.characters, size.bytes, size.words) for size in sizes]
+        return cls(*map(sum, zip(*parts, strict=True)))
