@@ -225,6 +225,26 @@ def test_a_run_that_went_back_goes_on_after_a_kill_as_if_nothing_had_happened(
     whole, parts = trained(tmp_path / "whole", ()), trained(tmp_path / "parts", (10, 9, 14))
     assert torch.equal(weights(whole), weights(parts))
     assert whole.progress.data_order == parts.progress.data_order == 1
+    rows_of = [read_metrics(each.folder.path / "metrics.jsonl") for each in (whole, parts)]
+    timeless = [[{k: v for k, v in row.items() if "second" not in k} for row in rows] for rows in rows_of]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_run_that_is_told_to_stop_among_steps_that_are_left_out_goes_back_first(
+    small_run: TrainConfig, data: PreparedText
+) -> None:
+    """Else it would say that it saved what it did not."""
+    trainer = small_trainer(replace(small_run, steps=18, log_every=100), data)
+    break_losses(trainer, lambda step, order: step >= 8 and order == 0)
+    draw = trainer.make_batch
+
+    def make_batch(step: int) -> Any:
+        trainer.stop.is_made = trainer.stop.is_made or step == 10
+        return draw(step)
+
+    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    run(trainer)
+    assert (trainer.folder.last_step, trainer.progress.data_order) == (7, 1)
 
 
 class KilledError(Exception):

@@ -1,5 +1,6 @@
 """Two processes never write one folder, and a process that was killed holds nobody up."""
 
+import errno
 import os
 import re
 import signal
@@ -111,3 +112,22 @@ def test_many_that_wait_come_in_one_by_one(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert seen == [1] * 160
+
+
+def test_a_disk_that_keeps_the_file_of_a_lock_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match="what went wrong"), locked(tmp_path / "run"):
+        raise UserError("what went wrong")
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_a_process_that_is_stopped_at_once_holds_its_lock_until_it_ends(tmp_path: Path) -> None:
+    """A thread of it may still be writing."""
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "run"):
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="is being written by"), locked(tmp_path / "run"):
+        pass

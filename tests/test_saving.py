@@ -75,6 +75,24 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
             assert all(map(torch.equal, *moments))
 
 
+def test_a_copy_is_made_only_where_half_of_the_free_memory_holds_all_of_it(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's weights and, beside their moving average, the run's own."""
+    trainer = trainer_of(small_run, data)
+    trainer.train_step(trainer.by_time)
+    weights = trainer.model.network.state_dict()
+    packed = trainer.state.pack(trainer.progress, weights, {}, False, {})
+    n_bytes = saving.bytes_in(weights) + saving.bytes_in(packed)
+    names: list[str] = []
+    monkeypatch.setattr(trainer.folder, "save", lambda *_: names.append(threading.current_thread().name))
+    for free in (2 * n_bytes, 2 * n_bytes + 1):
+        monkeypatch.setattr(saving, "free_memory_bytes", lambda free=free: free)
+        trainer.saver.save(trainer.progress, trainer.plan, trainer.model, packed, beside=True)
+        trainer.saver.wait()
+    assert names == ["MainThread", "checkpoint"]
+
+
 @pytest.mark.parametrize("fails_at", [6, 12])
 def test_what_went_wrong_beside_is_told(
     fails_at: int, small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch

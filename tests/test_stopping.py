@@ -85,3 +85,20 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     step = int((run / "checkpoints" / "last").resolve().name[5:])
     assert f"Stopped; saved after step {step}. Go on with: llada train --resume {run}" in said
     assert not (run / ".lock").exists()
+
+
+def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(data: PreparedText, tmp_path: Path) -> None:
+    """Ctrl-C on `llada train 2>&1 | tee log` ends `tee` first."""
+    read, write = os.pipe()
+    os.close(read)
+    options = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--sequence_length", "24", "--device", "cpu"]
+    length = ["--steps", "4", "--evaluate_every", "2", "--log_every", "1", "--evaluation_windows", "2"]
+    place = ["--data_dir", str(data.folder), "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "llada", "train", *options, *length, *place]
+    try:
+        assert subprocess.run(command, stderr=write, stdout=subprocess.DEVNULL, timeout=120).returncode == 0
+        assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+        say = [sys.executable, "-c", "import sys, llada.cli; llada.cli.say('Stopped; saved.'); sys.exit(75)"]
+        assert subprocess.run(say, stderr=write, timeout=60).returncode == 75
+    finally:
+        os.close(write)

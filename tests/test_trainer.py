@@ -104,6 +104,29 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
             assert torch.equal(a, b)
 
 
+def test_a_run_that_is_stopped_where_it_would_be_measured_is(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path
+) -> None:
+    whole, parts = (replace(small_run, output_dir=tmp_path / name) for name in ("whole", "parts"))
+    train(whole, data)
+    assert train(parts, data, stop_at=5).progress.step == 6 == small_run.evaluate_every
+    train(parts, data, resume=True)
+    bounds = [
+        [(row["step"], row["nelbo"]) for row in read_metrics(config.output_dir / "metrics.jsonl") if "nelbo" in row]
+        for config in (whole, parts)
+    ]
+    assert bounds[0] == bounds[1]
+    assert [step for step, _ in bounds[0]] == [6, 12]
+
+
+def test_a_run_goes_on_with_a_moving_average_or_without_as_it_began(small_run: TrainConfig, data: PreparedText) -> None:
+    train(small_run, data, stop_at=3)
+    without = replace(small_run, optimizer=replace(small_run.optimizer, ema=0.0))
+    with pytest.raises(UserError, match=r"--ema was 0\.98, not 0\.0"):
+        RunFolder(small_run.output_dir).check_continues(without)
+    RunFolder(small_run.output_dir).check_continues(replace(small_run, optimizer=replace(small_run.optimizer, ema=0.9)))
+
+
 @pytest.mark.parametrize("masking", ["exact_count", "bernoulli"])
 def test_accumulated_batches_equal_one_large_batch(
     masking: str, small_run: TrainConfig, data: PreparedText, tmp_path: Path

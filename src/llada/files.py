@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llada.errors import UserError
 
@@ -148,6 +148,14 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def hush(stream: IO[str]) -> None:
+    """Let what is written to a stream from now on go nowhere, because nobody is there to read it."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nobody to offend
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def check_writable(folder: Path) -> None:

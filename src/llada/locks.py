@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,21 @@ def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[N
     descriptor = _acquire(path, folder, wait)
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone, and makes another
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # those that hold something by now stay
-            for parent in made:
-                parent.rmdir()
+    except Exception:
+        _release(path, descriptor, made)
+        raise
+    # Stopped at once, a process may have a thread that is still writing: the lock goes when the process does.
+    _release(path, descriptor, made)
+
+
+def _release(path: Path, descriptor: int, made: Iterable[Path]) -> None:
+    """And remove what was made for it, as far as the disk allows."""
+    with contextlib.suppress(OSError):  # while it is held: whoever waits for it sees that it is gone, and makes another
+        path.unlink(missing_ok=True)
+    os.close(descriptor)
+    with contextlib.suppress(OSError):  # those that hold something by now stay
+        for parent in made:
+            parent.rmdir()
 
 
 def _acquire(path: Path, folder: Path, wait: bool) -> int:

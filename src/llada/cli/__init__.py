@@ -5,7 +5,6 @@ Results go to standard output, everything else to standard error.
 
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llada.errors import UserError
+from llada.files import hush
 
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
@@ -76,12 +76,12 @@ def run_command(name: str, arguments: Sequence[str], program: Program | None = N
     except UserError as error:
         _fail(first_word, str(error).replace("llada prepare", program.prepare_program))
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush(sys.stdout)
         sys.exit(INTERRUPTED)
     except OSError as error:
         _fail(first_word, _describe(error))
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        say("Stopped.")
         sys.exit(INTERRUPTED)
 
 
@@ -111,5 +111,13 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(program: str, sentence: str) -> NoReturn:
-    print(f"{program}: {sentence}", file=sys.stderr)
+    say(f"{program}: {sentence}")
     sys.exit(USAGE_ERROR)
+
+
+def say(sentence: str) -> None:
+    """On standard error; if nobody reads there any more, the exit code still says how it ended."""
+    try:
+        print(sentence, file=sys.stderr, flush=True)
+    except OSError:
+        hush(sys.stderr)

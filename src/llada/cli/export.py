@@ -20,7 +20,7 @@ from llada.readable import bytes_in_words
 DESCRIPTION = """Write a model as a checkpoint folder in the official layout, with an adapter merged into its base.
 
 The folder holds config.json, safetensors and the tokenizer's files, and no code: what reads LLaDA's checkpoints reads
-it."""
+it, if the network is one of theirs."""
 
 
 @dataclass(frozen=True)

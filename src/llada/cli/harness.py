@@ -21,7 +21,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
         raise UserError(
-            f"lm-evaluation-harness is not installed here ({error.name} is missing): pip install 'llada-trainer[eval]'."
+            f"lm-evaluation-harness is not installed here ({error.name} is missing): pip install lm_eval, or "
+            "this package with its extra `eval`."
         ) from error
     if NAME not in model_registry:
         model_registry.register(NAME, target=ADAPTER)

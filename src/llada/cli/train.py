@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
-
 from llada.checkpoint import read_config, read_tokenizer
-from llada.cli import STOPPED_AND_SAVED, Program
+from llada.cli import STOPPED_AND_SAVED, Program, say
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.files import check_writable, read_json
@@ -29,7 +27,7 @@ from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
-from llada.training.monitor import Display
+from llada.training.monitor import Display, ProgressConsole
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder, keep_for
@@ -54,7 +52,7 @@ def run(
 
 def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program) -> int:
     """As the holder of the run folder's lock."""
-    console = Console(stderr=True)
+    console = ProgressConsole()
     folder = RunFolder(config.output_dir)
     if resume:
         folder.check_resumable()
@@ -78,8 +76,6 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
             for change in trainer.resumed.changed_settings:
                 console.print(f"Changed since: {change}", highlight=False, markup=False)
         folder.start(plan.config)
-        if plan.config.method != "full" and start is not None:
-            keep_for(folder.path, start)
         progress = trainer.run(Display(console, plan.total_steps))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -87,7 +83,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
     if trainer.share_done() < 1:
         command = f"{program.name} --resume {shlex.quote(str(folder.path))}"
-        print(f"Stopped; saved after step {folder.last_step}. Go on with: {command}", file=sys.stderr)
+        say(f"Stopped; saved after step {folder.last_step}. Go on with: {command}")
         return STOPPED_AND_SAVED
     print(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
     print(
@@ -121,6 +117,8 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
         # Wherever the adapter is opened from, and if the run that it stands on goes on.
         start = start.resolve()
         config = replace(config, base=str(start))
+        if start != folder.last:
+            keep_for(folder.path, start)  # before anything that takes long, since its run may go on meanwhile
     plan = RunPlan.of(config, _open_data(config, start), read_config(start))
     return plan, None if start == folder.last else start
 

@@ -33,11 +33,12 @@ class RunLog:
     def __init__(self, plan: RunPlan, folder: Path, display: Display, progress: Progress) -> None:
         self.folder, self.display = folder, display
         self.watch = ConvergenceWatch(plan)
-        self.open_at(progress.step)
+        self.open_at(progress)
 
-    def open_at(self, step: int) -> None:
-        """metrics.jsonl up to this step; the spikes in it are looked for again, so that later ones are found alike."""
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+    def open_at(self, progress: Progress) -> None:
+        """metrics.jsonl up to this state of the run. Spikes in it are looked for again, so that later ones are found
+        alike."""
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", progress.step, progress.data_order)
         self.spikes = SpikeWatch()
         for row in self.metrics.rows:
             self.spikes.add(row.get("nll"))
@@ -96,7 +97,7 @@ class RunLog:
         self.display.say(
             f"Going back to the checkpoint of step {progress.step}, and on with the data in another order."
         )
-        self.open_at(progress.step)
+        self.open_at(progress)
         self.metrics.write({"step": progress.step, "went_back_from": left_at, "data_order": progress.data_order})
 
     def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
@@ -123,7 +124,7 @@ class RunLog:
         """Before a checkpoint, which must not know of lines that are missing on the disk."""
         try:
             draw_curves(self.metrics.path, self.folder / "curves.png")
-        except OSError as error:  # a picture is no reason to lose a checkpoint
+        except Exception as error:  # a picture is no reason to lose a checkpoint
             self.display.say(f"curves.png could not be drawn ({error}).")
         self.metrics.flush_to_disk()
 

@@ -54,10 +54,12 @@ class LossByTime:
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended and flushed."""
 
-    def __init__(self, path: Path, from_step: int) -> None:
-        """Open for appending; lines after `from_step`, left by a run that was stopped later than saved, are dropped."""
+    def __init__(self, path: Path, from_step: int, data_order: int = 0) -> None:
+        """Open for appending; lines that a run left which was stopped later than saved are dropped: those after
+        `from_step`, and of having gone back more often than `data_order`."""
         self.path = path
-        self.rows = [row for row in read_metrics(path) if row["step"] <= from_step] if path.exists() else []
+        rows = read_metrics(path) if path.exists() else []
+        self.rows = [row for row in rows if row["step"] <= from_step and row.get("data_order", 0) <= data_order]
         """Those that were there."""
         if path.exists():
             write_text_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))

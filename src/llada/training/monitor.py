@@ -1,15 +1,29 @@
 """What a run shows while it goes on: a bar with loss, bound, speed and time left."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from llada.files import hush
 from llada.readable import duration_in_words
 from llada.training.state import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal to draw a bar on
 STEPS_BEFORE_TIMING = 5  # the first ones warm up caches and compile
+
+
+class ProgressConsole(Console):
+    """On standard error. rich's own ends the process when nobody reads there any more."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        hush(self.file)
 
 
 class Display:
@@ -30,23 +44,36 @@ class Display:
         self._task = self._progress.add_task("", total=total, status="", share="")
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        with self._whoever_reads():
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        with self._whoever_reads():
+            self._progress.stop()
 
     def update(self, step: int, share: float, status: str, seconds_left: float | None) -> None:
         """Show the state of the run; `share` is the part of it that is done."""
         if seconds_left is not None:
             status += f" · {duration_in_words(seconds_left)} left"
-        self._progress.update(self._task, completed=step, status=status, share=f"{share:4.0%}")
+        with self._whoever_reads():
+            self._progress.update(self._task, completed=step, status=status, share=f"{share:4.0%}")
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"step {step} ({share:.0%}) · {status}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self._whoever_reads():
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _whoever_reads(self) -> Iterator[None]:
+        """A run goes on when the terminal, the pipe or the disk that its progress goes to is gone."""
+        try:
+            yield
+        except OSError:
+            self.console.quiet = True
+            hush(self.console.file)
 
 
 class Stopwatch:

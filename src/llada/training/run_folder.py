@@ -15,6 +15,7 @@ Which checkpoints stay: the newest `--keep`, the best one, and those that an ada
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -102,6 +103,8 @@ class RunFolder:
         pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights", "base")}
         for name in ("optimizer", "optimizer_state"):
             pairs[name] = (getattr(before.optimizer, name), getattr(config.optimizer, name))
+        if (before.optimizer.ema == 0) != (config.optimizer.ema == 0):  # one has an average that the other lacks
+            pairs["ema"] = (before.optimizer.ema, config.optimizer.ema)
         for field in dataclasses.fields(config.lora):
             pairs[field.name] = (getattr(before.lora, field.name), getattr(config.lora, field.name))
         for name, (was, asked) in pairs.items():
@@ -308,6 +311,16 @@ def _holds_adapter(folder: Path) -> bool:
 
 
 def keep_for(run: Path, checkpoint: Path) -> None:
-    """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it."""
-    with contextlib.suppress(OSError), (checkpoint / KEPT_FILE).open("a", encoding="utf-8") as file:
-        file.write(f"{run.resolve()}\n")
+    """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it.
+
+    Raises:
+        UserError: the checkpoint is gone.
+    """
+    try:
+        with (checkpoint / KEPT_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{run.resolve()}\n")
+    except FileNotFoundError as error:
+        raise UserError(f"{checkpoint} is gone, removed by the run that it is of: repeat the command.") from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody prunes what nobody may write
+            raise

@@ -40,7 +40,7 @@ class Saver:
         """
         self.wait()
         weights = None if is_adapted(model.network) else model.network.state_dict()
-        if weights is None or not beside or not _has_room({"weights": weights, **packed}):
+        if weights is None or not beside or not _has_room({"model": weights, "state": packed}):
             self.folder.save(progress, plan, model, packed, weights)
             return
         copies = _copy(weights), _copy(packed), replace(progress)

@@ -214,9 +214,12 @@ class Trainer:
                 done = self.train_step(self.by_time)
                 timer.lap(done.tokens)
                 # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
-                stop, is_complete = self.stop.is_made and self._can_stop(), self.share_done() >= 1
+                told, is_complete = self.stop.is_made, self.share_done() >= 1
+                # Not in the middle of steps that are left out, where nothing is saved: first the run goes back.
+                in_a_row = self.guard.ask_in_a_row() if told else 0
+                stop = told and not in_a_row
                 is_last = stop or is_complete
-                if progress.step % config.log_every == 0 or is_complete:
+                if progress.step % config.log_every == 0 or is_complete or in_a_row >= FEW:
                     self._log(log, timer, done)
                     self.saver.check()
                     if self.guard.has_few:
@@ -231,10 +234,6 @@ class Trainer:
 
     def _log(self, log: RunLog, timer: Stopwatch, done: StepResult) -> None:
         log.write_step(self.progress, self.share_done(), done, self.by_time, self.guard, self.eos_share, timer)
-
-    def _can_stop(self) -> bool:
-        """Not in the middle of a few steps that are left out, since nothing would be saved."""
-        return not 0 < self.guard.ask_in_a_row() < FEW
 
     def _go_back(self, log: RunLog, done: StepResult) -> None:
         """To the last checkpoint, and on with the data in another order.
@@ -270,7 +269,8 @@ class Trainer:
         )
 
     def _evaluate_and_save(self, log: RunLog, done: StepResult, is_complete: bool, stop: bool) -> None:
-        """Measure and show the model that would be saved, then save it; a run told to stop only saves.
+        """Measure and show the model that would be saved, then save it; a run told to stop only saves, unless it would
+        have been measured at this step anyway.
 
         What is no good to go back to is not saved: a model whose bound is no number, or in the middle of steps that
         are left out.
@@ -279,11 +279,13 @@ class Trainer:
         if self.guard.ask_in_a_row() and not is_complete:
             return
         with self._average_in_place() as own_weights:
-            if (is_complete or not stop) and not self._evaluate(log):
+            is_due = progress.step % self.config.evaluate_every == 0
+            if (is_complete or is_due or not stop) and not self._evaluate(log):
                 if is_complete:
                     raise self._trouble(done)
                 return
             log.close_up()
+            self.saver.wait()  # what is being written would be taken for space that is gone
             self.folder.check_space(self.state.expected_bytes(), progress.step)
             packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
             self.saver.save(progress, self.plan, self.model, packed, beside=not (is_complete or stop))
