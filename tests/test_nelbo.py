@@ -160,6 +160,13 @@ def test_shares_of_several_processes_make_up_the_whole(processes: int) -> None:
     assert all(int((part != 0).sum()) <= -(-46 // processes) for part in parts)
 
 
+def test_a_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Share(3, 8).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Share(3, 8).device(torch.device("cpu")) == torch.device("cpu")
+    assert Share().device(torch.device("cuda", 2)) == torch.device("cuda", 2)
+
+
 def test_table_by_t_has_the_mean_of_each_count_and_the_bound_as_its_mean() -> None:
     """With 4 tokens, counts 1 to 4 fall into four of the ten bins, each the mean cross-entropy at that count."""
     result = estimate_nelbo(TABLE_AT, windows(40), MASK, masks_per_window=100)
@@ -220,6 +227,12 @@ def test_bits_a_byte_and_a_word_are_of_the_same_text() -> None:
     assert bits["bits_per_character"] == pytest.approx(2.0)
     assert bits["bits_per_byte"] == pytest.approx(200 / 150)
     assert bits["bits_per_word"] == pytest.approx(200 / 26)
+
+
+def test_texts_apart_share_no_word_at_their_edges() -> None:
+    apart = TextSize.sum([TextSize.of("ä b"), TextSize.of("c d")])
+    assert apart == TextSize(characters=6, bytes=7, words=4)
+    assert TextSize.of("ä bc d").words == 3
 
 
 def test_result_does_not_depend_on_the_batch_size() -> None:

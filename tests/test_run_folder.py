@@ -21,7 +21,7 @@ from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan
-from llada.training.run_folder import RunFolder
+from llada.training.run_folder import RunFolder, keep_for
 from llada.training.state import STATE_FILE, changed_settings
 from llada.training.trainer import Trainer
 
@@ -277,3 +277,8 @@ def test_a_strangers_state_can_do_nothing_but_be_refused(
         Trainer(RunPlan.of(stopped.read_config(stopped.path), data), stopped, resume=True)
     assert "\n" not in str(caught.value)
     assert not Path("went_off").exists()
+
+
+def test_an_adapter_cannot_stand_on_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step-00000006 is gone.*repeat the command"):
+        keep_for(tmp_path / "run", tmp_path / "step-00000006")

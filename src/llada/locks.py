@@ -41,10 +41,9 @@ def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[N
     descriptor = _acquire(path, folder, wait)
     try:
         yield
-    except Exception:
+    except Exception:  # no other: a process that is stopped at once may have a thread that still writes
         _release(path, descriptor, made)
         raise
-    # Stopped at once, a process may have a thread that is still writing: the lock goes when the process does.
     _release(path, descriptor, made)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import NOT_FINITE, in_words, mean_stderr
+from llada.evaluation.errors import NOT_FINITE, mean_stderr, over_windows
 from llada.evaluation.sharing import ALONE, Share
 from llada.sampler import most_confident
 
@@ -49,8 +49,7 @@ class ExactNll:
 
     def with_error(self, digits: int) -> str:
         """The mean and its standard error for people."""
-        alone = " (one window, no error)" if self.nll_stderr is None else ""
-        return in_words(self.nll_nats_per_token, self.nll_stderr, digits) + alone
+        return over_windows(self.nll_nats_per_token, self.nll_stderr, digits)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

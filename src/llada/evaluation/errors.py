@@ -30,6 +30,11 @@ def in_words(mean: float, stderr: float | None, digits: int = 4) -> str:
     return f"{mean:.{digits}f}" + ("" if stderr is None else f" ± {stderr:.{digits}f}")
 
 
+def over_windows(mean: float, stderr: float | None, digits: int = 4) -> str:
+    """The same of a mean over windows, of which there may be a single one."""
+    return in_words(mean, stderr, digits) + (" (one window, no error)" if stderr is None else "")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean and its standard errors; None where one draw does not tell."""

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import NOT_FINITE, Estimate, bins_of, estimate_mean, in_words, mean_stderr
+from llada.evaluation.errors import NOT_FINITE, Estimate, bins_of, estimate_mean, mean_stderr, over_windows
 from llada.evaluation.sharing import ALONE, Share
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
@@ -68,8 +68,7 @@ class Nelbo:
 
     def with_error(self, digits: int) -> str:
         """The bound and its standard error for people."""
-        alone = " (one window, no error)" if self.nelbo_stderr is None else ""
-        return in_words(self.nelbo_nats_per_token, self.nelbo_stderr, digits) + alone
+        return over_windows(self.nelbo_nats_per_token, self.nelbo_stderr, digits)
 
     def bits_per(self, size: TextSize) -> dict[str, float]:
         """Bits of a character, a byte and a word of the text that was scored."""

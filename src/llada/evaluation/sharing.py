@@ -34,7 +34,8 @@ class Share:
         """This process's own of several GPUs, if a GPU is chosen: that of its number on its machine."""
         if chosen.type != "cuda" or self.processes == 1:
             return chosen
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank % torch.cuda.device_count())))
+        number = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", int(number) if number else self.rank % torch.cuda.device_count())
 
 
 ALONE = Share()

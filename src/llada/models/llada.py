@@ -100,7 +100,7 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
 
 @rotary_table.register_fake
 def _(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    cos, sin = (torch.empty(length, head_dim // 2, device=device) for _ in range(2))
+    cos, sin = (torch.empty(length, head_dim // 2, dtype=torch.float32, device=device) for _ in range(2))
     return cos, sin
 
 

@@ -281,7 +281,7 @@ class Trainer:
         with self._average_in_place() as own_weights:
             is_due = progress.step % self.config.evaluate_every == 0
             if (is_complete or is_due or not stop) and not self._evaluate(log):
-                if is_complete:
+                if is_complete or stop:  # which would else say that it saved
                     raise self._trouble(done)
                 return
             log.close_up()
