@@ -21,6 +21,7 @@ from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan
+from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.state import STATE_FILE, changed_settings
 from llada.training.trainer import Trainer
@@ -245,6 +246,19 @@ def test_a_longer_run_does_not_begin_to_compile(
     assert not Trainer(RunPlan.of(config, data), stopped, resume=True).is_compiled
     assert Trainer(RunPlan.of(replace(config, compile=True), data), stopped, resume=True).is_compiled
     assert compiled == [True]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_of_several_threads_goes_on_bit_for_bit(data: PreparedText, tmp_path: Path) -> None:
+    """As the laptop preset is by default; 2048 tokens a step, so that threads share the gradients of its tables."""
+    preset = PRESETS["laptop"]
+    network, text = replace(preset.network, d_model=64), replace(preset.data, sequence_length=64)
+    config = replace(preset, network=network, data=text, batch_size=32, steps=40, evaluate_every=10, compile=True)
+    whole, stopped = (replace(config, output_dir=tmp_path / name) for name in ("whole", "stopped"))
+    expected = train(whole, data)
+    train(stopped, data, stop_after=28)
+    assert torch.equal(weights(train(stopped, data, resume=True)), weights(expected))
+    assert rows(stopped) == rows(whole)
 
 
 def test_changed_settings_are_told(stopped: RunFolder, data: PreparedText) -> None:

@@ -23,6 +23,7 @@ from llada.models.llada import (
     split_heads,
     turn_heads,
 )
+from llada.models.table import Table
 
 
 class Attention(nn.Module):
@@ -112,7 +113,7 @@ class DecoderNetwork(RotaryNetwork):
             init_normal(self.lm_head.weight, config.d_model**-0.5)
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Table:
         return self.model.embed_tokens
 
     @property

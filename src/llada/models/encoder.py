@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.table import Table
+
 INIT_STD = 0.02  # BERT's and GPT-2's
 
 
@@ -85,8 +87,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.max_sequence_length, config.d_model)
+        self.token_embedding = Table(config.vocab_size, config.d_model)
+        self.position_embedding = Table(config.max_sequence_length, config.d_model)
         self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.table import Table
+
 # No network comes near these, and a configuration that is damaged may name any number.
 MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18
 
@@ -160,15 +162,15 @@ def init_normal(weight: Tensor, std: float) -> None:
         nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
 
-def make_embedding(config: LLaDAConfig) -> nn.Embedding:
+def make_embedding(config: LLaDAConfig) -> Table:
     """One row for each id, to be initialised by the caller.
 
     On the meta device torch would load 800 modules, in a second, to draw no numbers.
     """
     if torch.empty(0).is_meta:
         weight = torch.empty(config.vocab_size, config.d_model)
-        return nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
-    return nn.Embedding(config.vocab_size, config.d_model)
+        return Table.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+    return Table(config.vocab_size, config.d_model)
 
 
 def init_layer(inner: Iterable[nn.Linear], residual: Iterable[nn.Linear], depth: int) -> None:
@@ -247,7 +249,7 @@ class RotaryNetwork(nn.Module):
         self.config = config
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Table:
         raise NotImplementedError
 
     @property
@@ -298,7 +300,7 @@ class LLaDA(RotaryNetwork):
         return self.model.transformer
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Table:
         return self.transformer.wte
 
     @property

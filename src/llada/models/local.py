@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
+from llada.models.table import Table
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
 """Places, relative to a token, of the pairs that have a table."""
@@ -231,8 +232,8 @@ class Local(nn.Module):
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.pair_embeddings = nn.ModuleList(nn.Embedding(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
+        self.token_embedding = Table(config.vocab_size, config.d_model)
+        self.pair_embeddings = nn.ModuleList(Table(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
         self.layers = nn.ModuleList(LocalLayer(config, depth) for depth in range(config.n_layers))
         self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.token_embedding.weight)
