@@ -2,16 +2,18 @@
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from llada import cli
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 
-sys.path.insert(0, str(Path(__file__).parent))  # for toys.py and commands.py
+sys.path.insert(0, str(Path(__file__).parent))  # for toys.py, commands.py and the other modules of helpers
 
 from commands import Result
 
@@ -71,3 +73,12 @@ def llada(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine, two threads wait for each other longer than such small products take."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pooch.core
 import pytest
+from sentences import assert_one_sentence
 
 from llada.errors import UserError
 from llada.text import corpus, tiny_shakespeare
@@ -21,11 +22,6 @@ from llada.text.corpus import Corpus, download_url, load_corpus, read_files, reb
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak: 世界.\n\n" * 50
 GOOD_BYTES = TEXT.encode("utf-8")
-
-
-def assert_one_sentence(error: UserError) -> None:
-    assert str(error).endswith(".")
-    assert "\n" not in str(error)
 
 
 def write(path: Path, text: str) -> str:

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentences import assert_one_sentence
 
 from llada import files
 from llada.errors import UserError
 from llada.files import check_writable, folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
-
-
-def assert_one_sentence(error: UserError) -> None:
-    assert str(error).endswith(".")
-    assert "\n" not in str(error)
 
 
 def names_in(folder: Path) -> list[str]:

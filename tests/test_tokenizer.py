@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentences import assert_one_sentence
 
 from llada.errors import UserError
 from llada.text.tokenizer import CharTokenizer
@@ -19,11 +20,6 @@ HELLO_VOCABULARY = {
     "special_tokens": {"<PAD>": 0, "<BOS>": 1, "<EOS>": 2, "<MASK>": 126336},
     "token_to_id": {"<PAD>": 0, "<BOS>": 1, "<EOS>": 2, "e": 3, "h": 4, "l": 5, "o": 6, "<MASK>": 126336},
 }
-
-
-def assert_one_sentence(error: UserError) -> None:
-    assert str(error).endswith(".")
-    assert "\n" not in str(error)
 
 
 def write_vocabulary(folder: Path, token_to_id: dict[str, Any]) -> None:
