@@ -130,3 +130,17 @@ def test_one_batch_in_a_hundred_is_cut() -> None:
 def test_the_same_seed_gives_the_same_noise() -> None:
     first, second = (mask_exact_count(ids(4, 9), MASK, Generator().manual_seed(11)) for _ in range(2))
     assert torch.equal(first.x_t, second.x_t)
+
+
+@pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
+def test_the_noise_of_a_row_does_not_depend_on_the_others(draw) -> None:  # type: ignore[no-untyped-def]
+    """Neither on what they say nor on what of them may be masked, only on the seed, its place, and their number."""
+    some = torch.rand(8, 30, generator=Generator().manual_seed(12)) < 0.6
+    mine, others = draw(ids(8, 30), MASK, Generator().manual_seed(13), some), ~some
+    others[5] = some[5]
+    x_0 = ids(8, 30).flip(0)
+    x_0[5] = ids(8, 30)[5]
+    theirs = draw(x_0, MASK, Generator().manual_seed(13), others)
+    assert torch.equal(mine.x_t[5], theirs.x_t[5])
+    assert mine.t[5] == theirs.t[5]
+    assert not torch.equal(mine.is_masked[4], theirs.is_masked[4])
