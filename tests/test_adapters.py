@@ -28,6 +28,7 @@ from llada.adapters import (
 )
 from llada.models import NetworkConfig, recompute_activations
 from llada.models.memory import lora_parameters
+from llada.models.table import Table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
