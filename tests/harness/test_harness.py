@@ -16,12 +16,8 @@ from harness_tasks import (
     PROMPTS,
     TEXTS,
     evaluate,
-    evaluate_all,
     make_model,
     requests,
-    train_run,
-    write_official,
-    write_tasks,
     written_by_hand,
 )
 
@@ -38,42 +34,11 @@ from llada.hardware import Precision
 from llada.models import EncoderConfig
 from llada.opening import open_model
 from llada.text.chat import chat_format
-from llada.text.dataset import PreparedText
 from llada.text.dialogues import Message
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer
 
 FP32 = Precision(torch.float32, "")
-
-
-@pytest.fixture(scope="module")
-def run(data: PreparedText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(data, tmp_path_factory.mktemp("harness") / "run")
-
-
-@pytest.fixture(scope="module")
-def official(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_official(text, tmp_path_factory.mktemp("harness") / "checkpoint")
-
-
-@pytest.fixture(scope="module", params=["run", "official"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> HarnessModel:
-    return make_model(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def tasks(model: HarnessModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"), model)
-
-
-@pytest.fixture(scope="module")
-def found(model: HarnessModel, tasks: Path) -> dict[str, Any]:
-    return evaluate_all(model, tasks)
 
 
 def cut(tokenizer: Tokenizer, context: str, continuation: str) -> Item:

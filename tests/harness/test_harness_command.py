@@ -15,45 +15,13 @@ from typing import Any
 import pytest
 import torch
 from documents import ROOT, code_blocks, commands_of
-from harness_tasks import evaluate, evaluate_all, make_model, requests, train_run, write_official, write_tasks
+from harness_tasks import evaluate, make_model, requests, write_tasks
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from llada.cli import Program, harness
 from llada.errors import UserError
 from llada.evaluation.harness import HarnessModel
-from llada.text.dataset import PreparedText
-
-
-@pytest.fixture(scope="module")
-def run(data: PreparedText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(data, tmp_path_factory.mktemp("harness") / "run")
-
-
-@pytest.fixture(scope="module")
-def official(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_official(text, tmp_path_factory.mktemp("harness") / "checkpoint")
-
-
-@pytest.fixture(scope="module", params=["run", "official"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> HarnessModel:
-    return make_model(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def tasks(model: HarnessModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"), model)
-
-
-@pytest.fixture(scope="module")
-def found(model: HarnessModel, tasks: Path) -> dict[str, Any]:
-    return evaluate_all(model, tasks)
-
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
