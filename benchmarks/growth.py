@@ -12,7 +12,6 @@ import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
@@ -56,12 +56,6 @@ def make_config(network: str, length: int, width: int) -> TrainConfig:
     )
 
 
-def resident_bytes(key: str) -> int:
-    """VmRSS or VmHWM of this process; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """Of this process: the median step, the peak of memory above that of a process that did next to nothing."""
     if case["gives_back"]:  # for the memory of tensors rather than of the C library's heap; it costs time
@@ -72,10 +66,10 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         small = Trainer(RunPlan.of(make_config(case["network"], 64, 128), data), RunFolder(Path(name, "run")))
         small.train_step(LossByTime(small.device))
         del small
-        before = resident_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         config = make_config(case["network"], case["length"], case["width"])
         trainer = Trainer(RunPlan.of(config, data), RunFolder(Path(name, "run")))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        begin_peak_anew()
         seconds = []
         for _ in range(STEPS):
             start = time.perf_counter()
@@ -84,17 +78,11 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         network = trainer.plan.network_config
         return {
             "seconds": statistics.median(seconds[1:]),
-            "memory": resident_bytes("VmHWM") - before,
+            "memory": status_bytes("VmHWM") - before,
             "expected_memory": expected_memory(trainer.plan).total,
             "flops": TOKENS * training_flops_per_token(network, case["length"]),
             "parameters": total_parameters(network),
         }
-
-
-def in_a_process(case: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    result: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return result
 
 
 def main() -> None:
@@ -118,7 +106,7 @@ def main() -> None:
     for length, width in shapes:
         case = {"network": options.network, "length": length, "width": width}
         with console.status(f"length {length}, width {width}"):
-            fast, tight = (in_a_process({**case, "gives_back": gives_back}) for gives_back in (False, True))
+            fast, tight = (in_a_process(__file__, {**case, "gives_back": gives_back}) for gives_back in (False, True))
         first = first or fast
         table.add_row(
             f"{length}",

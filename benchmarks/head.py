@@ -13,15 +13,13 @@ MASK alone all keys are equal, and the gradients of queries and keys vanish.
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from memory import status_bytes
+from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -86,7 +84,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     give_back_freed_memory()
     train_step({**case, "length": 64, "vocab": 256}, case["way"])
     before = status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    begin_peak_anew()
     start = time.perf_counter()
     model, loss = train_step(case, case["way"])
     peak, seconds = status_bytes("VmHWM") - before, time.perf_counter() - start
@@ -97,17 +95,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return {"loss": loss, "peak": peak, "seconds": seconds}
 
 
-def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    return result
-
-
 def compare_memory(options: dict[str, Any]) -> Table:
     table = Table("head", "batch", "logits", "peak", "of all at once", "seconds")
     for tied in (False, True):
         for batch in options["batch"]:
-            results = [in_a_process({**options, "batch": batch, "tied": tied, "way": way}) for way in WAYS]
+            results = [in_a_process(__file__, {**options, "batch": batch, "tied": tied, "way": way}) for way in WAYS]
             for way, result in zip(WAYS, results, strict=True):
                 table.add_row(
                     name_of(tied),
@@ -127,8 +119,8 @@ def compare_gradients(options: dict[str, Any]) -> Table:
         case = {**compared_case(options), "tied": tied}
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder, f"{way}.safetensors")) for way in WAYS]
-            ways = zip(WAYS, paths, strict=True)
-            whole, pieces = (in_a_process({**case, "way": way, "gradients": path})["loss"] for way, path in ways)
+            cases = [{**case, "way": way, "gradients": path} for way, path in zip(WAYS, paths, strict=True)]
+            whole, pieces = (in_a_process(__file__, each)["loss"] for each in cases)
             ours, others = (load_file(path) for path in paths)
         apart = {name: float((ours[name] - others[name]).norm() / ours[name].norm()) for name in ours}
         worst = max(apart, key=apart.__getitem__)

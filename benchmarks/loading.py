@@ -13,7 +13,6 @@ subtracted. The files are in the page cache.
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import status_bytes
+from processes import in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
@@ -108,13 +107,6 @@ def measure(how: str, folder: str) -> dict[str, Any]:
     return {**result, "peak_in_use": status_bytes("VmHWM")}
 
 
-def in_a_process(how: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--how", how, "--folder", str(folder)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
-
-
 def write_checkpoint(folder: Path, billions: float) -> int:
     """A random checkpoint of about this size; its number of parameters."""
     per_layer = 4 * WIDTH**2 + 3 * WIDTH * HIDDEN
@@ -130,11 +122,10 @@ def write_checkpoint(folder: Path, billions: float) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--billions", type=float, default=1.2, help="parameters of the checkpoint")
-    parser.add_argument("--how", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.how:
-        print(json.dumps(measure(options.how, options.folder)))
+    if options.case:
+        print(json.dumps(measure(**json.loads(options.case))))
         return
     console = Console()
     with tempfile.TemporaryDirectory() as name:
@@ -155,7 +146,9 @@ def main() -> None:
         worst = 0.0
         for label, how, folder, idle, n_bytes in rows:
             with console.status(label):
-                baseline, loaded = in_a_process(idle, folder), in_a_process(how, folder)
+                baseline, loaded = (
+                    in_a_process(__file__, {"how": each, "folder": str(folder)}) for each in (idle, how)
+                )
             weights = n_parameters * n_bytes
             peak, in_use = (loaded[key] - baseline["peak"] for key in ("peak", "peak_in_use"))
             space = loaded["space"] - baseline["space"]

@@ -13,13 +13,13 @@ import datetime
 import gc
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
@@ -103,13 +103,6 @@ def make_config(case: dict[str, Any]) -> TrainConfig:
     )
 
 
-def status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
-
-
 def make_trainer(case: dict[str, Any], data: PreparedText, folder: Path) -> Trainer:
     config = make_config(case)
     if config.base is None:
@@ -139,16 +132,10 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         gc.collect()
         before = status_bytes("VmRSS")
         trainer = make_trainer(case, data, Path(name))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        begin_peak_anew()
         for _ in range(STEPS):
             trainer.train_step(LossByTime(trainer.device))
         return {"predicted": expected_memory(trainer.plan).total, "measured": status_bytes("VmHWM") - before}
-
-
-def in_a_process(case: dict[str, Any]) -> dict[str, int]:
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    result: dict[str, int] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return result
 
 
 def main() -> None:
@@ -169,7 +156,7 @@ def main() -> None:
     cases = FINE_TUNING if options.fine_tuning else [*SHAPES, *OTHERS, *FINE_TUNING]
     for number, case in enumerate(cases[::5] if options.quick else cases, 1):
         with console.status(f"configuration {number}"):
-            tight, own = (in_a_process({**case, "gives_back": gives_back}) for gives_back in (True, False))
+            tight, own = (in_a_process(__file__, {**case, "gives_back": gives_back}) for gives_back in (True, False))
         config = make_config(case)
         ratio = tight["predicted"] / tight["measured"]
         ratios.append(ratio)
