@@ -2,7 +2,9 @@
 
 
 def bytes_in_words(n_bytes: float) -> str:
-    """Memory in decimal units: "820 MB", "1.4 GB", "128 GB"."""
+    """Memory in decimal units: "1.9 MB", "820 MB", "1.4 GB", "128 GB"."""
+    if n_bytes < 9.95e6:
+        return f"{n_bytes / 1e6:.1f} MB"
     if n_bytes < 1e9:
         return f"{n_bytes / 1e6:.0f} MB"
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 99.95e9 else f"{n_bytes / 1e9:,.0f} GB"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ HERE = Path(__file__).parent
 LONGEST_SECONDS = 3600
 
 
-def run(script: str, *arguments: object, **environment: str) -> dict[str, Any]:
-    """The JSON object that a script of this folder prints."""
+def run(script: str, *arguments: object, before: Sequence[str] = (), **environment: str) -> dict[str, Any]:
+    """The JSON object that a script of this folder prints, run by the command `before`."""
     result = subprocess.run(
-        [sys.executable, str(HERE / script), *map(str, arguments)],
+        [*before, sys.executable, str(HERE / script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
     )  # fmt: skip
@@ -66,6 +67,25 @@ def test_calls_that_fail_lose_nothing(library: Path, stride: int, tmp_path: Path
         "open EACCES",
         "read EIO",
     } <= kinds
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_really_full_or_read_only(tmp_path: Path) -> None:
+    own_disk = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*own_disk, "true"], check=False).returncode:
+        pytest.skip("the system gives no process a disk of its own")
+    found = run("full_disk.py", tmp_path, before=own_disk)
+    assert found["same"]
+    for case, (code, words) in {
+        "fills": (2, "The disk is full"),
+        "full": (2, "The disk is full"),
+        "prepare on a full disk": (2, "The disk is full"),
+        "room again": (0, ""),
+        "read-only": (2, "Read-only file system"),
+        "prepare read-only": (2, "Read-only file system"),
+    }.items():
+        assert found["found"][case]["code"] == code, case
+        assert words in found["found"][case]["said"], case
 
 
 def test_the_slope_of_a_line_by_hand() -> None:

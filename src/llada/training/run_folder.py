@@ -192,12 +192,12 @@ class RunFolder:
             UserError: it would not.
         """
         place = next(path for path in (self.checkpoints, *self.checkpoints.parents) if path.exists())
-        free = shutil.disk_usage(place).free
-        if n_bytes + SPARE_BYTES > free:
+        free, needed = shutil.disk_usage(place).free, n_bytes + SPARE_BYTES
+        if needed > free:
             goes_on = f"go on with --resume {self.path}" if self.has_checkpoint() else "start again"
             raise UserError(
-                f"The disk of {self.path} has {bytes_in_words(free)} left and a checkpoint (step {step}) takes "
-                f"{bytes_in_words(n_bytes)}: free some space and {goes_on}; the checkpoints there are unharmed."
+                f"The disk of {self.path} has {bytes_in_words(free)} left and a checkpoint (step {step}) needs "
+                f"{bytes_in_words(needed)}: free some space and {goes_on}; the checkpoints there are unharmed."
             )
 
     def save(
