@@ -107,6 +107,11 @@ def test_linked_files_and_pictures_exist(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_number_is_still_to_be_filled_in(path: Path) -> None:
+    assert re.findall(r"@[A-Z]+@", path.read_text(encoding="utf-8")) == []
+
+
 def test_functions_named_by_the_guidelines_exist() -> None:
     """Names like `objective.masked_nll` resolve in the package."""
     import importlib

@@ -17,6 +17,7 @@ from llada.errors import UserError
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training import plan as plan_module
+from llada.training.compilation import can_compile
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.monitor import Display
@@ -249,8 +250,10 @@ def test_a_longer_run_does_not_begin_to_compile(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.usefixtures("two_threads")
 def test_a_compiled_run_of_several_threads_goes_on_bit_for_bit(data: PreparedText, tmp_path: Path) -> None:
-    """As the laptop preset is by default; 2048 tokens a step, so that threads share the gradients of its tables."""
+    """The laptop preset's network; 2048 tokens a step, so that threads share the gradients of its tables."""
     preset = PRESETS["laptop"]
     network, text = replace(preset.network, d_model=64), replace(preset.data, sequence_length=64)
     config = replace(preset, network=network, data=text, batch_size=32, steps=40, evaluate_every=10, compile=True)

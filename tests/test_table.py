@@ -1,9 +1,19 @@
 """The table of vectors, and its gradient."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from layouts import MOE
+from networks import CAUSAL, ENCODER, LLADA, random_rows
+from test_local import CONFIG as LOCAL
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.decomposition import select_decomp_table
 
+from llada.models import NetworkConfig, build_network
 from llada.models.table import Table
 from llada.training.compilation import can_compile
 
@@ -17,18 +27,24 @@ def test_the_gradient_of_a_row_is_the_sum_over_its_places() -> None:
     assert torch.equal(table.weight.grad, torch.tensor([[1028.0, 2056], [256, 512], [0, 0], [81, 162]]))
 
 
-def test_a_frozen_table_has_no_gradient_and_one_of_bf16_keeps_its_type() -> None:
+def test_a_frozen_table_has_no_gradient() -> None:
     keys, scale = torch.tensor([1, 1]), torch.ones(2, requires_grad=True)
     frozen = Table(3, 2).requires_grad_(False)
     (frozen(keys) * scale).sum().backward()
     assert frozen.weight.grad is None
     assert torch.equal(scale.grad, 2 * frozen.weight[1])
-    low = Table(3, 2, dtype=torch.bfloat16)
-    low(keys).sum().backward()
-    assert torch.equal(low.weight.grad, torch.tensor([[0, 0], [2, 2], [0, 0]], dtype=torch.bfloat16))
+
+
+def test_weights_in_bf16_have_a_gradient_that_is_added_up_in_fp32() -> None:
+    """In bf16 the sum would stay at 256, to which 1 adds nothing."""
+    table = Table(5, 2, dtype=torch.bfloat16)
+    table(torch.tensor([[4] * 1000 + [1] * 24])).sum().backward()
+    expected = torch.tensor([0, 24, 0, 0, 1000], dtype=torch.bfloat16)
+    assert torch.equal(table.weight.grad, expected[:, None].expand(5, 2))
 
 
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.usefixtures("two_threads")
 def test_compiled_it_adds_up_in_the_same_order_every_time() -> None:
     """Most tokens are the same one, so that threads meet; `nn.Embedding` differs from one call to the next here."""
     torch.manual_seed(0)
@@ -45,3 +61,37 @@ def test_compiled_it_adds_up_in_the_same_order_every_time() -> None:
     first = gradient(compiled)
     torch.testing.assert_close(first, expected)
     assert all(torch.equal(gradient(compiled), first) for _ in range(20))
+
+
+def backward_operators(features: Callable[..., torch.Tensor], rows: torch.Tensor) -> list[str]:
+    """What the compiler makes of the backward pass, before it writes code: operators, with what they are given."""
+    found: list[str] = []
+
+    def forward(graph: torch.fx.GraphModule, _: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    def backward(graph: torch.fx.GraphModule, _: Any) -> Any:
+        found.extend(f"{node.target} {node.args}" for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward, decompositions=select_decomp_table())
+    torch.compile(features, backend=backend, dynamic=False)(rows).sum().backward()
+    return found
+
+
+ADDING = ("aten.index_put", "aten._unsafe_index_put", "aten.index_add", "aten.scatter_add", "aten.scatter_reduce")
+
+
+@pytest.mark.parametrize("config", [LLADA, LOCAL, ENCODER, CAUSAL], ids=["llada", "local", "encoder", "causal"])
+def test_no_network_adds_to_shared_memory_when_compiled(config: NetworkConfig) -> None:
+    rows = random_rows(2, 8) % config.vocab_size
+    operators = backward_operators(build_network(config).features, rows)
+    assert any(each.startswith("llada.table_gradient") for each in operators)
+    assert [each for each in operators if each.startswith(ADDING)] == []
+
+
+def test_experts_add_only_where_every_place_has_one_value() -> None:
+    """To put choices in order and back; the tokens, of which each has several choices, are looked up."""
+    operators = backward_operators(build_network(MOE).features, random_rows(2, 8) % MOE.vocab_size)
+    assert len([each for each in operators if each.startswith("llada.table_gradient")]) == 1 + MOE.n_layers
+    assert len([each for each in operators if each.startswith(ADDING)]) == 2 * MOE.n_layers

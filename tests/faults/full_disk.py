@@ -16,7 +16,7 @@ from typing import Any
 
 from kills import OPTIONS
 
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 600.0
 DISK, STEPS, EVERY = "24m", 600, 20
 TEXT = "to be or not to be that is the question " * 40
 
@@ -26,8 +26,11 @@ def llada(*arguments: object) -> dict[str, Any]:
         [sys.executable, "-m", "llada", *map(str, arguments)],
         capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
     )  # fmt: skip
-    said = result.stderr if result.returncode else result.stdout
-    return {"code": result.returncode, "said": said.strip().splitlines()[-1]}
+    return {"code": result.returncode, "said": last_line(result.stderr if result.returncode else result.stdout)}
+
+
+def last_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()[::-1]), "")
 
 
 def fill(disk: Path) -> Path:
@@ -49,8 +52,11 @@ def fill_after_first_checkpoint(disk: Path, run: Path, arguments: list[str]) -> 
         while not (run / "checkpoints" / "last").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
         fill(disk)
-        _, said = process.communicate(timeout=LONGEST_SECONDS)
-    return {"code": process.returncode, "said": said.strip().splitlines()[-1]}
+        try:
+            _, said = process.communicate(timeout=LONGEST_SECONDS)
+        finally:
+            process.kill()
+    return {"code": process.returncode, "said": last_line(said)}
 
 
 def weights_of(run: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,15 +78,16 @@ def test_a_disk_that_is_really_full_or_read_only(tmp_path: Path) -> None:
     found = run("full_disk.py", tmp_path, before=own_disk)
     assert found["same"]
     for case, (code, words) in {
-        "fills": (2, "The disk is full"),
-        "full": (2, "The disk is full"),
-        "prepare on a full disk": (2, "The disk is full"),
+        # In words that depend on what is being written; a checkpoint that would not fit is not begun.
+        "fills": (2, "free some space|see to the disk"),
+        "full": (2, "free some space|see to the disk"),
+        "prepare on a full disk": (2, "free some space|see to the disk"),
         "room again": (0, ""),
         "read-only": (2, "Read-only file system"),
         "prepare read-only": (2, "Read-only file system"),
     }.items():
         assert found["found"][case]["code"] == code, case
-        assert words in found["found"][case]["said"], case
+        assert re.search(words, found["found"][case]["said"]), case
 
 
 def test_the_slope_of_a_line_by_hand() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llada.models.decoder import DecoderLayer, DecoderNetwork, GatedMLP
 from llada.models.llada import LLaDAConfig
+from llada.models.table import look_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (T k), the choices of one expert together
         n_of = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         # An expert that no token chose runs on none, so that its gradient is 0 and not absent.
-        parts = torch.split(tokens[order // self.n_chosen], n_of)
+        parts = torch.split(look_up(tokens, order // self.n_chosen), n_of)
         results = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         weighted = results * weights.flatten()[order, None]
         # Back in the order of the tokens, and added up: unlike `index_add_`, that is the same every time on a GPU, and
