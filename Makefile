@@ -27,7 +27,8 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
-# Kills, failing disks, flipped bits and fuzzing in full: a quarter of an hour on a fast core, an hour on a busy one (docs/RELIABILITY.md).
+# Kills, failing disks, flipped bits and fuzzing in full: a quarter of an hour on a fast core, an hour on a busy one
+# (docs/RELIABILITY.md).
 faults: install
 	$(BIN)/pytest -m faults
 
