@@ -40,7 +40,7 @@ class RunLog:
         alike."""
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", progress.step, progress.data_order)
         self.spikes = SpikeWatch()
-        for row in self.metrics.rows:
+        for row in self.metrics.rows():
             self.spikes.add(row.get("nll"))
 
     def write_step(

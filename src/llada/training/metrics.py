@@ -6,7 +6,7 @@ Letters: N masked positions, T bins of t.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llada.hardware import send
 from llada.training.guard import finite_or_none
 
 N_BINS = 10
+MOST_POINTS = 2000  # of a curve: more than its picture has columns of pixels
 
 
 class LossByTime:
@@ -58,11 +59,13 @@ class MetricsFile:
         """Open for appending; lines that a run left which was stopped later than saved are dropped: those after
         `from_step`, and of having gone back more often than `data_order`."""
         self.path = path
-        rows = read_metrics(path) if path.exists() else []
-        self.rows = [row for row in rows if row["step"] <= from_step and row.get("data_order", 0) <= data_order]
-        """Those that were there."""
         if path.exists():
-            write_text_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            kept = (r for r in self.rows() if r["step"] <= from_step and r.get("data_order", 0) <= data_order)
+            write_text_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Those that are there, one at a time: a run of weeks has millions."""
+        return each_row(self.path) if self.path.exists() else iter(())
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -74,18 +77,45 @@ class MetricsFile:
             flush_to_disk(self.path)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
-    rows = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                break
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        rows.append(row)
-    return rows
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                if not isinstance(row["step"], int):
+                    return
+            except (ValueError, TypeError, KeyError, RecursionError):
+                return
+            yield row
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All of them."""
+    return list(each_row(path))
+
+
+class Thinned:
+    """Some of many rows, evenly spread, and the last: all of up to `MOST_POINTS`, then every second, ..."""
+
+    def __init__(self) -> None:
+        self._kept: list[dict[str, Any]] = []
+        self._after: list[dict[str, Any]] = []  # the last, if it is not kept
+        self._every, self._seen = 1, 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        is_kept = self._seen % self._every == 0
+        if is_kept and len(self._kept) == MOST_POINTS:
+            self._kept, self._every = self._kept[::2], 2 * self._every
+            is_kept = self._seen % self._every == 0
+        if is_kept:
+            self._kept.append(row)
+        self._after = [] if is_kept else [row]
+        self._seen += 1
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self._kept + self._after
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -95,9 +125,13 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_metrics(metrics)
-    training = [row for row in rows if row.get("loss") is not None and row.get("nll") is not None]
-    evaluations = [row for row in rows if "nelbo" in row]
+    thin_training, thin_evaluations = Thinned(), Thinned()
+    for row in each_row(metrics):
+        if "nelbo" in row:
+            thin_evaluations.add(row)
+        elif row.get("loss") is not None and row.get("nll") is not None:
+            thin_training.add(row)
+    training, evaluations = thin_training.rows, thin_evaluations.rows
     if not training:
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
