@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from llada.models import Encoder, EncoderConfig, LLaDA, LLaDAConfig, NetworkConfig, build_network
+from llada.models import Encoder, EncoderConfig, LLaDA, LLaDAConfig, Network, NetworkConfig, build_network
 
 TOLERANCE = 1e-5  # of fp32 logits, which are of order 1
 
@@ -166,3 +166,23 @@ def naive_logits(network: LLaDA | Encoder, rows: Tensor, visible: Tensor | None 
     naive = naive_llada if isinstance(network, LLaDA) else naive_encoder
     weights = dict(network.named_parameters())
     return torch.stack([naive(weights, network.config, row, mask) for row, mask in zip(rows, masks, strict=True)])  # type: ignore[arg-type]
+
+
+def kept_for_backward(network: Network, rows: Tensor, bf16: bool = False) -> int:
+    """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor  # holding it keeps its address from being used again
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+    ):
+        features = network.features(rows)
+    assert features.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from layouts import ILLADA, ILLADA_8B, MOE, all_networks, random_rows
+from networks import kept_for_backward
 from torch import Generator, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -87,26 +88,9 @@ def test_adapters_are_those_of_attention_in_a_network_of_experts() -> None:
     assert lora_parameters(ILLADA_8B, 8) == 32 * 8 * widths
 
 
-def kept_for_backward(config: LLaDAConfig, rows: Tensor, bf16: bool) -> int:
-    """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
+def kept_by(config: LLaDAConfig, rows: Tensor, bf16: bool) -> int:
     torch.manual_seed(0)
-    network = build_network(config).train()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in weights:
-            kept[address] = tensor
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
-    ):
-        features = network.features(rows)
-    assert features.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return kept_for_backward(build_network(config).train(), rows, bf16)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -123,7 +107,7 @@ def test_a_layer_keeps_what_the_formula_says(config: LLaDAConfig, bf16: bool) ->
     """The difference of three layers and two; under autocast, bf16 copies of a layer's matrices are kept with it."""
     rows = torch.randint(0, config.vocab_size, (4, 256), generator=Generator().manual_seed(1))
     setting = TrainingSetting(batch_size=4, length=256, bf16=bf16)
-    three, two = (kept_for_backward(replace(config, n_layers=n), rows, bf16) for n in (3, 2))
+    three, two = (kept_by(replace(config, n_layers=n), rows, bf16) for n in (3, 2))
     more = matrix_parameters(replace(config, n_layers=3)) - matrix_parameters(replace(config, n_layers=2))
     copies = 2 * more if bf16 else 0
     assert three - two == pytest.approx(setting.tokens * kept_by_layer(config, setting) + copies, rel=0.002)

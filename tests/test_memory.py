@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from networks import kept_for_backward
 
 from llada.adamw import AT_ONCE, MOMENT_BYTES
 from llada.adapters import LoraOptions, add_adapter
@@ -57,8 +57,8 @@ SETTING = TrainingSetting(batch_size=4, length=256)
 RANK = 4
 
 
-def kept_for_backward(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False, stores: str = "fp32") -> int:
-    """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
+def kept_by(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False, stores: str = "fp32") -> int:
+    """Bytes that autograd keeps of a network that is made for it."""
     torch.manual_seed(0)
     network = build_network(config).train()
     if stores != "fp32":
@@ -66,22 +66,7 @@ def kept_for_backward(config: NetworkConfig, n_rows: int, length: int, bf16: boo
     if stores == "adapters":
         add_adapter(network, LoraOptions(lora_rank=RANK), seed=0)
     rows = torch.randint(0, config.vocab_size, (n_rows, length))
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in weights:
-            kept[address] = tensor  # holding it keeps its address from being used again
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
-    ):
-        features = network.features(rows)
-    assert features.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return kept_for_backward(network, rows, bf16)
 
 
 NETWORKS = {
@@ -102,7 +87,7 @@ def test_a_layer_keeps_what_the_formula_says_to_the_byte(config: NetworkConfig, 
     """The difference that the last layer makes; under autocast, bf16 copies of its matrices are kept with it."""
     setting, n = TrainingSetting(batch_size=4, length=length, bf16=bf16), config.n_layers
     without = replace(config, n_layers=n - 1)
-    difference = kept_for_backward(config, 4, length, bf16) - kept_for_backward(without, 4, length, bf16)
+    difference = kept_by(config, 4, length, bf16) - kept_by(without, 4, length, bf16)
     copies = 2 * (matrix_parameters(config) - matrix_parameters(without)) if bf16 else 0
     formula = setting.tokens * kept_by_layer(config, setting) + copies
     assert difference == pytest.approx(formula, rel=0.005 if isinstance(config, LocalConfig) else 0.001)  # its scalars
@@ -115,7 +100,7 @@ def test_a_layer_in_bf16_or_with_adapters_keeps_less(config: NetworkConfig, stor
     setting = TrainingSetting(batch_size=4, length=256, bf16=True, bf16_weights=stores == "bf16")
     if stores == "adapters":
         setting = replace(setting, bf16_weights=False, method="lora", lora_rank=RANK)
-    three, two = (kept_for_backward(replace(config, n_layers=n), 4, 256, True, stores) for n in (3, 2))
+    three, two = (kept_by(replace(config, n_layers=n), 4, 256, True, stores) for n in (3, 2))
     adapters = (setting.tokens * 7 * RANK + lora_parameters(config, RANK) // 3) * 2 if stores == "adapters" else 0
     assert three - two == pytest.approx(setting.tokens * kept_by_layer(config, setting) + adapters, rel=0.001)
 
@@ -124,7 +109,7 @@ def test_a_layer_in_bf16_or_with_adapters_keeps_less(config: NetworkConfig, stor
 def test_outside_the_layers_norms_and_embedding_are_kept(config: NetworkConfig) -> None:
     """All but the features that the head reads, which are one width more; statistics are the tolerance."""
     setting = TrainingSetting(batch_size=4, length=256)
-    whole = kept_for_backward(config, 4, 256)
+    whole = kept_by(config, 4, 256)
     head_dim = 0 if isinstance(config, EncoderConfig) else config.head_dim
     rotary_table = 4 * 256 * head_dim  # one for all rows, and not in the formula
     outside = whole - rotary_table - setting.tokens * kept_by_layers(config, setting)
