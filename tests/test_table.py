@@ -15,7 +15,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from llada.models import NetworkConfig, build_network
 from llada.models.table import Table
-from llada.training.compilation import can_compile
+from llada.system.toolchains import has_compiler
 
 
 def test_the_gradient_of_a_row_is_the_sum_over_its_places() -> None:
@@ -43,7 +43,7 @@ def test_weights_in_bf16_have_a_gradient_that_is_added_up_in_fp32() -> None:
     assert torch.equal(table.weight.grad, expected[:, None].expand(5, 2))
 
 
-@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
 @pytest.mark.usefixtures("two_threads")
 def test_compiled_it_adds_up_in_the_same_order_every_time() -> None:
     """Most tokens are the same one, so that threads meet; `nn.Embedding` differs from one call to the next here."""

@@ -14,8 +14,12 @@ from rich.console import Console
 
 from llada.checkpoint import load_checkpoint
 from llada.errors import UserError
+from llada.system.compile import Compiled
+from llada.system.compile_check import Finding, Subject
+from llada.system.toolchains import Toolchain
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
+from llada.training import compilation
 from llada.training.config import (
     DataOptions,
     NetworkOptions,
@@ -372,16 +376,14 @@ def test_only_the_shape_of_the_run_is_compiled(
     """A batch cut to a random length, an evaluation and a sample take the network as it is written."""
     compiled_for = []
 
-    def compile_nothing(function, dynamic):  # type: ignore[no-untyped-def]
-        assert dynamic is False
-
-        def run(rows):  # type: ignore[no-untyped-def]
+    def compile_nothing(subject: Subject, *_: object) -> Compiled:
+        def run(rows: torch.Tensor) -> torch.Tensor:
             compiled_for.append(tuple(rows.shape))
-            return function(rows)
+            return subject.function(rows)
 
-        return run
+        return Compiled(run, Toolchain("native"), Finding(True, "nothing was compiled"))
 
-    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(compilation, "compile_checked", compile_nothing)
     noise = NoiseOptions(random_length=0.5)
     run = replace(small_run, compile=True, noise=noise)
     train(run, data)

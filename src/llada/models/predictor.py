@@ -44,10 +44,13 @@ class MaskPredictor(nn.Module):
         """
         return self.network.head(self.features(x_t, attention_mask, positions))
 
+    def rows(self, x_t: Tensor) -> Tensor:
+        """The network's rows (B, L) of token ids (B, L)."""
+        return x_t.masked_fill(x_t == self.mask_id, self.mask_row)
+
     def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
-        rows = x_t.masked_fill(x_t == self.mask_id, self.mask_row)
-        features = self.network.features(rows, attention_mask)
+        features = self.network.features(self.rows(x_t), attention_mask)
         if positions is None:
             return features
         if positions.dtype == torch.bool:

@@ -1,46 +1,107 @@
-"""torch.compile for the one shape that nearly every step has.
+"""The network of a run, compiled for the one shape that nearly every step has, if its compiled code is right.
 
-Compiling takes a good part of a minute, so it is done once, before the first step, and its time is told; torch keeps
-the result for the next process (`cache_folder`). A batch that is cut to a random length, an evaluation or a sample has
-another shape, and goes through the network as it is written instead of being compiled for.
+Compiling takes a good part of a minute, so it is done once, before the first step, and its time is reported. A batch
+that is cut to a random length, an evaluation or a sample has another shape, and goes through the network as it is
+written instead of being compiled for. Each step runs only code that passed the check: where torch would compile anew,
+it takes the network as it is written.
 
 Shape letters: B batch, L length, D width.
 """
 
-import shutil
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llada.models import Network
+from llada.hardware import Precision
+from llada.models import Network, build_network, config_from_json, config_to_json
+from llada.system.compile import compile_checked
+from llada.system.compile_check import Recipe, Subject
+from llada.system.toolchains import Toolchain, ToolchainName
+
+GAIN = "1.3 to 2.5 times"
+"""Speed of a compiled step, compared with one that is not (docs/EXPERIMENTS.md, 14 and 18)."""
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch finds what it compiles with: on a CPU it writes C++."""
-    return device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++")))
-
-
-def compile_features(network: Network, shape: tuple[int, int]) -> None:
-    """Have `network.features` compiled where it is trained on rows of exactly this shape (B, L), without padding.
+class CompiledFeatures:
+    """The features of a network, which for rows of exactly one shape (B, L) without padding are compiled ones.
 
     Not the head: the number of masked tokens, of which alone it makes logits, is another one at every step.
     """
-    plain = network.features
-    compiled = torch.compile(plain, dynamic=False)
 
-    def features(rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        is_usual = attention_mask is None and rows.shape == shape
-        if is_usual and network.training and torch.is_grad_enabled():
-            result: Tensor = compiled(rows)
-            return result
-        return plain(rows, attention_mask)
+    def __init__(self, network: Network, device: torch.device, precision: Precision) -> None:
+        self.network, self.device, self.precision = network, device, precision
+        self.plain: Callable[..., Tensor] = network.features
+        self.toolchain: Toolchain | None = None
 
-    network.features = features  # type: ignore[method-assign]
+    def compile(
+        self, rows: Tensor, preferred: ToolchainName | None = None, say: Callable[[str], None] = lambda sentence: None
+    ) -> bool:
+        """Compile for rows (B, L) like these, check the code, and use it from now on; False if none is right."""
+        start = time.perf_counter()
+        arguments: dict[str, Any] = {"rows": rows.tolist(), "bf16": self.precision.dtype == torch.bfloat16}
+        arguments |= {"config": config_to_json(self.network.config), "mask_row": self.network.config.mask_token_id}
+        recipe = Recipe("llada.training.compilation:random_subject", arguments)
+        subject = features_subject(self.network, rows, self.precision)
+        found = compile_checked(subject, recipe, self.device, preferred, say)
+        seconds = time.perf_counter() - start
+        if found is None:
+            say(
+                f"No compiler of this machine makes right code, so the run goes on without compiling; compiled, a step "
+                f"would be {GAIN} as fast (tried for {seconds:.0f} s; `llada doctor` says more)."
+            )
+            return False
+        self.toolchain = found.toolchain
+        self._use(found.function, tuple(rows.shape))
+        say(f"Compiled by {found.toolchain} in {seconds:.0f} s: {found.finding.reason}.")
+        return True
+
+    def _use(self, compiled: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+        network, plain = self.network, self.plain
+
+        def features(rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            is_usual = attention_mask is None and rows.shape == shape
+            if is_usual and network.training and torch.is_grad_enabled():
+                # Code that was not checked, because torch finds that something changed, would not be right enough.
+                with torch.compiler.set_stance("eager_on_recompile"):
+                    return compiled(rows)
+            return plain(rows, attention_mask)
+
+        network.features = features  # type: ignore[method-assign]
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Compute with the network as it is written, for a while."""
+        compiled = self.network.features
+        self.network.features = self.plain  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.network.features = compiled  # type: ignore[method-assign]
+
+    def stop_using(self) -> None:
+        """Go on with the network as it is written."""
+        self.network.features = self.plain  # type: ignore[method-assign]
 
 
-def cache_folder() -> Path:
-    """Where torch keeps what it compiled; the environment variable TORCHINDUCTOR_CACHE_DIR moves it."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def features_subject(network: Network, rows: Tensor, precision: Precision) -> Subject:
+    """What of a network in training mode is compiled, with rows (B, L) to try it on."""
+    return Subject(
+        network.features,
+        (rows,),
+        dict(network.named_parameters()),
+        context=lambda: precision.autocast(rows.device),
+        autocast=precision.dtype if precision.dtype == torch.bfloat16 else None,
+        has_dropout=bool(getattr(network.config, "dropout", 0)),
+    )
 
-    return Path(cache_dir())
+
+def random_subject(config: Mapping[str, Any], mask_row: int, rows: Sequence[Sequence[int]], bf16: bool) -> Subject:
+    """The same of a network with random weights, made from what JSON can hold, in a process of its own."""
+    torch.manual_seed(0)
+    network = build_network(config_from_json(config, mask_row)).train()
+    precision = Precision(torch.bfloat16 if bf16 else torch.float32, "as in the run")
+    return features_subject(network, torch.tensor(rows), precision)

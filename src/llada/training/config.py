@@ -16,6 +16,7 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
+from llada.system.toolchains import ToolchainName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.vocabulary import Rows
 
@@ -229,6 +230,9 @@ class TrainConfig:
     compile: bool | None = None
     """torch.compile the layers; if left out, on a GPU, and on a CPU that multiplies bf16 if the run is long enough for
     it to pay (docs/EXPERIMENTS.md)."""
+    toolchain: ToolchainName | None = None
+    """How it is compiled; if left out, in the first way whose code is right on this machine (`llada doctor`). What was
+    used is kept with the run: "none" if nothing was right."""
     force: bool = False
     """Start even if the memory does not suffice by the estimate."""
 

@@ -9,10 +9,10 @@ from llada.errors import UserError
 from llada.hardware import Precision, choose_device, choose_precision
 from llada.models import NetworkConfig, is_causal
 from llada.models.size import training_flops_per_token
+from llada.system.toolchains import has_compiler
 from llada.text.answers import Answers
 from llada.text.batches import check_window
 from llada.text.dataset import PreparedText
-from llada.training.compilation import can_compile
 from llada.training.config import TrainConfig
 
 # On a CPU: a run as long as it takes to compile, several times over.
@@ -85,7 +85,7 @@ class RunPlan:
         config = self.config
         if config.compile is not None:
             return config.compile
-        if config.method != "full" or isinstance(self.data, Answers) or not can_compile(self.device):
+        if config.method != "full" or isinstance(self.data, Answers) or not has_compiler(self.device):
             return False
         if self.device.type == "cuda":
             return True

@@ -7,9 +7,9 @@ Shape letters: B batch, L length, N masked positions.
 """
 
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,15 +18,16 @@ from torch import Generator, Tensor
 from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, score_all, truncate_randomly
-from llada.hardware import send
+from llada.hardware import Precision, send
 from llada.models import flat_positions
 from llada.objective import loss_weights, nll_of_features, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
+from llada.system.toolchains import ToolchainName, has_compiler
 from llada.text.answers import Answers
 from llada.text.batches import TokenBatch
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
-from llada.training.compilation import cache_folder, can_compile, compile_features
+from llada.training.compilation import CompiledFeatures
 from llada.training.guard import FEW, Guard, norms_by_layer, write_trouble
 from llada.training.log import RunLog, StepResult
 from llada.training.metrics import LossByTime
@@ -39,7 +40,9 @@ from llada.training.seeds import order_seed, seed_of
 from llada.training.source import make_source
 from llada.training.state import Meter, Progress, Resumed, RunState, put_weights
 from llada.training.stopping import StopRequest
-from llada.training.watch import likely_setting
+from llada.training.trouble import describe_end, first_step_cause
+
+LONGEST_SEARCH = 100  # steps among which one of the usual shape is looked for
 
 
 class Trainer:
@@ -80,16 +83,19 @@ class Trainer:
             self.resumed = folder.load(self.state, self.data, config.to_json(), allow_changed_data)
         self.progress = self.resumed.progress
         self.is_compiled = self._should_compile(self.resumed.was_compiled)
-        if self.is_compiled:
-            compile_features(self.model.network, (config.batch_size, plan.length))
+        self.compiled = CompiledFeatures(self.model.network, self.device, self.precision)
         self.source = make_source(plan, order_seed(config.seed, self.progress.data_order))
         self.saver, self.stop = Saver(folder), StopRequest()
+        self.say: Callable[[str], None] = lambda sentence: None
         self._went_back_to: int | None = None
+        self._first_step = self.progress.step
 
     def _should_compile(self, was_compiled: bool | None) -> bool:
-        """What the run began with decides, not how long it has become: compiled products are rounded otherwise."""
+        """What the run began with decides, not how long it has become: compiled matmuls are rounded otherwise."""
+        if self.config.toolchain == "none":
+            return False
         if self.config.compile is None and was_compiled is not None:
-            return was_compiled and can_compile(self.device)
+            return was_compiled and has_compiler(self.device)
         return self.plan.should_compile
 
     # -- a step ---------------------------------------------------------------------------------------------------
@@ -110,10 +116,9 @@ class Trainer:
         return batch, mask_exact_count(batch.x_0, mask_id, generator, batch.maskable, noise.complementary)
 
     def train_step(self, by_time: LossByTime) -> StepResult:
-        """One update of the weights, or none if its loss or gradient is no finite number (guard.py)."""
-        config, step = self.config, self.progress.step
-        loss, tokens = self._gradients(step, by_time)
-        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), config.optimizer.clip)
+        """One update of the weights, or none if its loss or gradient is non-finite (guard.py)."""
+        step = self.progress.step
+        loss, norm, tokens = self._clipped_gradients(step, by_time)
         skip = self.guard.judge(loss, norm, step)
         factor = self.learning_rate_factor()
         for optimizer in self.optimizers:
@@ -127,6 +132,57 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += tokens
         return StepResult(loss, norm, factor, tokens)
+
+    def _clipped_gradients(self, step: int, by_time: LossByTime) -> tuple[Tensor, Tensor, int]:
+        """Loss, norm of the gradients before they were clipped, and tokens of a step.
+
+        What compiled code makes non-finite is computed again without it. On a GPU, where the host learns of it when a
+        step is logged, `_is_compiler_at_fault` does that.
+        """
+        asks = self.is_compiled and self.device.type == "cpu"
+        measured = {name: value.clone() for name, value in by_time.sums.items()} if asks else {}
+        loss, norm, tokens = self._gradients_once(step, by_time)
+        if not asks or _is_finite(loss, norm):
+            return loss, norm, tokens
+        for name, value in by_time.sums.items():
+            value.copy_(measured[name])
+        self._clear_gradients()
+        with self.compiled.left_out():
+            loss, norm, tokens = self._gradients_once(step, by_time)
+        if _is_finite(loss, norm):
+            self._stop_compiling(step)
+        return loss, norm, tokens
+
+    def _gradients_once(self, step: int, by_time: LossByTime) -> tuple[Tensor, Tensor, int]:
+        loss, tokens = self._gradients(step, by_time)
+        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), self.config.optimizer.clip)
+        return loss, norm, tokens
+
+    def _clear_gradients(self) -> None:
+        for weight in trained_weights(self.model).values():
+            weight.grad = None
+
+    def _is_compiler_at_fault(self) -> bool:
+        """Whether the last step was left out and is finite without compiling; the run then goes on without."""
+        if not self.is_compiled or not self.guard.in_a_row:
+            return False
+        with self.compiled.left_out():
+            loss, norm, _ = self._gradients_once(self.guard.last_step, LossByTime(self.device))
+        self._clear_gradients()
+        if not _is_finite(loss, norm):
+            return False
+        self._stop_compiling(self.guard.last_step)
+        self.guard.reset()
+        return True
+
+    def _stop_compiling(self, step: int) -> None:
+        self.say(
+            f"Step {step} is non-finite by {self.compiled.toolchain}'s code and finite without it: the run goes on "
+            "without compiling."
+        )
+        self.compiled.stop_using()
+        self.is_compiled = False
+        self._record_toolchain("none")
 
     def _gradients(self, step: int, by_time: LossByTime) -> tuple[Tensor, int]:
         """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has."""
@@ -161,16 +217,27 @@ class Trainer:
             self.eos_share.add(likeliest, targets)
         return weighted_loss(nll, noisy, weights)
 
-    def compile(self) -> float:
-        """Compile now what the first step would, and return the seconds that it took; no weight changes."""
-        start = time.perf_counter()
+    def compile(self) -> None:
+        """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""
+        rows = self.model.rows(self._usual_batch()).to(self.device)
+        self.is_compiled = self.compiled.compile(rows, self.config.toolchain, self.say)
+        toolchain = self.compiled.toolchain
+        self._record_toolchain(toolchain.name if toolchain else "none")
+
+    def _usual_batch(self) -> Tensor:
+        """Noisy ids (B, L) of the first step that is not cut to a random length."""
         shape = (self.config.batch_size, self.plan.length)
-        x_t = torch.full(shape, self.plan.data.tokenizer.mask_id, device=self.device)
-        with self.precision.autocast(self.device):
-            self.model.features(x_t).sum().backward()  # type: ignore[no-untyped-call]
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        return time.perf_counter() - start
+        for step in range(LONGEST_SEARCH):
+            x_t = self.make_batch(step)[1].x_t[: shape[0]]
+            if x_t.shape == shape:
+                return x_t
+        return torch.full(shape, self.plan.data.tokenizer.mask_id)  # nearly every step is cut
+
+    def _record_toolchain(self, name: ToolchainName) -> None:
+        """In the run's configuration, so that a resumed run computes with the same code."""
+        self.config = replace(self.config, toolchain=name)
+        self.plan = replace(self.plan, config=self.config)
+        self.folder.start(self.config)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -201,12 +268,13 @@ class Trainer:
             UserError: the loss is no finite number any more, also after going back; or the disk is full. Nothing is
                 saved then; the last checkpoint stays.
         """
-        config, progress = self.config, self.progress
+        progress, self.say = self.progress, display.say
         self.folder.check_space(self.state.expected_bytes(), progress.step)
-        log = RunLog(self.plan, self.folder.path, display, progress)
         if self.is_compiled:
-            display.say("Compiling the network, once for this shape (--compile False goes without) ...")
-            display.say(f"... done in {self.compile():.0f} s, and kept for the next run in {cache_folder()}.")
+            self.say("Compiling the network, once for this shape (--compile False goes without) ...")
+            self.compile()
+        config = self.config
+        log = RunLog(self.plan, self.folder.path, display, progress)
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
         with self.stop.on_signals(), display, ending(self.saver):
             is_last = self.share_done() >= 1
@@ -222,7 +290,9 @@ class Trainer:
                 if progress.step % config.log_every == 0 or is_complete or in_a_row >= FEW:
                     self._log(log, timer, done)
                     self.saver.check()
-                    if self.guard.has_few:
+                    if self._is_compiler_at_fault():
+                        timer.skip()
+                    elif self.guard.has_few:
                         self._go_back(log, done)
                         timer.skip()
                         is_last = stop
@@ -254,19 +324,28 @@ class Trainer:
         log.write_return(progress, left_at)
 
     def _trouble(self, done: StepResult) -> UserError:
-        """The end of a run whose loss is no number: what it saw goes into a file, and what to try into a sentence."""
-        step = self.guard.last_step
+        """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence."""
+        step, network = self.guard.last_step, self.model.network
         self._gradients(step, LossByTime(self.device))  # once more, of weights that have not changed since
-        gradients = {name: weight.grad for name, weight in trained_weights(self.model.network).items()}
+        gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
         batch, noisy = self.make_batch(step)
         path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
+        cause = None
+        if self.guard.ask_in_a_row() >= self.progress.step - self._first_step:  # no weight has changed
+            cause = first_step_cause(network.state_dict(), self.plan, lambda: self._is_finite_in_fp32(step))
         again = "" if self._went_back_to is None else f", also after going back to step {self._went_back_to}"
-        goes_on = f"go on from the last checkpoint with --resume {self.folder.path}"
-        return UserError(
-            f"The loss became {float(done.loss)} and its gradient {float(done.grad_norm)} by step {self.progress.step}"
-            f"{again}; {likely_setting(self.plan, is_too_fast=True)}, and "
-            f"{goes_on if self.folder.has_checkpoint() else 'start again'} ({path} has t, tokens and gradients of it)."
-        )
+        return describe_end(self.plan, done, self.progress.step, again, cause, path, self.folder.has_checkpoint())
+
+    def _is_finite_in_fp32(self, step: int) -> bool:
+        """Whether a step is finite in fp32, not compiled."""
+        own, self.precision = self.precision, Precision(torch.float32, "to find out")
+        try:
+            self._clear_gradients()
+            with self.compiled.left_out():
+                loss, norm, _ = self._gradients_once(step, LossByTime(self.device))
+        finally:
+            self.precision = own
+        return _is_finite(loss, norm)
 
     def _evaluate_and_save(self, log: RunLog, done: StepResult, is_complete: bool, stop: bool) -> None:
         """Measure and show the model that would be saved, then save it; a run told to stop only saves, unless it would
@@ -318,3 +397,7 @@ class Trainer:
             if own is not None:
                 put_weights(self.model, own)
             self.model.train()
+
+
+def _is_finite(loss: Tensor, norm: Tensor) -> bool:
+    return bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))

@@ -1,0 +1,286 @@
+"""torch.compile with a toolchain whose code is right on this machine, or not at all.
+
+Each toolchain is first tried in a process of its own with a time limit: a compiler that hangs, or code that crashes,
+ends that process and nothing else. What passes there is compiled here, out of the same cache, and checked once more on
+the caller's own weights and data (llada.system.compile_check).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llada.system import compile_check
+from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
+from llada.system.toolchains import (
+    CPU_INFORMATION,
+    Toolchain,
+    ToolchainName,
+    private_folder,
+    toolchains,
+    trouble_of_compiler,
+    use,
+)
+
+CHILD_SECONDS = 600.0
+"""Time limit of compiling and checking in a process of its own."""
+CHILD_MODULE = "llada.system.compile_child"
+VERDICTS_FILE = "verdicts.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A toolchain that was tried on this machine."""
+
+    toolchain: ToolchainName
+    compiler: str
+    is_right: bool
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function that passed its check, with the toolchain that made it."""
+
+    function: Callable[..., Tensor]
+    toolchain: Toolchain
+    finding: Finding
+
+
+def compile_checked(
+    subject: Subject,
+    recipe: Recipe,
+    device: torch.device,
+    preferred: ToolchainName | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Compiled | None:
+    """The subject's function, compiled by the first toolchain whose code is right; None if there is no such one.
+
+    Args:
+        recipe: makes an equivalent subject, of other weights, in another process.
+        preferred: is tried first, such as the one that a run began with.
+        say: is given a sentence on each toolchain that fails.
+    """
+    for toolchain, finding in _tried(recipe, device, preferred):
+        if finding.is_right:
+            compiled, finding = _compile_here(subject, toolchain)
+            if finding.is_right:
+                return Compiled(compiled, toolchain, finding)
+        say(f"{toolchain} is not used: {finding.reason}.")
+    return None
+
+
+def probe(device: torch.device) -> list[Verdict]:
+    """The verdicts on this machine's toolchains in order, up to the first right one; [] if there is no compiler."""
+    verdicts = []
+    recipe = Recipe("llada.system.compile_check:rotation", {})
+    start = time.perf_counter()
+    for toolchain, finding in _tried(recipe, device, None):
+        now = time.perf_counter()
+        verdicts.append(Verdict(toolchain.name, toolchain.compiler, finding.is_right, finding.reason, now - start))
+        if finding.is_right:
+            break
+        start = now
+    return verdicts
+
+
+def _tried(
+    recipe: Recipe, device: torch.device, preferred: ToolchainName | None
+) -> Iterator[tuple[Toolchain, Finding]]:
+    """Each toolchain with what was found in a process of its own; a compiler that hung is not asked again."""
+    hung: set[str] = set()
+    for toolchain in sorted(toolchains(device), key=lambda each: each.name != preferred):
+        if toolchain.compiler in hung:
+            continue
+        if device.type != "cpu":  # there is no second GPU to try it on, and memory for one network only
+            yield toolchain, Finding(True, "to be checked")
+            continue
+        try:
+            yield toolchain, try_in_child(toolchain, recipe)
+        except TimeoutError as error:
+            hung.add(toolchain.compiler)
+            yield toolchain, Finding(False, str(error))
+
+
+def _compile_here(subject: Subject, toolchain: Toolchain) -> tuple[Callable[..., Tensor], Finding]:
+    """Compile in this process and check; what is wrong is forgotten."""
+    use(toolchain)
+    compiled = compile_function(subject.function)
+    try:
+        finding = compare(subject, compiled)
+    except Exception as error:  # a compiler may fail in any way, and the plain function is there
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        finding = Finding(False, f"compiling failed ({_first_line(error)})")
+    if not finding.is_right:
+        torch._dynamo.reset()
+    return compiled, finding
+
+
+# -- a process of its own ---------------------------------------------------------------------------------------------
+
+
+def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float | None = None) -> Finding:
+    """Compile and check in another process, which may crash; what it compiled stays in the cache.
+
+    Raises:
+        TimeoutError: the compiler hangs.
+    """
+    memory = VerdictMemory(toolchain, recipe)
+    finding = memory.recall()
+    if finding is None:
+        trouble = trouble_of_compiler(toolchain)
+        finding = Finding(False, trouble) if trouble else _ask_child(toolchain, recipe, seconds or CHILD_SECONDS)
+        if not trouble:
+            memory.keep(finding)
+    return finding
+
+
+def _ask_child(toolchain: Toolchain, recipe: Recipe, seconds: float) -> Finding:
+    order = {"toolchain": asdict(toolchain), "recipe": asdict(recipe), "threads": torch.get_num_threads()}
+    # -P: no module of the working folder is imported in the place of an installed one.
+    command = [sys.executable, "-P", "-m", CHILD_MODULE]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    try:
+        said, complaints = _converse(child, json.dumps(order).encode() + b"\n", seconds)
+    finally:
+        _end(child)
+    answer = _last_object(said)
+    if answer is not None:
+        return Finding(bool(answer["is_right"]), str(answer["reason"]))
+    if child.returncode < 0:
+        return Finding(False, f"the code that it made crashes ({signal.Signals(-child.returncode).name})")
+    lines = [line for line in complaints.decode(errors="replace").splitlines() if line.strip()]
+    return Finding(False, f"compiling failed ({lines[-1][:200] if lines else f'exit code {child.returncode}'})")
+
+
+def _converse(child: "subprocess.Popen[bytes]", order: bytes, seconds: float) -> tuple[bytes, bytes]:
+    """Give the child its order and collect what it says until it ends.
+
+    Its standard input stays open meanwhile: when this process is killed, that closes, and the child ends.
+
+    Raises:
+        TimeoutError: it does not end in time.
+    """
+    heard: dict[str, bytes] = {}
+    assert child.stdin
+
+    def listen(name: str, stream: Any) -> threading.Thread:
+        reader = threading.Thread(target=lambda: heard.update({name: stream.read()}), daemon=True)
+        reader.start()
+        return reader
+
+    readers = [listen("out", child.stdout), listen("err", child.stderr)]
+    with contextlib.suppress(OSError):  # it is gone already: its exit code says more
+        child.stdin.write(order)
+        child.stdin.flush()
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"compiling took longer than {seconds:.0f} s") from None
+    for reader in readers:
+        reader.join(10)  # a process of the compiler that outlives it may hold the streams
+    return heard.get("out", b""), heard.get("err", b"")
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """End the child, if it has not ended, and whatever it started."""
+    import psutil
+
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(child.pid).children(recursive=True)
+    if child.poll() is None:
+        child.kill()
+    child.wait()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    if hasattr(os, "killpg"):  # what it left when it crashed is still of its group
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.stdin
+    with contextlib.suppress(OSError):
+        child.stdin.close()
+
+
+def _last_object(said: bytes) -> dict[str, Any] | None:
+    """The JSON object in the last line, if the child came that far."""
+    lines = said.decode(errors="replace").strip().splitlines()
+    with contextlib.suppress(ValueError):
+        content = json.loads(lines[-1]) if lines else None
+        return content if isinstance(content, dict) else None
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+class VerdictMemory:
+    """What was found about a toolchain and a recipe, kept next to the compiled code that it is about.
+
+    A failure to compile is tried again each time, since it may have been the disk or another process.
+    """
+
+    def __init__(self, toolchain: Toolchain, recipe: Recipe) -> None:
+        self._path = private_folder(toolchain.folder) / VERDICTS_FILE
+        facts = [asdict(toolchain), asdict(recipe), torch.__version__, torch.get_num_threads(), sys.version]
+        facts += [_processor_name(), _identity(toolchain.compiler), Path(compile_check.__file__).read_text("utf-8")]
+        self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def recall(self) -> Finding | None:
+        known = self._read().get(self._key)
+        with contextlib.suppress(TypeError):
+            return Finding(**known) if known else None
+        return None
+
+    def keep(self, finding: Finding) -> None:
+        if not finding.is_right and finding.reason.startswith("compiling failed"):
+            return
+        known = {**self._read(), self._key: asdict(finding)}
+        aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # it is only found out again the next time
+            aside.write_text(json.dumps(known), encoding="utf-8")
+            os.replace(aside, self._path)
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        return {}
+
+
+def _processor_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in CPU_INFORMATION.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line
+    return platform.processor()
+
+
+def _identity(compiler: str) -> list[Any]:
+    """What changes when another compiler is installed under the same name."""
+    program = shutil.which(shlex.split(compiler)[0]) if compiler else None
+    if program is None:
+        return []
+    path = Path(program).resolve()
+    return [str(path), path.stat().st_size, path.stat().st_mtime]

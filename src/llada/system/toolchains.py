@@ -1,0 +1,222 @@
+"""The compilers of this machine, and the settings in which torch's generated C++ can be compiled.
+
+torch compiles with `-march=native -O3`. A compiler that does not know the processor then tunes for no processor in
+particular, and g++ 12 has been seen to make wrong code of that (docs/EXPERIMENTS.md, 19). The settings here are tried
+in order until the code of one passes its check (llada.system.compile); each has a cache folder of its own, so that a
+bad kernel never comes back from a cache.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+ToolchainName = Literal["native", "explicit-march", "O2", "other-compiler", "256-bit", "triton", "none"]
+COMPILERS = ("g++", "clang++", "c++")
+PROBE_SECONDS = 60.0
+"""Time limit of compiling two lines of C++, which takes a tenth of a second: beyond it the compiler hangs."""
+CPU_INFORMATION = Path("/proc/cpuinfo")
+
+# Newest first: what a processor must have for a name of -march, by the flags of /proc/cpuinfo. Such a name implies its
+# own -mtune.
+MARCH_OF_FEATURES = (
+    ("sapphirerapids", {"amx_tile", "avx512_fp16", "avx512_bf16"}),
+    ("cooperlake", {"avx512_bf16", "avx512_vnni"}),
+    ("skylake-avx512", {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}),
+    ("haswell", {"avx2", "fma", "bmi2"}),
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler, and how its command line differs from the one that torch writes."""
+
+    name: ToolchainName
+    compiler: str = ""
+    """Command, "" where torch brings its own (Triton on a GPU)."""
+    replacements: tuple[tuple[str, str], ...] = ()
+    """An option as torch writes it, and what is put in its place."""
+    vector_bits: int | None = None
+    """Width of vector instructions; None is the widest of the processor."""
+
+    def __str__(self) -> str:
+        if not self.compiler:
+            return "Triton"
+        changes = [new for _, new in self.replacements]
+        if self.vector_bits:
+            changes.append(f"{self.vector_bits}-bit vectors")
+        return " ".join([Path(shlex.split(self.compiler)[0]).name, *changes])
+
+    @property
+    def folder(self) -> Path:
+        """Where its compiled code is kept, for the next process too."""
+        return cache_folder() / self.name
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept; the environment variable LLADA_COMPILE_CACHE moves it.
+
+    Not in the temporary folder that is torch's default, where other users could put code that is then run.
+    """
+    named = os.environ.get("LLADA_COMPILE_CACHE")
+    if named:
+        return Path(named).absolute()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or tempfile.gettempdir())
+    elif sys.platform == "darwin":
+        base = Path("~/Library/Caches").expanduser()
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return base / "llada" / "compiled"
+
+
+def find_compilers() -> list[str]:
+    """Commands of C++ compilers on this machine, the preferred one first, each program once.
+
+    The environment variable CXX names the preferred one, as it does for torch.
+    """
+    names = [os.environ.get("CXX") or "", *COMPILERS]
+    names += [f"{name}-{version}" for name in COMPILERS[:2] for version in range(30, 9, -1)]
+    found: dict[str, str] = {}
+    for name in names:
+        program = shutil.which(shlex.split(name)[0]) if name.strip() else None
+        if program:
+            found.setdefault(os.path.realpath(program), name)
+    return list(found.values())
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether there is something for torch to compile with: on a CPU it writes C++."""
+    if device.type == "cuda":
+        return True
+    return device.type == "cpu" and (sys.platform == "win32" or bool(find_compilers()))
+
+
+def toolchains(device: torch.device) -> list[Toolchain]:
+    """The settings to try on this machine, best first; empty where nothing can compile."""
+    if device.type == "cuda":
+        return [Toolchain("triton")]
+    if device.type != "cpu":
+        return []
+    if sys.platform == "win32":  # there, torch looks for its compiler, cl, by itself
+        return [Toolchain("native")]
+    compilers = find_compilers()
+    if not compilers:
+        return []
+    first, *others = compilers
+    march = processor_march()
+    found = [Toolchain("native", first)]
+    if march:
+        found.append(Toolchain("explicit-march", first, (("-march=native", f"-march={march}"),)))
+    found.append(Toolchain("O2", first, (("-O3", "-O2"),)))
+    if others:
+        found.append(Toolchain("other-compiler", others[0]))
+    if march and march != "haswell":
+        found.append(Toolchain("256-bit", first, (("-march=native", "-march=haswell"),), vector_bits=256))
+    return found
+
+
+def processor_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that the processor can do; empty where there is none."""
+    try:
+        found = re.search(r"^flags\s*:(.*)$", CPU_INFORMATION.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return frozenset()
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def processor_march() -> str | None:
+    """The newest name of -march whose instructions this processor has; None for other families of processors."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    flags = processor_flags()
+    return next((name for name, needed in MARCH_OF_FEATURES if needed <= flags), None)
+
+
+def trouble_of_compiler(toolchain: Toolchain, seconds: float = PROBE_SECONDS) -> str | None:
+    """Why this compiler cannot be used, found by compiling two lines; None if it can."""
+    if not toolchain.compiler:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        source, result = Path(name) / "two_lines.cpp", Path(name) / "two_lines.so"
+        source.write_text("#include <cmath>\ndouble two_lines(double x) { return std::exp(x); }\n", encoding="utf-8")
+        command = [*shlex.split(program_of(toolchain)), "-O3", "-shared", "-fPIC"]
+        try:
+            ended = subprocess.run(
+                [*command, str(source), "-o", str(result)],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"it did not compile two lines within {seconds:.0f} s"
+        except OSError as error:
+            return f"it cannot be started ({error.strerror or error})"
+        if ended.returncode or not result.exists():
+            said = ended.stderr.decode(errors="replace").strip().splitlines()
+            return f"it fails ({said[0][:200] if said else f'exit code {ended.returncode}'})"
+    return None
+
+
+def program_of(toolchain: Toolchain) -> str:
+    """The command to give to torch as its compiler: the compiler, or a script that changes its options."""
+    if not toolchain.replacements:
+        return toolchain.compiler
+    kind = "clang++" if _is_clang(toolchain.compiler) else "g++"  # by which name torch knows what it can ask for
+    script = private_folder(toolchain.folder) / kind
+    content = "\n".join(_script_lines(toolchain))
+    if not script.exists() or script.read_text(encoding="utf-8") != content:
+        aside = script.with_name(f"{kind}.{os.getpid()}")
+        aside.write_text(content, encoding="utf-8")
+        aside.chmod(stat.S_IRWXU)
+        os.replace(aside, script)
+    return str(script)
+
+
+def _script_lines(toolchain: Toolchain) -> Iterator[str]:
+    yield from ("#!/bin/sh", "# The compiler, with other options in the place of some.", "for argument; do", "shift")
+    yield 'case "$argument" in'
+    for old, new in toolchain.replacements:
+        yield f"{shlex.quote(old)}) argument={shlex.quote(new)};;"
+    yield from ("esac", 'set -- "$@" "$argument"', "done", f'exec {toolchain.compiler} "$@"', "")
+
+
+def _is_clang(compiler: str) -> bool:
+    try:
+        said = subprocess.run(
+            [*shlex.split(compiler), "--version"], capture_output=True, timeout=PROBE_SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return b"clang" in said
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder, made if need be, which nobody else may write: what is in it gets run."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def use(toolchain: Toolchain) -> None:
+    """Have torch compile with it from now on, in this process."""
+    import torch._inductor.config as settings
+    from torch._inductor.utils import clear_caches
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(toolchain.folder))
+    clear_caches()
+    settings.fallback_random = True  # random numbers as without compiling, so that dropout is the same
+    if toolchain.compiler:
+        settings.cpp.cxx = (None, program_of(toolchain))
+        settings.cpp.simdlen = toolchain.vector_bits
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+        valid_vec_isa_list.cache_clear()
