@@ -14,7 +14,7 @@ from llada.system.child import Answer
 from llada.system.fact import Fact, Level
 from llada.system.torch_facts import torch_part
 
-DEMO_MEMORY_BYTES = int(1.5e9)
+DEMO_MEMORY_BYTES = 1_200_000_000  # measured: 0.65 GB for training, 0.5 GB for a compiler at its side
 DISK_BYTES = 10**9
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": of 100 ms, 200 ms of cores; or "max 100000"
 

@@ -35,7 +35,8 @@ def torch_fact(package: Package, answer: Answer, has_nvidia: bool) -> Fact:
         advice = f"torch {version} is newer than what this version was tested with: if it fails, {install}."
         return Fact("torch", "note", f"{summary}, outside {package.required}", advice, values)
     if has_nvidia and found.get("device", {}).get("value", {}).get("type") == "cpu":
-        advice = f"There is an NVIDIA GPU, but torch {version} ({build}) cannot use it: install torch's CUDA build."
+        remedy = "check its driver with nvidia-smi, and CUDA_VISIBLE_DEVICES" if cuda else "install torch's CUDA build"
+        advice = f"There is an NVIDIA GPU, but torch {version} ({build}) cannot use it: {remedy}."
         return Fact("torch", "note", f"{summary}, does not use the NVIDIA GPU", advice, values)
     return Fact("torch", "fine", summary, values=values)
 
