@@ -23,12 +23,37 @@ from llada.hardware import choose_device, choose_precision
 from llada.system import cxx, machine
 from llada.system.child import Answer, ask, run_limited
 from llada.system.doctor import KEYS
-from llada.system.installation import Package, look_up, packages_fact, part_fact
+from llada.system.installation import OPTIONAL_PARTS, Package, look_up, packages_fact, part_fact
 from llada.system.torch_facts import torch_fact
 
 BARE_PYTHON = sys._base_executable  # type: ignore[attr-defined]
 GIGABYTE = 10**9
 WRONG = 'Verdict("O2", "/usr/bin/g++", False, "gradients are NaN", 3.0)'
+
+
+# What programs may rely on, next to "level" and "summary".
+SCHEMA = {
+    "llada": {"version", "folder"},
+    "python": {"version", "executable", "system"},
+    "dependencies": {"versions", "failures"},
+    "torch": {"version", "cuda", "required", "failure"},
+    "device": {"type", "description", "memory_bytes"},
+    "precision": {"dtype", "reason"},
+    "vector_instructions": {"capability", "avx512_bf16", "amx"},
+    "threads": {"torch", "usable_cores", "logical_cores", "OMP_NUM_THREADS"},
+    "memory": {"installed_bytes", "available_bytes", "limit_bytes"},
+    "disk": {"folder", "free_bytes", "is_writable"},
+    "compile_cache": {"folder", "free_bytes", "is_writable"},
+    "load": {"cores", "busy_cores", "busiest", "average"},
+    **{key: {"version", "required", "imports", "failure", "install"} for key in OPTIONAL_PARTS},
+    "hub": {"endpoint", "is_offline", "is_reachable", "failure"},
+    "compiler": {"path", "name", "architecture", "tuning", "failure", "knows_processor"},
+    "compiled_code": {"is_right", "toolchain", "verdicts", "failure"},
+}
+
+
+def schema_of(facts: dict) -> dict[str, set[str]]:  # type: ignore[type-arg]
+    return {key: set(fact) - {"level", "summary"} for key, fact in facts.items()}
 
 
 @pytest.fixture
@@ -73,6 +98,7 @@ def test_good_machine_is_ready(tmp_path: Path, hub: str) -> None:
     assert content["is_ready"] is True
     assert content["problems"] == []
     assert list(facts) == list(KEYS)
+    assert schema_of(facts) == SCHEMA
     precision = choose_precision("auto", choose_device("auto"))
     expected = {
         "llada": {"folder": str(ROOT / "src" / "llada")},
@@ -280,6 +306,17 @@ def test_no_compiler_and_no_hub_is_ready(tmp_path: Path) -> None:
     assert report.facts["compiled_code"]["level"] == "fine"
     fact = report.facts["hub"]  # not asked
     assert (fact["level"], fact["is_offline"], fact["is_reachable"]) == ("fine", True, None)
+
+
+def test_keys_stay_where_nothing_is_known(tmp_path: Path) -> None:
+    without = ("torch", "huggingface_hub", *OPTIONAL_PARTS)
+    report = bare(tmp_path, "--json", without=without)
+    assert report.code == 1
+    assert schema_of(report.facts) == SCHEMA
+    assert report.facts["device"] == {
+        "level": "note", "summary": "not known: torch cannot be imported", "type": None, "description": None,
+        "memory_bytes": None,
+    }  # fmt: skip
 
 
 def test_compiler_that_cxx_names_in_vain_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

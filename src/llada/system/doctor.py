@@ -38,6 +38,7 @@ KEYS = (
     "llada", "python", "dependencies", "torch", "device", "precision", "vector_instructions", "threads", "memory",
     "disk", "compile_cache", "load", *OPTIONAL_PARTS, "hub", "compiler", "compiled_code",
 )  # fmt: skip
+NO_FOLDER = {"folder": None, "free_bytes": None, "is_writable": False}
 SLOW_KEYS = ("hub", "compiled_code")
 
 
@@ -130,7 +131,7 @@ def _current_folder() -> Fact:
         folder = Path.cwd()
     except OSError:
         advice = "The current folder is not there any more: change to another one."
-        return Fact("disk", "problem", "no current folder", advice)
+        return Fact("disk", "problem", "no current folder", advice, NO_FOLDER)
     return folder_fact("disk", folder, "free some space, or work in a folder on another disk", "problem")
 
 
@@ -138,7 +139,7 @@ def _compile_cache(asked: Answer) -> Fact:
     """Where torch keeps compiled code; without it runs are not compiled, but they run."""
     part = torch_part(asked, "cache_folder")
     if part.failure:
-        return Fact("compile_cache", "note", part.failure)
+        return Fact("compile_cache", "note", part.failure, values=NO_FOLDER)
     remedy = "free some space, or set TORCHINDUCTOR_CACHE_DIR to a folder on another disk"
     return folder_fact("compile_cache", Path(part.value), remedy, "note")
 
