@@ -40,6 +40,7 @@ SMALLER = {
     "chat": ["--gen_length", "4", "--prompt", "to be"],
     "export": [],
     "size": ["--tflops", "1"],
+    "doctor": ["--quick"],
 }
 
 

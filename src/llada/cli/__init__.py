@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "measure two checkpoints against each other",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
     "export": "write a model in LLaDA's official layout, an adapter merged",
+    "doctor": "say whether this machine is ready, what a run will use, and what to do about what is missing",
     "size": "count parameters, memory, computation and time, and suggest what fits",
 }
 

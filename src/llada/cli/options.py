@@ -5,13 +5,15 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from llada.errors import UserError
-from llada.models import MaskPredictor, block_length_of
-from llada.sampler import SamplerConfig
+
+if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
+    from llada.models import MaskPredictor
+    from llada.sampler import SamplerConfig
 
 Options = TypeVar("Options")
 
@@ -61,12 +63,15 @@ def _first_sentence(box: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def make_sampler_config(options: Any, steps: int, model: MaskPredictor) -> SamplerConfig:
+def make_sampler_config(options: Any, steps: int, model: "MaskPredictor") -> "SamplerConfig":
     """The sampler that the flags of a command that writes ask for.
 
     Raises:
         UserError: they do not work together.
     """
+    from llada.models import block_length_of
+    from llada.sampler import SamplerConfig
+
     try:
         return SamplerConfig(
             steps=steps,

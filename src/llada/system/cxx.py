@@ -1,0 +1,142 @@
+"""The C++ compiler that torch would use: where it is, and whether it knows this processor."""
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llada.system.child import Answer, run_limited
+from llada.system.fact import Fact
+
+USUAL_COMPILERS = {"darwin": ("clang++", "g++"), "win32": ("cl",)}
+OTHER_COMPILERS = ("g++", "clang++", "c++")
+_SECONDS = 20  # for a question that takes a hundredth of one
+_INSTALL = "install one (Debian: apt install g++; macOS: xcode-select --install)"
+_INSTALL_NEWER = "a newer compiler, or another one named in CXX, may do"
+_UNCOMPILED = "so runs go on uncompiled, at 0.4 to 0.8 of the speed (docs/EXPERIMENTS.md)"
+_UNKNOWN = ("generic", "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler and what it says about itself."""
+
+    path: str
+    name: str = ""
+    """Like "g++ 12.2.0"; empty if it does not answer."""
+    architecture: str | None = None
+    """What `-march=native` stands for; None if it does not say."""
+    tuning: str | None = None
+    """The processor whose timing the code is arranged for."""
+    failure: str = ""
+    """Why it cannot be used, one clause."""
+
+    @property
+    def knows_processor(self) -> bool | None:
+        """Whether it has a name for this processor; otherwise it takes a relative's and "generic" timing.
+
+        Such code is the most likely to be wrong, since few people compile with that combination.
+        """
+        tuning = self.tuning or self.architecture
+        return None if tuning is None else tuning not in _UNKNOWN
+
+
+def find_compiler() -> str | None:
+    """Path of the compiler that CXX names or, without CXX, of the first one installed; None if there is none."""
+    named = os.environ.get("CXX")
+    names = (named,) if named else USUAL_COMPILERS.get(sys.platform, OTHER_COMPILERS)
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def describe_compiler(path: str) -> Compiler:
+    """Ask a compiler for its version and for the processor that it takes this one for."""
+    if sys.platform == "win32":
+        return Compiler(path, "cl")
+    version = run_limited([path, "--version"], _SECONDS)
+    if version.failure:
+        return Compiler(path, failure=version.failure)
+    title = (version.value.splitlines() or [""])[0]
+    number = re.findall(r"\d+(?:\.\d+)+", re.sub(r"\(.*?\)", "", title))
+    is_clang = "clang" in title
+    name = " ".join(["clang++" if is_clang else os.path.basename(path), *number[:1]])
+    target = run_limited(
+        [path, "-march=native", "-###", "-x", "c++", "-c", os.devnull]
+        if is_clang
+        else [path, "-march=native", "-Q", "--help=target"],
+        _SECONDS,
+        with_errors=True,
+    )
+    if target.failure:
+        return Compiler(path, name)
+    if is_clang:
+        patterns = r'"-target-cpu" "([^"]+)"', r'"-tune-cpu" "([^"]+)"'
+    else:
+        patterns = r"^\s*-march=\s+(\S+)$", r"^\s*-mtune=\s+(\S+)$"
+    architecture, tuning = (re.search(pattern, target.value, re.MULTILINE) for pattern in patterns)
+    return Compiler(path, name, architecture and architecture[1], tuning and tuning[1])
+
+
+def compiler_fact(compiler: Compiler | None, is_checked: bool) -> Fact:
+    """Judge the compiler itself.
+
+    Args:
+        compiler: None if there is none.
+        is_checked: whether its code is looked at next, so that not knowing the processor matters only if that fails.
+    """
+    if compiler is None:
+        named = os.environ.get("CXX")
+        missing = f"CXX names {named}, which is not there" if named else "There is no C++ compiler"
+        remedy = "correct or unset CXX" if named else _INSTALL
+        advice = f"{missing}, {_UNCOMPILED}: {remedy}."
+        values: dict[str, Any] = dict.fromkeys(("path", "name", "architecture", "tuning", "failure"))
+        return Fact("compiler", "note", named or "none", advice, {**values, "knows_processor": None})
+    values = {**asdict(compiler), "knows_processor": compiler.knows_processor}
+    if compiler.failure:
+        advice = f"{compiler.path} {compiler.failure}, {_UNCOMPILED}: {_INSTALL}, or name another in CXX."
+        return Fact("compiler", "note", f"{compiler.path} {compiler.failure}", advice, values)
+    summary = f"{compiler.name}, {compiler.path}"
+    if compiler.architecture:
+        tuning = f", tuned for {compiler.tuning}" if compiler.tuning not in (None, compiler.architecture) else ""
+        summary += f", -march=native is {compiler.architecture}{tuning}"
+    if compiler.knows_processor is not False:
+        return Fact("compiler", "fine", summary, values=values)
+    summary += ", does not know this processor"
+    if is_checked:
+        return Fact("compiler", "fine", summary, values=values)
+    advice = (
+        f"{compiler.name} is older than this processor, so its code may be wrong; runs check that by themselves and go "
+        "on without: see `llada doctor`, or install a newer one."
+    )
+    return Fact("compiler", "note", summary, advice, values)
+
+
+def compiled_code_fact(answer: Answer) -> Fact:
+    """Judge compiled code by the verdicts of `inspection.check_compiled_code`."""
+    verdicts: list[dict[str, Any]] = answer.value or []
+    right = next((one for one in verdicts if one["is_right"]), None)
+    values = {
+        "is_right": None if answer.failure or not verdicts else right is not None,
+        "toolchain": right and right["toolchain"],
+        "verdicts": verdicts,
+        "failure": answer.failure or None,
+    }
+    if answer.failure:
+        advice = f"Compiled code could not be checked ({answer.failure}): if a run fails, add --compile False."
+        return Fact("compiled_code", "note", f"not checked: {answer.failure}", advice, values)
+    if not verdicts:
+        return Fact("compiled_code", "fine", "none, since there is no compiler: runs go on uncompiled", values=values)
+    wrong = "; ".join(f"{one['toolchain']}: {one['reason']}" for one in verdicts if not one["is_right"])
+    if right is None:
+        advice = f"No compiler setting gives right code here ({wrong}), {_UNCOMPILED}: {_INSTALL_NEWER}."
+        return Fact("compiled_code", "note", f"wrong with each of {len(verdicts)} settings", advice, values)
+    seconds = sum(one["seconds"] for one in verdicts)
+    summary = f"right with {right['toolchain']} ({right['compiler']}), checked in {seconds:.0f} s"
+    if not wrong:
+        return Fact("compiled_code", "fine", summary, values=values)
+    advice = (
+        f"The first compiler setting does not give right code here ({wrong}), so runs use {right['toolchain']}: "
+        f"{_INSTALL_NEWER}."
+    )
+    return Fact("compiled_code", "note", summary, advice, values)
