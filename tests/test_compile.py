@@ -185,13 +185,13 @@ def test_a_compiler_that_fails_hangs_or_is_not_there(tmp_path: Path) -> None:
     fails = script(tmp_path / "fails", "#!/bin/sh\necho 'no licence' >&2\nexit 3\n")
     hangs = script(tmp_path / "hangs", "#!/bin/sh\nexec sleep 60\n")
     nothing = script(tmp_path / "nothing", "#!/bin/sh\nexit 0\n")
-    assert trouble_of_compiler(Toolchain("native", str(fails))) == "it fails (no licence)"
+    assert trouble_of_compiler(Toolchain("native", str(fails))) == "it failed (exit code 3: no licence)"
     start = time.monotonic()
-    assert trouble_of_compiler(Toolchain("native", str(hangs)), 0.5) == "it did not compile two lines within 0 s"
+    assert trouble_of_compiler(Toolchain("native", str(hangs)), 0.5) == "it took longer than 0.5 s"
     assert time.monotonic() - start < 20
-    assert trouble_of_compiler(Toolchain("native", str(nothing))) == "it fails (exit code 0)"
+    assert trouble_of_compiler(Toolchain("native", str(nothing))) == "it makes nothing"
     gone = trouble_of_compiler(Toolchain("native", str(tmp_path / "gone")))
-    assert gone == "it cannot be started (No such file or directory)"
+    assert gone == "it cannot be run: No such file or directory"
 
 
 @needs_compiler
@@ -209,7 +209,7 @@ from llada.system.compile_check import rotation
 def crash(): os.kill(os.getpid(), signal.SIGSEGV)
 def fail(): raise RuntimeError("no room")
 def hang():
-    open(sys.argv[0] and os.environ["PID_FILE"], "w").write(str(os.getpid()))
+    open(os.environ["PID_FILE"], "w").write(str(os.getpid()))
     time.sleep(60)
 """
 
@@ -226,12 +226,12 @@ def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def test_a_child_that_crashes_or_fails_is_a_finding(strange: Callable[[str], Recipe]) -> None:
     toolchain = Toolchain("native", "g++")
-    assert try_in_child(toolchain, strange("crash")).reason == "the code that it made crashes (SIGSEGV)"
+    assert try_in_child(toolchain, strange("crash")).reason == "the code that it made crashed (SIGSEGV)"
     assert try_in_child(toolchain, strange("fail")).reason == "compiling failed (RuntimeError: no room)"
 
 
 def test_a_child_that_hangs_is_ended(strange: Callable[[str], Recipe], tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError, match="took longer than 10 s"):
+    with pytest.raises(TimeoutError, match="compiling took longer than 10 s"):
         try_in_child(Toolchain("native", "g++"), strange("hang"), seconds=10)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
@@ -254,7 +254,7 @@ def test_verdicts_are_remembered_except_of_failures(
 def test_a_compiler_that_hung_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def hang(toolchain: Toolchain, recipe: Recipe) -> Finding:
+    def hang(toolchain: Toolchain, recipe: Recipe, seconds: float) -> Finding:
         asked.append(toolchain.name)
         if toolchain.compiler == "g++":
             raise TimeoutError("compiling took longer than 600 s")
@@ -271,6 +271,14 @@ def test_a_compiler_that_hung_is_not_asked_again(monkeypatch: pytest.MonkeyPatch
     compile_checked(rotation(), ROTATION, CPU, preferred="other-compiler")
     assert asked == ["other-compiler", "native"]
     assert [verdict.toolchain for verdict in probe(CPU)] == ["native", "other-compiler"]
+
+
+def test_a_cache_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLADA_COMPILE_CACHE", "/dev/null/cache")
+    monkeypatch.setattr(checked, "toolchains", lambda device: [Toolchain("native", "g++")])
+    said: list[str] = []
+    assert compile_checked(rotation(), ROTATION, CPU, say=said.append) is None
+    assert said == ["g++ is not used: compiling failed ([Errno 20] Not a directory: '/dev/null/cache')."]
 
 
 # -- with real compilers

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # Only the answer goes to the first standard output; what an imported library prints there goes nowhere. The end is
-# abrupt on purpose: a library that crashes while the interpreter shuts down has answered.
+# abrupt on purpose: a library that crashes while the interpreter shuts down has answered. The parent keeps our standard
+# input open and writes nothing into it: when the parent is killed, that closes, and this process ends.
 _PROGRAM = """
-import importlib, json, os, sys
+import importlib, json, os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 answers = os.dup(1)
 os.dup2(2, 1)
 module, function, *arguments = sys.argv[1:]
@@ -25,6 +28,9 @@ with open(answers, "w", encoding="utf-8") as file:
     json.dump(answer, file)
 os._exit(0)
 """
+
+
+_SECONDS_TO_READ = 5
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ def ask(module: str, function: str, *arguments: str, seconds: float) -> Answer:
 
     The current folder is not searched for modules, unlike with a plain `python -c`.
     """
-    finished = run_limited([sys.executable, "-P", "-c", _PROGRAM, module, function, *arguments], seconds)
+    command = [sys.executable, "-P", "-c", _PROGRAM, module, function, *arguments]
+    finished = run_limited(command, seconds, ends_with_us=True)
     if finished.failure:
         return Answer(failure=finished.failure)
     try:
@@ -51,30 +58,34 @@ def ask(module: str, function: str, *arguments: str, seconds: float) -> Answer:
         return Answer(failure="the process ended without an answer")
 
 
-def run_limited(command: Sequence[str], seconds: float, with_errors: bool = False) -> Answer:
+def run_limited(
+    command: Sequence[str], seconds: float, with_errors: bool = False, ends_with_us: bool = False
+) -> Answer:
     """Run a program and return what it prints; if time is up, it and all that it started are killed.
 
     Args:
         with_errors: whether standard error belongs to what it prints.
+        ends_with_us: its standard input stays open as long as this process lives, instead of being empty.
     """
     errors = subprocess.STDOUT if with_errors else subprocess.DEVNULL
+    stdin = subprocess.PIPE if ends_with_us else subprocess.DEVNULL
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=_elsewhere()
-        )
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors, cwd=_elsewhere())
     except OSError as error:
         return Answer(failure=f"cannot be run: {error.strerror or error}")
     try:
-        output, _ = process.communicate(timeout=seconds)
+        output = _read(process, seconds)
     except subprocess.TimeoutExpired:
         return Answer(failure=f"took longer than {seconds:g} s")
     finally:
         _stop(process)
     if process.returncode < 0:
         return Answer(failure=f"crashed ({_signal_name(-process.returncode)})")
+    said = output.decode(errors="replace")
     if process.returncode > 0:
-        return Answer(failure=f"failed (exit code {process.returncode})")
-    return Answer(output.decode(errors="replace"))
+        reason = f": {first_line(said)}" if with_errors and first_line(said) else ""
+        return Answer(failure=f"failed (exit code {process.returncode}{reason})")
+    return Answer(said)
 
 
 def _elsewhere() -> str | None:
@@ -84,6 +95,18 @@ def _elsewhere() -> str | None:
     except OSError:
         return os.sep
     return None
+
+
+def _read(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """All that it prints until it ends; unlike `communicate`, without closing its standard input first."""
+    heard: list[bytes] = []
+    stream = process.stdout
+    assert stream is not None
+    reader = threading.Thread(target=lambda: heard.append(stream.read()), daemon=True)
+    reader.start()
+    process.wait(seconds)
+    reader.join(_SECONDS_TO_READ)  # a descendant that outlives it may hold the pipe
+    return b"".join(heard)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -99,8 +122,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(psutil.Error):
                 descendant.kill()
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def _signal_name(number: int) -> str:

@@ -12,10 +12,8 @@ import os
 import platform
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 
 from llada.system import compile_check
+from llada.system.child import ask, first_line
 from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
 from llada.system.toolchains import (
     CPU_INFORMATION,
@@ -39,7 +38,9 @@ from llada.system.toolchains import (
 
 CHILD_SECONDS = 600.0
 """Time limit of compiling and checking in a process of its own."""
-CHILD_MODULE = "llada.system.compile_child"
+PROBE_SECONDS = 150.0
+"""The same for the small case of `probe`, which takes 10 to 40."""
+FAILED = "compiling failed"
 VERDICTS_FILE = "verdicts.json"
 
 
@@ -91,7 +92,7 @@ def probe(device: torch.device) -> list[Verdict]:
     verdicts = []
     recipe = Recipe("llada.system.compile_check:rotation", {})
     start = time.perf_counter()
-    for toolchain, finding in _tried(recipe, device, None):
+    for toolchain, finding in _tried(recipe, device, None, PROBE_SECONDS):
         now = time.perf_counter()
         verdicts.append(Verdict(toolchain.name, toolchain.compiler, finding.is_right, finding.reason, now - start))
         if finding.is_right:
@@ -101,7 +102,7 @@ def probe(device: torch.device) -> list[Verdict]:
 
 
 def _tried(
-    recipe: Recipe, device: torch.device, preferred: ToolchainName | None
+    recipe: Recipe, device: torch.device, preferred: ToolchainName | None, seconds: float = CHILD_SECONDS
 ) -> Iterator[tuple[Toolchain, Finding]]:
     """Each toolchain with what was found in a process of its own; a compiler that hung is not asked again."""
     hung: set[str] = set()
@@ -112,22 +113,25 @@ def _tried(
             yield toolchain, Finding(True, "to be checked")
             continue
         try:
-            yield toolchain, try_in_child(toolchain, recipe)
+            yield toolchain, try_in_child(toolchain, recipe, seconds)
         except TimeoutError as error:
             hung.add(toolchain.compiler)
             yield toolchain, Finding(False, str(error))
+        except OSError as error:
+            yield toolchain, Finding(False, f"{FAILED} ({error})")
 
 
 def _compile_here(subject: Subject, toolchain: Toolchain) -> tuple[Callable[..., Tensor], Finding]:
     """Compile in this process and check; what is wrong is forgotten."""
-    use(toolchain)
-    compiled = compile_function(subject.function)
+    compiled = subject.function
     try:
+        use(toolchain)
+        compiled = compile_function(subject.function)
         finding = compare(subject, compiled)
     except Exception as error:  # a compiler may fail in any way, and the plain function is there
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        finding = Finding(False, f"compiling failed ({_first_line(error)})")
+        finding = Finding(False, f"{FAILED} ({type(error).__name__}: {first_line(str(error))})")
     if not finding.is_right:
         torch._dynamo.reset()
     return compiled, finding
@@ -136,7 +140,7 @@ def _compile_here(subject: Subject, toolchain: Toolchain) -> tuple[Callable[...,
 # -- a process of its own ---------------------------------------------------------------------------------------------
 
 
-def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float | None = None) -> Finding:
+def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float = CHILD_SECONDS) -> Finding:
     """Compile and check in another process, which may crash; what it compiled stays in the cache.
 
     Raises:
@@ -146,7 +150,7 @@ def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float | None = N
     finding = memory.recall()
     if finding is None:
         trouble = trouble_of_compiler(toolchain)
-        finding = Finding(False, trouble) if trouble else _ask_child(toolchain, recipe, seconds or CHILD_SECONDS)
+        finding = Finding(False, trouble) if trouble else _ask_child(toolchain, recipe, seconds)
         if not trouble:
             memory.keep(finding)
     return finding
@@ -154,85 +158,28 @@ def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float | None = N
 
 def _ask_child(toolchain: Toolchain, recipe: Recipe, seconds: float) -> Finding:
     order = {"toolchain": asdict(toolchain), "recipe": asdict(recipe), "threads": torch.get_num_threads()}
-    # -P: no module of the working folder is imported in the place of an installed one.
-    command = [sys.executable, "-P", "-m", CHILD_MODULE]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    child = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    try:
-        said, complaints = _converse(child, json.dumps(order).encode() + b"\n", seconds)
-    finally:
-        _end(child)
-    answer = _last_object(said)
-    if answer is not None:
-        return Finding(bool(answer["is_right"]), str(answer["reason"]))
-    if child.returncode < 0:
-        return Finding(False, f"the code that it made crashes ({signal.Signals(-child.returncode).name})")
-    lines = [line for line in complaints.decode(errors="replace").splitlines() if line.strip()]
-    return Finding(False, f"compiling failed ({lines[-1][:200] if lines else f'exit code {child.returncode}'})")
+    with tempfile.TemporaryDirectory() as name:  # longer than a command line may be
+        path = Path(name) / "order.json"
+        path.write_text(json.dumps(order), encoding="utf-8")
+        answer = ask(__name__, "carry_out", str(path), seconds=seconds)
+    if answer.failure.startswith("took longer"):
+        raise TimeoutError(f"compiling {answer.failure}")
+    if answer.failure.startswith("crashed"):
+        return Finding(False, f"the code that it made {answer.failure}")
+    if answer.failure:
+        return Finding(False, f"{FAILED} ({answer.failure})")
+    return Finding(**answer.value)
 
 
-def _converse(child: "subprocess.Popen[bytes]", order: bytes, seconds: float) -> tuple[bytes, bytes]:
-    """Give the child its order and collect what it says until it ends.
-
-    Its standard input stays open meanwhile: when this process is killed, that closes, and the child ends.
-
-    Raises:
-        TimeoutError: it does not end in time.
-    """
-    heard: dict[str, bytes] = {}
-    assert child.stdin
-
-    def listen(name: str, stream: Any) -> threading.Thread:
-        reader = threading.Thread(target=lambda: heard.update({name: stream.read()}), daemon=True)
-        reader.start()
-        return reader
-
-    readers = [listen("out", child.stdout), listen("err", child.stderr)]
-    with contextlib.suppress(OSError):  # it is gone already: its exit code says more
-        child.stdin.write(order)
-        child.stdin.flush()
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"compiling took longer than {seconds:.0f} s") from None
-    for reader in readers:
-        reader.join(10)  # a process of the compiler that outlives it may hold the streams
-    return heard.get("out", b""), heard.get("err", b"")
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End the child, if it has not ended, and whatever it started."""
-    import psutil
-
-    started: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        started = psutil.Process(child.pid).children(recursive=True)
-    if child.poll() is None:
-        child.kill()
-    child.wait()
-    for process in started:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    if hasattr(os, "killpg"):  # what it left when it crashed is still of its group
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-    assert child.stdin
-    with contextlib.suppress(OSError):
-        child.stdin.close()
-
-
-def _last_object(said: bytes) -> dict[str, Any] | None:
-    """The JSON object in the last line, if the child came that far."""
-    lines = said.decode(errors="replace").strip().splitlines()
-    with contextlib.suppress(ValueError):
-        content = json.loads(lines[-1]) if lines else None
-        return content if isinstance(content, dict) else None
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def carry_out(path: str) -> dict[str, Any]:
+    """Compile and check what an order says; called in a process of its own."""
+    order = json.loads(Path(path).read_text(encoding="utf-8"))
+    said = order["toolchain"]
+    toolchain = Toolchain(**{**said, "replacements": tuple(map(tuple, said["replacements"]))})
+    torch.set_num_threads(order["threads"])
+    subject = Recipe(**order["recipe"]).make()
+    use(toolchain)
+    return asdict(compare(subject, compile_function(subject.function)))
 
 
 class VerdictMemory:
@@ -254,7 +201,7 @@ class VerdictMemory:
         return None
 
     def keep(self, finding: Finding) -> None:
-        if not finding.is_right and finding.reason.startswith("compiling failed"):
+        if not finding.is_right and finding.reason.startswith(FAILED):
             return
         known = {**self._read(), self._key: asdict(finding)}
         aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from llada.system.child import Answer, run_limited
 from llada.system.fact import Fact
 
 USUAL_COMPILERS = {"darwin": ("clang++", "g++"), "win32": ("cl",)}
-OTHER_COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = ("g++", "clang++", "c++")
 _SECONDS = 20  # for a question that takes a hundredth of one
 _INSTALL = "install one (Debian: apt install g++; macOS: xcode-select --install)"
 _INSTALL_NEWER = "a newer compiler, or another one named in CXX, may do"
@@ -43,11 +44,31 @@ class Compiler:
         return None if tuning is None else tuning not in _UNKNOWN
 
 
+def find_compilers() -> list[str]:
+    """Commands of C++ compilers on this machine, the preferred one first, each program once.
+
+    The environment variable CXX names the preferred one, as it does for torch.
+    """
+    names = [os.environ.get("CXX") or "", *USUAL_COMPILERS.get(sys.platform, COMPILERS)]
+    names += [f"{name}-{version}" for name in COMPILERS[:2] for version in range(30, 9, -1)]
+    found: dict[str, str] = {}
+    for name in names:
+        program = shutil.which(shlex.split(name)[0]) if name.strip() else None
+        if program:
+            found.setdefault(os.path.realpath(program), name)
+    return list(found.values())
+
+
 def find_compiler() -> str | None:
-    """Path of the compiler that CXX names or, without CXX, of the first one installed; None if there is none."""
-    named = os.environ.get("CXX")
-    names = (named,) if named else USUAL_COMPILERS.get(sys.platform, OTHER_COMPILERS)
-    return next((path for path in map(shutil.which, names) if path), None)
+    """Path of the preferred compiler; None if there is none."""
+    found = find_compilers()
+    return shutil.which(shlex.split(found[0])[0]) if found else None
+
+
+def missing_compiler() -> str | None:
+    """What CXX names, if that is not there."""
+    named = os.environ.get("CXX", "").strip()
+    return named if named and shutil.which(shlex.split(named)[0]) is None else None
 
 
 def describe_compiler(path: str) -> Compiler:
@@ -86,12 +107,9 @@ def compiler_fact(compiler: Compiler | None, is_checked: bool) -> Fact:
         is_checked: whether its code is looked at next, so that not knowing the processor matters only if that fails.
     """
     if compiler is None:
-        named = os.environ.get("CXX")
-        missing = f"CXX names {named}, which is not there" if named else "There is no C++ compiler"
-        remedy = "correct or unset CXX" if named else _INSTALL
-        advice = f"{missing}, {_UNCOMPILED}: {remedy}."
+        advice = f"There is no C++ compiler, {_UNCOMPILED}: {_INSTALL}."
         values: dict[str, Any] = dict.fromkeys(("path", "name", "architecture", "tuning", "failure"))
-        return Fact("compiler", "note", named or "none", advice, {**values, "knows_processor": None})
+        return Fact("compiler", "note", "none", advice, {**values, "knows_processor": None})
     values = {**asdict(compiler), "knows_processor": compiler.knows_processor}
     if compiler.failure:
         advice = f"{compiler.path} {compiler.failure}, {_UNCOMPILED}: {_INSTALL}, or name another in CXX."
@@ -100,6 +118,10 @@ def compiler_fact(compiler: Compiler | None, is_checked: bool) -> Fact:
     if compiler.architecture:
         tuning = f", tuned for {compiler.tuning}" if compiler.tuning not in (None, compiler.architecture) else ""
         summary += f", -march=native is {compiler.architecture}{tuning}"
+    named = missing_compiler()
+    if named:
+        advice = f"CXX names {named}, which is not there, so {compiler.path} is used: correct or unset CXX."
+        return Fact("compiler", "note", summary, advice, values)
     if compiler.knows_processor is not False:
         return Fact("compiler", "fine", summary, values=values)
     summary += ", does not know this processor"

@@ -140,7 +140,7 @@ def _compile_cache(asked: Answer) -> Fact:
     part = torch_part(asked, "cache_folder")
     if part.failure:
         return Fact("compile_cache", "note", part.failure, values=NO_FOLDER)
-    remedy = "free some space, or set TORCHINDUCTOR_CACHE_DIR to a folder on another disk"
+    remedy = "free some space, or set LLADA_COMPILE_CACHE to a folder on another disk"
     return folder_fact("compile_cache", Path(part.value), remedy, "note")
 
 

@@ -66,9 +66,9 @@ def _memory() -> dict[str, int | None]:
 
 
 def _cache_folder() -> str:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from llada.system.toolchains import cache_folder
 
-    return cache_dir()
+    return str(cache_folder())
 
 
 def check_compiled_code() -> list[dict[str, Any]]:

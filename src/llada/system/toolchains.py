@@ -10,9 +10,7 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,8 +20,10 @@ from typing import Literal
 
 import torch
 
+from llada.system.child import run_limited
+from llada.system.cxx import find_compilers
+
 ToolchainName = Literal["native", "explicit-march", "O2", "other-compiler", "256-bit", "triton", "none"]
-COMPILERS = ("g++", "clang++", "c++")
 PROBE_SECONDS = 60.0
 """Time limit of compiling two lines of C++, which takes a tenth of a second: beyond it the compiler hangs."""
 CPU_INFORMATION = Path("/proc/cpuinfo")
@@ -81,21 +81,6 @@ def cache_folder() -> Path:
     return base / "llada" / "compiled"
 
 
-def find_compilers() -> list[str]:
-    """Commands of C++ compilers on this machine, the preferred one first, each program once.
-
-    The environment variable CXX names the preferred one, as it does for torch.
-    """
-    names = [os.environ.get("CXX") or "", *COMPILERS]
-    names += [f"{name}-{version}" for name in COMPILERS[:2] for version in range(30, 9, -1)]
-    found: dict[str, str] = {}
-    for name in names:
-        program = shutil.which(shlex.split(name)[0]) if name.strip() else None
-        if program:
-            found.setdefault(os.path.realpath(program), name)
-    return list(found.values())
-
-
 def has_compiler(device: torch.device) -> bool:
     """Whether there is something for torch to compile with: on a CPU it writes C++."""
     if device.type == "cuda":
@@ -151,20 +136,11 @@ def trouble_of_compiler(toolchain: Toolchain, seconds: float = PROBE_SECONDS) ->
     with tempfile.TemporaryDirectory() as name:
         source, result = Path(name) / "two_lines.cpp", Path(name) / "two_lines.so"
         source.write_text("#include <cmath>\ndouble two_lines(double x) { return std::exp(x); }\n", encoding="utf-8")
-        command = [*shlex.split(program_of(toolchain)), "-O3", "-shared", "-fPIC"]
-        try:
-            ended = subprocess.run(
-                [*command, str(source), "-o", str(result)],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"it did not compile two lines within {seconds:.0f} s"
-        except OSError as error:
-            return f"it cannot be started ({error.strerror or error})"
-        if ended.returncode or not result.exists():
-            said = ended.stderr.decode(errors="replace").strip().splitlines()
-            return f"it fails ({said[0][:200] if said else f'exit code {ended.returncode}'})"
-    return None
+        command = [*shlex.split(program_of(toolchain)), "-O3", "-shared", "-fPIC", str(source), "-o", str(result)]
+        failure = run_limited(command, seconds, with_errors=True).failure
+        if not failure and not result.exists():
+            failure = "makes nothing"
+    return f"it {failure}" if failure else None
 
 
 def program_of(toolchain: Toolchain) -> str:
@@ -191,13 +167,7 @@ def _script_lines(toolchain: Toolchain) -> Iterator[str]:
 
 
 def _is_clang(compiler: str) -> bool:
-    try:
-        said = subprocess.run(
-            [*shlex.split(compiler), "--version"], capture_output=True, timeout=PROBE_SECONDS, check=False
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return b"clang" in said
+    return "clang" in str(run_limited([*shlex.split(compiler), "--version"], PROBE_SECONDS).value)
 
 
 def private_folder(folder: Path) -> Path:
