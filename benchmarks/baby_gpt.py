@@ -1,8 +1,9 @@
 """nanoGPT's configuration for Tiny Shakespeare on a GPU, written here: what others' speed is compared with.
 
-The network and the step of github.com/karpathy/nanoGPT's config/train_shakespeare_char.py: GPT-2 without biases, 6 layers
-of 384, 6 heads, 64 sequences of 256, dropout 0.2, the embedding as head, AdamW (fused on a GPU), gradients clipped at 1,
-bf16 autocast and torch.compile. Its batches are random windows, copied from page-locked memory; ours are random ids.
+The network and the step of github.com/karpathy/nanoGPT's config/train_shakespeare_char.py: GPT-2 without biases, 6
+layers of 384, 6 heads, 64 sequences of 256, dropout 0.2, the embedding as head, AdamW (fused on a GPU), gradients
+clipped at 1, bf16 autocast and torch.compile. Its batches are random windows, copied from page-locked memory; here they
+are random ids, copied likewise.
 
 Shape letters: B batch, L length, V vocabulary, D width, H heads, C channels of a head.
 """

@@ -1,6 +1,8 @@
-"""Prints which of a project's required packages cannot be imported here, and why; nothing if all can.
+"""Which of a project's required packages cannot be imported here, and why; nothing if all can.
 
-python benchmarks/gpu_packages.py pyproject.toml
+    python benchmarks/gpu_packages.py pyproject.toml
+
+prints one line.
 """
 
 import importlib

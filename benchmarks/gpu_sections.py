@@ -7,7 +7,7 @@ writes the section's rows (gpu_rows.py) to the file ROWS, as they come.
 
 import argparse
 import contextlib
-import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,7 +27,7 @@ from llada.hardware import choose_device, describe_device, matmul_flops_per_seco
 ROOT = Path(__file__).parents[1]
 LARGE_PRODUCT = 8192  # rows and columns: a smaller product is over before a GPU is busy
 REPEATS, PRODUCTS = 5, 10
-OPTIONAL = ("peft", "bitsandbytes", "triton", "transformers", "lm_eval")
+OPTIONAL = ("triton", "peft", "bitsandbytes", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def machine(place: Place) -> None:
         facts["memory"] = f"{properties.total_memory / 1e9:.1f} GB"
         facts["capability"] = f"{properties.major}.{properties.minor}"
     for name in OPTIONAL:
-        with contextlib.suppress(Exception):  # a broken one is as good as none
-            facts[name] = importlib.import_module(name).__version__
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[name] = importlib.metadata.version(name)
     place.rows.path.with_name("machine.json").write_text(json.dumps(facts), encoding="utf-8")
     for dtype in (torch.bfloat16, torch.float32):
         name = f"matmul {str(dtype).removeprefix('torch.')}"
