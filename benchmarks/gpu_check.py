@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gpu_packages import MISSING
 from gpu_rows import Row, draw_table, read_rows, shortened
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +35,13 @@ LIMITS = {
     "tests": 150,
     "lora": 75,
     "bf16": 90,
-    "speed": 160,
+    "speed": 190,
     "sampling": 75,
     "qlora": 75,
-    "doctor": 45,
+    "doctor": 60,
 }
 PATIENCE = 3.0  # times as long for a rehearsal, which may share its machine with others
+PREPARING = 120.0  # seconds for the wheels, and for importing what is there
 WORTH_STARTING = 10.0  # seconds, for importing torch alone takes some
 NEEDED_TO_RUN = "packages"  # the row of what is missing
 
@@ -79,16 +81,27 @@ class Check:
         if wheels:
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
             command += ["--no-cache-dir", "--upgrade", "--target", str(self.scratch / "site"), *map(str, wheels)]
-            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-            self._log(result.stdout)
-            if result.returncode:
-                return shortened(f"The wheels could not be installed: {last_line(result.stdout)}")
+            code, printed = self._prepare(command)
+            if code:
+                return shortened(f"The wheels could not be installed: {last_line(printed)}")
         command = [sys.executable, str(ROOT / "benchmarks" / "gpu_packages.py"), str(ROOT / "pyproject.toml")]
-        result = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=False)
-        if result.returncode:
-            return shortened(f"It could not be found out what is missing: {last_line(result.stderr)}")
-        missing = result.stdout.strip()
-        return missing and f"{missing}: put wheels of these into a folder and name it by --wheels."
+        code, printed = self._prepare(command)
+        if code:
+            return shortened(f"It could not be found out what is missing: {last_line(printed)}")
+        missing = [line for line in printed.splitlines() if line.startswith(MISSING)]
+        return f"{missing[0]}: put wheels of these into a folder and name it by --wheels." if missing else ""
+
+    def _prepare(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit code and output of what comes before the sections."""
+        try:
+            result = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, check=False,
+                timeout=PREPARING * self.patience,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return 1, f"it took more than {PREPARING * self.patience:.0f} s"
+        self._log(result.stdout)
+        return result.returncode, result.stdout
 
     def _run(self, section: str) -> list[Row]:
         """A section in a process of its own, which is ended at its limit."""

@@ -11,6 +11,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+MISSING = "Missing here:"
+
 
 def missing_packages(project: Path) -> list[str]:
     """Names of packages with what their import said."""
@@ -28,4 +30,4 @@ def missing_packages(project: Path) -> list[str]:
 
 if __name__ == "__main__":
     if found := missing_packages(Path(sys.argv[1])):
-        print(f"Missing here: {', '.join(found)}")
+        print(f"{MISSING} {', '.join(found)}")

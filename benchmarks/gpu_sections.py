@@ -107,6 +107,8 @@ class Recorder:
         if not is_end or name in self.seen:
             return
         self.seen.add(name)
+        function, bracket, parameters = name.partition("[")
+        name = function.removeprefix("test_").replace("_", " ") + (f" [{parameters}" if bracket else "")
         outcome = {"passed": "ok", "skipped": "skipped"}.get(report.outcome, "failed")
         figures = {key: value for key, value in report.user_properties if isinstance(value, (int, float))}
         self.rows.add(name, outcome, self._sentence(report), seconds=report.duration, **figures)  # type: ignore[arg-type]
