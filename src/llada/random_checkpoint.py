@@ -1,4 +1,7 @@
-"""Checkpoints in the public layouts that know nothing, of any size: for tests, demonstrations and benchmarks."""
+"""Checkpoints in the public layouts that know nothing, of any size: for tests, demonstrations and benchmarks.
+
+`random_network` makes such a network on its device, where a file of it is not wanted.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ from torch import Generator, Tensor
 
 from llada.checkpoint import save_weights
 from llada.files import folder_written_whole
-from llada.models import ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, build_network
+from llada.models import ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, Network, build_network
 from llada.text.bpe import MODEL_FILE, NAMES_FILE, BPETokenizer
 from llada.text.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS
 
@@ -142,10 +145,28 @@ def _random_weights(config: LLaDAConfig, dtype: torch.dtype, seed: int) -> dict[
     generator = Generator().manual_seed(seed)
     weights = {}
     for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator)
-        scaled = noise.mul_(shape[1] ** -0.5) if len(shape) == 2 else noise.mul_(NORM_STD).add_(1)
-        weights[name] = scaled.to(dtype)
+        weights[name] = _scaled(torch.randn(shape, generator=generator)).to(dtype)
     return weights
+
+
+def random_network(config: LLaDAConfig, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Network:
+    """A network with the weights of a checkpoint that knows nothing, drawn on the device itself.
+
+    LLaDA-8B takes a GPU a second; drawn by the host and copied, minutes. Another device draws other numbers.
+    """
+    with torch.device("meta"):
+        network = build_network(config)
+    network.to(dtype).to_empty(device=device)
+    generator = Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(_scaled(torch.randn(weight.shape, generator=generator, device=device)))
+    return network
+
+
+def _scaled(noise: Tensor) -> Tensor:
+    """Standard normal numbers, changed in place into weights that keep the size of what goes through them."""
+    return noise.mul_(noise.shape[1] ** -0.5) if noise.dim() == 2 else noise.mul_(NORM_STD).add_(1)
 
 
 def _train_tokenizer(text: str, n_tokens: int, names: Names) -> dict[str, bytes]:

@@ -1,0 +1,33 @@
+"""Which of a project's required packages cannot be imported here, and why; nothing if all can.
+
+    python benchmarks/gpu_packages.py pyproject.toml
+
+prints one line.
+"""
+
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+MISSING = "Missing here:"
+
+
+def missing_packages(project: Path) -> list[str]:
+    """Names of packages with what their import said."""
+    required = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    missing = []
+    for requirement in required:
+        name = re.match(r"[A-Za-z0-9_.-]+", requirement)[0]  # type: ignore[index]
+        try:
+            importlib.import_module(name.replace("-", "_"))
+        except ImportError as error:
+            lacks = error.name if isinstance(error, ModuleNotFoundError) else str(error)
+            missing.append(name if lacks == name else f"{name} (lacks {lacks})")
+    return missing
+
+
+if __name__ == "__main__":
+    if found := missing_packages(Path(sys.argv[1])):
+        print(f"{MISSING} {', '.join(found)}")
