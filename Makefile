@@ -1,19 +1,32 @@
 # The four verbs are install, lint, test and bench; demo shows what it is all about.
-# Everything happens in .venv; PYTHON names the interpreter to make it with (3.11 or later).
+# Everything happens in .venv; PYTHON names the interpreter to make it with (3.11 or later). TORCH=cpu and TORCH=cuda
+# name the build of torch; without either, scripts/install_torch.py chooses by the machine, once.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+TORCH := $(or $(patsubst .venv/torch-%,%,$(firstword $(wildcard .venv/torch-*))),auto)
 
 .PHONY: demo install lint test test-slow faults soak bench bench-learning bench-memory clean
 
-demo: install
+# The demo needs the package alone; everything else here needs all of it.
+demo: .venv/runtime
 	@BIN=$(BIN) scripts/demo
 
 install: .venv/installed
 
-# The stamp is the last thing made, so a broken installation is taken up again.
-.venv/installed: pyproject.toml constraints.txt
+# Each stamp is the last thing made, so a broken installation is taken up again.
+.venv/torch-$(TORCH): constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python scripts/install_torch.py $(TORCH)
+	@rm -f .venv/torch-*
+	@touch $@
+
+.venv/runtime: pyproject.toml constraints.txt .venv/torch-$(TORCH)
+	$(PIP) .
+	@touch $@
+
+.venv/installed: .venv/runtime
+	$(PIP) ".[dev]"
 	@touch $@
 
 lint: install

@@ -80,14 +80,17 @@ def speed(place: Place) -> None:
 def time_product(place: Place, row: str, config: TrainConfig, data: PreparedText, peak: float) -> None:
     trainer = Trainer(RunPlan.of(config, data), RunFolder(data.folder.parent / "run"))
     start = time.perf_counter()
+    said: list[str] = []
+    trainer.say = said.append
     if trainer.is_compiled:
         trainer.compile()
+    print(*said, sep="\n")
     by_time = LossByTime(trainer.device)
     for _ in range(WARM_UP):
         loss = float(trainer.train_step(by_time).loss)
     seconds = time.perf_counter() - start
     if bool(config.compile) != trainer.is_compiled:
-        raise RuntimeError(f"the run was {'not ' if config.compile else ''}compiled")
+        raise RuntimeError(f"the run was {'not ' if config.compile else ''}compiled: {' '.join(said)}")
     add_speed(place, row, lambda n: tokens_per_second(trainer, n), trainer.plan.network_config, trainer.plan.length,
               trainer.plan.tokens_per_step, peak, seconds, loss)  # fmt: skip
 

@@ -153,7 +153,10 @@ def main() -> None:
         for case, config in make_cases(options.shape).items():
             with console.status(f"warming up: {case}"):
                 trainers[case] = Trainer(RunPlan.of(config, data), RunFolder(folder / "run"))
-                first_steps[case] = trainers[case].compile() if trainers[case].is_compiled else 0.0
+                start = time.perf_counter()
+                if trainers[case].is_compiled:
+                    trainers[case].compile()
+                first_steps[case] = time.perf_counter() - start
                 tokens_per_second(trainers[case], 2)
         peers = [peer for peer in PEERS if options.peer_dir and (options.peer_dir / peer).is_dir()]
         speeds: dict[str, list[float]] = {case: [] for case in [*trainers, *peers]}

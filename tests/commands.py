@@ -1,4 +1,8 @@
-"""What a command did, and what it says of bad input."""
+"""How long a command may take, what it did, and what it says of bad input."""
+
+# Seconds that any command of a test may take before it counts as hung. No measure of speed: ten times what the slowest
+# takes alone, since other work on the machine may leave it a tenth of a core.
+PATIENCE = 1800
 
 
 class Result:

@@ -134,6 +134,20 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_type_checkers_see_the_public_names() -> None:
+    """What is imported for them is what `__getattr__` finds, at the same place."""
+    import llada
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen: dict[str, list[str]] = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        assert all(name.name == name.asname for name in node.names)  # "as" makes it public
+        seen.setdefault(str(node.module), []).extend(name.name for name in node.names)
+    assert {module: tuple(names) for module, names in seen.items()} == llada._HOMES
+
+
 def test_public_names_are_exactly_these() -> None:
     import llada
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import assert_one_sentence
+from commands import PATIENCE, assert_one_sentence
 
 from llada import cli
 
@@ -329,7 +329,7 @@ def test_output_may_be_cut_off(world: Path) -> None:
     process.stdout.close()
     assert process.stderr is not None
     assert "Broken pipe" not in process.stderr.read()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(world: Path, tmp_path: Path) -> None:
@@ -348,11 +348,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(world: Path, tmp_path: Path) -> None
     process = subprocess.Popen(
         [*command, "--steps", "1000000", "--log_every", "1", "--device", "cpu"], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, err
     assert f"llada train --resume {run}" in err
     assert "Traceback" not in err

@@ -278,7 +278,7 @@ def test_a_cache_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(checked, "toolchains", lambda device: [Toolchain("native", "g++")])
     said: list[str] = []
     assert compile_checked(rotation(), ROTATION, CPU, say=said.append) is None
-    assert said == ["g++ is not used: compiling failed ([Errno 20] Not a directory: '/dev/null/cache')."]
+    assert said == ["g++ is not used: compiling failed ([Errno 20] Not a directory: '/dev/null/cache/native')."]
 
 
 # -- with real compilers

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE
 from documents import ROOT, code_blocks, commands_of
 
 from llada import cli
@@ -62,7 +63,7 @@ def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if "GSAI-ML/LLaDA-8B-Base" in arguments and command == "finetune":  # a small one in its place
         arguments[arguments.index("GSAI-ML/LLaDA-8B-Base")] = "checkpoint"
     full = [sys.executable, "-m", "llada", command, *arguments, *SMALLER[command]]  # the last of two flags counts
-    return subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_every_python_block_of_the_readme_runs(text: str, tmp_path: Path) -> Non
         assert run_small(line, tmp_path).returncode == 0
     for block in code_blocks(ROOT / "README.md", "python"):
         result = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
         )
         assert result.returncode == 0, result.stderr
 
@@ -150,7 +151,7 @@ def demo(text: str, tmp_path: Path):  # type: ignore[no-untyped-def]
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [ROOT / "scripts" / "demo"], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [ROOT / "scripts" / "demo"], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     return run

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import assert_one_sentence
+from commands import PATIENCE, assert_one_sentence
 
 from llada import cli
 
@@ -174,7 +174,7 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
         "evaluate", "--checkpoint", str(world / "masked"), "--json", *FP32,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
     assert finished.returncode == 0, finished.stderr
     shared = json.loads(finished.stdout)
     for key in ("nelbo_nats_per_token", "nelbo_stderr", "mask_stderr"):

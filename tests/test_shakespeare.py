@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE
 from documents import ROOT, commands_of
 
 from llada.random_checkpoint import write_random_checkpoint
@@ -55,7 +56,7 @@ def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     up = "" if folder.name == "shakespeare" else "shakespeare/"
     smaller = [word.removeprefix("../") if up else word for word in SMALLER[script]]
     command = [sys.executable, up + script, *words[2:], *smaller]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_every_command_of_the_page_runs_inside_the_folder(clone: Path) -> None:
@@ -85,7 +86,7 @@ def test_every_script_runs_from_the_root_and_goes_on(clone: Path) -> None:
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     resumed = subprocess.run(
         [sys.executable, "shakespeare/train_llada_shakespeare.py", "--resume", "--epochs", "0.2"],
-        cwd=clone, capture_output=True, text=True, timeout=300, check=False,
+        cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert "Going on after step" in resumed.stderr
@@ -101,7 +102,7 @@ def test_defaults_are_the_founding_documents(clone: Path) -> None:
     ):
         help_text = subprocess.run(
             [sys.executable, f"shakespeare/{script}", *flags, "--help"],
-            cwd=clone, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "100"},
+            cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=True, env={"COLUMNS": "100"},
         ).stdout  # fmt: skip
         assert f"usage: {script}" in help_text
         words = " ".join(help_text.replace("│", " ").split())
@@ -143,7 +144,7 @@ def test_figures_of_the_page_are_what_the_calculator_prints(clone: Path) -> None
         report = json.loads(
             subprocess.run(
                 [sys.executable, "shakespeare/model_size_calculator.py", *shape, "--tflops", "1", "--json"],
-                cwd=clone, capture_output=True, text=True, timeout=60, check=True,
+                cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=True,
             ).stdout
         )  # fmt: skip
         for key, figure in (("training", plain), ("training_with_activation_checkpointing", checkpointed)):
@@ -158,7 +159,7 @@ def test_requirements_are_enough_in_a_fresh_environment(clone: Path, tmp_path: P
     for name in ("requirements.txt", "requirements_pretrained.txt"):
         result = subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "-r", name],
-            cwd=clone / "shakespeare", capture_output=True, text=True, timeout=1200, check=False,
+            cwd=clone / "shakespeare", capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         if "No matching distribution" in result.stderr or "connection" in result.stderr.lower():
             pytest.skip("the package index is out of reach")
@@ -166,6 +167,6 @@ def test_requirements_are_enough_in_a_fresh_environment(clone: Path, tmp_path: P
     for script, smaller in SMALLER.items():
         result = subprocess.run(
             [python, script, *smaller],
-            cwd=clone / "shakespeare", capture_output=True, text=True, timeout=300, check=False,
+            cwd=clone / "shakespeare", capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{script}\n{result.stdout}\n{result.stderr}"

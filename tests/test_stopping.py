@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE
 
 from llada import cli
 from llada.text.dataset import PreparedText
@@ -59,7 +60,7 @@ def test_a_second_signal_of_any_kind_ends_the_process_at_once(second: signal.Sig
     os.kill(process.pid, signal.SIGTERM)
     assert process.stdout.readline() == "noted\n"
     os.kill(process.pid, second)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == -second
 
 
@@ -72,7 +73,7 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     length = ["--steps", "1000000", "--evaluate_every", "5", "--log_every", "1", "--evaluation_windows", "2"]
     place = ["--data_dir", str(data.folder), "--output_dir", str(run)]
     first = subprocess.Popen([*command, *options, *length, *place], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.05)
     with pytest.raises(SystemExit) as end:
@@ -80,7 +81,7 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     assert end.value.code == 2
     assert f"is being written by process {first.pid} on " in capsys.readouterr().err
     os.kill(first.pid, signal.SIGTERM)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=PATIENCE)
     assert first.returncode == 75, said
     step = int((run / "checkpoints" / "last").resolve().name[5:])
     assert f"Stopped; saved after step {step}. Go on with: llada train --resume {run}" in said
@@ -96,9 +97,9 @@ def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(data: PreparedTe
     place = ["--data_dir", str(data.folder), "--output_dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "llada", "train", *options, *length, *place]
     try:
-        assert subprocess.run(command, stderr=write, stdout=subprocess.DEVNULL, timeout=120).returncode == 0
+        assert subprocess.run(command, stderr=write, stdout=subprocess.DEVNULL, timeout=PATIENCE).returncode == 0
         assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
         say = [sys.executable, "-c", "import sys, llada.cli; llada.cli.say('Stopped; saved.'); sys.exit(75)"]
-        assert subprocess.run(say, stderr=write, timeout=60).returncode == 75
+        assert subprocess.run(say, stderr=write, timeout=PATIENCE).returncode == 75
     finally:
         os.close(write)

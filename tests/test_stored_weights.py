@@ -123,7 +123,8 @@ def test_stored_types_that_differ_become_that_of_the_embedding(tmp_path: Path, c
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, None])
 def test_each_type_is_read_into_each(folder: Path, stored: torch.dtype, wanted: torch.dtype | None) -> None:
-    weights = {name: tensor.to(stored) for name, tensor in load_file(folder / "model.safetensors").items()}
+    kept = load_file(folder / "model.safetensors")  # mapped, and the file is about to be written anew
+    weights = {name: tensor.to(stored, copy=True) for name, tensor in kept.items()}
     save_file(weights, folder / "model.safetensors")
     loaded = load_checkpoint(folder, dtype=wanted).model.network.state_dict()
     assert all(tensor.equal(weights[name].to(wanted or stored)) for name, tensor in loaded.items())

@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
+from commands import PATIENCE
 
 from llada import cli
 from llada.cli.prepare import PrepareOptions
@@ -151,7 +152,7 @@ def test_a_real_shortage_ends_with_the_sentence(text: str, tmp_path: Path) -> No
     options = ["--data_dir", "data", "--steps", "3", "--device", "cpu", "--precision", "fp32", "--force"]
     result = subprocess.run(
         [*run, "train", *shape, *options],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (1_200_000_000, 1_200_000_000)),
     )  # fmt: skip
     assert result.returncode == 2, result.stderr

@@ -4,7 +4,25 @@ The public names are loaded when they are first used, so that `llada --help` nee
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names once more, for type checkers and editors, which do not see _HOMES
+    from llada.checkpoint import Checkpoint as Checkpoint
+    from llada.checkpoint import load_checkpoint as load_checkpoint
+    from llada.errors import UserError as UserError
+    from llada.forward_process import NoisyBatch as NoisyBatch
+    from llada.forward_process import mask_bernoulli as mask_bernoulli
+    from llada.forward_process import mask_exact_count as mask_exact_count
+    from llada.objective import loss_weights as loss_weights
+    from llada.objective import masked_nll as masked_nll
+    from llada.objective import sequence_bounds as sequence_bounds
+    from llada.objective import weighted_loss as weighted_loss
+    from llada.sampler import Canvas as Canvas
+    from llada.sampler import SamplerConfig as SamplerConfig
+    from llada.sampler import generate as generate
+    from llada.sampler import infill as infill
+    from llada.sampler import suppress as suppress
+    from llada.sampler import unmask as unmask
 
 __version__ = "0.1.0"
 

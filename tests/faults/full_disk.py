@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kills import OPTIONS
+from kills import OPTIONS, PATIENCE
 
-LONGEST_SECONDS = 600.0
 DISK, STEPS, EVERY = "24m", 600, 20
 TEXT = "to be or not to be that is the question " * 40
 
@@ -24,7 +23,7 @@ TEXT = "to be or not to be that is the question " * 40
 def llada(*arguments: object) -> dict[str, Any]:
     result = subprocess.run(
         [sys.executable, "-m", "llada", *map(str, arguments)],
-        capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     return {"code": result.returncode, "said": last_line(result.stderr if result.returncode else result.stdout)}
 
@@ -48,12 +47,12 @@ def fill_after_first_checkpoint(disk: Path, run: Path, arguments: list[str]) -> 
     """Start a run, and take all space away as soon as it has saved."""
     command = [sys.executable, "-m", "llada", "train", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + LONGEST_SECONDS
+        end = time.monotonic() + PATIENCE
         while not (run / "checkpoints" / "last").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
         fill(disk)
         try:
-            _, said = process.communicate(timeout=LONGEST_SECONDS)
+            _, said = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     return {"code": process.returncode, "said": last_line(said)}

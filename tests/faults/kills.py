@@ -36,7 +36,10 @@ from llada.text.dataset import PreparedText
 from llada.training.metrics import read_metrics
 from llada.training.run_folder import RunFolder
 
-LONGEST_SECONDS = 120.0  # of one process; then it hangs
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a script, too
+
+from commands import PATIENCE
+
 STEPS, EVERY = 12, 3
 NETWORK = ["--d_model", "16", "--n_heads", "2", "--n_layers", "1", "--sequence_length", "24", "--batch_size", "4"]
 LENGTH = ["--steps", str(STEPS), "--evaluate_every", str(EVERY), "--log_every", "2", "--evaluation_windows", "4"]
@@ -146,7 +149,7 @@ class Killer:
 
             os._exit = leaving  # type: ignore[assignment]
 
-        code, self.seconds = run_in_fork(arguments, self.folder / "log", count, LONGEST_SECONDS)
+        code, self.seconds = run_in_fork(arguments, self.folder / "log", count, PATIENCE)
         if code != 0:
             raise SystemExit(f"the undisturbed run failed: {(self.folder / 'log').read_text()[-2000:]}")
         self.calls = int(tally.read_text())
@@ -156,12 +159,12 @@ class Killer:
         by_call = self.rng.random() < 0.6
         nth = self.rng.randint(1, max(1, int(share * self.calls)))
         inner = random.Random(self.rng.getrandbits(32))
-        patience = LONGEST_SECONDS if by_call else self.rng.uniform(0, share * self.seconds)
+        patience = PATIENCE if by_call else self.rng.uniform(0, share * self.seconds)
         death: Callable[[], object] = partial(Suicide, nth, inner) if by_call else _live_on
         code, spent = run_in_fork(arguments, self.folder / "log", death, patience)
         if code is None:
             self.counts[f"{what}, {'at a call' if by_call else 'at a time'}"] += 1
-            if spent >= LONGEST_SECONDS:
+            if spent >= PATIENCE:
                 self.wrong.append(f"{what} hung")
         elif code != 0:
             self.wrong.append(f"{what} ended with {code}: {(self.folder / 'log').read_text()[-1500:]}")

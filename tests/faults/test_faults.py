@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import PATIENCE
 from soak import slope
 
 HERE = Path(__file__).parent
-LONGEST_SECONDS = 3600
 
 
 def run(script: str, *arguments: object, before: Sequence[str] = (), **environment: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(script: str, *arguments: object, before: Sequence[str] = (), **environme
     result = subprocess.run(
         [*before, sys.executable, str(HERE / script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
+        capture_output=True, text=True, timeout=2 * PATIENCE, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     counted: dict[str, Any] = json.loads(result.stdout)
@@ -99,7 +99,7 @@ def test_a_soak_counts_what_is_open() -> None:
     """Too short to tell anything of memory: `make soak` takes an hour."""
     result = subprocess.run(
         [sys.executable, str(HERE / "soak.py"), "--minutes", "0.1"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     counted = json.loads(result.stdout)
     assert counted["steps"] > 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import PATIENCE
 from documents import ROOT, code_blocks, commands_of
 from harness_tasks import evaluate, make_model, requests, write_tasks
 from lm_eval.api.registry import get_model
@@ -207,7 +208,7 @@ def test_two_processes_find_what_one_finds(run: Path, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for process in processes:
-        _, complaints = process.communicate(timeout=120)
+        _, complaints = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, complaints
     together = json.loads(result.read_text())
     alone = evaluate(make_model(run), tasks, "made_choice", "made_text", "made_write")["results"]

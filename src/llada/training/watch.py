@@ -26,7 +26,7 @@ TOLERATED_FACTOR = 3.0
 
 def unigram_entropy(ids: Ids) -> float:
     """Nats per token of a model that knows only how often each token comes."""
-    counts = np.bincount(ids)
+    counts = np.bincount(ids.astype(np.int64))  # numpy 1 does not count uint64
     share = counts[counts > 0] / len(ids)
     return float(-(share * np.log(share)).sum())
 
