@@ -304,7 +304,7 @@ def test_a_run_from_before_there_were_rules_keeps_its_dialogues(
     result = capsys.readouterr()
     assert "Changed since: --steps 2 -> 4" in result.err
     assert result.err.count("Changed since") == 1
-    assert "weight (10 lines)" not in result.err  # a weight of 0 is counted as any other
+    assert "these are not used: weight (10 lines)" in result.err
     again = json.loads((folder / "config.json").read_text())["data"]
     assert (again["chat_split"], again["chat_keys"]) == ("last", "ignore")
     assert run(["evaluate", "--checkpoint", str(folder), "--masks_per_window", "2"]) == 0

@@ -77,7 +77,7 @@ class Answers:
         validation_share: float = 0.1,
         rule: SplitRule = "shuffled",
         seed: int = 0,
-        reading: Reading = Reading(),  # noqa: B008  # it is frozen
+        reading: Reading = Reading(),  # noqa: B008
     ) -> "Answers":
         """Read dialogues by `split_dialogues`, and put them into tokens.
 
@@ -99,13 +99,14 @@ class Answers:
         """
         parts: dict[Split, list[Dialogue]] = {"train": dialogues.train, "val": dialogues.val}
         skip_bad = dialogues.reading.skip_bad
-        made = {split: make_pairs(part, tokenizer, max_length, skip_bad) for split, part in parts.items()}
+        form = chat_format(tokenizer)
+        made = {split: make_pairs(part, form, tokenizer, max_length, skip_bad) for split, part in parts.items()}
         pairs = {split: of_part.pairs for split, of_part in made.items()}
         notes = [*dialogues.notes, *(note for of_part in made.values() for note in of_part.notes)]
         return cls(
             folder=dialogues.path,
             tokenizer=tokenizer,
-            form=chat_format(tokenizer),
+            form=form,
             pairs=pairs,
             n_shortened=sum(of_part.n_shortened for of_part in made.values()),
             n_left_out=sum(of_part.n_left_out for of_part in made.values()),
@@ -150,11 +151,13 @@ def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int) -> Pairs:
         UserError: the file is broken, or holds nothing that fits.
     """
     file = read_dialogues(path)
-    made = make_pairs(file.dialogues, tokenizer, max_length)
+    made = make_pairs(file.dialogues, chat_format(tokenizer), tokenizer, max_length)
     return replace(made, notes=[*file.notes, *made.notes])
 
 
-def make_pairs(dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_length: int, skip_bad: bool = False) -> Pairs:
+def make_pairs(
+    dialogues: Sequence[Dialogue], form: ChatFormat, tokenizer: Tokenizer, max_length: int, skip_bad: bool = False
+) -> Pairs:
     """The pairs of dialogues, at least one of them.
 
     Args:
@@ -163,7 +166,6 @@ def make_pairs(dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_length: 
     Raises:
         UserError: nothing fits, or the chat template does not take a dialogue, which is named by its line.
     """
-    form = chat_format(tokenizer)
     pairs: list[Pair] = []
     n_shortened, n_left_out, skipped = 0, 0, Skipped()
     for dialogue in dialogues:

@@ -51,7 +51,6 @@ def turns_of(row: object, keys: Keys) -> list[Turn]:
     """
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
-    keys.begin_row()
     has = {key for key, value in row.items() if value is not None}
     list_key = next((key for key in LIST_KEYS if key in has), None)
     used: set[str] = set()

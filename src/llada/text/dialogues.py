@@ -84,7 +84,7 @@ class DialogueFile:
     """What is left out of the file, in sentences for people."""
 
 
-def read_dialogues(path: Path, reading: Reading = Reading()) -> DialogueFile:  # it is frozen
+def read_dialogues(path: Path, reading: Reading = Reading()) -> DialogueFile:
     """The dialogues of a file, which is read once, from beginning to end.
 
     Raises:
@@ -97,6 +97,7 @@ def read_dialogues(path: Path, reading: Reading = Reading()) -> DialogueFile:  #
         origin = Origin(path, rows.unit)
         for row in rows.rows:
             n_rows += 1
+            keys.begin_row()
             try:
                 dialogue = _read_row(row, origin, keys, reading.last_answer)
             except UserError as error:
@@ -116,7 +117,9 @@ def read_dialogues(path: Path, reading: Reading = Reading()) -> DialogueFile:  #
     if n_unlearned and not reading.last_answer:
         notes.append(f"Answers of {path} that are not learned, as it says: {n_unlearned:,}.")
     if is_pipe:
-        notes.append(f"{path} is a pipe, which is read once: to resume this run, name a file with the same content.")
+        notes.append(
+            f"{path} is a pipe, which is read once: a run that is to be resumed needs a file with the same content."
+        )
     if not dialogues:
         raise UserError(_nothing_in(path, n_rows, skipped))
     return DialogueFile(path, dialogues, sha256, notes)
@@ -229,7 +232,7 @@ def split_dialogues(
     validation_share: float = 0.1,
     rule: SplitRule = "shuffled",
     seed: int = 0,
-    reading: Reading = Reading(),  # it is frozen
+    reading: Reading = Reading(),
 ) -> SplitDialogues:
     """Read dialogues, and keep some of them to measure on.
 
