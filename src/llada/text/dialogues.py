@@ -1,6 +1,7 @@
 """Dialogues, and the files that hold them: one reader for every layout (rows.py) and form (dialogue_forms.py)."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,5 +268,6 @@ def fingerprint(dialogues: Iterable[Dialogue]) -> str:
     """Of the texts of dialogues and of which answers are learned, in their order."""
     digest = hashlib.sha256()
     for dialogue in dialogues:
-        digest.update(repr((dialogue.learned, [(m.role, m.content) for m in dialogue.messages])).encode())
+        content = [dialogue.learned, [[message.role, message.content] for message in dialogue.messages]]
+        digest.update(json.dumps(content).encode())
     return digest.hexdigest()
