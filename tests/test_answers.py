@@ -1,18 +1,23 @@
 """Pairs of prompt and answer, and batches of them. Shape letters: B batch, L length."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from sentences import assert_one_sentence
 from torch import Generator
 
+from llada.checkpoint import read_tokenizer
 from llada.errors import UserError
 from llada.forward_process import mask_bernoulli
 from llada.objective import loss_weights, weighted_loss
-from llada.text.answers import Answers, Pair
+from llada.random_checkpoint import write_random_checkpoint
+from llada.text.answers import Answers, Pair, read_pairs
 from llada.text.batches import answers, pad_answers
-from llada.text.dialogues import Message
+from llada.text.bpe import BPETokenizer
+from llada.text.dialogues import Message, Reading
 from llada.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghij\n")
@@ -36,7 +41,7 @@ def pair(given: str, answer: str) -> Pair:
 
 
 def test_n_answers_make_n_pairs(tmp_path: Path) -> None:
-    data = Answers.load(write(tmp_path / "a.jsonl", "ab,c,d,ef", "g,h"), TOKENIZER, 100)
+    data = Answers.load(write(tmp_path / "a.jsonl", "ab,c,d,ef", "g,h"), TOKENIZER, 100, rule="last")
     first, second = data.pairs["train"]
     a, b, c, d, e, f, *_ = TOKENIZER.encode("abcdef")
     assert first.ids == (BOS, a, b, EOS, c, EOS)
@@ -51,23 +56,90 @@ def test_n_answers_make_n_pairs(tmp_path: Path) -> None:
 
 def test_long_dialogues_lose_their_oldest_turns_or_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", "ab,c,d,ef", "abcdefghij,a", "g,h")
-    data = Answers.load(path, TOKENIZER, 10)
+    data = Answers.load(path, TOKENIZER, 10, rule="last")
     assert [p.ids for p in data.pairs["train"]] == [pair("ab", "c").ids, pair("d", "ef").ids]
     assert (data.n_shortened, data.n_left_out) == (1, 1)
     with pytest.raises(UserError, match=r"None of the 2 dialogues .* fits 4 tokens: raise --chat_length"):
-        Answers.load(path, TOKENIZER, 4)
+        Answers.load(path, TOKENIZER, 4, rule="last")
 
 
-def test_validation_is_the_last_part_or_a_file_of_its_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", *(f"{c},{c}" for c in "abcdefghij"))
-    data = Answers.load(path, TOKENIZER, 100, validation_share=0.3)
-    assert [p.messages[0].content for p in data.pairs["val"]] == ["h", "i", "j"]
-    assert len(data.pairs["train"]) == 7
-    other = write(tmp_path / "b.jsonl", "a,b")
+def test_only_what_is_to_be_learned_becomes_a_pair(tmp_path: Path) -> None:
+    """And what is not stays in the prompt of what comes after it."""
+    path = tmp_path / "a.jsonl"
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "bbbb", "weight": 0},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "weight": 1},
+    ]
+    path.write_text(f"{json.dumps({'messages': turns})}\n" * 3)
+    data = Answers.load(path, TOKENIZER, 100)
+    a, b, c, d = TOKENIZER.encode("abcd")
+    assert [p.ids for p in data.pairs["train"]] == [(BOS, a, EOS, b, b, b, b, EOS, c, EOS, d, EOS)] * 2
+    assert {p.answer for split in data.pairs.values() for p in split} == {(d, EOS)}
+    assert data.notes[0] == f"Answers of {path} that are not learned, as it says: 3."
+
+
+def test_copies_between_training_and_validation_are_counted_and_named(tmp_path: Path) -> None:
+    """Prompt and answer must be the same; a line that is both in one part only is no copy."""
+    path = write(tmp_path / "a.jsonl", "a,b", "a,b", "c,d", "e,f", "a,c")
+    other = write(tmp_path / "b.jsonl", "g,h", "c,d", "c,e", "g,h", "a,b")
     data = Answers.load(path, TOKENIZER, 100, validation=other)
-    assert (len(data.pairs["train"]), len(data.pairs["val"])) == (10, 1)
-    with pytest.raises(UserError, match="too short to keep a dialogue for validation"):
-        Answers.load(other, TOKENIZER, 100)
+    (note,) = data.notes
+    assert note.startswith("2 of the 5 answers to measure on are learned as well")
+    assert f"(lines 2, 5 of {other})" in note
+    assert Answers.load(path, TOKENIZER, 100, validation=write(tmp_path / "c.jsonl", "b,a")).notes == []
+    many = write(tmp_path / "d.jsonl", *["a,b"] * 20)
+    (note,) = Answers.load(path, TOKENIZER, 100, validation=many).notes
+    assert "lines 1, 2, 3, 4, 5, 6, 7, 8, ... of" in note
+
+
+def test_fingerprints_are_of_the_texts_and_the_split_not_of_the_tokens(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *(f"{c},{c}" for c in "abcdefghij"))
+    whole = Answers.load(path, TOKENIZER, 100).fingerprints
+    assert Answers.load(path, CharTokenizer("abcdefghijk\n"), 5).fingerprints == whole
+    assert whole["text"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for options in ({"seed": 1}, {"rule": "last"}, {"validation_share": 0.2}):
+        other = Answers.load(path, TOKENIZER, 100, **options).fingerprints  # type: ignore[arg-type]
+        assert {name for name in whole if whole[name] != other[name]} == {"training dialogues", "validation dialogues"}
+
+
+STRICT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
+    "{{ m.role }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def strict(text: str, tmp_path_factory: pytest.TempPathFactory) -> BPETokenizer:
+    """A tokenizer whose chat template refuses system messages."""
+    folder = tmp_path_factory.mktemp("strict") / "random"
+    write_random_checkpoint(folder, text)
+    (folder / "chat_template.jinja").write_text(STRICT_TEMPLATE)
+    tokenizer = read_tokenizer(folder)
+    assert isinstance(tokenizer, BPETokenizer)
+    assert tokenizer.template == STRICT_TEMPLATE
+    return tokenizer
+
+
+def test_what_the_template_does_not_take_is_named_by_its_line_or_skipped(strict: BPETokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    rows: list[dict[str, str]] = [{"prompt": f"q {i}", "answer": f"a {i}"} for i in range(20)]
+    rows[6]["system"] = rows[13]["system"] = "Be brief."
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match=rf"^Line 7 of {path}: .*\(No system here\)") as caught:
+        Answers.load(path, strict, 100)
+    assert_one_sentence(caught.value)
+    with pytest.raises(UserError, match=rf"^Line 7 of {path}: "):
+        read_pairs(path, strict, 100)
+    data = Answers.load(path, strict, 100, reading=Reading(skip_bad=True))
+    assert sum(map(len, data.pairs.values())) == 18
+    assert any(note.startswith(f"Skipped 2 of 18 dialogues; the first: Line 7 of {path}") for note in data.notes)
+    for row in rows:
+        row["system"] = "Be brief."
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match="takes none of the 18 dialogues: Line 1 of"):
+        Answers.load(path, strict, 100, reading=Reading(skip_bad=True))
 
 
 def test_answers_are_padded_with_eos_that_is_learned() -> None:

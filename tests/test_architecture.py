@@ -29,6 +29,10 @@ LAYERS = {
     "text.vocabulary": 0,
     "text.templates": -1,
     "text.dialogues": -1,
+    "text.dialogue_forms": -1,
+    "text.dialogue_keys": -1,
+    "text.given": -1,
+    "text.rows": -1,
     "text.chat": 0,
     "sampler": 0,  # it needs no more than a predictor
     "objective": 1,

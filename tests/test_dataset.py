@@ -12,9 +12,11 @@ from sentences import assert_one_sentence
 from texts import TEXT, content_of, corpus_of, prepare_text
 
 from llada.errors import UserError
-from llada.text.dataset import PreparedText, Split, prepare
+from llada.text.corpus import Corpus
+from llada.text.dataset import PreparedText, Split, prepare, retokenise
+from llada.text.tokenizer import CharTokenizer
 
-FILES = ["metadata.json", "shakespeare_raw.txt", "train_data.npy", "val_data.npy", "vocab.json"]
+FILES = ["metadata.json", "prepared_text.txt", "train_data.npy", "val_data.npy", "vocab.json"]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -47,7 +49,87 @@ def folder(tmp_path: Path) -> Path:
 def test_the_folder_holds_five_files(folder: Path) -> None:
     assert names_in(folder) == FILES
     assert names_in(folder.parent) == ["prepared"]
-    assert (folder / "shakespeare_raw.txt").read_bytes() == TEXT.encode()
+    assert (folder / "prepared_text.txt").read_bytes() == TEXT.encode()
+
+
+@pytest.mark.parametrize("source", ["url", "package"])
+def test_only_shakespeare_is_called_so(tmp_path: Path, source: str) -> None:
+    data = prepare(Corpus(TEXT, source, "address"), tmp_path / "prepared", 4)
+    assert (tmp_path / "prepared" / "shakespeare_raw.txt").read_bytes() == TEXT.encode()
+    assert not (tmp_path / "prepared" / "prepared_text.txt").exists()
+    assert data.raw_text == TEXT
+    own = prepare(corpus_of(TEXT), tmp_path / "prepared", 4)
+    assert own.text_sha256 == data.text_sha256
+    assert names_in(tmp_path / "prepared") == FILES
+
+
+def test_a_text_of_ones_own_that_an_earlier_version_prepared_opens(folder: Path) -> None:
+    """It had the name of Shakespeare's."""
+    expected = PreparedText.open(folder)
+    content = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    (folder / "prepared_text.txt").rename(folder / "shakespeare_raw.txt")
+    sums = {name.replace("prepared_text", "shakespeare_raw"): digest for name, digest in content["sha256"].items()}
+    edit_metadata(folder, sha256=sums)
+    data = PreparedText.open(folder)
+    assert data.fingerprints == expected.fingerprints
+    assert data.raw_text == TEXT
+    assert data.text("val") == "ij"
+    prepare(corpus_of(TEXT), folder, 4)
+    assert names_in(folder) == FILES
+
+
+# Documents
+
+
+def test_documents_have_an_eos_between_them(tmp_path: Path) -> None:
+    """Of the 18 characters with the blank lines, 16 are for training: "ij" of the last document is cut off."""
+    corpus = Corpus("abcd\n\nefg\n\ncdefgij", "file", "x", (4, 9))
+    data = prepare(corpus, tmp_path / "prepared", 4)
+    a, b, c, d, e, f, g, i, j = data.tokenizer.encode("abcdefgij")
+    assert data.tokens("train").tolist() == [a, b, c, d, 2, e, f, g, 2, c, d, e, f, g]
+    assert data.tokens("val").tolist() == [i, j]
+
+
+@pytest.mark.parametrize(
+    ("n_before", "train", "val"),
+    [
+        (14, "x" * 14 + "|yy", "yy"),
+        (15, "x" * 15 + "|y", "yy"),
+        (16, "x" * 16, "yy"),
+        (17, "x" * 17, "y"),
+        (18, "x" * 18, "y"),
+    ],
+)
+def test_a_cut_at_the_end_of_a_document_needs_no_eos(tmp_path: Path, n_before: int, train: str, val: str) -> None:
+    """The cut is behind 18 characters; the blank line is before it, across it, and behind it."""
+    text = "x" * n_before + "\n\n" + "y" * max(1, 18 - n_before)
+    data = prepare(Corpus(text, "file", "x", (n_before,)), tmp_path / "prepared", 4)
+    id_of = {"x": data.tokenizer.encode("x")[0], "y": data.tokenizer.encode("y")[0], "|": data.tokenizer.eos_id}
+    assert data.tokens("train").tolist() == [id_of[c] for c in train]
+    assert data.tokens("val").tolist() == [id_of[c] for c in val]
+
+
+def test_documents_are_the_same_in_other_tokens(tmp_path: Path) -> None:
+    corpus = Corpus("abcd\n\nefg\n\ncdefg" + "ij" * 10, "file", "x", (4, 9))
+    data = prepare(corpus, tmp_path / "prepared", 4)
+    assert data.breaks == (4, 9)
+    other = retokenise(data, CharTokenizer(corpus.text + "xyz"))
+    assert other.breaks == (4, 9)
+    assert other.tokenizer.decode(other.tokens("train")) == data.tokenizer.decode(data.tokens("train"))
+    assert other.tokens("train").tolist().count(2) == 2
+    assert retokenise(data, CharTokenizer(corpus.text + "xyz")).folder == other.folder
+
+
+@pytest.mark.parametrize("breaks", [None, "4", [4, "9"], [9, 4], [True], [-1]])
+def test_documents_that_end_nowhere_are_refused(tmp_path: Path, breaks: Any) -> None:
+    data = prepare(Corpus("abcd\n\nefg\n\ncdefgij", "file", "x", (4, 9)), tmp_path / "prepared", 4)
+    edit_metadata(data.folder, document_breaks=breaks)
+    with pytest.raises(UserError, match="does not say where documents end: run `llada prepare") as caught:
+        retokenise(PreparedText.open(data.folder), CharTokenizer("abcdefgij\nx"))
+    assert_one_sentence(caught.value)
+
+
+# What the arrays are
 
 
 def test_the_sequences_are_the_text_cut_at_90_percent_and_padded_at_the_end(folder: Path) -> None:
@@ -116,7 +198,7 @@ def test_the_rows_in_order_are_the_text(tmp_path: Path, sequence_length: int) ->
     for rows in data.rows.values():
         assert rows.shape[1] == sequence_length == data.sequence_length
         assert (rows.reshape(-1) == 0).sum() < sequence_length
-    assert (tmp_path / "prepared" / "shakespeare_raw.txt").read_bytes() == text.encode("utf-8")
+    assert (tmp_path / "prepared" / "prepared_text.txt").read_bytes() == text.encode("utf-8")
 
 
 def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:

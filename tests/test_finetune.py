@@ -85,7 +85,10 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
     [
         ({"method": "lora"}, "name it by --checkpoint"),
         ({"lora": LoraOptions(lora_rank=4)}, "add --method lora"),
-        ({"data": DataOptions(chat_length=5)}, "add --chat FILE"),
+        ({"data": DataOptions(chat_length=5)}, "--chat_length is for dialogues: add --chat FILE"),
+        ({"data": DataOptions(skip_bad=True)}, "--skip_bad is for dialogues: add --chat FILE"),
+        ({"data": DataOptions(chat_split="last")}, "--chat_split is for dialogues: add --chat FILE"),
+        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "--chat_split_seed must be at least 0"),
         ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
         ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
         ({"weights": "bf16"}, "add --optimizer adamw"),
@@ -275,6 +278,82 @@ def test_characters_learn_to_answer_from_nothing(
     assert isinstance(open_model(folder).tokenizer, CharTokenizer)
     assert run(["chat", "--checkpoint", str(folder), "--prompt", "abc", "--gen_length", "4"]) == 0
     assert set(capsys.readouterr().out.strip()) <= set(LETTERS)
+
+
+NEW_KEYS = ("chat_split", "chat_split_seed", "chat_last_answer", "chat_keys", "skip_bad")
+
+
+def test_a_run_from_before_there_were_rules_keeps_its_dialogues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.json does not name them: the last ones are kept to measure on, and weights are not looked at."""
+    rows = [{"prompt": c, "answer": c, "weight": i % 2} for i, c in enumerate("abcdefghij")]
+    chat, folder = tmp_path / "chat.jsonl", tmp_path / "run"
+    chat.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--chat", str(chat), "--weight_power", "1", "--evaluate_every", "2", "--chat_val_share", "0.2"]
+    flags += ["--d_model", "32", "--n_layers", "1", "--output_dir", str(folder)]
+    assert run(["train", *flags, "--chat_split", "last", "--chat_keys", "ignore", "--steps", "2"]) == 0
+    content = json.loads((folder / "config.json").read_text())
+    for key in NEW_KEYS:
+        del content["data"][key]
+    (folder / "config.json").write_text(json.dumps(content))
+    data = RunFolder.read_config(folder).data
+    assert [d.messages[0].content for d in data.read_dialogues().val] == ["i", "j"]
+    capsys.readouterr()
+    assert run(["train", "--resume", str(folder), "--steps", "4"]) == 0
+    result = capsys.readouterr()
+    assert "Changed since: --steps 2 -> 4" in result.err
+    assert result.err.count("Changed since") == 1
+    assert "these are not used: weight (10 lines)" in result.err
+    again = json.loads((folder / "config.json").read_text())["data"]
+    assert (again["chat_split"], again["chat_keys"]) == ("last", "ignore")
+    assert run(["evaluate", "--checkpoint", str(folder), "--masks_per_window", "2"]) == 0
+    assert "over 2 answers" in capsys.readouterr().out
+    assert run(["train", "--resume", str(folder), "--steps", "6", "--chat_split", "shuffled"]) == 2
+    assert "changed: training dialogues, validation dialogues" in capsys.readouterr().err
+
+
+def test_a_new_run_names_its_rules_and_a_text_run_has_none(dialogues: Path) -> None:
+    content = TrainConfig(data=DataOptions(chat=dialogues), noise=NoiseOptions(weight_power=1.0)).to_json()
+    assert content["data"]["chat_split"] == "shuffled"
+    assert TrainConfig.from_json(content).data == DataOptions(chat=dialogues)
+    text = TrainConfig().to_json()
+    for key in NEW_KEYS:
+        del text["data"][key]
+    assert TrainConfig.from_json(text) == TrainConfig()
+    assert TrainConfig.from_json({"steps": 3}).data == DataOptions()
+    with pytest.raises(UserError, match="cannot be used"):
+        TrainConfig.from_json({"data": [1]})
+
+
+def test_dialogues_of_a_pipe_are_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `--chat <(...)`: characters, dialogues and checksum from one reading."""
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "w") as file:
+        file.writelines(f"{json.dumps({'prompt': c, 'answer': c, 'id': 1})}\n" for c in LETTERS)
+    flags = ["--weight_power", "1", "--steps", "2", "--d_model", "32", "--n_layers", "1"]
+    assert run(["train", "--chat", f"/dev/fd/{ours}", *flags, "--output_dir", str(tmp_path / "run")]) == 0
+    os.close(ours)
+    error = capsys.readouterr().err
+    assert "is a pipe, which is read once" in error
+    assert "these are not used: id (8 lines)" in error
+    assert set(open_model(tmp_path / "run").tokenizer.characters) == {*LETTERS, "\n"}  # type: ignore[union-attr]
+
+
+def test_what_is_left_out_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `train` and by `evaluate`, on standard error, once each."""
+    lines = [json.dumps({"prompt": "a", "answer": "b", "tools": [1]})] * 4 + ["broken"]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    flags = ["--checkpoint", str(base), "--chat", str(tmp_path / "chat.jsonl")]
+    assert run(["finetune", *flags, "--output_dir", str(tmp_path / "run"), "--steps", "1"]) == 2
+    assert f"Line 5 of {tmp_path / 'chat.jsonl'} is not valid JSON" in capsys.readouterr().err
+    assert run(["finetune", *flags, "--output_dir", str(tmp_path / "run"), "--steps", "1", "--skip_bad"]) == 0
+    error = capsys.readouterr().err
+    for sentence in ("Skipped 1 of 5 lines", "tools (4 lines)", "1 of the 1 answers to measure on are learned as well"):
+        assert error.count(sentence) == 1
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines[:4]))
+    assert run(["evaluate", *flags, "--masks_per_window", "2"]) == 0
+    assert capsys.readouterr().err.count("tools (4 lines)") == 1
 
 
 @pytest.mark.slow

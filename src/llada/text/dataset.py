@@ -1,13 +1,14 @@
 """The prepared folder: a text as ids, cut into sequences, with its vocabulary and checksums; and batches from it.
 
-    shakespeare_raw.txt   the text
+    shakespeare_raw.txt   the text; prepared_text.txt, if it is one of your own
     vocab.json            its vocabulary
     train_data.npy        (rows, sequence_length) ids of the first 90 % of the text, the last row padded
     val_data.npy          the same of the rest
     metadata.json         counts, split, source, the sha256 of every other file, and that of its own content
     tokenised/            the same text in the ids of other tokenizers, each a prepared folder again
 
-The file names are the founding document's. Letters: N rows, L length, B batch.
+The file names are the founding document's. A text of several documents has a blank line between two of them, and in
+the arrays an EOS in its place; metadata.json says where. Letters: N rows, L length, B batch.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +34,8 @@ from llada.text.vocabulary import Tokenizer, ids_of, load_tokenizer
 FORMAT_VERSION = 2  # 1 had no seal
 TRAIN_FRACTION = 0.9
 DEFAULT_FOLDER = Path("data/shakespeare")
-RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "metadata.json"
+RAW_FILE, OWN_RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "prepared_text.txt", "metadata.json"
+BREAKS_KEY = "document_breaks"  # in metadata.json, for several documents: Corpus.breaks
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
 TOKENISED_FOLDER = "tokenised"
 SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
@@ -72,7 +75,7 @@ def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
     if tokenizer == data.tokenizer:
         return data
     if isinstance(tokenizer, CharTokenizer):
-        known, there = len(tokenizer.characters), len(set((data.folder / RAW_FILE).read_text(encoding="utf-8")))
+        known, there = len(tokenizer.characters), len(set(data.raw_text))
         raise UserError(
             f"The checkpoint knows {known} characters and {data.folder} has {there}, not the same ones: use the data "
             "folder that it was trained on."
@@ -96,10 +99,10 @@ def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
             remove_leftovers(folder)
         with contextlib.suppress(UserError):  # none yet, or a damaged one, which is made anew
             cached = PreparedText.open(folder)
-            if (cached.text_sha256, cached.sequence_length) == (data.text_sha256, data.sequence_length):
+            parts = ("text_sha256", "sequence_length", "breaks")
+            if all(getattr(cached, part) == getattr(data, part) for part in parts):
                 return cached
-        text = (data.folder / RAW_FILE).read_bytes().decode("utf-8")
-        corpus = Corpus(text, str(data.metadata["source"]), str(data.metadata["origin"]))
+        corpus = Corpus(data.raw_text, str(data.metadata["source"]), str(data.metadata["origin"]), data.breaks)
         return _write(folder, corpus, tokenizer, data.sequence_length)
 
 
@@ -109,13 +112,14 @@ def _n_train(text: str) -> int:
 
 def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, sequence_length: int) -> "PreparedText":
     n_train = _n_train(corpus.text)
-    parts = {"train": corpus.text[:n_train], "val": corpus.text[n_train:]}
+    parts = {"train": corpus.documents(0, n_train), "val": corpus.documents(n_train)}
+    raw_file = OWN_RAW_FILE if corpus.source == "file" else RAW_FILE
     with folder_written_whole(folder) as aside:
-        (aside / RAW_FILE).write_bytes(corpus.text.encode("utf-8"))
+        (aside / raw_file).write_bytes(corpus.text.encode("utf-8"))
         tokenizer.save(aside)
         shapes = {}
-        for split, text in parts.items():
-            ids = tokenizer.encode(text)
+        for split, documents in parts.items():
+            ids = _join([tokenizer.encode(document) for document in documents], tokenizer.eos_id)
             rows = _rows_of(ids, sequence_length, tokenizer)
             shapes[split] = {"tokens": len(ids), "sequences": len(rows)}
             np.save(aside / SPLIT_FILES[split], rows)
@@ -129,8 +133,10 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, sequence_length: 
             "splits": shapes,
             **ids_of(tokenizer),
             "dtype": str(rows.dtype),
-            "sha256": {name: sha256_of(aside / name) for name in _content_files(tokenizer)},
+            "sha256": {name: sha256_of(aside / name) for name in _content_files(tokenizer, raw_file)},
         }
+        if corpus.breaks:
+            metadata[BREAKS_KEY] = list(corpus.breaks)
         write_json(aside / METADATA_FILE, {**metadata, SEAL: _seal_of(metadata)})
     return PreparedText.open(folder)
 
@@ -141,13 +147,28 @@ def _seal_of(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _content_files(tokenizer: Tokenizer) -> tuple[str, ...]:
-    return (RAW_FILE, *tokenizer.file_names, *SPLIT_FILES.values())
+def _join(parts: Sequence[list[int]], between: int) -> list[int]:
+    """Lists of ids one after the other, with this id between two; an empty one, at a cut, needs none."""
+    ids: list[int] = []
+    for part in filter(None, parts):
+        ids += [between, *part] if ids else part
+    return ids
+
+
+def _content_files(tokenizer: Tokenizer, raw_file: str) -> tuple[str, ...]:
+    return (raw_file, *tokenizer.file_names, *SPLIT_FILES.values())
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
     if folder.is_dir():
-        own = {RAW_FILE, *CharTokenizer.file_names, *SPLIT_FILES.values(), METADATA_FILE, TOKENISED_FOLDER}
+        own = {
+            RAW_FILE,
+            OWN_RAW_FILE,
+            *CharTokenizer.file_names,
+            *SPLIT_FILES.values(),
+            METADATA_FILE,
+            TOKENISED_FOLDER,
+        }
         foreign = sorted({path.name for path in folder.iterdir()} - own)
         if foreign:
             raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another --output_dir.")
@@ -172,6 +193,8 @@ class PreparedText:
     metadata: dict[str, Any]
     rows: dict[str, Ids]
     """(N, L) ids of each split, padded at the end."""
+    raw_file: str = RAW_FILE
+    """Name of the file that holds the text."""
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedText":
@@ -194,7 +217,8 @@ class PreparedText:
         checksums = metadata.get("sha256")
         if not isinstance(checksums, dict):
             raise UserError(f"{folder / METADATA_FILE} holds no checksums: {remedy}.")
-        named = set(checksums) | {RAW_FILE, *SPLIT_FILES.values()}
+        raw_file = OWN_RAW_FILE if OWN_RAW_FILE in checksums else RAW_FILE
+        named = set(checksums) | {raw_file, *SPLIT_FILES.values()}
         for name in sorted(name for name in named if Path(name).name == name):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name} is missing: {remedy}.")
@@ -207,10 +231,10 @@ class PreparedText:
         for split, name in SPLIT_FILES.items():
             if int(rows[split].max(initial=0)) >= tokenizer.vocab_size:
                 raise UserError(f"{folder / name} has ids that the vocabulary has not: {remedy}.")
-        unchecked = set(_content_files(tokenizer)) - set(checksums)
+        unchecked = set(_content_files(tokenizer, raw_file)) - set(checksums)
         if unchecked:
             raise UserError(f"{folder / METADATA_FILE} has no checksum of {min(unchecked)}: {remedy}.")
-        return cls(folder, tokenizer, metadata, rows)
+        return cls(folder, tokenizer, metadata, rows, raw_file)
 
     @property
     def sequence_length(self) -> int:
@@ -219,7 +243,31 @@ class PreparedText:
     @property
     def text_sha256(self) -> str:
         """Of the raw text, which fixes vocabulary, split and ids."""
-        return str(self.metadata["sha256"][RAW_FILE])
+        return str(self.metadata["sha256"][self.raw_file])
+
+    @property
+    def raw_text(self) -> str:
+        """The characters of both splits."""
+        return (self.folder / self.raw_file).read_bytes().decode("utf-8")
+
+    @property
+    def breaks(self) -> tuple[int, ...]:
+        """Where in the text a document ends and another begins.
+
+        Raises:
+            UserError: the metadata say something else than that.
+        """
+        breaks, previous = self.metadata.get(BREAKS_KEY, []), -1
+        if not isinstance(breaks, list):
+            breaks = [None]
+        for place in breaks:
+            if type(place) is not int or place <= previous:
+                raise UserError(
+                    f"{self.folder / METADATA_FILE} does not say where documents end: run `llada prepare --output_dir "
+                    f"{self.folder}` again."
+                )
+            previous = place
+        return tuple(breaks)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -235,7 +283,7 @@ class PreparedText:
 
     def text(self, split: Split) -> str:
         """The characters of the split."""
-        text = (self.folder / RAW_FILE).read_bytes().decode("utf-8")
+        text = self.raw_text
         return text[: _n_train(text)] if split == "train" else text[_n_train(text) :]
 
     def tokens(self, split: Split) -> Ids:

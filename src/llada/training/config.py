@@ -18,10 +18,12 @@ from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
 from llada.system.toolchains import ToolchainName
 from llada.text.dataset import DEFAULT_FOLDER
+from llada.text.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
 from llada.text.vocabulary import Rows
 
 NetworkName = Literal["llada", "local", "encoder", "causal"]
 LARGEST_SEED = 2**63 - 1  # torch's
+DIALOGUE_FLAGS = ("chat_val", "chat_length", "chat_split", "chat_last_answer", "chat_keys", "skip_bad")
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,49 @@ class DataOptions:
     sequence_length: int = 256
     """Length of a random window; stored sequences have their own."""
     chat: Path | None = None
-    """JSONL file of dialogues, whose answers are learned, instead of a text: a line holds "messages", each with "role"
-    and "content", or "prompt" and "answer"."""
+    """File of dialogues, whose answers are learned, instead of a text: JSON objects, one a line, in an array or over
+    several lines, or Parquet; each with "messages" ("conversations"), "prompt" and "completion" ("answer", "response"),
+    or Alpaca's "instruction", "input" and "output"."""
     chat_val: Path | None = None
-    """Dialogues to measure on; if left out, the last ones of --chat are kept for that."""
+    """Dialogues to measure on; if left out, some of --chat are kept for that."""
     chat_val_share: float = 0.1
     """How many of them."""
+    chat_split: SplitRule = "shuffled"
+    """Which of them: "shuffled", any, by --chat_split_seed; "last", those at the end of the file."""
+    chat_split_seed: int = 0
+    """Fixes which dialogues are kept; --seed does not change them."""
     chat_length: int | None = None
     """Longest dialogue in tokens, beyond which its oldest turns are left out; if left out, the checkpoint's own
     length."""
+    chat_last_answer: bool = False
+    """Learn only the last answer of each dialogue, with all before it as its prompt."""
+    chat_keys: Literal["obey", "ignore"] = "obey"
+    """"obey": what keys such as "weight" and "train" exclude is not learned, and dialogues of which only a part could
+    be learned (calls of tools, pictures) are refused. "ignore": texts are learned as they stand, such keys counted."""
+    skip_bad: bool = False
+    """Count and leave out the dialogues that cannot be read or learned, instead of stopping at the first."""
+
+    @classmethod
+    def of_then(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """What the config.json of a run says of its data, with the rules of its time where it does not name them.
+
+        A run goes on with the dialogues that it has kept to measure on, so new rules are for new runs.
+        """
+        then = {"chat_split": "last", "chat_keys": "ignore"} if content.get("chat") is not None else {}
+        return {**then, **content}
+
+    def read_dialogues(self) -> SplitDialogues:
+        """The dialogues to learn and those to measure on.
+
+        Raises:
+            UserError: a file is missing or broken, or there is none.
+        """
+        if self.chat is None:
+            raise UserError("There are no dialogues to read: add --chat FILE.")
+        reading = Reading(self.skip_bad, self.chat_last_answer, self.chat_keys)
+        return split_dialogues(
+            self.chat, self.chat_val, self.chat_val_share, self.chat_split, self.chat_split_seed, reading
+        )
 
 
 @dataclass(frozen=True)
@@ -264,8 +300,10 @@ class TrainConfig:
             raise UserError(f"--method {self.method} adds to a checkpoint: name it by --checkpoint.")
         if self.method == "full" and self.lora != LoraOptions():
             raise UserError("--lora_rank and the like are for adapters: add --method lora or qlora.")
-        if self.data.chat is None and (self.data.chat_val, self.data.chat_length) != (None, None):
-            raise UserError("--chat_val and --chat_length are for dialogues: add --chat FILE.")
+        if self.data.chat is None:
+            for name in DIALOGUE_FLAGS:
+                if getattr(self.data, name) != getattr(DataOptions, name):
+                    raise UserError(f"--{name} is for dialogues: add --chat FILE.")
         if self.data.chat is not None and self.compile:
             raise UserError(
                 "Dialogues have another length at every step, so nothing can be compiled: leave out --compile."
@@ -294,6 +332,7 @@ class TrainConfig:
             _check_range(name, getattr(self, name), above=0)
         _check_range("chat_length", data.chat_length, at_least=1)
         _check_range("chat_val_share", data.chat_val_share, above=0, at_most=0.9)
+        _check_range("chat_split_seed", data.chat_split_seed, at_least=0, at_most=LARGEST_SEED)
         _check_range("seed", self.seed, at_least=0, at_most=LARGEST_SEED)
         _check_range("weight_power", noise.weight_power, at_least=0)
         _check_range("rope_theta", self.network.rope_theta, above=0)
@@ -326,8 +365,11 @@ class TrainConfig:
         Raises:
             UserError: a key that is unknown, or a value of another type.
         """
+        content = dict(content)
+        if isinstance(content.get("data"), dict):
+            content["data"] = DataOptions.of_then(content["data"])
         try:
-            return dacite.from_dict(cls, dict(content), dacite.Config(strict=True, cast=[Path]))
+            return dacite.from_dict(cls, content, dacite.Config(strict=True, cast=[Path]))
         except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:  # a path of null, a number too long
             raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
 
