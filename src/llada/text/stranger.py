@@ -228,7 +228,7 @@ class TokenizerService:
         if wanted != self.stand_ins:
             first = [self.normalizers.Replace(character, text) for character, text in wanted.items()]
             own = [] if self.normalizer is None else [self.normalizer]
-            self.model.normalizer = self.normalizers.Sequence([*first, *own]) if first else self.normalizer
+            self.model.normalizer = self.normalizers.Sequence([*first, *own])
             self.stand_ins = wanted
         self.model.encode_special_tokens = stand_ins is None
         return [self.model.encode(text, add_special_tokens=False).ids for text in texts]
