@@ -307,6 +307,14 @@ def test_special_tokens_of_messages_are_text_however_they_lie(folder: Path) -> N
     assert form.prompt([Message("user", "x")]) == [first + 2, first + 3, *tokenizer.encode("x"), first + 3]
 
 
+def test_a_token_that_the_tokenizer_does_not_know_has_its_row_all_the_same(tokenizer: BPETokenizer) -> None:
+    """As those of LLaDA's headers in a base model whose files do not name them."""
+    specials = {**tokenizer.special_tokens, "<|new|>": 7}
+    form = TemplateFormat(tokenizer, "<|new|>{{ messages[0].content }}<|new|>", specials)
+    for text in ("to be", "to <|new|> <|eot_id|> be"):
+        assert form.prompt([Message("user", text)]) == [7, *tokenizer.encode(text), 7]
+
+
 # --- what only training needs
 
 
