@@ -27,6 +27,7 @@ LAYERS = {
     "text.bpe": 0,
     "text.corpus": 0,
     "text.vocabulary": 0,
+    "text.stranger": -1,  # run by its path, in a process of its own
     "text.templates": -1,
     "text.dialogues": -1,
     "text.dialogue_forms": -1,
@@ -34,6 +35,7 @@ LAYERS = {
     "text.given": -1,
     "text.rows": -1,
     "text.chat": 0,
+    "text.rendering": 0,
     "sampler": 0,  # it needs no more than a predictor
     "objective": 1,
     "text.dataset": 1,

@@ -425,17 +425,22 @@ def test_a_name_in_the_other_file_is_the_one_that_counts(folder: Path, tokenizer
     assert again.special_tokens == tokenizer.special_tokens  # type: ignore[union-attr]
 
 
-def test_added_tokens_are_special_whatever_their_flags_say(
+def test_what_config_json_or_a_name_makes_special_is_special_whatever_the_flags_say(
     folder: Path, tokenizer: BPETokenizer, tmp_path: Path
 ) -> None:
+    """MASK and the end by their ids, BOS by its name; a header is text here."""
     copy = damaged(folder, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (copy / name).read_text()
         (copy / name).write_text(re.sub(r'"special": ?true', '"special": false', text))
     again = read_tokenizer(copy)
-    assert again.special_tokens == tokenizer.special_tokens  # type: ignore[union-attr]
-    assert tokenizer.mask_id not in again.encode("x<|mdm_mask|>y")
+    assert isinstance(again, BPETokenizer)
+    expected = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>")
+    assert again.special_tokens == {name: tokenizer.special_tokens[name] for name in expected}
+    assert not set(again.encode("x<|mdm_mask|>y<|endoftext|><|startoftext|>")) & set(again.special_tokens.values())
     assert again.decode([tokenizer.eos_id]) == ""
+    assert again.encode("<|eot_id|>") == [tokenizer.special_tokens["<|eot_id|>"]]
+    assert again.decode(again.encode("<|eot_id|>")) == "<|eot_id|>"
 
 
 def test_a_text_is_never_cut_or_padded(folder: Path, tokenizer: BPETokenizer, text: str, tmp_path: Path) -> None:

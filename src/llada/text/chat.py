@@ -5,20 +5,20 @@ have a plain form: BOS, then each message with EOS behind it, by turns.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn, Protocol
-
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
 
 from llada.errors import UserError
 from llada.text.bpe import BPETokenizer
 from llada.text.dialogues import Message
+from llada.text.rendering import DialogueError, Template
 from llada.text.templates import LLADA_ROWS, LLADA_TEMPLATE, LLADA_TOKENS
 from llada.text.tokenizer import BOS, EOS
 from llada.text.vocabulary import Tokenizer
 
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that stand for nothing
+_PROBE = "LLaDA"  # an answer that shows where a template puts it
 
 
 class ChatFormat(Protocol):
@@ -85,10 +85,13 @@ class PlainFormat:
 
 
 class TemplateFormat:
-    """The chat template of a checkpoint, in Jinja's sandbox: it can compute strings and reach nothing else.
+    """The chat template of a checkpoint.
 
     Only the template makes special tokens; a message that says "<|eot_id|>" is text. Apart from that, the ids are those
     of `apply_chat_template` of the transformers library.
+
+    An answer is learned from its first token to the sign of its end, also where the template marks a part of it by
+    `{% generation %}`: a mark that leaves out the sign of the end would teach never to end.
     """
 
     def __init__(
@@ -103,77 +106,132 @@ class TemplateFormat:
             specials: names and ids of the tokens that the template may make.
 
         Raises:
-            UserError: the template is broken.
+            UserError: the template is broken. One that makes prompts, but answers that cannot be learned, is taken:
+                `answer` refuses.
         """
         self.tokenizer, self.specials, self.name = tokenizer, specials, name
-        self._names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise
-        longest_first = sorted(specials, key=len, reverse=True)
-        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-        try:
-            self._template = environment.from_string(template)
-            probe = (Message("user", "?"),)
-            self._spurious_header = self._find_spurious_header(probe)
-            ending = [id_ for id_ in self.answer(probe, "!") if id_ in specials.values()]
-        except TemplateError as error:
-            raise UserError(f"The chat template of the checkpoint cannot be used ({error}): mend it.") from error
-        self.end_ids = frozenset({tokenizer.eos_id, *ending})
+        self._template = Template.of(template)
+        self._special = _pattern(specials)
+        self._unknown = _pattern(specials.keys() - tokenizer.special_tokens.keys())
+        rendered = self._probe(Message("user", "?"))
+        if isinstance(rendered[0], DialogueError):  # it may want a system message
+            rendered = self._probe(Message("system", "?"), Message("user", "?"))
+        if isinstance(rendered[0], DialogueError):
+            raise rendered[0]
+        self._header = _find_header(*rendered)
+        self.end_ids = frozenset({tokenizer.eos_id, *self._ids_of_end(rendered[2])})
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        return self._encode(messages, lambda protected: self._render(protected, True))
+        return self._encode(messages, lambda protected: self._render((protected, True))[0])
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
         def render(protected: Sequence[Message]) -> str:
-            before, whole = self._render(protected[:-1], True), self._render(protected, False)
+            before, whole = self._render((protected[:-1], True), (protected, False))
             if not whole.startswith(before):
-                raise UserError("The chat template of the checkpoint writes a prompt anew with its answer: mend it.")
-            return whole.removesuffix(self._spurious_header)[len(before) :]
+                raise UserError(
+                    "The chat template of the checkpoint writes a prompt in another way when its answer follows, so "
+                    "that there is no answer to learn: use another template for training."
+                )
+            if self._header is None:
+                raise UserError(
+                    "The chat template of the checkpoint does not show where an answer ends, since it fails without "
+                    "any message and begins the next answer unasked: use another template for training."
+                )
+            return whole.removesuffix(self._header)[len(before) :]
 
         return self._encode((*messages, Message("assistant", text)), render)
 
-    def _find_spurious_header(self, probe: Sequence[Message]) -> str:
-        """LLaDA's template ends in the assistant's header, asked for or not; behind an answer it does not belong.
+    def _probe(self, *question: Message) -> list[str | DialogueError]:
+        whole = (*question, Message("assistant", _PROBE))
+        return self._render_each([(question, True), (question, False), (whole, False), ((), False)])
 
-        The header by itself is what such a template makes of no messages.
+    def _ids_of_end(self, whole: str | DialogueError) -> list[int]:
+        """The special tokens behind the answer of the probe; none where the template takes no answer."""
+        if isinstance(whole, DialogueError):
+            return []
+        behind = whole.removesuffix(self._header or "").rpartition(_PROBE)[2]
+        return [id_ for id_ in self._ids(behind) if id_ in self.specials.values()]
+
+    def _render(self, *turns: tuple[Sequence[Message], bool]) -> list[str]:
+        """The texts of dialogues, with or without a generation prompt, made at one moment.
+
+        Raises:
+            DialogueError: the template fails on one.
         """
-        always = self._render(probe, True) == self._render(probe, False)
-        return self._render((), False) if always else ""
+        texts = []
+        for text in self._render_each(turns):
+            if isinstance(text, DialogueError):
+                raise text
+            texts.append(text)
+        return texts
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._names)
-        except Exception as error:  # a template can fail in any way that an expression can
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(
-                f"The chat template of the checkpoint does not take this dialogue ({reason}): change the dialogue, or "
-                "mend the template."
-            ) from error
+    def _render_each(self, turns: Sequence[tuple[Sequence[Message], bool]]) -> list[str | DialogueError]:
+        return self._template.render(turns, self.tokenizer.named_tokens)
 
     def _encode(self, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[int]:
-        """Ids of what `render` makes of the messages; special tokens of the messages themselves are broken up for it
-        by a character that they do not have, which is taken out again."""
+        """Ids of what `render` makes of the messages.
+
+        Special tokens of the messages themselves are broken up for it by a character that they do not have, which is
+        taken out again when they can no longer be taken for special. One of a single character, which cannot be broken,
+        is a character of its own until then.
+        """
+        if not any(self._special.search(message.content) for message in messages):
+            return self._ids(render(messages))
         used = set().union(*(message.content for message in messages))
-        spacer = next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
+        free = (chr(code) for code in PRIVATE_USE if chr(code) not in used)
+        spacer = next(free)
+        own = {name: next(free) for name in self.specials if len(name) == 1}
 
         def protect(found: re.Match[str]) -> str:
-            return found[0][0] + spacer + found[0][1:]
+            return own.get(found[0]) or found[0][0] + spacer + found[0][1:]
 
-        protected = [Message(message.role, self._special.sub(protect, message.content)) for message in messages]
+        def protect_all(text: str) -> str:
+            while self._special.search(text):  # names may overlap
+                text = self._special.sub(protect, text)
+            return text
+
+        protected = [Message(message.role, protect_all(message.content)) for message in messages]
+        return self._ids(render(protected), {spacer: "", **{character: name for name, character in own.items()}})
+
+    def _ids(self, text: str, stand_ins: Mapping[str, str] = MappingProxyType({})) -> list[int]:
+        """Ids of a rendered text; special tokens that the tokenizer does not know are cut out for it."""
+        pieces = self._unknown.split(text)  # text, name, text, name, ..., text
+        encoded = iter(self.tokenizer.encode_rendered(pieces[::2], stand_ins))
         ids: list[int] = []
-        for piece in self._special.split(render(protected)):
-            if piece in self.specials:
-                ids.append(self.specials[piece])
-            else:
-                ids += self.tokenizer.encode(piece.replace(spacer, ""))
+        for i, piece in enumerate(pieces):
+            ids += [self.specials[piece]] if i % 2 else next(encoded)
         return ids
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _find_header(
+    asked: str | DialogueError,
+    unasked: str | DialogueError,
+    whole: str | DialogueError,
+    nothing: str | DialogueError,
+) -> str | None:
+    """What a template that always ends in the assistant's header, as LLaDA's does, writes behind an answer in vain.
+
+    The header by itself is what such a template makes of no messages. It is "" for others, and None where it cannot be
+    told.
+
+    Args:
+        asked: the probe's question, with a generation prompt.
+        unasked: the same without.
+        whole: the question and its answer.
+        nothing: no messages.
+    """
+    if asked != unasked or not isinstance(asked, str) or not isinstance(whole, str):
+        return ""
+    if isinstance(nothing, str):
+        return nothing if asked.endswith(nothing) and whole.endswith(nothing) else ""
+    behind = whole.rpartition(_PROBE)[2].rstrip()
+    return None if behind and asked.rstrip().endswith(behind[-1:]) else ""
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the names, the longest first; without a name, nothing."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "((?!))")
 
 
 # -- lengths ----------------------------------------------------------------------------------------------------------

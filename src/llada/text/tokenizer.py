@@ -6,6 +6,8 @@ MASK.
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +18,7 @@ PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
 SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}
 FIRST_CHARACTER_ID = 3
 VOCAB_FILE = "vocab.json"
+LARGEST_VOCABULARY = 8_000_000  # bytes: 400,000 characters, more than there are in use
 
 
 class CharTokenizer:
@@ -97,9 +100,10 @@ class CharTokenizer:
         """
         path = folder / VOCAB_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_bounded(path, LARGEST_VOCABULARY))
             tokens = [token for token in content["token_to_id"] if token not in SPECIAL_IDS]
             tokenizer = cls(tokens)
+            "".join(tokens).encode()  # half of a surrogate pair is no character, and could not be written
             is_consistent = all(len(token) == 1 for token in tokens) and content == tokenizer._to_json()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: name a folder that `llada prepare` or `llada train` wrote.") from None
@@ -117,3 +121,20 @@ class CharTokenizer:
     def _sample_of_characters(self) -> str:
         visible = [character for character in self.characters if not character.isspace()]
         return " ".join(visible[:20]) + (" ..." if len(visible) > 20 else "")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes. Nothing else is waited for or read, like a pipe or a device.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is no regular file, or larger.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError(f"{path} is not a regular file: restore it.")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, which no such file needs: restore or recreate it.")
+    return content
