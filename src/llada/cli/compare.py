@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tyro.conf import Positional
 
@@ -16,7 +17,7 @@ from llada.evaluation.errors import in_words
 from llada.evaluation.nelbo import Bounds, draw_bounds
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import choose_precision
-from llada.opening import open_model
+from llada.opening import find_adapter, open_model
 
 DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which
 is known far better than either, with its standard error and a p-value. The data is that of the first one."""
@@ -45,7 +46,14 @@ def _compare(options: CompareOptions, share: Share) -> int:
     scoring = options.scoring
     device = device_of(scoring.device, share)
     precision = choose_precision(scoring.precision, device)
-    checkpoints = [open_model(name, device) for name in (options.first, options.second)]
+    names = (options.first, options.second)
+    adapters = [find_adapter(Path(name)) is not None for name in names]
+    if scoring.base is not None and not any(adapters):
+        raise UserError("Neither model is an adapter that has a base: leave out --base.")
+    bases = [scoring.base if is_adapter else None for is_adapter in adapters]
+    checkpoints = [
+        open_model(name, device, scoring.weights_dtype, base) for name, base in zip(names, bases, strict=True)
+    ]
     first, second = checkpoints
     if first.tokenizer != second.tokenizer:
         raise UserError(

@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
 def _measure(options: EvaluateOptions, share: Share) -> int:
     device = device_of(options.scoring.device, share)
     precision = choose_precision(options.scoring.precision, device)
-    checkpoint = open_model(options.checkpoint, device)
+    checkpoint = open_model(options.checkpoint, device, options.scoring.weights_dtype, options.scoring.base)
     scored = what_to_score(options.scoring, checkpoint)
     if options.quality.samples is not None:
         if share.processes > 1:
