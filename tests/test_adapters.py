@@ -209,6 +209,17 @@ def test_we_open_adapters_of_peft(lora: dict[str, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(logits(fresh), logits(model), atol=4e-6, rtol=0)
 
 
+def test_names_of_a_compiled_network_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    path = stored(tmp_path / "a") / "adapter_model.safetensors"
+    weights = {
+        name.replace("base_model.model.", "base_model.model._orig_mod."): w for name, w in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    network = build(LLADA)
+    load_adapter(network, tmp_path / "a")
+    assert torch.equal(logits(network), logits(adapted(LLADA)))
+
+
 def test_an_adapter_with_the_fingerprint_of_before_opens_with_its_base_alone(tmp_path: Path) -> None:
     """Of the first 64 values of each tensor, as it was written until now."""
     folder = stored(tmp_path / "a")

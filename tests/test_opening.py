@@ -207,7 +207,7 @@ def test_memory_that_runs_out_is_a_sentence_in_every_command(
         raise error
 
     module = importlib.import_module(f"llada.cli.{command}")
-    monkeypatch.setattr(module, "open_model", fail)
+    monkeypatch.setattr(module, "open_to_measure" if command in ("evaluate", "compare") else "open_model", fail)
     rest = {"compare": [folder, folder], "export": ["--checkpoint", folder, "--output_dir", tmp_path / "out"]}
     result = llada(command, *rest.get(command, ["--checkpoint", folder]))
     assert result.code == 2

@@ -35,6 +35,7 @@ from llada.four_bits import importing_bitsandbytes, is_quantised, restore_from_f
 from llada.integrity import check_whole
 from llada.models import Network
 from llada.system.literals import check_literal, check_literals
+from llada.tensor_names import plain_names
 from llada.weights import some_of, sort_metadata
 
 ADAPTER = "default"  # peft's name of the only adapter of a network
@@ -190,7 +191,10 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
         undo()
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
-    if troubles := _misfits(adapter_weights(network), weights):
+    expected = adapter_weights(network)
+    names, _ = plain_names(weights, expected)
+    weights = {names[name]: weight for name, weight in weights.items()}
+    if troubles := _misfits(expected, weights):
         undo()
         raise UserError(f"The adapter in {folder} does not fit this network ({troubles}): use its own base.")
     _fill(network, weights, trainable)

@@ -75,11 +75,20 @@ class Checkpoint:
         Raises:
             UserError: it is.
         """
-        if length > self.config.max_sequence_length:
-            raise UserError(
-                f"{length} tokens are more than the {self.config.max_sequence_length} that this model was trained on: "
-                "shorten the text, the prompt or the length asked for."
-            )
+        check_length(length, self.config.max_sequence_length)
+
+
+def check_length(length: int, longest: int) -> None:
+    """Refuse a text that is longer than those a model was trained on.
+
+    Raises:
+        UserError: it is.
+    """
+    if length > longest:
+        raise UserError(
+            f"{length} tokens are more than the {longest} that this model was trained on: shorten the text, the prompt "
+            "or the length asked for."
+        )
 
 
 def weights_dtype(name: DtypeName, precision: PrecisionName = "auto") -> torch.dtype | None:

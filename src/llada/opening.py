@@ -7,10 +7,21 @@ import torch
 
 from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
 from llada.adapters import load_adapter, quantise
-from llada.checkpoint import CHECKPOINTS_FOLDER, PREFERRED_CHECKPOINTS, Checkpoint
+from llada.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    DTYPES,
+    PREFERRED_CHECKPOINTS,
+    Checkpoint,
+    DtypeName,
+    read_config,
+    read_tokenizer,
+    weights_dtype,
+)
 from llada.checkpoint import load_checkpoint as load_folder
 from llada.errors import UserError
+from llada.hardware import PrecisionName
 from llada.pretrained import fetch, read_published_config
+from llada.text.vocabulary import Tokenizer
 
 
 def open_model(
@@ -49,6 +60,25 @@ def open_model(
     load_adapter(checkpoint.model.network, adapter)
     checkpoint.model.to(device).eval()
     return replace(checkpoint, folder=adapter)
+
+
+def open_to_measure(
+    name: str | Path, device: torch.device, dtype: DtypeName, precision: PrecisionName, base: str | None = None
+) -> Checkpoint:
+    """A model in the type that a measurement in this precision asks for; layers in 4 bits stay what they are."""
+    adapter = find_adapter(Path(name))
+    in_four_bits = adapter is not None and is_for_four_bits(adapter)
+    return open_model(name, device, DTYPES[dtype] if in_four_bits else weights_dtype(dtype, precision), base)
+
+
+def read_vocabulary(name: str | Path, base: str | None = None) -> tuple[Tokenizer, int]:
+    """The tokenizer of a model and the length that it was trained on, without its weights.
+
+    The arguments are those of `open_model`.
+    """
+    adapter = find_adapter(Path(name))
+    folder = _find_base(adapter, base) if adapter else fetch(str(name), read_published_config(str(name)))
+    return read_tokenizer(folder), read_config(folder).max_sequence_length
 
 
 def load_checkpoint(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName, weights_dtype
+from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName
 from llada.cli.options import check_positive
 from llada.errors import UserError
 from llada.evaluation.nelbo import NllAt, nll_by_model
@@ -59,11 +59,6 @@ class ScoringOptions:
     """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
     json: bool = False
     """Print one JSON object."""
-
-    @property
-    def weights_dtype(self) -> torch.dtype | None:
-        """None is the one that the weights are stored in."""
-        return weights_dtype(self.dtype, self.precision)
 
     def check(self) -> None:
         """Refuse what cannot be.

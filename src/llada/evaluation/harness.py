@@ -21,7 +21,6 @@ from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 from tqdm import tqdm
 
-from llada.checkpoint import weights_dtype
 from llada.errors import UserError
 from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.conditional import Item, generator_of, log_likelihoods, predict_by_model
@@ -33,7 +32,7 @@ from llada.evaluation.sharing import Share, join
 from llada.evaluation.spelling import Spelling
 from llada.hardware import choose_device, choose_precision
 from llada.models.predictor import block_length_of
-from llada.opening import open_model
+from llada.opening import open_to_measure
 from llada.sampler import suppress, unmask
 from llada.text.chat import chat_format, cut_at_end
 from llada.text.dialogues import Message
@@ -58,8 +57,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         self._device = _find_device(options.device, share)
         precision = choose_precision(options.precision, self._device)
         logger.info("%s: %s, %s (%s)", options.checkpoint, self._device, precision.dtype, precision.reason)
-        dtype = weights_dtype(options.dtype, options.precision)
-        checkpoint = self.checkpoint = open_model(options.checkpoint, self._device, dtype, options.base)
+        checkpoint = self.checkpoint = open_to_measure(
+            options.checkpoint, self._device, options.dtype, options.precision, options.base
+        )
         self.precision = precision
         self.mask_id, self.max_length = checkpoint.tokenizer.mask_id, checkpoint.config.max_sequence_length
         self.is_causal = checkpoint.model.is_causal
