@@ -197,7 +197,7 @@ def test_every_usual_name_of_the_length_counts(run: Path, name: str) -> None:
 def test_a_temperature_without_do_sample_samples(run: Path) -> None:
     model = make_model(run)
     configs = [
-        model._writing("to be", settings, 0).config
+        model._writing("to be", {**settings, "max_gen_toks": 4}, 0).config
         for settings in (
             {"temperature": 0.7},
             {"temperature": 0.7, "do_sample": True},
@@ -232,7 +232,7 @@ def test_settings_that_no_sampler_has_are_named_once(run: Path, caplog: pytest.L
         ({"max_tokens": 0}, "an answer of 0 tokens"),
         ({"max_tokens": "many"}, "generation settings cannot be used"),
         ({"temperature": "hot"}, "generation settings cannot be used"),
-        ({"temperature": float("inf")}, "a temperature of inf"),
+        ({"temperature": float("inf"), "max_gen_toks": 4}, "a temperature of inf"),
     ],
     ids=str,
 )

@@ -88,7 +88,7 @@ class HarnessOptions:
             UserError: the temperature cannot be used.
         """
         temperature = float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.temperature
-        if not 0 <= temperature < math.inf:
+        if asked.get("do_sample") and not 0 <= temperature < math.inf:
             raise UserError(
                 f"The task asks for a temperature of {temperature:g}: correct its generation_kwargs to 0 or more."
             )
