@@ -26,10 +26,12 @@ from torch import Tensor
 
 import llada
 from llada import checkpoint as checkpoint_module
+from llada import opening
 from llada.checkpoint import load_checkpoint, load_weights, make_predictor, weights_dtype
+from llada.cli import export
 from llada.errors import UserError
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
-from llada.opening import open_model
+from llada.opening import open_model, open_to_measure
 from llada.random_checkpoint import write_random_checkpoint
 from llada.sampler import SamplerConfig, generate
 
@@ -384,6 +386,36 @@ def test_one_value_far_behind_makes_it_another_base(tmp_path: Path) -> None:
         open_model(adapter)
 
 
+def test_an_adapter_on_four_bits_keeps_them_and_is_exported_in_the_type_that_is_asked_for(
+    llada: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    from llada.adapters import LoraOptions, adapter_weights, add_adapter, quantise, save_adapter
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    save_new(base, LLaDAConfig(**{**vars(LLADA), "d_model": 64, "mlp_hidden_size": 64}))
+    network = open_model(base, dtype=torch.bfloat16).model.network
+    quantise(network)
+    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
+    for weight in adapter_weights(network).values():
+        torch.nn.init.normal_(weight.data, std=0.1)
+    adapter.mkdir()
+    save_adapter(adapter, network, str(base))
+    with pytest.raises(UserError, match="trained on layers in 4 bits and bf16: leave out --dtype"):
+        open_model(adapter, dtype=torch.float32)
+    measured = open_to_measure(adapter, torch.device("cpu"), "auto", "fp32")
+    assert torch.equal(measured.model(X_T), open_model(adapter).model(X_T))
+    written = {}
+    for dtype in ("stored", "fp32"):
+        out = tmp_path / dtype
+        assert llada("export", "--checkpoint", adapter, "--output_dir", out, "--dtype", dtype).code == 0
+        written[dtype] = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in written["stored"].values()} == {torch.bfloat16}
+    assert all(tensor.equal(written["stored"][name].float()) for name, tensor in written["fp32"].items())
+    assert {tensor.dtype for tensor in written["fp32"].values()} == {torch.float32}
+
+
 # -- exports ----------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +425,31 @@ def test_an_export_says_how_transformers_opens_it(llada: Any, text: str, tmp_pat
         write_random_checkpoint(tmp_path / layout, text, layout, d_model=32)  # type: ignore[arg-type]
         result = llada("export", "--checkpoint", tmp_path / layout, "--output_dir", tmp_path / f"{layout} out")
         assert said in result.out
+    assert "auto_map" not in json.loads((tmp_path / "illada out" / "config.json").read_text(encoding="utf-8"))
     content = json.loads((tmp_path / "llada out" / "config.json").read_text(encoding="utf-8"))
     assert content["auto_map"]["AutoModel"] == "GSAI-ML/LLaDA-8B-Instruct--modeling_llada.LLaDAModelLM"
     assert isinstance(open_model(tmp_path / "llada out").config, LLaDAConfig)
+
+
+def test_the_class_of_a_model_from_the_hub_is_that_of_its_repository(
+    llada: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    write_random_checkpoint(folder, text, "illada", d_model=32)
+    classes = {
+        "AutoConfig": "configuration_illada.ILLaDAConfig",
+        "AutoModel": "modeling_illada.ILLaDAForCausalLM",
+        "AutoModelForCausalLM": "some/body--modeling.Else",  # another repository's: not kept
+        "AutoTokenizer": ["tokenization.Own", None],
+    }
+    edit_json(folder / "config.json", lambda content: content.update(auto_map=classes))
+    for module in (opening, export):
+        monkeypatch.setattr(module, "fetch", lambda name, config: folder)
+        monkeypatch.setattr(module, "read_published_config", lambda name: None)
+    result = llada("export", "--checkpoint", "GSAI-ML/iLLaDA", "--output_dir", tmp_path / "out")
+    assert "names the class in the repository GSAI-ML/iLLaDA." in result.out
+    content = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert content["auto_map"] == {
+        "AutoConfig": "GSAI-ML/iLLaDA--configuration_illada.ILLaDAConfig",
+        "AutoModel": "GSAI-ML/iLLaDA--modeling_illada.ILLaDAForCausalLM",
+    }

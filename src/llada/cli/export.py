@@ -1,23 +1,25 @@
 """`llada export`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from llada.adapter_files import is_for_four_bits
+from llada.adapter_files import base_of_adapter, is_for_four_bits
 from llada.adapters import is_adapted, merge_adapter
 from llada.checkpoint import CONFIG_FILE, SHARD_BYTES, Checkpoint, save_weights, weights_dtype
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.errors import UserError
-from llada.files import check_writable, folder_written_whole, remove_leftovers
+from llada.files import check_writable, folder_written_whole, read_json, remove_leftovers, write_json
 from llada.locks import locked
-from llada.models import LLaDAConfig, config_to_json
+from llada.models import LLaDAConfig
 from llada.opening import find_adapter, open_model
+from llada.pretrained import fetch, read_published_config
 from llada.readable import bytes_in_words
 
 DESCRIPTION = """Write a model as a checkpoint folder in the official layout, with an adapter merged into its base.
@@ -62,16 +64,33 @@ def _export(options: ExportOptions) -> int:
         merge_adapter(model.model.network)
     weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.model.network.state_dict().items()}
     _check_finite(weights, model)
+    classes = published_classes(options.base or (base_of_adapter(adapter) if adapter else options.checkpoint))
     with folder_written_whole(options.output_dir) as aside:
         save_weights(aside, model.config, model.tokenizer, weights, shard_bytes=int(options.shard_gb * 1e9))
+        content = {**read_json(aside / CONFIG_FILE), **({"auto_map": classes} if classes else {})}
+        write_json(aside / CONFIG_FILE, content)
     size = sum(tensor.nbytes for tensor in weights.values())
     print(
         f"Written to {options.output_dir}: {len(weights)} tensors, {bytes_in_words(size)}"
         + (f", the adapter of {model.folder} merged" if was_adapted else "")
         + "."
     )
-    print(_for_transformers(model))
+    print(_for_transformers(model, content))
     return 0
+
+
+def published_classes(source: str) -> dict[str, str]:
+    """Where transformers finds the class of a model from the hub, by what its config.json says of its own files.
+
+    Only names of the repository that the weights came from are kept: a folder could name anybody's code.
+    """
+    if Path(source).exists():
+        return {}
+    classes = read_json(fetch(source, read_published_config(source)) / CONFIG_FILE).get("auto_map")
+    if not isinstance(classes, dict):
+        return {}
+    own = {key: name for key, name in classes.items() if isinstance(name, str) and re.fullmatch(r"\w+\.\w+", name)}
+    return {key: f"{source}--{name}" for key, name in own.items()}
 
 
 def _check_finite(weights: Mapping[str, Tensor], model: Checkpoint) -> None:
@@ -81,13 +100,12 @@ def _check_finite(weights: Mapping[str, Tensor], model: Checkpoint) -> None:
             raise UserError(f"{name} of {model.folder} holds numbers that are not finite: use an earlier checkpoint.")
 
 
-def _for_transformers(model: Checkpoint) -> str:
-    """How the transformers library reads what was written."""
-    content = config_to_json(model.config)
-    if "auto_map" in content:
+def _for_transformers(model: Checkpoint, content: Mapping[str, Any]) -> str:
+    """How the transformers library reads what was written, which has this config.json."""
+    if classes := content.get("auto_map"):
         return (
             "transformers opens it with AutoModel.from_pretrained(folder, trust_remote_code=True): auto_map in "
-            f"{CONFIG_FILE} names LLaDA's class in its public repository."
+            f"{CONFIG_FILE} names the class in the repository {next(iter(classes.values())).partition('--')[0]}."
         )
     if not isinstance(model.config, LLaDAConfig):
         return "transformers has no class for this network. Open it with this package."
