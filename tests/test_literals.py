@@ -17,11 +17,14 @@ from llada.checkpoint import weights_dtype
 from llada.errors import UserError
 from llada.evaluation.chain_rule import exact_nll
 from llada.forward_process import mask_exact_count
+from llada.hardware import choose_device, choose_precision
 from llada.objective import loss_weights
+from llada.optim import learning_rate_factor
 from llada.random_checkpoint import write_random_checkpoint
 from llada.system.literals import _literal_fields, check_literal, check_literals
+from llada.text.corpus import load_corpus
 
-PARTS = ("sampler", "adapters", "evaluation.harness_options", "random_checkpoint", "checkpoint", "dialogue")
+PARTS = ("sampler", "adapters", "evaluation.harness_options", "random_checkpoint", "checkpoint", "dialogue", "training")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ def test_functions_refuse_one_too(text: str, tmp_path: Path) -> None:
         "dtype": lambda: weights_dtype("misspelt"),  # type: ignore[arg-type]
         "average": lambda: loss_weights(noisy, average="misspelt"),  # type: ignore[arg-type]
         "targets": lambda: target_pattern(None, "misspelt"),  # type: ignore[arg-type]
+        "schedule": lambda: learning_rate_factor("misspelt", 0.5, 1, 0, 0.1, 0.0),  # type: ignore[arg-type]
+        "source": lambda: load_corpus("misspelt", None, print),  # type: ignore[arg-type]
+        "device": lambda: choose_device("misspelt"),  # type: ignore[arg-type]
+        "precision": lambda: choose_precision("misspelt", torch.device("cpu")),  # type: ignore[arg-type]
         "state": lambda: AdamW16([], lr=1.0, state="misspelt"),  # type: ignore[arg-type]
     }
     for name, call in calls.items():

@@ -12,6 +12,7 @@ from typing import Literal
 import pooch
 
 from llada.errors import UserError
+from llada.system.literals import check_literal
 from llada.text import tiny_shakespeare
 
 SourceName = Literal["auto", "url", "package", "file"]
@@ -52,6 +53,7 @@ def load_corpus(source: SourceName, pattern: str | None, say: Say) -> Corpus:
     Raises:
         UserError: the source cannot be had, or a file is missing, empty or not UTF-8.
     """
+    check_literal("source", source, SourceName)
     if pattern is not None and source in ("auto", "file"):
         return read_files(pattern)
     if pattern is not None:

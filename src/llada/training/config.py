@@ -16,6 +16,7 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
+from llada.system.literals import Checked, check_literals
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.vocabulary import Rows
 
@@ -24,7 +25,7 @@ LARGEST_SEED = 2**63 - 1  # torch's
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class NetworkOptions(Checked):
     """The network to build."""
 
     network: NetworkName = "llada"
@@ -116,7 +117,7 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Checked):
     """The text to learn, or the dialogues."""
 
     data_dir: Path = DEFAULT_FOLDER
@@ -138,7 +139,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class NoiseOptions:
+class NoiseOptions(Checked):
     """The forward process; a causal network has none, and learns every token from those before it."""
 
     masking: Literal["bernoulli", "exact_count"] = "exact_count"
@@ -152,7 +153,7 @@ class NoiseOptions:
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Checked):
     """The optimizer and its schedule."""
 
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -233,6 +234,7 @@ class TrainConfig:
     """Start even if the memory does not suffice by the estimate."""
 
     def __post_init__(self) -> None:
+        check_literals(self)
         self._check_ranges()
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps both say how long the run is: give one of them.")
