@@ -114,7 +114,7 @@ def test_a_fine_tuning_step_lowers_the_loss() -> None:
     if needed + stored_weights(checkpoint.config) + TORCH_BYTES > memory_bytes(device):
         print(f"  left out: all weights in fp32 with AdamW take {bytes_in_words(needed)}")
         return
-    model = load_checkpoint(checkpoint_folder(), device).model.train()
+    model = load_checkpoint(checkpoint_folder(), device, torch.float32).model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if OPTIONS.model_name is None else 1e-5)
     x_0 = text_ids().cpu()
     noisy = mask_bernoulli(x_0, checkpoint.tokenizer.mask_id, torch.Generator().manual_seed(0)).to(device)

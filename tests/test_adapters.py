@@ -3,6 +3,7 @@
 Shape letters: B batch, L length, V vocabulary rows.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_adapters import ALL, ENCODER, ILLADA, LLADA, MOE, OPTIONS, ROWS, adapted, build, draw, logits, peft, stored
 from torch import nn
 
@@ -17,7 +19,6 @@ from llada.adapters import (
     LoraOptions,
     adapter_weights,
     add_adapter,
-    base_fingerprint,
     base_of_adapter,
     is_adapted,
     load_adapter,
@@ -26,6 +27,8 @@ from llada.adapters import (
     save_adapter,
     target_pattern,
 )
+from llada.errors import UserError
+from llada.fingerprint import base_fingerprint
 from llada.models import NetworkConfig, recompute_activations
 from llada.models.memory import lora_parameters
 from llada.models.table import Table
@@ -167,7 +170,7 @@ def test_stored_adapter_comes_back_exactly(config: NetworkConfig, tmp_path: Path
 def test_stored_files_are_those_of_peft(tmp_path: Path) -> None:
     stored(tmp_path / "a")
     with safe_open(tmp_path / "a" / "adapter_model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "base_fingerprint": base_fingerprint(build(LLADA))}
+        assert file.metadata() == {"format": "pt", "base_sha256": base_fingerprint(build(LLADA))}
     content = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     wanted = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "base_model_name_or_path": "the/base", "bias": "none"}
     assert content | wanted == content
@@ -206,6 +209,53 @@ def test_we_open_adapters_of_peft(lora: dict[str, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(logits(fresh), logits(model), atol=4e-6, rtol=0)
 
 
+def test_names_of_a_compiled_network_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    path = stored(tmp_path / "a") / "adapter_model.safetensors"
+    weights = {
+        name.replace("base_model.model.", "base_model.model._orig_mod."): w for name, w in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    network = build(LLADA)
+    load_adapter(network, tmp_path / "a")
+    assert torch.equal(logits(network), logits(adapted(LLADA)))
+
+
+def test_an_adapter_with_the_fingerprint_of_before_opens_with_its_base_alone(tmp_path: Path) -> None:
+    """Of the first 64 values of each tensor, as it was written until now."""
+    folder = stored(tmp_path / "a")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(build(LLADA).state_dict().items()):
+        values = tensor.flatten()[:64].to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+        digest.update(f"{name} {list(tensor.shape)} ".encode() + values)
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "base_fingerprint": digest.hexdigest()})
+    network = build(LLADA)
+    load_adapter(network, folder)
+    assert torch.equal(logits(network), logits(adapted(LLADA)))
+    with pytest.raises(UserError, match="trained with other weights"):
+        load_adapter(build(LLADA, seed=1), folder)
+
+
+def test_the_bytes_of_an_adapter_are_the_same_every_time(tmp_path: Path) -> None:
+    """The library writes metadata of several keys in another order in every process, and often in every call."""
+    network = build(LLADA)
+    quantise(network)  # which has three of them
+    add_adapter(network, OPTIONS, seed=0)
+    files = []
+    for i in range(6):
+        (tmp_path / f"{i}").mkdir()
+        save_adapter(tmp_path / f"{i}", network, "the/base")
+        files.append((tmp_path / f"{i}" / "adapter_model.safetensors").read_bytes())
+    assert len(set(files)) == 1
+    length = int.from_bytes(files[0][:8], "little")
+    assert list(json.loads(files[0][8 : 8 + length])["__metadata__"]) == ["base_sha256", "base_stored_as", "format"]
+    fresh = build(LLADA)
+    quantise(fresh)
+    load_adapter(fresh, tmp_path / "0")
+    for name, weight in adapter_weights(network).items():
+        assert torch.equal(adapter_weights(fresh)[name], weight)
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for recomputes in (False, True):
@@ -225,6 +275,10 @@ def test_fingerprint_is_of_the_base() -> None:
     changed = build(LLADA)
     changed.get_parameter("model.transformer.blocks.1.ff_norm.weight").data[3] = 2
     assert base_fingerprint(changed) != before
+    for place in ((0, 0), (5, 63), (9, 63)):  # the last is far behind the first 64 values
+        changed = build(LLADA)
+        changed.get_parameter("model.transformer.wte.weight").data[place] += 1
+        assert base_fingerprint(changed) != before
     add_adapter(network, OPTIONS, seed=0)
     assert base_fingerprint(network) == before
     in_four_bits = build(LLADA)

@@ -51,12 +51,26 @@ Q = "base_model.model.model.transformer.blocks.0.q_proj"
         (lambda folder: edit_config(folder, use_dora=True), ["plain LoRA", "use_dora"]),
         (lambda folder: edit_config(folder, modules_to_save=["wte"]), ["plain LoRA", "modules_to_save"]),
         (lambda folder: edit_config(folder, init_lora_weights="pissa"), ["plain LoRA", "init_lora_weights", "pissa"]),
+        (lambda folder: edit_config(folder, init_lora_weights="olora"), ["plain LoRA", "olora"]),
+        (lambda folder: edit_config(folder, trainable_token_indices=[1]), ["plain LoRA", "trainable_token_indices"]),
+        (lambda folder: edit_config(folder, bias="all"), ["plain LoRA", "bias"]),
         (lambda folder: edit_config(folder, r=8), [f"{Q.replace('q_proj', 'attn_out')}.lora_A.weight", "[4, 64]"]),
-        (lambda folder: edit_config(folder, r=0), ["cannot be used"]),
+        (lambda folder: edit_config(folder, r=0), ["cannot be used (r = 0)"]),
         (lambda folder: edit_config(folder, r="many"), ["cannot be used"]),
         (lambda folder: edit_config(folder, r=99_999_999_999), ["cannot be used"]),
         (lambda folder: edit_config(folder, rank_pattern=5), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules="("), ["cannot be used"]),
+        (lambda folder: edit_config(folder, lora_alpha=float("nan")), ["cannot be used (lora_alpha = nan)"]),
+        (lambda folder: edit_config(folder, lora_alpha=10**400), ["cannot be used (lora_alpha = 1000"]),
+        (lambda folder: edit_config(folder, alpha_pattern={"q_proj": float("inf")}), ["lora_alpha = inf in a pattern"]),
+        (
+            lambda folder: edit_config(folder, target_modules=[f"q{i}" for i in range(20_000)]),
+            ["cannot be used", "20,000"],
+        ),
+        (
+            lambda folder: edit_weights(folder, lambda w: w[f"{Q}.lora_A.weight"].fill_(torch.nan)),
+            ["numbers that are not finite"],
+        ),
         (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "no linear map"]),
         (lambda folder: edit_config(folder, target_modules=["attn_norm"]), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules=["query"]), ["cannot be used", "query"]),
@@ -91,7 +105,9 @@ def test_bad_adapters_are_refused(spoil: Callable[[Path], object], named: list[s
 
 def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     folder = stored(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"trained beside other weights than these: use its own base, the/base\.$"):
+    with pytest.raises(
+        UserError, match=r"trained with other weights than these: use its own base, the/base, or say by --base"
+    ):
         load_adapter(build(LLADA, seed=1), folder)
     edit_weights(folder, lambda weights: None)  # as peft would store it
     load_adapter(build(LLADA, seed=1), folder)

@@ -17,6 +17,12 @@ from llada.checkpoint import find_checkpoint, load_checkpoint, make_predictor, s
 from llada.errors import UserError
 from llada.models import NetworkConfig
 
+# Where transformers finds LLaDA's class, in the repository that has it; the official file says the same of its own.
+PUBLISHED_CLASSES = {
+    "AutoConfig": "GSAI-ML/LLaDA-8B-Instruct--configuration_llada.LLaDAConfig",
+    "AutoModel": "GSAI-ML/LLaDA-8B-Instruct--modeling_llada.LLaDAModelLM",
+    "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Instruct--modeling_llada.LLaDAModelLM",
+}
 # config.json of LLaDA-8B-Instruct, without auto_map and transformers_version, which name code and the writing program.
 OFFICIAL = {
     "activation_type": "silu",
@@ -193,6 +199,7 @@ def test_the_configuration_has_the_official_keys_and_values(folder: Path) -> Non
         "pad_token_id": 0,
         "eos_token_id": 2,
         "rope_theta": 10000.0,
+        "auto_map": PUBLISHED_CLASSES,
     }
 
 

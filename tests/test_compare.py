@@ -1,13 +1,23 @@
 """Comparing two models on the same windows and masks."""
 
+import gc
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
+import llada.cli.compare as compare_command
+from llada.checkpoint import make_predictor, save_weights
 from llada.evaluation.compare import compare, two_sided
 from llada.evaluation.nelbo import Bounds, draw_bounds, nll_by_logits
+from llada.models import EncoderConfig, MaskPredictor
+from llada.text.dataset import PreparedText
 
 FIRST, SECOND = table_predictor(length=4, seed=3), table_predictor(length=4, seed=3)
 NUDGE = 0.1 * torch.randn(N_TOKENS, generator=torch.Generator().manual_seed(1)).double()
@@ -91,3 +101,34 @@ def test_few_windows_have_no_p_value() -> None:
     assert (result.stderr, result.p_value) == (None, None)
     assert compare(bounds_of(NUDGE, windows(29)), bounds_of(torch.zeros(3), windows(29))).p_value is None
     assert compare(bounds_of(NUDGE, windows(30)), bounds_of(torch.zeros(3), windows(30))).p_value is not None
+
+
+def test_one_model_at_a_time_is_in_memory(llada, data: PreparedText, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Two that each just fit can be compared."""
+    tokenizer = data.tokenizer
+    rows = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
+    config = EncoderConfig(**rows, max_sequence_length=24, d_model=16, n_heads=2, n_layers=1)
+    folders = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        folder.mkdir()
+        save_weights(folder, config, tokenizer, make_predictor(config, tokenizer).network.state_dict())
+    seen: list[weakref.ref[MaskPredictor]] = []
+    real = compare_command.open_to_measure
+
+    def opened(*arguments: Any) -> Any:
+        gc.collect()
+        assert all(reference() is None for reference in seen)
+        checkpoint = real(*arguments)
+        seen.append(weakref.ref(checkpoint.model))
+        return checkpoint
+
+    monkeypatch.setattr(compare_command, "open_to_measure", opened)
+    few = ["--data_dir", data.folder, "--windows", 3, "--masks_per_window", 2, "--device", "cpu", "--json"]
+    result = llada("compare", *folders, *few)
+    assert result.code == 0, result.err
+    assert len(seen) == 2
+    both = [
+        json.loads(llada("evaluate", "--checkpoint", folder, *few).out)["nelbo_nats_per_token"] for folder in folders
+    ]
+    assert json.loads(result.out)["difference"] == pytest.approx(both[0] - both[1], abs=1e-6)

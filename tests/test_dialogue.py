@@ -75,10 +75,10 @@ def test_the_oldest_turns_are_forgotten_when_the_model_is_too_short() -> None:
 
 
 def test_an_end_behind_a_mask_is_no_end_yet() -> None:
-    assert has_ended([5, EOS, MASK], FORM, MASK)
-    assert not has_ended([MASK, EOS, 5], FORM, MASK)
-    assert not has_ended([5, 6, 7], FORM, MASK)
-    assert has_ended([EOS, MASK], FORM, MASK)
+    assert has_ended([5, EOS, MASK], FORM.end_ids, MASK)
+    assert not has_ended([MASK, EOS, 5], FORM.end_ids, MASK)
+    assert not has_ended([5, 6, 7], FORM.end_ids, MASK)
+    assert has_ended([EOS, MASK], FORM.end_ids, MASK)
 
 
 def test_unfinished_text_is_drawn_in_runs() -> None:

@@ -194,11 +194,11 @@ def test_an_adapter_run_stores_the_adapter_alone_and_opens_with_its_base(
         "training_state.pt",
         "checksums.json",
     }
-    opened = open_model(last)
+    opened = open_model(last, dtype=torch.float32)
     x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     trainer.model.eval()
     assert torch.allclose(opened.model(x_t), trainer.model(x_t), atol=1e-5)
-    assert not torch.allclose(opened.model(x_t), load_checkpoint(base).model(x_t), atol=1e-3)
+    assert not torch.allclose(opened.model(x_t), load_checkpoint(base, dtype=torch.float32).model(x_t), atol=1e-3)
 
 
 def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
     """Each piece is padded for itself; the sum over them is LLaDA's loss, here computed row by row without padding
     columns that a row does not need."""
     config = small(base, dialogues, tmp_path / "run", precision="fp32")
-    start = load_checkpoint(base)
+    start = load_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     batch, noisy = trainer.make_batch(0)

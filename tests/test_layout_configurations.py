@@ -101,7 +101,6 @@ def test_a_missing_key_is_named(content: dict[str, Any], key: str) -> None:
         (ILLADA_JSON, "layer_norm_eps", 1e-5),
         (ILLADA_JSON, "mlp_bias", True),
         (ILLADA_JSON, "resid_pdrop", 0.1),
-        (ILLADA_JSON, "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
         (MOE_JSON, "attention_bias", True),
         (MOE_JSON, "clip_qkv", 8.0),
         (MOE_JSON, "head_dim", 64),

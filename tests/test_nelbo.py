@@ -236,9 +236,8 @@ def test_texts_apart_share_no_word_at_their_edges() -> None:
 
 
 def test_result_does_not_depend_on_the_batch_size() -> None:
-    first, second = (estimate_nelbo(TABLE_AT, windows(23), MASK, batch_size=size) for size in (1, 17))
-    assert first.nelbo_nats_per_token == pytest.approx(second.nelbo_nats_per_token, rel=1e-9)
-    assert first.nelbo_stderr == pytest.approx(second.nelbo_stderr, rel=1e-9)
+    found = [estimate_nelbo(TABLE_AT, windows(23), MASK, batch_size=size) for size in (1, 7, 17, 64)]
+    assert len({(result.nelbo_nats_per_token, result.nelbo_stderr, result.mask_stderr) for result in found}) == 1
 
 
 def test_progress_ends_at_the_result() -> None:

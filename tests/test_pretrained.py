@@ -58,7 +58,7 @@ def test_random_checkpoint_has_the_public_layout(folder: Path) -> None:
 
 
 def test_loaded_weights_are_those_of_the_files(folder: Path) -> None:
-    network = load_checkpoint(folder).model.network
+    network = load_checkpoint(folder, dtype=torch.float32).model.network
     stored = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     for name, tensor in network.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -201,11 +201,16 @@ def test_what_is_neither_folder_nor_name_is_refused_at_once(name: str) -> None:
         fetch(name, LLADA_8B)
 
 
-@pytest.fixture
-def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hub on localhost that has one repository, someone/small; gives the paths that were asked for."""
-    asked: list[str] = []
+class Asked(list[str]):
+    """Paths, and the commit that the main branch is at."""
+
     commit = "0" * 40
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """A hub on localhost that has one repository, someone/small; gives the paths that were asked for."""
+    asked = Asked()
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"modeling_llada.py": b"raise SystemExit"}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -215,6 +220,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         def do_GET(self) -> None:
             asked.append(self.path)
             path = self.path.partition("?")[0]
+            self.commit = next((part for part in path.split("/") if len(part) == 40), asked.commit)
             if path.startswith("/api/models/someone/small/tree/"):
                 body = json.dumps(
                     [{"type": "file", "path": name, "size": len(c), "oid": "0"} for name, c in files.items()]
@@ -222,7 +228,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
                 return self.answer(body.encode(), "application/json")
             if path.startswith("/api/models/someone/small"):
                 siblings = [{"rfilename": name} for name in files]
-                body = json.dumps({"id": "someone/small", "sha": commit, "siblings": siblings})
+                body = json.dumps({"id": "someone/small", "sha": self.commit, "siblings": siblings})
                 return self.answer(body.encode(), "application/json")
             name = path.rpartition("/")[2]
             if path.startswith("/someone/small/resolve/") and name in files:
@@ -234,7 +240,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Repo-Commit", commit)
+            self.send_header("X-Repo-Commit", self.commit)
             self.send_header("ETag", f'"{hash(body):x}"')
             self.end_headers()
             if self.command == "GET":
@@ -253,6 +259,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setattr(pretrained, "_cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(pretrained, "_commits", {})
     yield asked
     server.shutdown()
     server.server_close()
@@ -269,6 +276,19 @@ def test_a_name_is_fetched_as_data_only_and_once(hub: list[str], folder: Path) -
     assert len(hub) == n_asked  # from the cache
     with pytest.raises(UserError, match="no folder here"):
         read_published_config("someone/else")
+
+
+def test_configuration_and_weights_are_of_one_commit(hub: Asked, folder: Path) -> None:
+    """Somebody pushes between the two."""
+    config = read_published_config("someone/small")
+    hub.commit = "1" * 40
+    hub.clear()
+    fetched = fetch("someone/small", config)
+    assert fetched.name == "0" * 40
+    assert len(hub) > 3
+    assert not any("/main" in path for path in hub)  # each by its commit
+    assert read_published_config("someone/small") == config
+    assert read_published_config(str(fetched)) == load_checkpoint(fetched).config
 
 
 def test_a_download_that_was_cut_off_is_completed(hub: list[str], folder: Path) -> None:

@@ -1,12 +1,14 @@
 """Shape letters: B batch, L length, V vocabulary rows."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Generator, Tensor
 from toys import MASK, N_TOKENS, joint_predictor, table_predictor, uniform
 
+from llada.errors import UserError
 from llada.sampler import SamplerConfig, generate, guide, infill, suppress, unmask, unmask_budget
 
 
@@ -164,6 +166,57 @@ def test_the_same_seed_gives_the_same_text() -> None:
         infill(uniform, torch.full((2, 9), MASK), MASK, config, Generator().manual_seed(11)).x_t for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("remasking", ["entropy", "low-confidence", "", None])
+def test_a_remasking_that_does_not_exist_is_refused(remasking: object) -> None:
+    with pytest.raises(ValueError, match="remasking must be one of 'low_confidence', 'random', not"):
+        SamplerConfig(remasking=remasking)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("config", [SamplerConfig(), SamplerConfig(temperature=1.0, remasking="random", cfg_scale=1.0)])
+def test_predictions_that_are_not_finite_end_in_a_sentence(broken: float, config: SamplerConfig) -> None:
+    def predict(x_t: Tensor) -> Tensor:
+        logits = uniform(x_t)
+        logits[:, 1] = broken  # at one position; a single NaN there is enough
+        return logits
+
+    with pytest.raises(UserError, match="predictions are not finite numbers: it is broken"):
+        infill(predict, torch.full((1, 3), MASK), MASK, config, Generator().manual_seed(0))
+
+
+def test_one_nan_among_finite_logits_is_found_and_a_suppressed_one_does_no_harm() -> None:
+    def predict(x_t: Tensor) -> Tensor:
+        logits = uniform(x_t)
+        logits[..., 2] = math.nan
+        return logits
+
+    with pytest.raises(UserError, match="not finite"):
+        infill(predict, torch.full((1, 3), MASK), MASK, SamplerConfig())
+    assert infill(suppress(predict, [2]), torch.full((1, 3), MASK), MASK, SamplerConfig()).x_t.max() < 2
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([1, MASK]), torch.tensor(MASK), torch.full((1, 1, 2), MASK)])
+def test_ids_that_are_no_batch_are_refused(ids: Tensor) -> None:
+    for write in (
+        lambda: infill(uniform, ids, MASK, SamplerConfig()),
+        lambda: generate(uniform, ids, 2, MASK, SamplerConfig()),
+    ):
+        with pytest.raises(ValueError, match=r"must have the shape \(B, L\), not .* ids\[None\]"):
+            write()
+
+
+@pytest.mark.parametrize(
+    ("steps", "block_length", "nfe"),
+    [(7, 3, 6), (1, 3, 3), (2, 3, 3), (100, 3, 7), (3, 100, 3), (100, None, 7), (5, 7, 5), (4, 2, 4)],
+)
+def test_blocks_and_steps_that_do_not_divide_fill_all_the_same(steps: int, block_length: int, nfe: int) -> None:
+    """7 tokens: at least one step a block, at most one a token, and a last block that is shorter."""
+    config = SamplerConfig(steps=steps, block_length=block_length)
+    canvas = generate(table_predictor(length=8, seed=3), torch.tensor([[1]]), 7, MASK, config)
+    assert canvas.nfe == nfe
+    assert MASK not in canvas.x_t.tolist()[0]
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
 __version__ = "0.1.0"
 
 _HOMES = {
-    "llada.checkpoint": ("Checkpoint", "load_checkpoint"),
+    "llada.checkpoint": ("Checkpoint",),
     "llada.errors": ("UserError",),
     "llada.forward_process": ("NoisyBatch", "mask_bernoulli", "mask_exact_count"),
+    "llada.opening": ("load_checkpoint",),
     "llada.objective": ("loss_weights", "masked_nll", "sequence_bounds", "weighted_loss"),
     "llada.sampler": ("Canvas", "SamplerConfig", "generate", "infill", "suppress", "unmask"),
 }

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.four_bits import hush_bitsandbytes
+from llada.four_bits import importing_bitsandbytes
 from llada.optim import LEAVE_OUT, skip_of
+from llada.system.literals import check_literal
 
 StateName = Literal["fp32", "8bit"]
 
@@ -46,6 +47,7 @@ class AdamW16(torch.optim.Optimizer):
         Raises:
             UserError: 8 bits are asked for, and bitsandbytes is not installed.
         """
+        check_literal("state", state, StateName)
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
         self.scales = _Scales() if state == "8bit" else None
 
@@ -145,9 +147,9 @@ class _Scales:
     """8-bit numbers of blocks and back, by bitsandbytes."""
 
     def __init__(self) -> None:
-        hush_bitsandbytes()
         try:
-            import bitsandbytes.functional as library
+            with importing_bitsandbytes():
+                import bitsandbytes.functional as library
         except ImportError as error:
             raise UserError(
                 "Moments in 8 bits need the bitsandbytes package: pip install bitsandbytes, or choose "

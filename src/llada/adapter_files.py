@@ -4,7 +4,8 @@ Nothing is unpickled, and what would make more of an adapter than LoRA is refuse
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.files import read_json
+from llada.weights import check_header
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS_FILE = "adapter_model.bin"
-# In the metadata of an adapter's weights, where peft has nothing.
-FINGERPRINT = "base_fingerprint"
+# In the metadata of an adapter's weights, where peft has nothing; with it are `fingerprint.KINDS`.
 STORED_AS, FOUR_BITS = "base_stored_as", "nf4"
 
 # What we read of an adapter_config.json; what changes nothing about a trained adapter; all other keys must be off.
@@ -32,11 +33,13 @@ NEUTRAL_KEYS = (
 )  # fmt: skip
 OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 # Other initialisations change the base as well, which the adapter's file does not tell.
+GREATEST_RANK, GREATEST_SCALE = 1_000_000, 1e18
+RELATIVE = ("./", "../")
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def base_of_adapter(folder: Path) -> str:
-    """The checkpoint that an adapter belongs to, as it was called when the adapter was trained.
+    """The checkpoint that an adapter belongs to, a folder or a name on the hub, as `portable_base` wrote it.
 
     Raises:
         UserError: there is no adapter, or it does not tell.
@@ -47,7 +50,23 @@ def base_of_adapter(folder: Path) -> str:
             f"{folder / ADAPTER_CONFIG_FILE} does not tell which checkpoint the adapter belongs to: "
             "write its folder or name there as base_model_name_or_path."
         )
+    if base.startswith(RELATIVE):
+        return os.path.normpath(folder.resolve() / base)
     return base
+
+
+def portable_base(base: str, folder: Path) -> str:
+    """What an adapter in a folder says of its base: a name on the hub, or the way to a folder from its own.
+
+    A way begins with a dot, which no name on the hub does.
+    """
+    if not Path(base).exists():
+        return base
+    try:
+        way = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return str(Path(base).resolve())
+    return way if way.startswith(RELATIVE) else f"./{way}"
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
@@ -72,13 +91,38 @@ def read_lora_values(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"The adapter in {folder} is more than plain LoRA ({others[0]} = {content[others[0]]!r}): use another one."
         )
-    return {key: content[key] for key in LORA_KEYS if key in content}
+    values = {key: content[key] for key in LORA_KEYS if key in content}
+    if wrong := _wrong_number(values):
+        raise UserError(f"The adapter in {folder} cannot be used ({wrong}): use another one.")
+    return values
 
 
-def read_adapter_weights(folder: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of an adapter, and the fingerprint of its base if it was trained here."""
+def _wrong_number(values: Mapping[str, Any]) -> str | None:
+    """What is said of a rank or a scale that cannot be; None if there is none."""
+    for key, is_right in (("r", _is_rank), ("lora_alpha", _is_finite)):
+        if key in values and not is_right(values[key]):
+            return f"{key} = {values[key]!r}"
+        patterns = values.get("rank_pattern" if key == "r" else "alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            return f"{key} has patterns that are no object"
+        for value in patterns.values():
+            if not is_right(value):
+                return f"{key} = {value!r} in a pattern"
+    return None
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= GREATEST_RANK
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= GREATEST_SCALE
+
+
+def read_adapter_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of an adapter, and its metadata: if it was trained here, with fingerprints of its base."""
     with _open_weights(folder) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(FINGERPRINT)  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def is_for_four_bits(folder: Path) -> bool:
@@ -97,6 +141,7 @@ def _open_weights(folder: Path) -> Iterator[Any]:
         )
     if not path.is_file():
         raise UserError(f"The adapter in {folder} has no weights ({path.name} is missing): copy the whole folder.")
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -7,7 +7,6 @@ can load ours and we can load theirs. Nothing is unpickled.
 Shape letters: R rank of an adapter, I inputs and O outputs of a linear map.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,24 +20,29 @@ from torch import Tensor, nn
 from llada.adapter_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
-    FINGERPRINT,
     FOUR_BITS,
     STORED_AS,
     base_of_adapter,
+    portable_base,
     read_adapter_weights,
     read_lora_values,
 )
+from llada.adapter_patterns import PATTERN_FIELDS, find_targets
 from llada.errors import UserError
 from llada.files import write_json
-from llada.four_bits import hush_bitsandbytes, is_quantised, restore_from_four_bits, store_in_four_bits
+from llada.fingerprint import FINGERPRINT, KINDS, forget_fingerprints, keep_fingerprint
+from llada.four_bits import importing_bitsandbytes, is_quantised, restore_from_four_bits, store_in_four_bits
 from llada.integrity import check_whole
 from llada.models import Network
-from llada.weights import some_of
+from llada.system.literals import check_literal, check_literals
+from llada.tensor_names import plain_names
+from llada.weights import some_of, sort_metadata
 
 ADAPTER = "default"  # peft's name of the only adapter of a network
 FILE_PREFIX = "base_model.model."  # of tensor names in peft's files
 
-FINGERPRINT_VALUES = 64  # of each tensor
+
+Targets = Literal["all", "attention"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class LoraOptions:
     """Adapters count alpha / rank."""
     lora_dropout: float = 0.0
     """Of what goes into the adapters; masking regularises already."""
-    lora_targets: Literal["all", "attention"] = "all"
+    lora_targets: Targets = "all"
     """Which linear maps of the layers are adapted; experts and their router never are."""
 
     def __post_init__(self) -> None:
+        check_literals(self)
         for name in ("lora_rank", "lora_alpha"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
@@ -84,8 +89,9 @@ LAYOUTS = (
 )
 
 
-def target_pattern(network: Network, targets: Literal["all", "attention"] = "all") -> str:
+def target_pattern(network: Network, targets: Targets = "all") -> str:
     """The regular expression for the whole names of the linear maps to adapt."""
+    check_literal("targets", targets, Targets)
     names = [name for name, _ in network.named_modules()]
     for layout in LAYOUTS:
         parts = layout.attention + (layout.feed_forward if targets == "all" else ())
@@ -141,19 +147,22 @@ def save_adapter(folder: Path, network: Network, base: str) -> None:
     """Write the adapter, in peft's format, into an existing folder; for a whole one, see `files.folder_written_whole`.
 
     Args:
-        base: the checkpoint that the adapter belongs to, a folder or a name on the Hugging Face hub.
+        base: the checkpoint that the adapter belongs to, a folder or a name on the Hugging Face hub. Of a folder, the
+            way there is written, so that both can be moved together.
     """
     config = network.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    write_json(folder / ADAPTER_CONFIG_FILE, {**content, "base_model_name_or_path": base, "inference_mode": True})
+    content |= {"base_model_name_or_path": portable_base(base, folder), "inference_mode": True}
+    write_json(folder / ADAPTER_CONFIG_FILE, content)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(network).items()}
     path = folder / ADAPTER_WEIGHTS_FILE
     path.touch()
     mode = path.stat().st_mode
-    metadata = {"format": "pt", FINGERPRINT: base_fingerprint(network)}
+    metadata = {"format": "pt", FINGERPRINT: keep_fingerprint(network, FINGERPRINT)}
     if is_quantised(network):
         metadata[STORED_AS] = FOUR_BITS
     save_file(weights, path, metadata=metadata)
+    sort_metadata(path)
     path.chmod(mode)  # safetensors makes the file for its owner alone
 
 
@@ -170,24 +179,36 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
     _check_plain(network)
     check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
     values = read_lora_values(folder)
-    weights, fingerprint = read_adapter_weights(folder)
-    if fingerprint is not None and fingerprint != base_fingerprint(network):
-        raise UserError(
-            f"The adapter in {folder} was trained beside other weights than these: use its own base, "
-            f"{base_of_adapter(folder)}."
-        )
+    weights, fingerprints = read_adapter_weights(folder)
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise UserError(f"The adapter in {folder} holds numbers that are not finite: it is broken, use an earlier one.")
+    _check_base(network, folder, fingerprints)
     peft, undo = _peft(), _undo_of(network)
     try:
-        _inject(network, peft.LoraConfig(**values))
+        _inject_resolved(network, peft.LoraConfig(**values))
     # peft checks little, so a strange value shows in whatever it meets first.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
         undo()
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
-    if troubles := _misfits(adapter_weights(network), weights):
+    expected = adapter_weights(network)
+    names, _ = plain_names(weights, expected)
+    weights = {names[name]: weight for name, weight in weights.items()}
+    if troubles := _misfits(expected, weights):
         undo()
         raise UserError(f"The adapter in {folder} does not fit this network ({troubles}): use its own base.")
     _fill(network, weights, trainable)
+
+
+def _check_base(network: Network, folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a base that is not the one that an adapter was trained with; by the most exact fingerprint that it has."""
+    kind = next((kind for kind in KINDS if kind in fingerprints), None)
+    if kind is not None and fingerprints[kind] != keep_fingerprint(network, kind):
+        forget_fingerprints(network)
+        raise UserError(
+            f"The adapter in {folder} was trained with other weights than these: use its own base, "
+            f"{base_of_adapter(folder)}, or say by --base where it is now."
+        )
 
 
 @torch.no_grad()
@@ -204,8 +225,7 @@ def merge_adapter(network: Network) -> None:
         update = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
         weight.copy_(weight.float().add(update, alpha=layer.scaling[ADAPTER]))
     _remove(network)
-    if hasattr(network, FINGERPRINT):
-        delattr(network, FINGERPRINT)  # they are other weights now
+    forget_fingerprints(network)  # they are other weights now
     network.requires_grad_(True)
 
 
@@ -221,27 +241,9 @@ def quantise(network: Network, device: torch.device | str | None = None) -> None
     _check_plain(network)
     if is_quantised(network):
         raise ValueError("the network is in 4 bits already")
-    _keep_fingerprint(network)
+    for kind in KINDS:
+        keep_fingerprint(network, kind)
     store_in_four_bits(network, device)
-
-
-def base_fingerprint(network: Network) -> str:
-    """What tells one base from another: a hash of names, shapes and first values of all weights.
-
-    The values are taken in bf16, so that it does not matter in which precision the base was opened.
-    """
-    kept: str | None = getattr(network, FINGERPRINT, None)
-    if kept is not None:
-        return kept
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        values = tensor.flatten()[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {list(tensor.shape)} ".encode() + values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _keep_fingerprint(network: Network) -> None:
-    setattr(network, FINGERPRINT, base_fingerprint(network))
 
 
 def _adapted(network: Network) -> Iterator[tuple[str, Any]]:
@@ -262,12 +264,25 @@ def _inject(network: Network, config: Any) -> None:
     Raises:
         ValueError: there are none, or something else than linear maps is meant.
     """
-    _keep_fingerprint(network)
     network.requires_grad_(False)
     _peft().inject_adapter_in_model(config, network, ADAPTER, low_cpu_mem_usage=True)
     for name, layer in _adapted(network):
         if ADAPTER not in layer.lora_A:
             raise ValueError(f"{name} is no linear map")
+
+
+def _inject_resolved(network: Network, config: Any) -> None:
+    """The same for the patterns of a stranger, which peft does not see; they stay in the configuration.
+
+    Raises:
+        ValueError: as above, or the patterns cannot be used.
+    """
+    targets, as_read = find_targets(network, config), {key: getattr(config, key) for key in PATTERN_FIELDS}
+    for key, value in targets.as_fields().items():
+        setattr(config, key, value)
+    _inject(network, config)
+    for key, value in as_read.items():
+        setattr(network.peft_config[ADAPTER], key, value)  # type: ignore[index]
 
 
 def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> None:
@@ -282,14 +297,13 @@ def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> N
 def _undo_of(network: Network) -> Callable[[], None]:
     """What makes of the network, after an adapter that does not fit, what it is now."""
     was_trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    had_fingerprint = hasattr(network, FINGERPRINT)
 
     def undo() -> None:
         _remove(network)
         for parameter, is_trained in was_trained.items():
             parameter.requires_grad_(is_trained)
-        if not had_fingerprint and hasattr(network, FINGERPRINT):
-            delattr(network, FINGERPRINT)
+        if not is_quantised(network):
+            forget_fingerprints(network)
 
     return undo
 
@@ -318,9 +332,9 @@ def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> s
 
 
 def _peft() -> Any:
-    hush_bitsandbytes()  # which it imports
     try:
-        import peft
+        with importing_bitsandbytes():  # which it imports
+            import peft
     except ImportError as error:
         raise UserError("Adapters need the peft package: pip install peft.") from error
     return peft

@@ -4,15 +4,18 @@ Networks are stored in the layouts of the public checkpoints (LLaDA, iLLaDA, LLa
 are read by the same functions. No code of a folder is run, and nothing is unpickled.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llada.errors import UserError
 from llada.files import read_json, write_json
+from llada.hardware import PrecisionName, memory_bytes
 from llada.integrity import check_whole
 from llada.models import (
     MaskPredictor,
@@ -20,18 +23,29 @@ from llada.models import (
     build_network,
     config_from_json,
     config_to_json,
+    expected_shapes,
     mask_name,
     tied_head,
 )
+from llada.readable import bytes_in_words
 from llada.sampler import Predict, suppress
+from llada.system.literals import check_literal
+from llada.tensor_names import plain_names
+from llada.text.bpe import NAMES_FILE, find_token
 from llada.text.vocabulary import Tokenizer, find_mask_row, load_tokenizer
 from llada.weights import StoredWeights, has_weights, save_tensors, some_of
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CHECKPOINTS_FOLDER = "checkpoints"
 PREFERRED_CHECKPOINTS = ("best", "last")  # of a run folder, in this order
+
+
+DtypeName = Literal["auto", "bf16", "fp32"]
+DTYPES: dict[DtypeName, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,11 @@ class Checkpoint:
     """Without links: that of a step, where a run was named."""
 
     @property
+    def further_end_ids(self) -> frozenset[int]:
+        """Ids that end an answer besides EOS and those of the chat template: config.json may name several."""
+        return frozenset(getattr(self.config, "further_eos_ids", ()))
+
+    @property
     def predict(self) -> Predict:
         """The model for sampling: what stands for no text, MASK and PAD above all, has no probability."""
         return suppress(self.model, self.tokenizer.forbidden_rows)
@@ -56,11 +75,30 @@ class Checkpoint:
         Raises:
             UserError: it is.
         """
-        if length > self.config.max_sequence_length:
-            raise UserError(
-                f"{length} tokens are more than the {self.config.max_sequence_length} that this model was trained on: "
-                "shorten the text, the prompt or the length asked for."
-            )
+        check_length(length, self.config.max_sequence_length)
+
+
+def check_length(length: int, longest: int) -> None:
+    """Refuse a text that is longer than those a model was trained on.
+
+    Raises:
+        UserError: it is.
+    """
+    if length > longest:
+        raise UserError(
+            f"{length} tokens are more than the {longest} that this model was trained on: shorten the text, the prompt "
+            "or the length asked for."
+        )
+
+
+def weights_dtype(name: DtypeName, precision: PrecisionName = "auto") -> torch.dtype | None:
+    """The type that a name means; None is the one that the weights are stored in, but bf16 for fp16.
+
+    Args:
+        precision: of the matmuls. Where fp32 is asked for, "auto" is fp32, since bf16 weights are multiplied in bf16.
+    """
+    check_literal("dtype", name, DtypeName)
+    return torch.float32 if (name, precision) == ("auto", "fp32") else DTYPES[name]
 
 
 def make_predictor(config: NetworkConfig, tokenizer: Tokenizer) -> MaskPredictor:
@@ -89,7 +127,10 @@ def save_weights(
 
 
 def load_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    keep_fp16: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint folder, or the best checkpoint of a run folder.
 
@@ -97,20 +138,24 @@ def load_checkpoint(
     them stays in memory. Others are converted piece by piece. Neither holds more than the weights.
 
     Args:
-        dtype: of the weights in memory; None for the one that the embedding is stored in.
+        dtype: of the weights in memory; None for the one that the embedding is stored in, but bf16 for fp16.
+        keep_fp16: leave fp16 as it is, for weights that nothing is computed with: its numbers end at 65,504, and the
+            activations of these networks go beyond.
 
     Raises:
-        UserError: no checkpoint there, or one that is broken or does not fit together.
+        UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
     """
+    device = torch.device(device)
     folder = find_checkpoint(Path(path)).resolve()  # a run that goes on moves `best` to another folder
     check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
-    stored = StoredWeights.of(folder)
-    model = _make_empty(config, tokenizer, stored)
-    _check_fit(model, stored)
-    dtype = dtype or _embedding_dtype(model, stored)
-    tensors = {name: stored.tensor(name, torch.device(device), dtype) for name in model.network.state_dict()}
+    shapes, stored = _fitting(StoredWeights.of(folder), config)
+    dtype = dtype or _stored_type(shapes, stored, keep_fp16)
+    _check_memory(shapes, stored, device, dtype)
+    with torch.device("meta"):
+        model = make_predictor(config, tokenizer)
+    tensors = {name: stored.tensor(name, device, dtype) for name in model.network.state_dict()}
     model.network.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval(), tokenizer, config, folder)
 
@@ -165,9 +210,23 @@ def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
     content = read_json(path)
     try:
         name = mask_name(content)
-        return config_from_json(content, None if name is None else find_mask_row(path.parent, name))
+        mask_row = None if name is None else find_mask_row(path.parent, name)
+        eos_id, pad_id = (
+            _named_id(path.parent, key) if content.get(f"{key}_id", "") is None else None
+            for key in ("eos_token", "pad_token")
+        )
+        return config_from_json(content, mask_row, eos_id, pad_id)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{origin or path} cannot be used: {error}.") from error
+
+
+def _named_id(folder: Path, key: str) -> int | None:
+    """The id of a special token in a folder's tokenizer, None if that names none."""
+    if not (folder / NAMES_FILE).is_file():
+        return None
+    name = read_json(folder / NAMES_FILE).get(key)
+    name = name.get("content") if isinstance(name, dict) else name
+    return find_token(folder, name) if isinstance(name, str) else None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -193,48 +252,82 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
     Raises:
         UserError: a file is missing or damaged, or the tensors are not those of the network.
     """
-    stored = StoredWeights.of(folder)
-    _check_fit(model, stored)
+    _, stored = _fitting(StoredWeights.of(folder), model.network.config)
     for name, tensor in model.network.state_dict().items():
         stored.copy_into(name, tensor)
 
 
-def _make_empty(config: NetworkConfig, tokenizer: Tokenizer, stored: StoredWeights) -> MaskPredictor:
-    """A model whose memory comes with the weights, and which costs no time if they cannot be its own."""
+def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str, torch.Size], StoredWeights]:
+    """Shapes of a network's tensors, and the weights under its names, none missing, left over or of another shape.
+
+    All of it from names and shapes, before there is a network: one that cannot be the folder's may be of any size.
+
+    Raises:
+        UserError: the weights are not those of such a network.
+    """
     n_experts = getattr(config, "n_experts", 1)
+    layers = f"{config.n_layers} layers" + (f" of {n_experts} experts" if n_experts > 1 else "")
+    too_few = _misfit(stored.folder, f"{len(stored.entries)} tensors are too few for {layers}")
     if config.n_layers * n_experts > len(stored.entries):
-        layers = f"{config.n_layers} layers" + (f" of {n_experts} experts" if n_experts > 1 else "")
-        raise _misfit(stored.folder, f"{len(stored.entries)} tensors are too few for {layers}")
+        raise too_few
     try:
-        with torch.device("meta"):
-            return make_predictor(config, tokenizer)
+        shapes = expected_shapes(config, at_most=2 * len(stored.entries))
     except (RuntimeError, TypeError, OverflowError) as error:
         raise _misfit(stored.folder, "no tensor can be as large as it says") from error
+    if shapes is None:
+        raise too_few
+    names, difference = plain_names(stored.entries, _expected_names(shapes, config))
+    if difference is not None:
+        stored = stored.renamed(names)
+        logger.warning("The names of the tensors in %s have %s: they are read without.", stored.folder, difference)
+    _check_fit(shapes, stored, config)
+    return shapes, stored
 
 
-def _embedding_dtype(model: MaskPredictor, stored: StoredWeights) -> torch.dtype:
+def _expected_names(shapes: Mapping[str, torch.Size], config: NetworkConfig) -> Collection[str]:
+    """With that of a tied head, which may be stored all the same."""
+    tied = tied_head(config)
+    return shapes.keys() | {tied.head} if tied else shapes.keys()
+
+
+def _stored_type(shapes: Mapping[str, torch.Size], stored: StoredWeights, keep_fp16: bool) -> torch.dtype:
     """The embedding is the first matrix of every network; norms are sometimes stored with more digits."""
-    name = next(name for name, tensor in model.network.state_dict().items() if tensor.dim() == 2)
-    return stored.entries[name].dtype
+    dtype = stored.entries[next(name for name, shape in shapes.items() if len(shape) == 2)].dtype
+    return torch.bfloat16 if dtype == torch.float16 and not keep_fp16 else dtype
 
 
-def _check_fit(model: MaskPredictor, stored: StoredWeights) -> None:
-    """Refuse weights that are not those of the model: no tensor is missing, left over or of another shape.
+def _check_memory(
+    shapes: Mapping[str, torch.Size], stored: StoredWeights, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Refuse weights that the device cannot hold, before the system ends the process for them."""
+    is_mapped = {name: device.type == "cpu" and stored.entries[name].dtype == dtype for name in shapes}
+    needed = sum(shape.numel() * dtype.itemsize for name, shape in shapes.items() if not is_mapped[name])
+    has = memory_bytes(device) if device.type in ("cpu", "cuda") else needed
+    if needed > has:
+        remedy = "open them as bf16 (--dtype bf16)" if dtype.itemsize > 2 else "use a device with more memory"
+        raise UserError(
+            f"The weights in {stored.folder} take {bytes_in_words(needed)} as {str(dtype).removeprefix('torch.')}, and "
+            f"there are {bytes_in_words(has)} of memory: {remedy}."
+        )
+
+
+def _check_fit(shapes: Mapping[str, torch.Size], stored: StoredWeights, config: NetworkConfig) -> None:
+    """Refuse weights that are not those of the network: no tensor is missing, left over or of another shape.
 
     A tied head may be stored all the same, if it is the embedding.
     """
-    expected, names = model.network.state_dict(), set(stored.entries)
-    tied = tied_head(model.network.config)
+    names = set(stored.entries)
+    tied = tied_head(config)
     twins = tied if tied and {tied.head, tied.embedding} <= names else None
     if twins:
         names.remove(twins.head)
     troubles = []
-    if missing := expected.keys() - names:
+    if missing := shapes.keys() - names:
         troubles.append(f"{some_of(missing)} missing")
-    if unexpected := names - expected.keys():
+    if unexpected := names - shapes.keys():
         troubles.append(f"{some_of(unexpected)} no part of it")
-    for name in sorted(names & expected.keys()):
-        shape, wanted = list(stored.entries[name].shape), list(expected[name].shape)
+    for name in sorted(names & shapes.keys()):
+        shape, wanted = list(stored.entries[name].shape), list(shapes[name])
         if shape != wanted:
             troubles.append(f"{name} has shape {shape} instead of {wanted}")
             break

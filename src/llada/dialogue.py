@@ -61,15 +61,16 @@ def answer(
     ids, kept = prompt
     device = next(checkpoint.model.parameters()).device
     canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=device)
-    predict = suppress(checkpoint.model, speechless_rows(tokenizer, form.end_ids))
+    end_ids = form.end_ids | checkpoint.further_end_ids
+    predict = suppress(checkpoint.model, speechless_rows(tokenizer, end_ids))
     for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
         written = state.x_t[0, len(ids) :].tolist()
         yield Answer(written, state.nfe, len(messages) - len(kept))
-        if has_ended(written, form, tokenizer.mask_id):
+        if has_ended(written, end_ids, tokenizer.mask_id):
             return
 
 
-def has_ended(ids: Sequence[int], form: ChatFormat, mask_id: int) -> bool:
+def has_ended(ids: Sequence[int], end_ids: frozenset[int], mask_id: int) -> bool:
     """Whether all is decided up to a sign of the end, so that what follows does not matter."""
-    text = cut_at_end(ids, form.end_ids)
+    text = cut_at_end(ids, end_ids)
     return len(text) < len(ids) and mask_id not in text

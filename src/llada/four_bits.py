@@ -5,7 +5,10 @@ experts too, since rounding would change which of them are chosen, and maps whos
 which on a CPU bitsandbytes 0.50 reads with the scales of other blocks (an error of 24 % instead of 9 %).
 """
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from llada.models import Network
 
 BLOCK = 64  # weights that share a scale
 ROUTER = "mlp.gate"
+KERNELS, MISSING = "kernels", object()
 FLAG = "is_loaded_in_4bit"  # attribute of a network in 4 bits, which peft looks for
 
 
@@ -52,9 +56,23 @@ def restore_from_four_bits(network: Network) -> None:
     delattr(network, FLAG)
 
 
-def hush_bitsandbytes() -> None:
-    """On some CPUs it complains, when it is imported, about a library that is not needed."""
+@contextlib.contextmanager
+def importing_bitsandbytes() -> Iterator[None]:
+    """Import bitsandbytes, or what imports it, in this block: nothing is fetched from the hub, and nothing is said.
+
+    On some CPUs it would fetch native code there, and run it, where the `kernels` package is installed; where that is
+    not, it complains about it.
+    """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    before = sys.modules.get(KERNELS, MISSING)
+    sys.modules[KERNELS] = None  # type: ignore[assignment]  # what Python takes for "cannot be imported"
+    try:
+        yield
+    finally:
+        if before is MISSING:
+            del sys.modules[KERNELS]
+        else:
+            sys.modules[KERNELS] = before  # type: ignore[assignment]
 
 
 def _quantised(library: Any, linear: nn.Linear, device: torch.device | str | None) -> nn.Module:
@@ -85,9 +103,9 @@ def _dequantised(library: Any, linear: Any) -> nn.Linear:
 
 
 def _bitsandbytes() -> Any:
-    hush_bitsandbytes()
     try:
-        import bitsandbytes
+        with importing_bitsandbytes():
+            import bitsandbytes
     except ImportError as error:
         raise UserError(
             "Weights in 4 bits need the bitsandbytes package: pip install bitsandbytes, or use LoRA."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.system.literals import check_literal
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
@@ -50,6 +51,7 @@ def choose_device(name: DeviceName) -> torch.device:
     Raises:
         UserError: CUDA is asked for and not there.
     """
+    check_literal("device", name, DeviceName)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("No CUDA device is available to this installation of torch: use --device cpu or auto.")
     if name == "cpu" or not torch.cuda.is_available():
@@ -59,6 +61,7 @@ def choose_device(name: DeviceName) -> torch.device:
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
     """bf16 products where the processor has them in hardware, fp32 elsewhere, unless a name decides."""
+    check_literal("precision", name, PrecisionName)
     if name != "auto":
         return Precision(torch.bfloat16 if name == "bf16" else torch.float32, "as asked for")
     if device.type == "cuda":

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
 from llada.hardware import send
+from llada.system.literals import check_literal
 
 Average = Literal["tokens", "sequences"]
 ROWS_OF_A_SHAPE = 128
@@ -109,6 +110,7 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Both: GUIDELINES.md.
     """
+    check_literal("average", average, Average)
     if power != 1.0 and average != "tokens":
         raise ValueError("only the bound (power 1) can be averaged by sequences")
     if power != 1.0:

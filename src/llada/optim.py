@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llada.system.literals import check_literal
+
 ScheduleName = Literal["cosine", "wsd"]
 
 # Newton-Schulz coefficients and step count of Keller Jordan's Muon (2024), tuned for a steep slope at zero.
@@ -30,6 +32,7 @@ def learning_rate_factor(
         decay: the share of the run over which "wsd" falls; 1 is a straight line from the peak.
         final: the factor at the end.
     """
+    check_literal("schedule", schedule, ScheduleName)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     half_cosine = (1 + math.cos(math.pi * progress)) / 2
     fall = half_cosine if schedule == "cosine" else min(1.0, (1 - progress) / decay)

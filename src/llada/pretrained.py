@@ -58,6 +58,9 @@ PUBLISHED: dict[str, NetworkConfig] = {
 }
 INSTRUCT = "GSAI-ML/LLaDA-8B-Instruct"
 
+# The commit of a repository that this process has read the configuration of: weights and tokenizer are of the same one.
+_commits: dict[str, str] = {}
+
 # Data only: no code of a repository is fetched, let alone run.
 FETCHED_FILES = ("*.json", "*.safetensors", "*.jinja")
 
@@ -82,7 +85,8 @@ def read_published_config(name: str) -> NetworkConfig:
         return PUBLISHED[name]
     _check_name(name)
     try:
-        path = Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder()))
+        path = Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder(), revision=_commits.get(name)))
+        _commits[name] = path.parent.name  # .../snapshots/COMMIT/config.json
         return read_config_file(path, f"{CONFIG_FILE} of {name}")
     except UserError:
         raise
@@ -127,8 +131,13 @@ def _check_name(name: str) -> None:
 
 def _snapshot(name: str, local_files_only: bool = False) -> Path:
     """The folder in the cache that holds the whole repository, but for what is no data."""
-    cache, patterns = _cache_folder(), list(FETCHED_FILES)
-    found = snapshot_download(name, cache_dir=cache, allow_patterns=patterns, local_files_only=local_files_only)
+    found = snapshot_download(
+        name,
+        cache_dir=_cache_folder(),
+        allow_patterns=list(FETCHED_FILES),
+        local_files_only=local_files_only,
+        revision=_commits.get(name),
+    )
     folder = find_checkpoint(Path(found))
     if not all(path.is_file() for path in (*weight_files(folder), folder / MODEL_FILE)):
         raise UserError(f"{name} is in {folder} only in part: download it again.")

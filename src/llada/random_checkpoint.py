@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from llada.checkpoint import save_weights
 from llada.files import folder_written_whole
 from llada.models import ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, Network, build_network
+from llada.system.literals import check_literal
 from llada.text.bpe import MODEL_FILE, NAMES_FILE, BPETokenizer
 from llada.text.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS
 
@@ -99,6 +100,7 @@ def write_random_checkpoint(
         vocab_size: rows of the network; a few more than there are tokens, as the public ones have, if left out.
         shard_bytes: of a file at most; half of all if left out.
     """
+    check_literal("layout", layout, Layout)
     names = NAMES[layout]
     files = _train_tokenizer(text, n_tokens, names)
     tokens = FastTokenizer.from_buffer(files[MODEL_FILE])

@@ -15,6 +15,11 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from llada.errors import UserError
+from llada.system.literals import check_literals
+
+NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
+
 Predict = Callable[[Tensor], Tensor]
 """A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
 Remasking = Literal["low_confidence", "random"]
@@ -36,6 +41,7 @@ class SamplerConfig:
     """Which predictions stay at each step: the most confident (the others are masked again), or random ones."""
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.block_length is not None and self.block_length < 1:
@@ -63,6 +69,7 @@ def generate(
     generator: Generator | None = None,
 ) -> Canvas:
     """Text (B, P + gen_length) that goes on from a prompt (B, P): the infilling of masks appended to it."""
+    check_shape(prompt)
     masks = torch.full((len(prompt), gen_length), mask_id, dtype=prompt.dtype, device=prompt.device)
     return infill(predict, torch.cat((prompt, masks), dim=1), mask_id, config, generator)
 
@@ -87,7 +94,12 @@ def unmask(
         predict: token ids (B, L) to logits (B, L, V); gives -inf to what may not be produced (`suppress`).
         template: (B, L) token ids; what is not MASK is given and never rewritten.
         generator: source of randomness, on the CPU; the global one if None.
+
+    Raises:
+        ValueError: the template has another number of dimensions.
+        UserError: the predictions are not finite numbers.
     """
+    check_shape(template)
     counted = CountedPredictor(predict)
     guided = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
     x_t = template
@@ -104,6 +116,18 @@ def unmask(
             chosen = most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
             x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
             yield Canvas(x_t, counted.nfe)
+
+
+def check_shape(ids: Tensor) -> None:
+    """Refuse ids that are no batch, those of a single text above all.
+
+    Raises:
+        ValueError: they are not (B, L).
+    """
+    if ids.dim() != 2:
+        raise ValueError(
+            f"token ids must have the shape (B, L), not {tuple(ids.shape)}: ids[None] makes a batch of one text"
+        )
 
 
 def unmask_budget(n_masked: Tensor, steps: int) -> Tensor:
@@ -166,7 +190,12 @@ def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator 
     """A token for each of N positions and the confidence in it, both (N,), from logits (N, V).
 
     Tokens are drawn by the Gumbel trick in float64; in fp32 it acts like a lower temperature (arXiv 2409.02908).
+
+    Raises:
+        UserError: a position has a logit that is NaN or infinitely high, or none above minus infinity.
     """
+    if not bool(logits.amax(-1).isfinite().all()):  # what is suppressed is minus infinity, which no maximum shows
+        raise UserError(NOT_FINITE)
     if config.temperature > 0:
         uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
         gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))

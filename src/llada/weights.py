@@ -14,7 +14,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple, Self
@@ -31,7 +31,9 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_PATTERN = "model-*.safetensors"
 SUFFIX = ".safetensors"
 PIECE_BYTES = 1 << 24
-LENGTH_BYTES, MAX_HEADER_BYTES = 8, 100_000_000  # of a safetensors file; the library refuses longer headers, too
+# Far more than any network has, and few enough to be refused in a moment; the header is of a safetensors file.
+MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
+LENGTH_BYTES = 8
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -114,6 +116,18 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place: the library writes it in another one every time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(LENGTH_BYTES)
+            file.write(text.ljust(length))
+
+
 def _cut_into_shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
@@ -171,12 +185,18 @@ class StoredWeights:
         entries: dict[str, Entry] = {}
         for path in weight_files(folder):
             for name, entry in _read_header(path):
+                if len(entries) == MAX_TENSORS:
+                    raise UserError(f"{folder} has more than {MAX_TENSORS:,} tensors: use another checkpoint.")
                 if name in entries:
                     raise UserError(f"{name} is both in {entries[name].path} and in {path}: remove one of them.")
                 entries[name] = entry
         if (folder / INDEX_FILE).is_file():
             _check_index(folder, entries)
         return cls(folder, entries)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """These weights under other names."""
+        return replace(self, entries={names[name]: entry for name, entry in self.entries.items()})
 
     def tensor(self, name: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
         """A tensor of a type on a device: mapped from its file if it is so stored, otherwise a copy.
@@ -225,16 +245,28 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape or (1,)).view(torch.uint8)
 
 
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose header is longer than that of any network, before it is read.
+
+    Raises:
+        UserError: it is.
+    """
+    with _troubles_of(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+
+
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:
     """Every tensor of a file that safetensors has found sound, by its name."""
     with _troubles_of(path), path.open("rb") as file:
         state = FileState.of(os.fstat(file.fileno()))
-        with safe_open(path, framework="np"):  # for torch it would be mapped twice
-            _check_unchanged(path, state, path.stat())
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         data = LENGTH_BYTES + length
         if length > MAX_HEADER_BYTES or data > state.size:
             raise ValueError(f"a header of {length} bytes")
+        with safe_open(path, framework="np"):  # for torch it would be mapped twice
+            _check_unchanged(path, state, path.stat())
         header = json.loads(file.read(length))
     for name, facts in header.items():
         if name == "__metadata__":

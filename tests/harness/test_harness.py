@@ -3,6 +3,7 @@
 The expected values come from the checkpoint and the functions of `llada.evaluation`, past the adapter.
 """
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,63 @@ def test_written_text_ends_and_does_not_depend_on_company(checkpoint: Path, mode
         requests("generate_until", (PROMPTS[0], {**settings, "until": "e"})), disable_tqdm=True
     )
     assert one_stop[0].startswith(together[0])
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_every_usual_name_of_the_length_counts(run: Path, name: str) -> None:
+    model = make_model(run)
+    (text,) = model.generate_until(requests("generate_until", ("to be", {name: 3, "until": None})), disable_tqdm=True)
+    assert len(text) == 3
+    both = {"max_gen_toks": 2, name: 3, "max_tokens": 9}  # the harness's own name comes first
+    (text,) = model.generate_until(requests("generate_until", ("to be", both)), disable_tqdm=True)
+    assert len(text) == (3 if name == "max_gen_toks" else 2)
+
+
+def test_a_temperature_without_do_sample_samples(run: Path) -> None:
+    model = make_model(run)
+    configs = [
+        model._writing("to be", {**settings, "max_gen_toks": 4}, 0).config
+        for settings in (
+            {"temperature": 0.7},
+            {"temperature": 0.7, "do_sample": True},
+            {"temperature": 0.7, "do_sample": False},
+            {"do_sample": True},
+            {"temperature": 0.0},
+            {},
+        )
+    ]
+    assert [config.temperature for config in configs] == [0.7, 0.7, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_settings_that_no_sampler_has_are_named_once(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(run)
+    asked = [(prompt, {"max_gen_toks": 2, "top_p": 0.9, "top_k": 40}) for prompt in ("to", "be", "or")]
+    with caplog.at_level("WARNING", logger="lm_eval.models.llada"):
+        logger = logging.getLogger("lm_eval.models.llada")
+        logger.addHandler(caplog.handler)
+        model.generate_until(requests("generate_until", *asked), disable_tqdm=True)
+        logger.removeHandler(caplog.handler)
+    said = [record.getMessage() for record in caplog.records if "does not have" in record.getMessage()]
+    assert len(set(said)) == 2
+    assert any("top_p = 0.9," in sentence for sentence in said)
+    assert any("top_k = 40," in sentence for sentence in said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_gen_toks": 32}, "An answer of 32 tokens leaves no room for its prompt in the 32 of this model"),
+        ({"max_new_tokens": 99}, "An answer of 99 tokens leaves no room for its prompt"),
+        ({"max_tokens": 0}, "an answer of 0 tokens"),
+        ({"max_tokens": "many"}, "generation settings cannot be used"),
+        ({"temperature": "hot"}, "generation settings cannot be used"),
+        ({"temperature": float("inf"), "max_gen_toks": 4}, "a temperature of inf"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_name(run: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_model(run).generate_until(requests("generate_until", ("to be", settings)), disable_tqdm=True)
 
 
 def test_samples_are_reproducible_and_differ(run: Path) -> None:

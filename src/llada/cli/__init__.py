@@ -27,6 +27,16 @@ COMMANDS = {
     "size": "count parameters, memory, computation and time, and suggest what fits",
 }
 
+# What takes less memory, by command; training has its own forecast and sentences.
+OUT_OF_MEMORY = {
+    "sample": "lower --n_samples or --gen_length, or open the weights as bf16 (--dtype bf16)",
+    "chat": "lower --gen_length, or open the weights as bf16 (--dtype bf16)",
+    "evaluate": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
+    "compare": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
+    "harness": "lower --batch_size, or put dtype=bf16 into --model_args",
+    "export": "write the weights as they are stored (--dtype stored), or take a machine with more memory",
+}
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 # Of sysexits.h, EX_TEMPFAIL: come again. Nothing is lost, unlike with 130 and 143, and schedulers can tell it apart.
@@ -80,10 +90,23 @@ def run_command(name: str, arguments: Sequence[str], program: Program | None = N
         hush(sys.stdout)
         sys.exit(INTERRUPTED)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            _fail(first_word, _out_of_memory(name))
         _fail(first_word, _describe(error))
+    except (RuntimeError, MemoryError) as error:
+        from llada.training.forecast import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(first_word, _out_of_memory(name))
     except KeyboardInterrupt:
         say("Stopped.")
         sys.exit(INTERRUPTED)
+
+
+def _out_of_memory(command: str) -> str:
+    remedy = OUT_OF_MEMORY.get(command, "free some memory, or take a machine with more")
+    return f"The memory is not enough for this: {remedy}."
 
 
 def _help() -> str:

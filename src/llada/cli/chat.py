@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from llada.checkpoint import Checkpoint
+from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
 from llada.cli import INTERRUPTED, USAGE_ERROR, Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.options import check_positive, make_sampler_config, parse
@@ -55,6 +55,10 @@ class ChatOptions:
     """Fixes the answers, if the temperature is above 0."""
     device: DeviceName = "auto"
     """"auto" is the GPU where there is one."""
+    dtype: DtypeName = "auto"
+    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
+    base: str | None = None
+    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
     show: bool = True
     """Watch answers appear step by step, where there is a terminal."""
 
@@ -62,7 +66,8 @@ class ChatOptions:
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(ChatOptions, program.name, arguments, DESCRIPTION)
     check_positive(options, "gen_length", "steps", "block_length")
-    checkpoint = open_model(options.checkpoint, choose_device(options.device), dtype=None)
+    device, dtype = choose_device(options.device), weights_dtype(options.dtype)
+    checkpoint = open_model(options.checkpoint, device, dtype, options.base)
     gen_length = options.gen_length or max(1, min(DEFAULT_LENGTH, checkpoint.config.max_sequence_length // 2))
     config = make_sampler_config(options, gen_length if options.steps is None else options.steps, checkpoint.model)
     chat = Chat(checkpoint, config, options, gen_length)
@@ -78,6 +83,7 @@ class Chat:
     def __init__(self, checkpoint: Checkpoint, config: SamplerConfig, options: ChatOptions, gen_length: int) -> None:
         self.checkpoint, self.config, self.options, self.gen_length = checkpoint, config, options, gen_length
         self.form: ChatFormat = chat_format(checkpoint.tokenizer)
+        self.end_ids = self.form.end_ids | checkpoint.further_end_ids
         self.generator = torch.Generator().manual_seed(options.seed)
         self.console = Console(stderr=True)
         self.messages: list[Message] = []
@@ -103,7 +109,7 @@ class Chat:
                 if shows:
                     live.update(self._draw(last), refresh=True)
         assert last is not None  # at least one step
-        reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.form.end_ids)).strip()
+        reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.end_ids)).strip()
         self.messages = [*messages, Message("assistant", reply)]
         print(reply, flush=True)
         if last.n_forgotten:
@@ -139,7 +145,7 @@ class Chat:
 
     def _draw(self, state: Answer) -> Text:
         """An answer for the terminal, up to its end if that is decided."""
-        ids = cut_at_end(state.ids, self.form.end_ids)
+        ids = cut_at_end(state.ids, self.end_ids)
         picture = draw_tokens(self.checkpoint.tokenizer, ids)
         return picture.append(f"\n\n{state.nfe} evaluations", style="dim")
 

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
-from llada.checkpoint import Checkpoint
+from llada.checkpoint import Checkpoint, check_length
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
@@ -16,7 +18,7 @@ from llada.evaluation.errors import in_words
 from llada.evaluation.nelbo import Bounds, draw_bounds
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import choose_precision
-from llada.opening import open_model
+from llada.opening import find_adapter, open_to_measure, read_vocabulary
 
 DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which
 is known far better than either, with its standard error and a p-value. The data is that of the first one."""
@@ -41,51 +43,71 @@ def run(arguments: Sequence[str], program: Program) -> int:
         return _compare(options, share)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of a model when the other one is opened."""
+
+    bounds: Bounds
+    folder: Path
+    is_causal: bool
+
+
 def _compare(options: CompareOptions, share: Share) -> int:
+    """One model after the other, so that there is never more than one in memory."""
     scoring = options.scoring
     device = device_of(scoring.device, share)
-    precision = choose_precision(scoring.precision, device)
-    checkpoints = [open_model(name, device) for name in (options.first, options.second)]
-    first, second = checkpoints
-    if first.tokenizer != second.tokenizer:
+    are_adapters = [find_adapter(Path(name)) is not None for name in (options.first, options.second)]
+    if scoring.base is not None and not any(are_adapters):
+        raise UserError("Neither model is an adapter that has a base: leave out --base.")
+    first_base, second_base = (scoring.base if is_adapter else None for is_adapter in are_adapters)
+    tokenizer, longest = read_vocabulary(options.second, second_base)
+    first = open_to_measure(options.first, device, scoring.dtype, scoring.precision, first_base)
+    if first.tokenizer != tokenizer:
         raise UserError(
             "The two have different vocabularies, so a token is not the same to both: compare bits per byte of "
             "`llada evaluate`."
         )
     scored = what_to_score(scoring, first)
-    second.check_length(scored.x_0.shape[1])
-
-    def bounds_of(checkpoint: Checkpoint) -> Bounds:
-        with showing(f"evaluating {checkpoint.folder.name}", "NELBO", share) as show:
-            return draw_bounds(
-                nll_of(checkpoint, precision), scored.x_0, checkpoint.tokenizer.mask_id,
-                maskable=scored.maskable, attended=scored.attended, masks_per_window=scoring.masks_per_window,
-                is_causal=checkpoint.model.is_causal, batch_size=scoring.batch_size, seed=scoring.seed, device=device,
-                share=share, on_progress=show,
-            )  # fmt: skip
-
-    result = compare(bounds_of(first), bounds_of(second))
+    check_length(scored.x_0.shape[1], longest)
+    measured = [_measure(first, scored, scoring, device, share)]
+    del first
+    second = open_to_measure(options.second, device, scoring.dtype, scoring.precision, second_base)
+    measured.append(_measure(second, scored, scoring, device, share))
+    result = compare(*(model.bounds for model in measured))
     if share.rank == 0:
-        print(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, checkpoints))
+        print(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, measured, tokenizer.unit))
     return 0
 
 
-def _in_words(result: Difference, scored: Scored, checkpoints: list[Checkpoint]) -> str:
-    unit = checkpoints[0].tokenizer.unit
+def _measure(
+    checkpoint: Checkpoint, scored: Scored, scoring: ScoringOptions, device: torch.device, share: Share
+) -> Measured:
+    precision, is_causal = choose_precision(scoring.precision, device), checkpoint.model.is_causal
+    with showing(f"evaluating {checkpoint.folder.name}", "NELBO", share) as show:
+        bounds = draw_bounds(
+            nll_of(checkpoint, precision), scored.x_0, checkpoint.tokenizer.mask_id,
+            maskable=scored.maskable, attended=scored.attended, masks_per_window=scoring.masks_per_window,
+            is_causal=is_causal, batch_size=scoring.batch_size, seed=scoring.seed, device=device, share=share,
+            on_progress=show,
+        )  # fmt: skip
+    return Measured(bounds, checkpoint.folder, is_causal)
+
+
+def _in_words(result: Difference, scored: Scored, models: Sequence[Measured], unit: str) -> str:
     lines = []
-    for letter, estimate, checkpoint in zip("AB", (result.first, result.second), checkpoints, strict=True):
-        kind = "NLL" if checkpoint.model.is_causal else "NELBO"
+    for letter, estimate, model in zip("AB", (result.first, result.second), models, strict=True):
+        kind = "NLL" if model.is_causal else "NELBO"
         lines.append(
-            f"{letter}      {in_words(estimate.mean, estimate.stderr)} nats per {unit}  {kind} of {checkpoint.folder}"
+            f"{letter}      {in_words(estimate.mean, estimate.stderr)} nats per {unit}  {kind} of {model.folder}"
         )
     sign = "+" if result.difference >= 0 else ""
     difference = sign + in_words(result.difference, result.stderr)
     lines.append(f"A - B {difference} nats per {unit}, {_verdict(result)}")
     if result.mask_stderr is not None:
         lines.append(f"      ± {result.mask_stderr:.4f} of this very text, from the masks alone")
-    if len({checkpoint.model.is_causal for checkpoint in checkpoints}) == 2:
+    if len({model.is_causal for model in models}) == 2:
         lines.append("      one is a likelihood, the other a bound on one, whose model may be better than it says")
-    masks = "" if any(checkpoint.model.is_causal for checkpoint in checkpoints) else ", both under the same masks"
+    masks = "" if any(model.is_causal for model in models) else ", both under the same masks"
     lines.append(f"over {scored.words}{masks} (± standard errors over windows)")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from llada.evaluation.curve import check_picture, draw_curve
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import Precision, choose_precision
-from llada.opening import open_model
+from llada.opening import open_to_measure
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
 text, with its standard error; an exact likelihood under a named order; or the quality of samples.
@@ -66,7 +66,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
 def _measure(options: EvaluateOptions, share: Share) -> int:
     device = device_of(options.scoring.device, share)
     precision = choose_precision(options.scoring.precision, device)
-    checkpoint = open_model(options.checkpoint, device)
+    scoring = options.scoring
+    checkpoint = open_to_measure(options.checkpoint, device, scoring.dtype, scoring.precision, scoring.base)
     scored = what_to_score(options.scoring, checkpoint)
     if options.quality.samples is not None:
         if share.processes > 1:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from llada.checkpoint import Checkpoint
+from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import make_sampler_config, parse
@@ -54,6 +54,10 @@ class SampleOptions:
     """Fixes the texts."""
     device: DeviceName = "auto"
     """"auto" is the GPU where there is one."""
+    dtype: DtypeName = "auto"
+    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
+    base: str | None = None
+    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
     show: bool = False
     """Watch the text appear step by step in the terminal."""
     frames: int = 0
@@ -65,7 +69,7 @@ class SampleOptions:
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(SampleOptions, program.name, arguments, DESCRIPTION)
     device = choose_device(options.device)
-    checkpoint = open_model(options.checkpoint, device)
+    checkpoint = open_model(options.checkpoint, device, weights_dtype(options.dtype), options.base)
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)

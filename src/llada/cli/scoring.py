@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from llada.checkpoint import CONFIG_FILE, Checkpoint
+from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName
 from llada.cli import say
 from llada.cli.options import check_positive
 from llada.errors import UserError
@@ -52,7 +52,12 @@ class ScoringOptions:
     device: DeviceName = "auto"
     """"auto" is the GPU where there is one."""
     precision: PrecisionName = "auto"
-    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    """Of matmuls; "auto" is bf16 where the hardware has it, or where the weights are in bf16."""
+    dtype: DtypeName = "auto"
+    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16, or fp32 with --precision
+    fp32."""
+    base: str | None = None
+    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
     json: bool = False
     """Print one JSON object."""
 

@@ -9,8 +9,8 @@ import torch
 
 from llada.errors import UserError
 from llada.evaluation.conditional import Item, LogLikelihood, Padded, PredictAt, check_batch_size
-from llada.evaluation.errors import NOT_FINITE
 from llada.objective import token_nll
+from llada.sampler import NOT_FINITE
 
 
 @torch.inference_mode()

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import NOT_FINITE, mean_stderr, over_windows
+from llada.evaluation.errors import mean_stderr, over_windows
 from llada.evaluation.sharing import ALONE, Share
-from llada.sampler import most_confident
+from llada.sampler import NOT_FINITE, most_confident
+from llada.system.literals import check_literal
 
 Order = Literal["left_to_right", "confidence", "margin", "entropy"]
 ORDERS: Sequence[Order] = get_args(Order)
@@ -129,9 +130,10 @@ def exact_nll(
         attended: (B, L) bool, False where a token is padding.
 
     Raises:
-        ValueError: no position a step.
+        ValueError: an order that does not exist, or no position a step.
         UserError: the model's predictions are not numbers.
     """
+    check_literal("order", order, Order)
     if positions_per_step < 1:
         raise ValueError(f"positions_per_step must be at least 1, not {positions_per_step}")
     is_open = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable.clone()

@@ -24,12 +24,11 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import NOT_FINITE
 from llada.forward_process import NoisyBatch, mask_exact_count
 from llada.hardware import Precision
 from llada.models import MaskPredictor
 from llada.objective import masked_nll, sequence_bounds
-from llada.sampler import Predict, guide, suppress
+from llada.sampler import NOT_FINITE, Predict, guide, suppress
 
 PredictAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """From `x_t` (B, L), `attended` (B, L) bool where some are padding, and `positions` (B, L) bool to logits (N, V)."""

@@ -17,8 +17,6 @@ DRAWS_PER_LEVEL = 16  # fewer would fit their own mean, and make the error too s
 
 FEW_WINDOWS = 30
 
-NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
-
 
 def mean_stderr(values: Tensor) -> float | None:
     """Standard error of the mean of values (N,) that are independent of each other; None for a single one."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.evaluation.conditional import Item, Padded, PredictAt, check_batch_size, logits_at
-from llada.evaluation.errors import NOT_FINITE
 from llada.objective import LOGITS_AT_ONCE
+from llada.sampler import NOT_FINITE
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 from tqdm import tqdm
@@ -23,16 +24,15 @@ from tqdm import tqdm
 from llada.errors import UserError
 from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.conditional import Item, generator_of, log_likelihoods, predict_by_model
-from llada.evaluation.errors import NOT_FINITE
 from llada.evaluation.greedy import are_greedy
-from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches
+from llada.evaluation.harness_options import HarnessOptions, Writing, company_batches, unused_settings
 from llada.evaluation.nelbo import nll_by_model
 from llada.evaluation.rolling import text_bound
 from llada.evaluation.sharing import Share, join
 from llada.evaluation.spelling import Spelling
 from llada.hardware import choose_device, choose_precision
 from llada.models.predictor import block_length_of
-from llada.opening import open_model
+from llada.opening import open_to_measure
 from llada.sampler import suppress, unmask
 from llada.text.chat import chat_format, cut_at_end
 from llada.text.dialogues import Message
@@ -57,14 +57,16 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         self._device = _find_device(options.device, share)
         precision = choose_precision(options.precision, self._device)
         logger.info("%s: %s, %s (%s)", options.checkpoint, self._device, precision.dtype, precision.reason)
-        dtype = torch.float32 if precision.dtype == torch.float32 else None  # None: as stored
-        checkpoint = self.checkpoint = open_model(options.checkpoint, self._device, dtype)
+        checkpoint = self.checkpoint = open_to_measure(
+            options.checkpoint, self._device, options.dtype, options.precision, options.base
+        )
         self.precision = precision
         self.mask_id, self.max_length = checkpoint.tokenizer.mask_id, checkpoint.config.max_sequence_length
         self.is_causal = checkpoint.model.is_causal
         if self.is_causal and options.cfg_scale:
             raise UserError(f"{options.checkpoint} is autoregressive, and has no guidance: leave out cfg_scale.")
         self.form = chat_format(checkpoint.tokenizer)
+        self.end_ids = self.form.end_ids | checkpoint.further_end_ids
         self.spelling = Spelling(checkpoint.tokenizer, self.form)
         self.predict_at = predict_by_model(checkpoint.model, precision)
 
@@ -145,6 +147,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             writings.append(self._writing(context, settings, seen[str(request.args)]))
             seen[str(request.args)] += 1
         self._tell_of_cut(sum(writing.n_cut > 0 for writing in writings))
+        for setting in unused_settings(request.args[1] for request in requests):
+            logger.warning("The tasks ask for %s, which this sampler does not have: it is left out.", setting)
         texts = [""] * len(writings)
         with tqdm(total=len(writings), desc="writing", disable=self._is_quiet(disable_tqdm)) as bar:
             for batch in company_batches(writings, self.options.batch_size):
@@ -154,27 +158,27 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return self._remember("generate_until", requests, texts)
 
     def _writing(self, context: str, settings: Mapping[str, Any], repeat: int) -> Writing:
-        gen_length = self.options.gen_length or int(settings.get("max_gen_toks", DEFAULT_LENGTH))
+        settings = _normalised(settings)
+        gen_length = self.options.gen_length or settings["max_gen_toks"]
+        ids = self.spelling.read(context)
         room = self.max_length - gen_length
-        if room < 0:
+        if room < (1 if ids else 0):
             raise UserError(
-                f"An answer of {gen_length} tokens is longer than the {self.max_length} of this model: put a smaller "
-                "gen_length into --model_args."
+                f"An answer of {gen_length} tokens leaves no room for its prompt in the {self.max_length} of this "
+                "model: put a smaller gen_length into --model_args."
             )
         config = self.options.writing_config(gen_length, settings)
         try:
             config = replace(config, block_length=block_length_of(self.checkpoint.model, config.block_length))
         except ValueError as error:
             raise UserError(f"block_length={config.block_length} cannot be used: {error}.") from error
-        ids = self.spelling.read(context)
-        until = settings.get("until") or ()
         n_cut = max(0, len(ids) - room)
         return Writing(
             tuple(ids[n_cut:]),
             n_cut,
             gen_length,
             config,
-            (until,) if isinstance(until, str) else tuple(until),
+            tuple(settings["until"]),
             repeat,
         )
 
@@ -184,14 +188,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         canvas = [[*writing.prompt, *[self.mask_id] * first.gen_length] for writing in writings]
         template = torch.tensor(canvas, device=self._device)
         generator = generator_of(self.options.seed, first.repeat, first.prompt)
-        model = suppress(self.checkpoint.model, speechless_rows(self.checkpoint.tokenizer, self.form.end_ids))
+        model = suppress(self.checkpoint.model, speechless_rows(self.checkpoint.tokenizer, self.end_ids))
 
         def predict(x_t: Tensor) -> Tensor:
             with self.precision.autocast(x_t.device):
-                logits = model(x_t)
-            if bool(logits.isnan().any()):
-                raise UserError(NOT_FINITE)
-            return logits
+                return model(x_t)
 
         texts: list[str] = []
         for state in unmask(predict, template, self.mask_id, first.config, generator):
@@ -205,7 +206,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     def _read_text(self, ids: Sequence[int], until: Sequence[str]) -> tuple[str, bool]:
         """The text that is decided without a gap, and whether it has come to its end."""
         decided = cut_at_end(ids, frozenset({self.mask_id}))
-        kept = cut_at_end(decided, self.form.end_ids)
+        kept = cut_at_end(decided, self.end_ids)
         text = self.checkpoint.tokenizer.decode(kept)
         ends = [text.index(stop) for stop in until if stop and stop in text]
         return text[: min(ends, default=len(text))], bool(ends) or len(kept) < len(decided)
@@ -270,6 +271,27 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial(kind, request.args, result)
         return results
+
+
+def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a request under the harness's own names, whichever of the usual ones the task has.
+
+    Raises:
+        UserError: a number cannot be used.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    try:
+        normalised = dict(normalize_gen_kwargs(given, DEFAULT_LENGTH))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"The task's generation settings cannot be used ({error}): correct its generation_kwargs."
+        ) from error
+    if normalised["max_gen_toks"] < 1:
+        raise UserError(
+            f"The task asks for an answer of {normalised['max_gen_toks']} tokens: correct its generation_kwargs, or "
+            "put a gen_length into --model_args."
+        )
+    return normalised
 
 
 def _find_device(name: str, share: Share) -> torch.device:

@@ -1,14 +1,20 @@
 """What a run of lm-evaluation-harness may ask of our models: its options, and its requests for text."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import dacite
 
+from llada.checkpoint import DtypeName
 from llada.errors import UserError
 from llada.hardware import PrecisionName
 from llada.sampler import Remasking, SamplerConfig
+from llada.system.literals import check_literals
+
+LENGTH_SETTINGS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,13 @@ class HarnessOptions:
     batch_size: int = 1
     """Rows that go through the network together; the results do not depend on it."""
     device: str = "auto"
+    dtype: DtypeName = "auto"
+    """Of the weights; "auto" is the one that they are stored in (bf16 for fp16), or fp32 with precision=fp32."""
+    base: str | None = None
+    """Where an adapter's base is, if not where the adapter says."""
+
+    def __post_init__(self) -> None:
+        check_literals(self)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -67,11 +80,22 @@ class HarnessOptions:
         return options
 
     def writing_config(self, gen_length: int, asked: Mapping[str, Any]) -> SamplerConfig:
-        """The sampler for a request, whose task asks for a temperature if at all."""
+        """The sampler for a request, in the harness's names (`normalize_gen_kwargs`).
+
+        A task that samples without a temperature means 1, as in the transformers library.
+
+        Raises:
+            UserError: the temperature cannot be used.
+        """
+        temperature = float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.temperature
+        if asked.get("do_sample") and not 0 <= temperature < math.inf:
+            raise UserError(
+                f"The task asks for a temperature of {temperature:g}: correct its generation_kwargs to 0 or more."
+            )
         return SamplerConfig(
             steps=gen_length if self.steps is None else self.steps,
             block_length=self.block_length,
-            temperature=float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.temperature,
+            temperature=temperature,
             cfg_scale=self.cfg_scale,
             remasking=self.remasking,
         )
@@ -106,6 +130,14 @@ def _whole_number(value: Any) -> int:
     if not is_whole:
         raise ValueError(f"{value} is not a whole number")
     return int(value)
+
+
+def unused_settings(requests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What requests ask for and no sampler of ours does, as "top_p = 0.95", each once."""
+    asked = (
+        f"{key} = {value!r}" for settings in requests for key, value in settings.items() if key not in USED_SETTINGS
+    )
+    return list(dict.fromkeys(asked))
 
 
 def company_batches(writings: Sequence[Writing], batch_size: int) -> Iterator[list[int]]:

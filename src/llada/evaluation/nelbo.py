@@ -18,13 +18,14 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
-from llada.evaluation.errors import NOT_FINITE, Estimate, bins_of, estimate_mean, mean_stderr, over_windows
+from llada.evaluation.errors import Estimate, bins_of, estimate_mean, mean_stderr, over_windows
 from llada.evaluation.sharing import ALONE, Share
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
 from llada.hardware import Precision
 from llada.models import MaskPredictor
 from llada.objective import masked_nll, nll_of_features, sequence_bounds
+from llada.sampler import NOT_FINITE
 
 NllAt = Callable[[NoisyBatch, Tensor, Tensor | None], Tensor]
 """A noisy batch, its clean ids (B, L), and `attended` (B, L) where some are padding, to cross-entropies (N,)."""

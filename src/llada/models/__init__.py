@@ -17,6 +17,7 @@ from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from llada.models.local import Local, LocalConfig
 from llada.models.predictor import MaskPredictor, block_length_of, flat_positions
 from llada.models.recompute import recompute_activations
+from llada.models.shapes import expected_shapes
 
 __all__ = [
     "Encoder",
@@ -37,6 +38,7 @@ __all__ = [
     "build_network",
     "config_from_json",
     "config_to_json",
+    "expected_shapes",
     "flat_positions",
     "is_causal",
     "mask_name",

@@ -16,6 +16,7 @@ from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from llada.models.local import Local, LocalConfig
+from llada.models.rope_keys import rope_theta
 
 NetworkConfig = LLaDAConfig | EncoderConfig | LocalConfig  # LLaDAConfig's subclasses among them
 Network = LLaDA | ILLaDA | LLaDAMoE | Encoder | Local
@@ -47,6 +48,8 @@ class Family:
     """The same for keys that are not written and may be left out."""
     mask: tuple[str, int] | None = None
     """Name and row of MASK in the published vocabulary, if config.json has no key for it."""
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+    """Where the transformers library finds the published class, which is asked before it runs any code: data to us."""
 
     stores_tied_head: bool = False
     """Whether the published files hold a head that is the embedding all the same."""
@@ -55,6 +58,7 @@ class Family:
         return self.names.get(name, name)
 
 
+CODE_REPOSITORY = "GSAI-ML/LLaDA-8B-Instruct"
 LLADA = Family(
     LLaDA,
     architectures=("LLaDAModelLM",),
@@ -92,6 +96,11 @@ LLADA = Family(
         "use_cache": False,
     },
     derived={"embedding_size": lambda config: (config.vocab_size, None)},
+    auto_map={
+        "AutoConfig": f"{CODE_REPOSITORY}--configuration_llada.LLaDAConfig",
+        "AutoModel": f"{CODE_REPOSITORY}--modeling_llada.LLaDAModelLM",
+        "AutoModelForCausalLM": f"{CODE_REPOSITORY}--modeling_llada.LLaDAModelLM",
+    },
 )
 LLAMA_NAMES = {
     "d_model": "hidden_size",
@@ -102,7 +111,6 @@ LLAMA_NAMES = {
     "max_sequence_length": "max_position_embeddings",
     "weight_tying": "tie_word_embeddings",
 }
-UNSCALED = (None, {"rope_type": "default"}, {"type": "default"}, {"rope_type": "default", "factor": 1.0})
 ILLADA = Family(
     ILLaDA,
     architectures=("ILLaDAForCausalLM",),
@@ -115,9 +123,8 @@ ILLADA = Family(
         "layer_norm_eps": (None,),  # a number would ask for LayerNorm
         "mlp_bias": (False,),
         "resid_pdrop": (0.0,),
-        "rope_scaling": UNSCALED,
     },
-    neutral={"initializer_range": 0.02, "use_cache": False},
+    neutral={"initializer_range": 0.02, "rope_scaling": None, "use_cache": False},
     implied={"head_dim": lambda config: (config.head_dim, None)},
     # transformers leaves out what equals its own default, which is True for a tied head.
     left_out={"weight_tying": True, "eos_token_id": 2},
@@ -148,12 +155,12 @@ LLADA_MOE = Family(
         "hidden_act": ("silu",),
         "moe_router_score_function": ("softmax", None),
         "norm_topk_prob": (False, None),
-        "rope_scaling": UNSCALED,
     },
     neutral={
         "dense_intermediate_size": 8192,  # no layer is dense
         "initializer_range": 0.02,
         "output_router_logits": False,
+        "rope_scaling": None,
         "router_aux_loss_coef": 0.01,
         "use_cache": False,
     },
@@ -174,6 +181,9 @@ FAMILIES: dict[ConfigClass, Family] = {
     LocalConfig: LOCAL,
 }
 ARCHITECTURES = {name: config for config, family in FAMILIES.items() for name in family.architectures}
+
+
+FURTHER_EOS = "further_eos_ids"  # a field without a key of its own: see `_read_ends`
 
 
 class TiedHead(NamedTuple):
@@ -219,10 +229,14 @@ def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     values = asdict(config)
     if isinstance(config, LLaDAConfig):  # and its subclasses
         values["n_kv_heads"] = config.kv_heads
+        further = values.pop(FURTHER_EOS)
+        if further:
+            values["eos_token_id"] = [config.eos_token_id, *further]
     if family.mask:
         del values["mask_token_id"]
     return {
         "architectures": [family.architectures[0]],
+        **({"auto_map": dict(family.auto_map)} if family.auto_map else {}),
         "model_type": family.model_type,
         **{key: allowed[0] for key, allowed in {**family.required, **family.optional}.items()},
         **family.neutral,
@@ -231,22 +245,31 @@ def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def config_from_json(content: Mapping[str, Any], mask_row: int | None = None) -> NetworkConfig:
+def config_from_json(
+    content: Mapping[str, Any], mask_row: int | None = None, eos_id: int | None = None, pad_id: int | None = None
+) -> NetworkConfig:
     """The configuration that config.json describes.
 
     Args:
         mask_row: MASK's, for a family whose config.json does not name it; that of the published vocabulary if left out.
+        eos_id, pad_id: the tokenizer's, for a config.json that says null.
 
     Raises:
         ValueError: an unknown architecture, a missing key, or a value that this network cannot compute.
     """
     config_class, family = _family_of(content)
     keys = {f.name: family.key_of(f.name) for f in fields(config_class)}
-    values = {name: content[key] for name, key in keys.items() if key in content}
+    values = {name: content[key] for name, key in keys.items() if key in content and name != FURTHER_EOS}
     for name, value in family.left_out.items():
         values.setdefault(name, value)
+    theta = rope_theta(content)
+    if theta is not None and "rope_theta" in keys:
+        values["rope_theta"] = theta
     if family.mask:
         values["mask_token_id"] = family.mask[1] if mask_row is None else mask_row
+    if FURTHER_EOS in keys:
+        values[FURTHER_EOS] = ()
+        _read_ends(values, eos_id, pad_id)
     fixed = family.required.keys() | family.derived.keys()
     missing = {keys[name] for name in keys.keys() - values.keys()} | (fixed - content.keys())
     if missing:
@@ -262,6 +285,23 @@ def config_from_json(content: Mapping[str, Any], mask_row: int | None = None) ->
     following = {**family.derived, **family.implied}
     _check_published({key: allowed_for(config) for key, allowed_for in following.items()}, content)
     return config
+
+
+def _read_ends(values: dict[str, Any], eos_id: int | None, pad_id: int | None) -> None:
+    """Put in the place of a list of ids for EOS the first and the others, and the tokenizer's in that of null."""
+    ends = values.get("eos_token_id")
+    if isinstance(ends, list):
+        if not ends or not all(type(id_) is int and id_ >= 0 for id_ in ends):
+            raise ValueError(f"eos_token_id = {reprlib.repr(ends)} is not supported (only token ids)")
+        values["eos_token_id"], *others = dict.fromkeys(ends)
+        values[FURTHER_EOS] = tuple(others)
+    if "eos_token_id" in values and values["eos_token_id"] is None:
+        values["eos_token_id"] = eos_id
+    if "pad_token_id" in values and values["pad_token_id"] is None:
+        values["pad_token_id"] = values.get("eos_token_id") if pad_id is None else pad_id
+    for key in ("eos_token_id", "pad_token_id"):
+        if key in values and values[key] is None:
+            raise ValueError(f"{key} is null, and the tokenizer names none either")
 
 
 def _family_of(content: Mapping[str, Any]) -> tuple[ConfigClass, Family]:

@@ -42,6 +42,8 @@ class LLaDAConfig:
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     weight_tying: bool = False
+    further_eos_ids: tuple[int, ...] = ()
+    """Ids that end an answer besides EOS: config.json may name several."""
 
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.mlp_hidden_size, self.max_sequence_length) < 1:
@@ -58,8 +60,10 @@ class LLaDAConfig:
             )
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
-        if self.mask_token_id in (self.pad_token_id, self.eos_token_id):
+        if self.mask_token_id in (self.pad_token_id, self.eos_token_id, *self.further_eos_ids):
             raise ValueError(f"mask_token_id {self.mask_token_id} must not be that of PAD or EOS")
+        if any(not 0 <= id_ < self.vocab_size for id_ in self.further_eos_ids):
+            raise ValueError(f"eos_token_id names ids beyond the {self.vocab_size} rows of the embedding")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
 

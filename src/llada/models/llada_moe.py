@@ -15,6 +15,8 @@ from llada.models.decoder import DecoderLayer, DecoderNetwork, GatedMLP
 from llada.models.llada import LLaDAConfig
 from llada.models.table import look_up
 
+MAX_EXPERTS = 1024  # of a layer; see `llada.MAX_LAYERS`
+
 
 @dataclass(frozen=True, kw_only=True)
 class LLaDAMoEConfig(LLaDAConfig):
@@ -25,6 +27,8 @@ class LLaDAMoEConfig(LLaDAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.n_experts > MAX_EXPERTS:
+            raise ValueError(f"n_experts {self.n_experts} is more than {MAX_EXPERTS}")
         if not 1 <= self.n_experts_per_token <= self.n_experts:
             raise ValueError(f"{self.n_experts_per_token} experts a token are not among {self.n_experts}")
 

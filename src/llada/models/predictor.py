@@ -40,7 +40,9 @@ class MaskPredictor(nn.Module):
                 spare a GPU's host the wait until it knows how many they are.
 
         Raises:
-            IndexError: an id that is neither MASK nor a row of the network.
+            ValueError: ids that are not (B, L), or rows that are longer than those the model was trained on.
+            IndexError: an id that is neither MASK nor a row of the network. A GPU is not asked while it trains, since
+                the host would have to wait for it.
         """
         return self.network.head(self.features(x_t, attention_mask, positions))
 
@@ -50,12 +52,34 @@ class MaskPredictor(nn.Module):
 
     def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
-        features = self.network.features(self.rows(x_t), attention_mask)
+        rows = self.rows(x_t)
+        self._check(rows)
+        features = self.network.features(rows, attention_mask)
         if positions is None:
             return features
         if positions.dtype == torch.bool:
             positions = flat_positions(positions)
         return features.flatten(0, 1).index_select(0, positions)
+
+    def _check(self, rows: Tensor) -> None:
+        """Refuse what the network would compute nonsense from, or fail at in words of its own."""
+        config = self.network.config
+        if rows.dim() != 2:
+            raise ValueError(
+                f"token ids must have the shape (B, L), not {tuple(rows.shape)}: ids[None] makes a batch of one text"
+            )
+        if rows.shape[1] > config.max_sequence_length:
+            raise ValueError(
+                f"{rows.shape[1]} tokens are more than the {config.max_sequence_length} that this model was trained "
+                "on: shorten the text"
+            )
+        if rows.device.type == "cpu" or (not self.training and not rows.is_meta):
+            strange = rows[(rows < 0) | (rows >= config.vocab_size)]
+            if len(strange):
+                raise IndexError(
+                    f"{int(strange[0])} is not a token id of this model: they are 0 to {config.vocab_size - 1}, and "
+                    f"{self.mask_id} for MASK"
+                )
 
 
 def block_length_of(model: MaskPredictor, wanted: int | None) -> int | None:

@@ -13,6 +13,7 @@ from typing import Literal
 import pooch
 
 from llada.errors import UserError
+from llada.system.literals import check_literal
 from llada.text import tiny_shakespeare
 from llada.text.given import read_given_text
 
@@ -74,6 +75,7 @@ def load_corpus(source: SourceName, inputs: Sequence[str], say: Say) -> Corpus:
     Raises:
         UserError: the source cannot be had, or a file is missing, empty or not UTF-8.
     """
+    check_literal("source", source, SourceName)
     if inputs and source in ("auto", "file"):
         return read_files(inputs, say)
     if inputs:

@@ -16,6 +16,7 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
+from llada.system.literals import Checked, check_literals
 from llada.system.toolchains import ToolchainName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
@@ -27,7 +28,7 @@ DIALOGUE_FLAGS = ("chat_val", "chat_length", "chat_split", "chat_last_answer", "
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class NetworkOptions(Checked):
     """The network to build."""
 
     network: NetworkName = "llada"
@@ -119,7 +120,7 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Checked):
     """The text to learn, or the dialogues."""
 
     data_dir: Path = DEFAULT_FOLDER
@@ -175,7 +176,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class NoiseOptions:
+class NoiseOptions(Checked):
     """The forward process; a causal network has none, and learns every token from those before it."""
 
     masking: Literal["bernoulli", "exact_count"] = "exact_count"
@@ -189,7 +190,7 @@ class NoiseOptions:
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Checked):
     """The optimizer and its schedule."""
 
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -273,6 +274,7 @@ class TrainConfig:
     """Start even if the memory does not suffice by the estimate."""
 
     def __post_init__(self) -> None:
+        check_literals(self)
         self._check_ranges()
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps both say how long the run is: give one of them.")
