@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from llada.hardware import fp64_device, to_fp64
+
 Predict = Callable[[Tensor], Tensor]
 """A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
 Remasking = Literal["low_confidence", "random"]
@@ -100,8 +102,10 @@ def unmask(
             is_open = to_fill & (x_t == mask_id)
             # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
             token, confidence = _predict_tokens(guided(x_t)[is_open], config, generator)
-            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=x_t.device)
-            chosen = most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
+            place = confidence.device  # the CPU, if that of x_t has no fp64
+            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=place)
+            everywhere = everywhere.masked_scatter(is_open.to(place), confidence)
+            chosen = most_confident(everywhere, n_now.to(place)).to(x_t.device) & is_open
             x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
             yield Canvas(x_t, counted.nfe)
 
@@ -165,18 +169,19 @@ def suppress(predict: Predict, rows: Sequence[int]) -> Predict:
 def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator | None) -> tuple[Tensor, Tensor]:
     """A token for each of N positions and the confidence in it, both (N,), from logits (N, V).
 
-    Tokens are drawn by the Gumbel trick in float64; in fp32 it acts like a lower temperature (arXiv 2409.02908).
+    The confidence is in fp64, where that is to be had (`fp64_device`). Tokens are drawn by the Gumbel trick in fp64; in
+    fp32 it acts like a lower temperature (arXiv 2409.02908).
     """
     if config.temperature > 0:
-        uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
+        uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(fp64_device(logits.device))
         gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
-        token = (logits.double() / config.temperature + gumbel).argmax(-1)
+        token = (to_fp64(logits) / config.temperature + gumbel).argmax(-1).to(logits.device)
     else:
         token = logits.argmax(-1)
     if config.remasking == "random":
         return token, torch.rand(token.shape, generator=generator).to(logits.device)
-    probability = logits.double().softmax(-1)  # bf16 confidences tie near 1, and ties make the order depend on hardware
-    return token, probability.gather(-1, token[..., None])[..., 0]
+    probability = to_fp64(logits).softmax(-1)  # bf16 confidences tie near 1, and ties make the order depend on hardware
+    return token, probability.gather(-1, token[..., None].to(probability.device))[..., 0]
 
 
 def most_confident(confidence: Tensor, count: Tensor) -> Tensor:

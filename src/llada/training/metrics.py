@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llada.files import flush_to_disk, write_text_whole
+from llada.files import flush_to_disk, replace_file, write_text_whole
 from llada.forward_process import NoisyBatch
 from llada.hardware import send
 from llada.training.guard import finite_or_none
@@ -68,7 +68,7 @@ class MetricsFile:
         return each_row(self.path) if self.path.exists() else iter(())
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row) + "\n")
 
     def flush_to_disk(self) -> None:
@@ -157,7 +157,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     aside = picture.with_name(f".{picture.name}.{os.getpid()}")
     try:
         figure.savefig(aside, dpi=130, format="png")
-        os.replace(aside, picture)
+        replace_file(aside, picture)
     finally:
         aside.unlink(missing_ok=True)
         plt.close(figure)
