@@ -23,6 +23,7 @@ from llada.models import (
     mask_name,
     tied_head,
 )
+from llada.run_layout import candidates
 from llada.sampler import Predict, suppress
 from llada.text.vocabulary import Tokenizer, find_mask_row, load_tokenizer
 from llada.weights import StoredWeights, has_weights, save_tensors, some_of
@@ -30,8 +31,6 @@ from llada.weights import StoredWeights, has_weights, save_tensors, some_of
 CONFIG_FILE = "config.json"
 SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-CHECKPOINTS_FOLDER = "checkpoints"
-PREFERRED_CHECKPOINTS = ("best", "last")  # of a run folder, in this order
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
-    for folder in candidates:
+    for folder in candidates(path):
         if has_weights(folder) and (folder / CONFIG_FILE).is_file():
             return folder
     raise UserError(f"{path} {_what_is_wrong(path)}.")

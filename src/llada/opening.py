@@ -7,9 +7,10 @@ import torch
 
 from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
 from llada.adapters import load_adapter, quantise
-from llada.checkpoint import CHECKPOINTS_FOLDER, PREFERRED_CHECKPOINTS, Checkpoint, load_checkpoint
+from llada.checkpoint import Checkpoint, load_checkpoint
 from llada.errors import UserError
 from llada.pretrained import fetch, read_published_config
+from llada.run_layout import candidates
 
 
 def open_model(
@@ -45,5 +46,4 @@ def open_model(
 
 def find_adapter(path: Path) -> Path | None:
     """The adapter folder meant by `path`: itself, or the best one of a run; None if it is none."""
-    candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
-    return next((folder for folder in candidates if (folder / ADAPTER_CONFIG_FILE).is_file()), None)
+    return next((folder for folder in candidates(path) if (folder / ADAPTER_CONFIG_FILE).is_file()), None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from llada.files import flush_to_disk, replace_file, write_text_whole
 from llada.forward_process import NoisyBatch
 from llada.hardware import send
+from llada.run_layout import each_row
 from llada.training.guard import finite_or_none
 
 N_BINS = 10
@@ -75,19 +76,6 @@ class MetricsFile:
         """Before a checkpoint, which must not know of steps that are missing here."""
         if self.path.exists():
             flush_to_disk(self.path)
-
-
-def each_row(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                if not isinstance(row["step"], int):
-                    return
-            except (ValueError, TypeError, KeyError, RecursionError):
-                return
-            yield row
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
