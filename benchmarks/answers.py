@@ -22,6 +22,7 @@ from llada.evaluation.conditional import Item, Padded, all_masks, estimate_from_
 from llada.forward_process import mask_exact_count
 from llada.hardware import Precision
 from llada.objective import masked_nll, sequence_bounds
+from llada.system.environment import set_defaults
 from llada.text.dataset import DEFAULT_FOLDER, PreparedText
 
 PROMPT = 32
@@ -65,6 +66,7 @@ def bounds_of_all_masks(checkpoint: Checkpoint, item: Item) -> Tensor:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--checkpoint", default="runs/demo")
     parser.add_argument("--data_dir", type=Path, default=DEFAULT_FOLDER)

@@ -24,6 +24,7 @@ from llada.evaluation.windows import cut_windows
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count
 from llada.hardware import choose_precision
 from llada.objective import sequence_bounds
+from llada.system.environment import set_defaults
 from llada.text.dataset import DEFAULT_FOLDER, PreparedText
 
 Draw = Callable[[Tensor, Generator], NoisyBatch]
@@ -41,6 +42,7 @@ def row_by_row(mask_id: int, mask: Callable[[Tensor, int, Generator], NoisyBatch
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--checkpoint", default="runs/demo")
     parser.add_argument("--data_dir", type=Path, default=DEFAULT_FOLDER)

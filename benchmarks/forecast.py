@@ -18,6 +18,7 @@ from rich.table import Table
 
 from llada.hardware import describe_device, give_back_freed_memory, matmul_flops_per_second
 from llada.models.size import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
@@ -60,6 +61,7 @@ def seconds_of_a_step(trainer: Trainer) -> float:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--gives_back", action="store_true")
     if parser.parse_args().gives_back:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from llada.hardware import describe_device, give_back_freed_memory
 from llada.models.size import total_parameters, training_flops_per_token
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
@@ -86,6 +87,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--network", choices=["local", "llada", "encoder"], default="local")
     parser.add_argument("--quick", action="store_true", help="the two ends only")

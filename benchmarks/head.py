@@ -29,6 +29,7 @@ from llada.hardware import describe_device, give_back_freed_memory
 from llada.models import LLaDA, LLaDAConfig, MaskPredictor
 from llada.objective import LOGITS_AT_ONCE, loss_weights, masked_nll, nll_of_features, weighted_loss
 from llada.readable import bytes_in_words
+from llada.system.environment import set_defaults
 
 MASK_ID = 0
 WAYS = ("all at once", "in pieces")
@@ -137,6 +138,7 @@ def name_of(tied: bool) -> str:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, default=4096)

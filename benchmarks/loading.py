@@ -30,6 +30,7 @@ from llada.models import LLaDAConfig
 from llada.models.size import layer_parameters, total_parameters
 from llada.pretrained import read_published_config
 from llada.random_checkpoint import write_random_checkpoint
+from llada.system.environment import set_defaults
 from llada.weights import StoredWeights, save_tensors
 
 WIDTH, HIDDEN, HEADS, ROWS = 2048, 5632, 16, 32_000
@@ -120,6 +121,7 @@ def write_checkpoint(folder: Path, billions: float) -> int:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--billions", type=float, default=1.2, help="parameters of the checkpoint")
     parser.add_argument("--case", help=argparse.SUPPRESS)

@@ -26,6 +26,7 @@ from rich.table import Table
 from llada.checkpoint import read_config, read_tokenizer
 from llada.hardware import describe_device, give_back_freed_memory
 from llada.random_checkpoint import write_random_checkpoint
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare, text_for
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
@@ -139,6 +140,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="every fifth configuration")
     parser.add_argument("--fine_tuning", action="store_true", help="checkpoints trained further, only")

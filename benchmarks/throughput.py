@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from llada.hardware import describe_device, matmul_flops_per_second
 from llada.models.size import total_parameters, training_flops_per_token
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import PreparedText, prepare
 from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
@@ -138,6 +139,7 @@ def where_time_goes(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--shape", choices=["peers", "laptop"], default="peers")
     parser.add_argument("--peer-dir", type=Path, help="folder with nanoGPT and tiny-diffusion in it")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import prepare
 from llada.training.config import NoiseOptions, TrainConfig
@@ -84,6 +85,7 @@ def trainer_on_meta(config: TrainConfig, folder: Path) -> Trainer:
 
 
 def main() -> None:
+    set_defaults()
     console = Console()
     table = Table(title="Operations of a training step")
     for column in ("preset", "on the device", "copies to it", "on the host", "waits"):

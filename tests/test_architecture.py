@@ -17,6 +17,7 @@ LAYERS = {
     "integrity": -1,
     "readable": -1,
     "hardware": -1,
+    "run_layout": -1,
     "system": -1,
     "forward_process": 0,
     "models": 0,

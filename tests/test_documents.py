@@ -174,6 +174,16 @@ def test_demo_ends_with_the_number_a_sample_and_the_folder(demo, tmp_path: Path)
     assert "$ llada" not in again.stderr  # nothing is done twice
     assert re.search(r"NELBO \d\.\d{4}", again.stdout)
 
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("last", "best"):  # as on a disk without links
+        target = (checkpoints / name).resolve().name
+        (checkpoints / name).unlink()
+        (checkpoints / name).write_text(f"{target}\n", encoding="utf-8")
+    assert "is there" in demo().stdout
+    (checkpoints / "last").unlink()  # as copied without links
+    os.utime(tmp_path / "run" / "summary.txt", (1, 1))  # and trained further since
+    assert "--resume" in demo().stderr
+
 
 def test_demo_goes_on_where_it_was_stopped(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert demo().returncode == 0

@@ -68,7 +68,7 @@ def test_a_failed_rename_leaves_the_old_json(tmp_path: Path, monkeypatch: pytest
 def test_a_full_disk_leaves_the_old_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "file.json", {"old": 1})
 
-    def write_half(path: Path, text: str, encoding: str) -> None:
+    def write_half(path: Path, text: str, encoding: str, newline: str) -> None:
         path.write_bytes(text[:5].encode(encoding))
         disk_full()
 

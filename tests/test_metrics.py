@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llada.run_layout import each_row
 from llada.training import metrics
-from llada.training.metrics import N_BINS, MetricsFile, Thinned, draw_curves, each_row, read_metrics
+from llada.training.metrics import N_BINS, MetricsFile, Thinned, draw_curves, read_metrics
 
 
 def write_rows(path: Path, n_rows: int) -> None:

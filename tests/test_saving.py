@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,11 +114,15 @@ def test_what_went_wrong_beside_is_told(
 def test_the_memory_that_is_free_is_the_less_of_machine_and_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, limit, used = (tmp_path / name for name in ("meminfo", "limit", "used"))
-    monkeypatch.setattr(hardware, "MEMORY_INFORMATION", told)
+    limit, used, told = tmp_path / "limit", tmp_path / "used", SimpleNamespace(available=4_096_000)
+
+    def no_proc() -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
     monkeypatch.setattr(hardware, "CONTAINER_MEMORY", (limit, used))
+    monkeypatch.setattr(hardware.psutil, "virtual_memory", no_proc)
     assert hardware.free_memory_bytes() is None
-    told.write_text("MemTotal:       9000 kB\nMemAvailable:    4000 kB\n")
+    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: told)
     assert hardware.free_memory_bytes() == 4_096_000
     limit.write_text("max\n")
     used.write_text("500\n")

@@ -28,6 +28,7 @@ from llada.models import (
     tied_head,
 )
 from llada.readable import bytes_in_words
+from llada.run_layout import candidates
 from llada.sampler import Predict, suppress
 from llada.system.literals import check_literal
 from llada.tensor_names import plain_names
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-CHECKPOINTS_FOLDER = "checkpoints"
-PREFERRED_CHECKPOINTS = ("best", "last")  # of a run folder, in this order
 
 
 DtypeName = Literal["auto", "bf16", "fp32"]
@@ -166,8 +165,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
-    for folder in candidates:
+    for folder in candidates(path):
         if has_weights(folder) and (folder / CONFIG_FILE).is_file():
             return folder
     raise UserError(f"{path} {_what_is_wrong(path)}.")

@@ -9,15 +9,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from llada.errors import UserError
 
+IS_WINDOWS = os.name == "nt"
 LOCK_SUFFIX = ".lock"
+Result = TypeVar("Result")
 _CHUNK_BYTES = 1 << 20
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+_TRIES, _PAUSE_SECONDS = 20, 0.05
+# What systems say that cannot open or flush a folder: Windows, and some file systems of networks and of user space.
+_NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def sha256_of(path: Path) -> str:
@@ -29,13 +35,31 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def patiently(do: Callable[[], Result]) -> Result:
+    """Do something to a file, on Windows again and again for a second: there, whoever reads it stands in the way."""
+    for _ in range(_TRIES if IS_WINDOWS else 0):
+        try:
+            return do()
+        except PermissionError:
+            time.sleep(_PAUSE_SECONDS)
+    return do()
+
+
+def replace_file(new: Path, path: Path) -> None:
+    """Let a file take the place of another in one step."""
+    patiently(lambda: os.replace(new, path))
+
+
 def write_text_whole(path: Path, text: str) -> None:
-    """Write aside, to the disk, then rename: a reader sees the old content or the new, also after a loss of power."""
+    """Write aside, to the disk, then rename: a reader sees the old content or the new, also after a loss of power.
+
+    A line ends alike on all systems, since checksums know these files.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", newline="\n")
         flush_to_disk(aside)
-        os.replace(aside, path)
+        replace_file(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -131,7 +155,7 @@ def _swap(one: Path, other: Path) -> bool:
     """Let two paths change their names in one step; False where the system or the disk cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # not Linux
+    except (AttributeError, OSError, TypeError):  # not Linux
         return False
     if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
         return True
@@ -142,12 +166,21 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Return when a file's content, or a folder's list of names, would survive a loss of power.
+
+    A system that cannot flush a folder, as Windows cannot, is left to do so in its own time.
+    """
+    is_folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Windows flushes only what is opened for writing.
+        descriptor = os.open(path, os.O_RDWR if IS_WINDOWS and not is_folder else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_FLUSH:
+            raise
 
 
 def hush(stream: IO[str]) -> None:

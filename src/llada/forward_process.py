@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
+from llada.hardware import send
+
 MIN_MASK_PROBABILITY = 1e-3  # LLaDA's eps (GUIDELINES, "Pre-training"): bounds the weight 1/p by 1000
 
 
@@ -48,7 +50,7 @@ class NoisyBatch:
         return of_rows.expand_as(self.is_masked)[self.is_masked]
 
     def to(self, device: torch.device) -> Self:
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        moved = {field.name: send(getattr(self, field.name), device) for field in fields(self)}
         return type(self)(**moved)
 
 

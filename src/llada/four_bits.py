@@ -35,8 +35,10 @@ def store_in_four_bits(network: Network, device: torch.device | str | None = Non
         device: where the network goes, never holding more than the result and one layer; None leaves it where it is.
 
     Raises:
-        UserError: bitsandbytes is not installed.
+        UserError: bitsandbytes is not installed, or the device is a GPU of Apple's.
     """
+    if device is not None and torch.device(device).type == "mps":
+        raise UserError("Weights in 4 bits are not for Apple's GPUs: add --device cpu.")
     library = _bitsandbytes()
     for layer in network.layers:
         for name, module in list(layer.named_modules()):

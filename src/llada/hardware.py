@@ -3,39 +3,31 @@
 import contextlib
 import ctypes
 import os
-import re
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
 
 from llada.errors import UserError
 from llada.system.literals import check_literal
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
-
-
-# For each shape of a product in bf16 on a CPU, torch makes code, of a MB or more, and keeps that of 1024 shapes, twice:
-# as good as a leak, to a run whose batches are of many lengths. A step needs some dozens. Read at the first product.
-PRODUCTS_KEPT = 128
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, str(PRODUCTS_KEPT))
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's own at the start; setting it keeps it from growing
-MEMORY_INFORMATION = Path("/proc/meminfo")
+_NOT_REPORTED = (OSError, RuntimeError, psutil.Error)  # in a sandbox of Linux without /proc, for example
 CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The data type of matrix products and activations; weights, norms, softmax and loss stay in fp32."""
+    """The data type of matmuls and activations; weights, norms, softmax and loss stay in fp32."""
 
     dtype: torch.dtype
     reason: str
@@ -46,21 +38,23 @@ class Precision:
 
 
 def choose_device(name: DeviceName) -> torch.device:
-    """The named device; "auto" is the GPU where there is one.
+    """The named device; "auto" is the GPU where there is one, NVIDIA's before Apple's.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: a GPU is asked for and not there.
     """
     check_literal("device", name, DeviceName)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("No CUDA device is available to this installation of torch: use --device cpu or auto.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda")
+    has_gpu = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((gpu for gpu, is_there in has_gpu.items() if is_there), "cpu"))
+    if not has_gpu.get(name, True):
+        kind = "CUDA device" if name == "cuda" else "Apple GPU"
+        raise UserError(f"No {kind} is available to this installation of torch: use --device cpu or auto.")
+    return torch.device(name)
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """bf16 products where the processor has them in hardware, fp32 elsewhere, unless a name decides."""
+    """bf16 matmuls where the processor has them in hardware, fp32 elsewhere, unless a name decides."""
     check_literal("precision", name, PrecisionName)
     if name != "auto":
         return Precision(torch.bfloat16 if name == "bf16" else torch.float32, "as asked for")
@@ -68,6 +62,8 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "the GPU multiplies bf16 in hardware")
         return Precision(torch.float32, "the GPU has no bf16 in hardware")
+    if device.type == "mps":
+        return Precision(torch.float32, "not every Apple GPU has bf16 in hardware; --precision bf16 asks for it")
     if has_bf16_cpu():
         return Precision(torch.bfloat16, "the processor multiplies bf16 in hardware")
     return Precision(torch.float32, "the processor has no bf16 in hardware (AMX or AVX512-BF16)")
@@ -78,34 +74,61 @@ def has_bf16_cpu() -> bool:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for it, which on a GPU takes page-locked memory to copy from."""
+    """Copy to the device without waiting for it, which on an NVIDIA GPU takes page-locked memory to copy from.
+
+    Apple's GPUs are waited for: they may read the memory of the host, which is theirs too, after it is something else.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
+def fp64_device(device: torch.device) -> torch.device:
+    """Where the fp64 of tensors on this device is computed: there, or on the CPU, since Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_fp64(tensor: Tensor) -> Tensor:
+    """The tensor in fp64, on `fp64_device` of its device."""
+    return tensor.to(fp64_device(tensor.device)).double()
 
 
 def memory_bytes(device: torch.device) -> int:
     """Memory that this process may use in all: of the device, or of the container if that is less."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file()]
-    own = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    own = [limit for limit in own if limit != resource.RLIM_INFINITY]
-    return min([installed, *own, *(int(limit) for limit in limits if limit.isdigit())])
+    limits = [path.read_text(encoding="utf-8").strip() for path in CONTAINER_LIMITS if path.is_file()]
+    available = [_installed_bytes(), *_process_limits(), *(int(n) for n in limits if n.isdigit())]
+    if device.type == "mps":  # it shares the memory of the host, and the system lets it have a part
+        available.append(torch.mps.recommended_max_memory())
+    return min(available)
+
+
+def _installed_bytes() -> int:
+    try:
+        return int(psutil.virtual_memory().total)
+    except _NOT_REPORTED:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _process_limits() -> list[int]:
+    """Limits that the process was given (`ulimit`), in bytes; none where the system has no such limits."""
+    kinds = [getattr(psutil, name) for name in ("RLIMIT_AS", "RLIMIT_DATA") if hasattr(psutil, name)]
+    try:
+        limits = [psutil.Process().rlimit(kind)[0] for kind in kinds]
+    except _NOT_REPORTED:
+        return []
+    return [limit for limit in limits if limit != psutil.RLIM_INFINITY]
 
 
 def free_memory_bytes() -> int | None:
-    """Memory of the host that this process could still take; None where the system does not tell."""
+    """Memory of the host that this process could still take; None where the system does not report it."""
     try:
-        told = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY_INFORMATION.read_text())
-    except OSError:
+        free = int(psutil.virtual_memory().available)
+    except _NOT_REPORTED:
         return None
-    if told is None:
-        return None
-    free = 1024 * int(told[1])
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        limit, used = (int(path.read_text()) for path in CONTAINER_MEMORY)
+        limit, used = (int(path.read_text(encoding="utf-8")) for path in CONTAINER_MEMORY)
         free = min(free, limit - used)
     return free
 
@@ -117,29 +140,33 @@ def give_back_freed_memory() -> None:
     makes a step on a CPU take a third to four fifths longer (docs/EXPERIMENTS.md), so it is for runs that would not fit
     otherwise. Does nothing with another C library.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no library without a name
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measured speed of square products, the yardstick for the expected time of a run."""
+    """Measured speed of square matmuls, the yardstick for the expected time of a run."""
     a = torch.randn(1024, 1024, device=device, dtype=dtype)
-    a @ a  # the first product pays for set-up
+    a @ a  # the first matmul pays for set-up
     _synchronize(device)
-    n_products, start = 0, time.perf_counter()
+    n_matmuls, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         a @ a
         _synchronize(device)
-        n_products += 1
-    return n_products * 2 * 1024**3 / (time.perf_counter() - start)
+        n_matmuls += 1
+    return n_matmuls * 2 * 1024**3 / (time.perf_counter() - start)
 
 
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"GPU of {torch.backends.mps.get_name()}"
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

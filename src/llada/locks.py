@@ -1,12 +1,14 @@
 """One writer a folder: the second process is refused with the name of the first.
 
-The lock is the system's (flock), so it goes when its process goes, however that ends; the file beside it only says who
-holds it. A file that a killed process left behind holds nobody up.
+The lock is the system's (flock, or LockFileEx on Windows, by filelock), so it goes when its process goes, however that
+ends; what the file says is only who holds it. A file that a killed process left behind holds nobody up.
+
+filelock locks our own descriptor here and is not given the path: its `FileLock` never removes the file on POSIX, and
+falls back on a file that a killed process leaves locked where a file system has no locks.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -15,10 +17,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llada.errors import UserError
-from llada.files import LOCK_SUFFIX
+from filelock import lock_descriptor
 
-# Of file systems of clusters that have no locks; there, nobody is refused.
+from llada.errors import UserError
+from llada.files import IS_WINDOWS, LOCK_SUFFIX, patiently
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_LOCKED_BYTES = 1 if IS_WINDOWS else 0  # at the start of the file, which others cannot even read there
+_POLL_SECONDS = 0.02
+# Of systems and of file systems of clusters that have no locks; there, nobody is refused.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -52,6 +59,9 @@ def _release(path: Path, descriptor: int, made: Iterable[Path]) -> None:
     with contextlib.suppress(OSError):  # while it is held: whoever waits for it sees that it is gone, and makes another
         path.unlink(missing_ok=True)
     os.close(descriptor)
+    if IS_WINDOWS:  # there it goes only now, and only if nobody else has it open
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # those that hold something by now stay
         for parent in made:
             parent.rmdir()
@@ -60,29 +70,31 @@ def _release(path: Path, descriptor: int, made: Iterable[Path]) -> None:
 def _acquire(path: Path, folder: Path, wait: bool) -> int:
     """A descriptor of the locked file, which says who has it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = patiently(lambda: os.open(path, _FLAGS, 0o644))
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise UserError(
-                f"{folder} is being written by {holder}: wait for it or stop it, or choose another folder."
-            ) from None
+            is_ours = lock_descriptor(descriptor, blocking=wait, poll_interval=_POLL_SECONDS)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            is_ours = error.errno in _NO_LOCKS
+            if not is_ours:
                 os.close(descriptor)
                 raise
+        if not is_ours:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise UserError(f"{folder} is being written by {holder}: wait for it or stop it, or choose another folder.")
         if _is_there(path, descriptor):
             break
         os.close(descriptor)  # the one before has just removed it
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, b" " * _LOCKED_BYTES + json.dumps(_myself()).encode())
     return descriptor
 
 
 def _is_there(path: Path, descriptor: int) -> bool:
     """Whether the open file is still the one of that name."""
+    if IS_WINDOWS:  # nobody can remove it while it is open
+        return True
     try:
         named, opened = path.stat(), os.fstat(descriptor)
     except FileNotFoundError:
@@ -98,7 +110,8 @@ def _myself() -> dict[str, Any]:
 def _holder(descriptor: int) -> str:
     """Who has the lock, in words."""
     try:
-        said = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, _LOCKED_BYTES, os.SEEK_SET)
+        said = json.loads(os.read(descriptor, 4096))
         return f"process {int(said['pid'])} on {said['host']!s} since {said['since']!s}"
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # it has not written its name yet
         return "another process"

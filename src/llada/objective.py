@@ -80,7 +80,7 @@ def _in_few_shapes(features: Tensor, at_most: int) -> Tensor:
     """Features (N, D), on a CPU with rows of zeros behind them, up to a multiple of `ROWS_OF_A_SHAPE` or `at_most`.
 
     There, torch makes code for each shape of a product in bf16, and N is another one at almost every step: that takes
-    time, and memory for what is kept (hardware.PRODUCTS_KEPT).
+    time, and memory for what is kept (system.environment.MATMULS_KEPT).
     """
     n_rows = len(features)
     if features.device.type != "cpu" or n_rows == 0:

@@ -8,9 +8,7 @@ import torch
 from llada.adapter_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
 from llada.adapters import load_adapter, quantise
 from llada.checkpoint import (
-    CHECKPOINTS_FOLDER,
     DTYPES,
-    PREFERRED_CHECKPOINTS,
     Checkpoint,
     DtypeName,
     read_config,
@@ -21,6 +19,7 @@ from llada.checkpoint import load_checkpoint as load_folder
 from llada.errors import UserError
 from llada.hardware import PrecisionName
 from llada.pretrained import fetch, read_published_config
+from llada.run_layout import candidates
 from llada.text.vocabulary import Tokenizer
 
 
@@ -108,5 +107,4 @@ def _find_base(adapter: Path, base: str | None) -> Path:
 
 def find_adapter(path: Path) -> Path | None:
     """The adapter folder meant by `path`: itself, or the best one of a run; None if it is none."""
-    candidates = [path, *(path / CHECKPOINTS_FOLDER / name for name in PREFERRED_CHECKPOINTS)]
-    return next((folder for folder in candidates if (folder / ADAPTER_CONFIG_FILE).is_file()), None)
+    return next((folder for folder in candidates(path) if (folder / ADAPTER_CONFIG_FILE).is_file()), None)

@@ -17,6 +17,7 @@ from llada.files import read_json
 from llada.models import LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.models.memory import stored_weights
 from llada.readable import bytes_in_words
+from llada.run_layout import followed
 from llada.text.bpe import MODEL_FILE
 from llada.text.tokenizer import MASK, SPECIAL_IDS
 from llada.weights import weight_files
@@ -74,7 +75,7 @@ def read_published_config(name: str) -> NetworkConfig:
     Raises:
         UserError: there is none, or it is of a kind that is not known here.
     """
-    path = Path(name)
+    path = followed(Path(name))
     if path.is_file():
         return read_config_file(path)
     if (path / CONFIG_FILE).is_file() and "architectures" in read_json(path / CONFIG_FILE):

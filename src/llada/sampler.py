@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.errors import UserError
+from llada.hardware import fp64_device, to_fp64
 from llada.system.literals import check_literals
 
 NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
@@ -112,8 +113,10 @@ def unmask(
             is_open = to_fill & (x_t == mask_id)
             # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
             token, confidence = _predict_tokens(guided(x_t)[is_open], config, generator)
-            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=x_t.device)
-            chosen = most_confident(everywhere.masked_scatter(is_open, confidence), n_now) & is_open
+            place = confidence.device  # the CPU, if that of x_t has no fp64
+            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=place)
+            everywhere = everywhere.masked_scatter(is_open.to(place), confidence)
+            chosen = most_confident(everywhere, n_now.to(place)).to(x_t.device) & is_open
             x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
             yield Canvas(x_t, counted.nfe)
 
@@ -189,7 +192,8 @@ def suppress(predict: Predict, rows: Sequence[int]) -> Predict:
 def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator | None) -> tuple[Tensor, Tensor]:
     """A token for each of N positions and the confidence in it, both (N,), from logits (N, V).
 
-    Tokens are drawn by the Gumbel trick in float64; in fp32 it acts like a lower temperature (arXiv 2409.02908).
+    The confidence is in fp64, where the device has it (`fp64_device`). Tokens are drawn by the Gumbel trick in fp64; in
+    fp32 it acts like a lower temperature (arXiv 2409.02908).
 
     Raises:
         UserError: a position has a logit that is NaN or infinitely high, or none above minus infinity.
@@ -197,15 +201,15 @@ def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator 
     if not bool(logits.amax(-1).isfinite().all()):  # what is suppressed is minus infinity, which no maximum shows
         raise UserError(NOT_FINITE)
     if config.temperature > 0:
-        uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
+        uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(fp64_device(logits.device))
         gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
-        token = (logits.double() / config.temperature + gumbel).argmax(-1)
+        token = (to_fp64(logits) / config.temperature + gumbel).argmax(-1).to(logits.device)
     else:
         token = logits.argmax(-1)
     if config.remasking == "random":
         return token, torch.rand(token.shape, generator=generator).to(logits.device)
-    probability = logits.double().softmax(-1)  # bf16 confidences tie near 1, and ties make the order depend on hardware
-    return token, probability.gather(-1, token[..., None])[..., 0]
+    probability = to_fp64(logits).softmax(-1)  # bf16 confidences tie near 1, and ties make the order depend on hardware
+    return token, probability.gather(-1, token[..., None].to(probability.device))[..., 0]
 
 
 def most_confident(confidence: Tensor, count: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.files import read_json, write_json
+from llada.files import read_json, replace_file, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_PATTERN = "model-*.safetensors"
@@ -36,10 +36,20 @@ MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
 LENGTH_BYTES = 8
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.mmap.restype = ctypes.c_void_p
-_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+def _c_library() -> ctypes.CDLL | None:
+    """The C library's `mmap` and `munmap`; None where there is none, as on Windows."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = ctypes.c_void_p
+        library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    except (TypeError, OSError, AttributeError):
+        return None
+    return library
+
+
+_LIBC = _c_library()
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -111,7 +121,7 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
         mode = aside.stat().st_mode
         save_file(plain, aside, metadata={"format": "pt"})
         aside.chmod(mode)  # safetensors makes the file for its owner alone
-        os.replace(aside, path)
+        replace_file(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -321,9 +331,11 @@ def _map(entry: Entry) -> Tensor:
 def _map_bytes(file: int, start: int, length: int) -> Any:
     """A buffer that is these bytes of an open file, until it is forgotten.
 
-    Not by Python's `mmap`, which keeps a file open for each mapping: LLaDA-MoE has more tensors than a process may
-    usually open files.
+    Where there is a C library, not by Python's `mmap`, which keeps a file open for each mapping: LLaDA-MoE has more
+    tensors than a process may usually open files. Windows allows millions.
     """
+    if _LIBC is None:
+        return mmap.mmap(file, length, access=mmap.ACCESS_COPY, offset=start)
     access = mmap.PROT_READ | mmap.PROT_WRITE
     address = _LIBC.mmap(None, length, access, mmap.MAP_PRIVATE, file, start)
     if address == _MAP_FAILED:

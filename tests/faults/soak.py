@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from llada.system.environment import set_defaults
 from llada.text.corpus import Corpus
 from llada.text.dataset import prepare
 from llada.training.config import DataOptions, NetworkOptions, TrainConfig
@@ -76,6 +77,7 @@ def stretches(samples: list[tuple[float, float, int]]) -> list[tuple[float, floa
 
 
 def main() -> None:
+    set_defaults()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=60.0)
     minutes = parser.parse_args().minutes

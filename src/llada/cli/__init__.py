@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from llada.errors import UserError
 from llada.files import hush
+from llada.system.environment import allow_any_text, set_defaults
 
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
@@ -80,7 +81,9 @@ def run_command(name: str, arguments: Sequence[str], program: Program | None = N
     """Run a sub-command, as `llada NAME` or as another program, and exit like `main`."""
     program = program or Program(f"llada {name}")
     first_word = program.name.split()[0]
-    # Imported on demand, so that help and mistakes need not wait for torch.
+    allow_any_text()
+    set_defaults()
+    # Imported on demand, so that help and mistakes need not wait for torch, which then finds its environment set.
     command = importlib.import_module(f"llada.cli.{name}")
     try:
         sys.exit(command.run(arguments, program))

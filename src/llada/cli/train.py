@@ -29,6 +29,7 @@ from llada.training.forecast import announce, check_memory, is_out_of_memory, ou
 from llada.training.monitor import Display, ProgressConsole
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
+from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.trainer import Trainer
 
@@ -61,6 +62,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
     else:
         folder.check_free()
         folder.recover()  # what a run left that was killed before its first checkpoint
+    rehearse(folder.path)
     plan, start = _make_plan(config, folder, resume)
     announce(plan, console)
     try:

@@ -9,6 +9,7 @@ import torch
 
 from llada.errors import UserError
 from llada.evaluation.conditional import Item, LogLikelihood, Padded, PredictAt, check_batch_size
+from llada.hardware import to_fp64
 from llada.objective import token_nll
 from llada.sampler import NOT_FINITE
 
@@ -41,9 +42,9 @@ def causal_log_likelihoods(
         if not bool(is_answer.any()):
             continue
         logits, targets = predict_at(padded.x_0, padded.attended, is_answer), padded.x_0[is_answer]
-        nats = torch.zeros(len(index), device=logits.device, dtype=torch.float64)
-        row = is_answer.nonzero()[:, 0]
-        nats = nats.index_add(0, row, -token_nll(logits, targets).double())
+        row, log_p = is_answer.nonzero()[:, 0], to_fp64(-token_nll(logits, targets))
+        nats = torch.zeros(len(index), device=log_p.device, dtype=torch.float64)
+        nats = nats.index_add(0, row.to(log_p.device), log_p)
         if not bool(nats.isfinite().all()):
             raise UserError(NOT_FINITE)
         columns = torch.tensor(forbidden, dtype=torch.long, device=logits.device)

@@ -23,6 +23,7 @@ from torch import Tensor
 from llada.errors import UserError
 from llada.evaluation.errors import mean_stderr, over_windows
 from llada.evaluation.sharing import ALONE, Share
+from llada.hardware import fp64_device, to_fp64
 from llada.sampler import NOT_FINITE, most_confident
 from llada.system.literals import check_literal
 
@@ -121,6 +122,8 @@ def exact_nll(
 ) -> Tensor:
     """-log p(x_0) of each row under the order: (B,) fp64, in nats, of the maskable tokens given the others.
 
+    It is on the device of x_0, or on the CPU if that has no fp64 (`fp64_device`).
+
     Args:
         x_0: (B, L) clean ids.
         order: which open position comes next: the first; the one whose likeliest token is most probable; the one with
@@ -137,7 +140,8 @@ def exact_nll(
     if positions_per_step < 1:
         raise ValueError(f"positions_per_step must be at least 1, not {positions_per_step}")
     is_open = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable.clone()
-    total, n_open = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device), int(is_open.sum(1).max())
+    total = torch.zeros(len(x_0), dtype=torch.float64, device=fp64_device(x_0.device))
+    n_open = int(is_open.sum(1).max())
     budget = torch.full((len(x_0),), positions_per_step, device=x_0.device)
     for done in range(0, n_open, positions_per_step):
         # From left to right, what comes next is known beforehand, and the head needs to be computed there only.
@@ -147,9 +151,10 @@ def exact_nll(
         if order != "left_to_right":
             nowhere = torch.full(x_0.shape, -torch.inf, device=x_0.device)
             chosen = most_confident(nowhere.masked_scatter(asked, urgency(log_p, order)), budget) & asked
-        nll = -log_p.gather(-1, x_0[asked][:, None])[:, 0].double()
-        everywhere = torch.zeros(x_0.shape, dtype=nll.dtype, device=x_0.device).masked_scatter(asked, nll)
-        total += everywhere.masked_fill(~chosen, 0.0).sum(1)
+        nll = to_fp64(-log_p.gather(-1, x_0[asked][:, None])[:, 0])
+        everywhere = torch.zeros(x_0.shape, dtype=nll.dtype, device=nll.device)
+        everywhere = everywhere.masked_scatter(asked.to(nll.device), nll)
+        total += everywhere.masked_fill(~chosen.to(nll.device), 0.0).sum(1)
         is_open &= ~chosen
         on_progress(min(1.0, (done + positions_per_step) / n_open))
     if not bool(total.isfinite().all()):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.evaluation.conditional import Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.hardware import to_fp64
 from llada.objective import LOGITS_AT_ONCE
 from llada.sampler import NOT_FINITE
 
@@ -65,11 +66,12 @@ def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[1])
     parts = [logits[first : first + at_once] for first in range(0, len(logits), at_once)]
-    best = [part.double().softmax(-1).max(-1) for part in parts]  # in fp64, as the sampler
+    best = [to_fp64(part).softmax(-1).max(-1) for part in parts]  # in fp64, as the sampler
     probability, token = torch.cat([part[0] for part in best]), torch.cat([part[1] for part in best])
     if bool(probability.isnan().any()):
         raise UserError(NOT_FINITE)
-    confidence = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=logits.device)
+    device, is_open = is_open.device, is_open.to(probability.device)
+    confidence = torch.full_like(is_open, -torch.inf, dtype=torch.float64)
     column = confidence.masked_scatter(is_open, probability).argsort(dim=1, descending=True, stable=True)[:, 0]
-    tokens = torch.zeros(is_open.shape, dtype=torch.long, device=logits.device).masked_scatter(is_open, token)
-    return column, tokens.gather(1, column[:, None])[:, 0]
+    tokens = torch.zeros_like(is_open, dtype=torch.long).masked_scatter(is_open, token)
+    return column.to(device), tokens.gather(1, column[:, None])[:, 0].to(device)

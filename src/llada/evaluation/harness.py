@@ -301,5 +301,7 @@ def _find_device(name: str, share: Share) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"--device {name} is no device: use auto, cpu or cuda:0, for example.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        return torch.device("cpu")
+        return choose_device("auto")
+    if device.type == "mps":
+        return choose_device("mps")
     return share.device(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from llada.checkpoint import Checkpoint
 from llada.errors import UserError
 from llada.forward_process import score_all
-from llada.hardware import Precision
+from llada.hardware import Precision, to_fp64
 from llada.objective import masked_nll, token_nll
 
 Judge = Callable[[str], float]
@@ -59,7 +59,7 @@ def judge_by_checkpoint(judge: Checkpoint, precision: Precision, device: torch.d
             noisy = score_all(x_0, (places >= piece.first_scored)[None])
             with precision.autocast(device):
                 logits = judge.model(x_0, None, noisy.is_masked)
-            total += float(masked_nll(logits, x_0, noisy).double().sum())
+            total += float(to_fp64(masked_nll(logits, x_0, noisy)).sum())
         return total
 
     return nll
@@ -93,7 +93,7 @@ def judge_by_transformers(name: str, device: torch.device) -> Judge:
             x_0 = ids[:, piece.begin : piece.end]
             first = max(1, piece.first_scored - piece.begin)
             logits: Tensor = model(x_0).logits[:, first - 1 : -1]
-            total += float(token_nll(logits.flatten(0, 1), x_0[0, first:]).double().sum())
+            total += float(to_fp64(token_nll(logits.flatten(0, 1), x_0[0, first:])).sum())
         return total
 
     return nll

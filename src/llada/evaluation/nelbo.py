@@ -22,7 +22,7 @@ from llada.evaluation.errors import Estimate, bins_of, estimate_mean, mean_stder
 from llada.evaluation.sharing import ALONE, Share
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
-from llada.hardware import Precision
+from llada.hardware import Precision, to_fp64
 from llada.models import MaskPredictor
 from llada.objective import masked_nll, nll_of_features, sequence_bounds
 from llada.sampler import NOT_FINITE
@@ -250,7 +250,7 @@ def _row_bounds(
         rows, done = own[first : first + batch_size], own[: first + batch_size]
         batch, clean = noisy.take(rows).to(torch.device(device)), x_0[rows].to(device)
         seen = None if attended is None else attended[rows].to(device)
-        bounds[rows] = sequence_bounds(nll_at(batch, clean, seen), batch).double().cpu()
+        bounds[rows] = to_fp64(sequence_bounds(nll_at(batch, clean, seen), batch)).cpu()
         show(len(done) / len(own), float(bounds[done].sum()), len(done))
     return bounds
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llada.files import write_text_whole
 from llada.forward_process import NoisyBatch
+from llada.hardware import to_fp64
 from llada.text.batches import TokenBatch
 
 FEW = 5  # steps in a row that are left out before the run goes back
@@ -83,7 +84,7 @@ def norms_by_layer(gradients: Mapping[str, Tensor | None]) -> dict[str, float]:
     for name, gradient in gradients.items():
         numbered = re.match(r".*?\.\d+(?=\.)", name)
         layer = numbered[0] if numbered else name.rpartition(".")[0] or name
-        square = 0.0 if gradient is None else float(gradient.double().square().sum())
+        square = 0.0 if gradient is None else float(to_fp64(gradient).square().sum())
         squares[layer] = squares.get(layer, 0.0) + square
     return {layer: math.sqrt(square) for layer, square in squares.items()}
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llada.files import flush_to_disk, write_text_whole
+from llada.files import flush_to_disk, replace_file, write_text_whole
 from llada.forward_process import NoisyBatch
 from llada.hardware import send
+from llada.run_layout import each_row
 from llada.training.guard import finite_or_none
 
 N_BINS = 10
@@ -68,26 +69,13 @@ class MetricsFile:
         return each_row(self.path) if self.path.exists() else iter(())
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row) + "\n")
 
     def flush_to_disk(self) -> None:
         """Before a checkpoint, which must not know of steps that are missing here."""
         if self.path.exists():
             flush_to_disk(self.path)
-
-
-def each_row(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                if not isinstance(row["step"], int):
-                    return
-            except (ValueError, TypeError, KeyError, RecursionError):
-                return
-            yield row
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -157,7 +145,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     aside = picture.with_name(f".{picture.name}.{os.getpid()}")
     try:
         figure.savefig(aside, dpi=130, format="png")
-        os.replace(aside, picture)
+        replace_file(aside, picture)
     finally:
         aside.unlink(missing_ok=True)
         plt.close(figure)

@@ -1,7 +1,9 @@
 """Which optimizer trains which parameter; what is frozen is trained by none."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llada.adamw import AdamW16
 from llada.models import Network
@@ -10,6 +12,21 @@ from llada.training.config import OptimizerOptions
 
 # Momentum of the gradient's first moment; the published value of every recipe that we follow.
 BETA1 = 0.9
+
+
+class WaitingAdamW(torch.optim.AdamW):
+    """torch's AdamW for Apple's GPUs, whose fused kernel does not look at `found_inf`: the host does, before a step.
+
+    (MultiTensorApply.h of torch's mps folder, by reading.) A step waits for the device there.
+    """
+
+    found_inf: Tensor | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        if self.found_inf is not None and bool(self.found_inf):
+            return None
+        self.found_inf = None
+        return super().step(closure)
 
 
 def make_optimizers(
@@ -38,8 +55,9 @@ def make_optimizers(
     ]
     rate, betas = options.learning_rate, (BETA1, options.beta2)
     is_fp32 = all(parameter.dtype == torch.float32 for parameter in by_adamw)
+    plain = WaitingAdamW if any(parameter.device.type == "mps" for parameter in by_adamw) else torch.optim.AdamW
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        plain(groups, lr=rate, betas=betas, fused=True)
         if is_fp32 and options.optimizer_state == "fp32"
         else AdamW16(groups, lr=rate, betas=betas, state=options.optimizer_state)
     ]

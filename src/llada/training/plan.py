@@ -48,6 +48,7 @@ class RunPlan:
                 there.
         """
         device = choose_device(config.device)
+        _check_device(device, config)
         length = data.sequence_length
         if isinstance(data, PreparedText):
             length = _window_length(config, data)
@@ -78,11 +79,13 @@ class RunPlan:
 
     @property
     def should_compile(self) -> bool:
-        """Whether to compile the network: as told, or where it pays.
+        """Whether to compile the network: as told, or where it pays. Never on Apple's GPUs, where nobody has tried.
 
         Adapters break it in pieces, and dialogues have another length at every step.
         """
         config = self.config
+        if self.device.type == "mps":
+            return False
         if config.compile is not None:
             return config.compile
         if config.method != "full" or isinstance(self.data, Answers) or not has_compiler(self.device):
@@ -105,6 +108,23 @@ class RunPlan:
         if isinstance(self.data, PreparedText):  # the last sequence may be shorter
             return self.total_steps * self.config.distinct_sequences * self.length / len(self.data.tokens("train"))
         return self.total_steps * self.config.distinct_sequences / sequences
+
+
+def _check_device(device: torch.device, config: TrainConfig) -> None:
+    """Refuse on Apple's GPUs what needs kernels that are written for NVIDIA's and for CPUs.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    if device.type != "mps":
+        return
+    for option, is_given in {
+        "--compile": bool(config.compile),
+        "--method qlora": config.method == "qlora",
+        "--optimizer_state 8bit": config.optimizer.optimizer_state == "8bit",
+    }.items():
+        if is_given:
+            raise UserError(f"{option} is not for Apple's GPUs: leave it out, or add --device cpu.")
 
 
 def _window_length(config: TrainConfig, data: PreparedText) -> int:

@@ -4,9 +4,9 @@ config.json                     the resolved configuration
 metrics.jsonl                   one object a logged step
 curves.png, samples/
 checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.py), training_state.pt, and checksums
-checkpoints/last, best          links to two of these
+checkpoints/last, best          which stand for two of these (run_layout.py)
 
-A checkpoint is written aside, is on the disk as a whole, and is then renamed; links are replaced in one step. So a kill
+A checkpoint is written aside, is on the disk as a whole, and is then renamed; names are replaced in one step. So a kill
 at any moment leaves whole checkpoints, and things beside them that `recover` removes. It also finds a checkpoint that
 was damaged later, by its checksums.
 
@@ -28,14 +28,26 @@ from torch import Tensor
 
 from llada.adapter_files import ADAPTER_CONFIG_FILE
 from llada.adapters import save_adapter
-from llada.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE, save_weights
+from llada.checkpoint import CONFIG_FILE, save_weights
 from llada.errors import UserError
-from llada.files import flush_to_disk, folder_written_whole, read_json, write_json
+from llada.files import folder_written_whole, read_json, write_json
 from llada.integrity import find_damage, write_checksums
 from llada.models import MaskPredictor
 from llada.readable import bytes_in_words
+from llada.run_layout import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    LAST,
+    followed,
+    newest_first,
+    point,
+    step_folder,
+    step_of,
+)
 from llada.training.config import TrainConfig
+from llada.training.copies import DAMAGED, take_in_copies
 from llada.training.plan import RunPlan
+from llada.training.rehearsal import REHEARSAL
 from llada.training.state import (
     STATE_FILE,
     Progress,
@@ -49,8 +61,7 @@ from llada.training.state import (
 )
 
 KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
-STEP_PATTERN = "step-*"
-DAMAGED = "damaged-"  # before the name of a checkpoint that was found to be
+IN_WORK = ".step-*"  # what was on its way in or out when its process was killed
 SPARE_BYTES = 2_000_000  # beside a checkpoint: its small files, samples, curves, metrics
 
 
@@ -60,18 +71,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS_FOLDER
-        self.last = self.checkpoints / "last"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a run would go on from."""
+        return followed(self.checkpoints / LAST)
 
     def has_checkpoint(self) -> bool:
-        return self.last.is_dir() or bool(self._newest_first())
+        return self.last.is_dir() or bool(newest_first(self.checkpoints))
 
     @property
     def last_step(self) -> int | None:
         """Of the checkpoint that a run would go on from; None if there is none."""
-        return int(self.last.resolve().name.rpartition("-")[2]) if self.last.is_dir() else None
-
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.checkpoints.glob(STEP_PATTERN), reverse=True)
+        return step_of(self.last.resolve()) if self.last.is_dir() else None
 
     def check_resumable(self) -> None:
         """Refuse to resume a run that ended before its first checkpoint.
@@ -133,18 +145,19 @@ class RunFolder:
     def recover(self) -> list[str]:
         """Put in order what a kill or a disk has left: to be called by the holder of the folder's lock.
 
-        What was half written goes. `last` is pointed to the newest checkpoint that is whole; newer ones that are not
-        are kept as damaged-step-NNNNNNNN.
+        What was half written goes. Folders in the place of `last` and `best` become names again (copies.py). `last` is
+        pointed to the newest checkpoint that is whole; newer ones that are not are kept as damaged-step-NNNNNNNN.
 
         Returns:
-            What was found to be damaged, in sentences for people.
+            What was found, in sentences for people.
 
         Raises:
             UserError: there are checkpoints, and all are damaged; nothing is changed then.
         """
         self._remove_leftovers()
+        sentences = take_in_copies(self.checkpoints)
         damaged: dict[Path, str] = {}
-        for folder in self._newest_first():
+        for folder in newest_first(self.checkpoints):
             damage = find_damage(folder, [STATE_FILE, CONFIG_FILE] if not _holds_adapter(folder) else [STATE_FILE])
             if damage is None:
                 break
@@ -156,8 +169,7 @@ class RunFolder:
                     f"No checkpoint of {self.path} is whole ({what}): restore one of them from a copy, or start again "
                     "with another --output_dir."
                 )
-            return []
-        sentences = []
+            return sentences
         for bad, damage in damaged.items():
             kept_as = bad.with_name(f"{DAMAGED}{bad.name}")
             shutil.rmtree(kept_as, ignore_errors=True)
@@ -165,17 +177,24 @@ class RunFolder:
             sentences.append(
                 f"The checkpoint {bad} is damaged ({damage}): it is kept as {kept_as.name}, and {folder.name} is used."
             )
-        self._point("last", folder)
+        point(self.checkpoints / LAST, folder)
         return sentences
 
     def _remove_leftovers(self) -> None:
         """Whatever begins with a dot was on its way in or out when its process was killed."""
-        for old in self.checkpoints.glob(f".{STEP_PATTERN}.old"):
+        for old in self.checkpoints.glob(f"{IN_WORK}.old"):
             folder = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
             if not folder.exists():
                 os.rename(old, folder)
-        inside = (f".{STEP_PATTERN}", ".last.*", ".best.*")
-        beside = (f".{CONFIG_FILE}.*", ".metrics.jsonl.*", ".curves.png.*", ".trouble.json.*", "samples/.step-*")
+        inside = (IN_WORK, f".{LAST}.*", f".{BEST}.*")
+        beside = (
+            f"{REHEARSAL}*",
+            f".{CONFIG_FILE}.*",
+            ".metrics.jsonl.*",
+            ".curves.png.*",
+            ".trouble.json.*",
+            "samples/.step-*",
+        )
         for path in [
             *(path for pattern in inside for path in self.checkpoints.glob(pattern)),
             *(path for pattern in beside for path in self.path.glob(pattern)),
@@ -217,7 +236,7 @@ class RunFolder:
         Raises:
             UserError: it could not be written; the checkpoints that were there are unharmed.
         """
-        folder = self.checkpoints / f"step-{progress.step:08d}"
+        folder = step_folder(self.checkpoints, progress.step)
         try:
             with folder_written_whole(folder) as aside:
                 if weights is None:
@@ -226,7 +245,7 @@ class RunFolder:
                     save_weights(aside, plan.network_config, plan.data.tokenizer, weights)
                 torch.save(dict(packed), aside / STATE_FILE)
                 write_checksums(aside)
-            self._point("last", folder)
+            point(self.checkpoints / LAST, folder)
             self.point_best(progress)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap what the disk says
             raise UserError(
@@ -273,36 +292,29 @@ class RunFolder:
         return Resumed(progress, saved.get("is_compiled"), changes)
 
     def point_best(self, progress: Progress) -> None:
-        """Make `best` a link to the best checkpoint, if that is there; a link to nothing goes."""
-        folder, link = self.checkpoints / f"step-{progress.best_step:08d}", self.checkpoints / "best"
+        """Make `best` stand for the best checkpoint, if that is there; a name of nothing goes."""
+        folder, name = step_folder(self.checkpoints, progress.best_step), self.checkpoints / BEST
+        now = followed(name)
         if folder.is_dir():
-            if link.resolve() != folder.resolve():
-                self._point("best", folder)
-        elif link.is_symlink() and not link.exists():
-            link.unlink()
-
-    def _point(self, name: str, folder: Path) -> None:
-        """Make `name` a link to a checkpoint, in one step, so that it never points nowhere."""
-        aside = self.checkpoints / f".{name}.{os.getpid()}"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(folder.name)
-        os.replace(aside, self.checkpoints / name)
-        flush_to_disk(self.checkpoints)
+            if now.resolve() != folder.resolve():
+                point(name, folder)
+        elif not now.is_dir():
+            name.unlink(missing_ok=True)
 
     def prune(self, n_newest: int) -> None:
         """By the rule above. Names go first, so that a kill leaves no half of a checkpoint under its name.
 
         What a disk refuses to remove stays, and is tried again after the next checkpoint.
         """
-        folders = self._newest_first()
-        kept = {(self.checkpoints / name).resolve() for name in ("last", "best")}
+        folders = newest_first(self.checkpoints)
+        kept = {followed(self.checkpoints / name).resolve() for name in (LAST, BEST)}
         kept |= {folder.resolve() for folder in folders[:n_newest]}
         for folder in folders:
             if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
                 leaving = folder.with_name(f".{folder.name}.leaving")
                 with contextlib.suppress(OSError):
                     os.rename(folder, leaving)
-        for leaving in self.checkpoints.glob(f".{STEP_PATTERN}.leaving"):
+        for leaving in self.checkpoints.glob(f"{IN_WORK}.leaving"):
             shutil.rmtree(leaving, ignore_errors=True)
 
 

@@ -4,8 +4,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Ctrl-C; what schedulers and `kill` send before they kill; what Slurm's --signal usually asks for.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C; what schedulers and `kill` send before they kill; what Slurm's --signal usually asks for; Ctrl-Break, the one
+# that Windows sends to another process. Not every system has all of them.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
+SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 
 
 class StopRequest:

@@ -1,0 +1,42 @@
+"""What a disk will be asked to do with each checkpoint, done once with a small one, before the first step."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from llada.checkpoint import SHARD_BYTES
+from llada.errors import UserError
+from llada.files import folder_written_whole
+from llada.integrity import write_checksums
+from llada.run_layout import LAST, followed, point, step_folder
+from llada.training.state import first_line
+from llada.weights import StoredWeights, save_tensors
+
+REHEARSAL = ".rehearsal."  # how the folder begins that is made for it
+
+
+def rehearse(run: Path) -> None:
+    """Write a checkpoint of one number, replace it, name it `last`, read it by that name, and leave nothing of it.
+
+    Raises:
+        UserError: the disk cannot do that.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=REHEARSAL, dir=run) as place:
+            folder, name = step_folder(Path(place), 0), Path(place, LAST)
+            for number in (1.0, 2.0):
+                with folder_written_whole(folder) as aside:
+                    save_tensors(aside, {"number": torch.tensor([number])}, SHARD_BYTES)
+                    write_checksums(aside)
+                point(name, folder)
+            read = StoredWeights.of(followed(name)).tensor("number", torch.device("cpu"), None).tolist()
+            if read != [2.0]:
+                raise OSError(f"{read} was read where 2.0 was written")
+    except (OSError, UserError, SafetensorError) as error:
+        raise UserError(
+            f"{run} is on a disk that cannot keep checkpoints ({first_line(error)}): choose another --output_dir, or "
+            "see to the disk."
+        ) from error
