@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names once more, for type checkers and editors, which do not see _HOMES
     from llada.checkpoint import Checkpoint as Checkpoint
-    from llada.checkpoint import load_checkpoint as load_checkpoint
     from llada.errors import UserError as UserError
     from llada.forward_process import NoisyBatch as NoisyBatch
     from llada.forward_process import mask_bernoulli as mask_bernoulli
@@ -17,6 +16,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
     from llada.objective import masked_nll as masked_nll
     from llada.objective import sequence_bounds as sequence_bounds
     from llada.objective import weighted_loss as weighted_loss
+    from llada.opening import load_checkpoint as load_checkpoint
     from llada.sampler import Canvas as Canvas
     from llada.sampler import SamplerConfig as SamplerConfig
     from llada.sampler import generate as generate
