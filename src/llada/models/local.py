@@ -14,6 +14,7 @@ layer, W width of the convolution.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,12 +124,31 @@ def pair_keys(rows: Tensor, visible: Tensor | None, config: LocalConfig) -> list
     return [(at(left) * PRIME + at(right)) % config.n_pairs for left, right in NEIGHBOURS]
 
 
+class Scores(torch.autograd.Function):
+    """q k^T, (B, H, L, L), of q and k (B, H, L, C).
+
+    The gradient of k is made as it lies in memory, (L, C). Autograd makes that of the transposed k, (C, L), which the
+    rotation's backward pass would then read through a transpose: slower, and a kernel that compilers were seen to get
+    wrong (llada.system.compile_check.rotation).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k)
+        return q @ k.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        q, k = ctx.saved_tensors
+        return gradient @ k, gradient.mT @ q
+
+
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(C) + bias) v, all (B, H, L, C), with the scores of all pairs in memory.
 
     What `scaled_dot_product_attention` computes, which on a CPU takes half as long again in its backward pass.
     """
-    scores = (q @ k.mT).float() * q.shape[-1] ** -0.5
+    scores = Scores.apply(q, k).float() * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
     return scores.softmax(-1).to(v.dtype) @ v

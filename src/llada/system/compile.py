@@ -93,6 +93,8 @@ def probe(device: torch.device) -> list[Verdict]:
     recipe = Recipe("llada.system.compile_check:rotation", {})
     start = time.perf_counter()
     for toolchain, finding in _tried(recipe, device, None, PROBE_SECONDS):
+        if device.type != "cpu":
+            _, finding = _compile_here(recipe.make().to(device), toolchain)
         now = time.perf_counter()
         verdicts.append(Verdict(toolchain.name, toolchain.compiler, finding.is_right, finding.reason, now - start))
         if finding.is_right:

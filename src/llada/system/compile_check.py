@@ -12,7 +12,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,11 @@ class Subject:
     """The type of that autocast, if there is one."""
     has_dropout: bool = False
     """Which leaves out other elements in fp32, so that there is nothing more precise to compare with."""
+
+    def to(self, device: torch.device) -> "Subject":
+        """The same function with its inputs on a device; for subjects without weights."""
+        inputs = [each.detach().to(device).requires_grad_(each.requires_grad) for each in self.inputs]
+        return replace(self, inputs=tuple(inputs))
 
 
 @dataclass(frozen=True)
