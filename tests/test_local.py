@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada.models import LocalConfig, build_network, config_from_json, config_to_json
-from llada.models.local import NEIGHBOURS, Local, NearMixing, attend_by_products, pair_keys
+from llada.models.local import NEIGHBOURS, Local, NearMixing, Scores, attend_by_products, pair_keys
 
 CONFIG = LocalConfig(
     vocab_size=7,
@@ -148,6 +148,17 @@ def test_attention_by_products_equals_torchs(has_bias: bool, dtype: torch.dtype,
         results.append([mixed, *torch.autograd.grad(mixed, inputs, out)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+def test_scores_have_the_gradients_of_a_matmul_and_lie_as_the_keys_do() -> None:
+    q, k, direction = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64).unbind()
+    direction = direction @ torch.randn(4, 5, dtype=torch.float64)
+    q.requires_grad_()
+    k.requires_grad_()
+    assert torch.equal(Scores.apply(q, k), q @ k.mT)
+    ours = torch.autograd.grad((Scores.apply(q, k) * direction).sum(), (q, k))
+    torch.testing.assert_close(ours, torch.autograd.grad((q @ k.mT * direction).sum(), (q, k)))
+    assert ours[1].is_contiguous()  # which autograd's own is not
 
 
 def test_padding_changes_nothing() -> None:

@@ -138,7 +138,7 @@ class Scores(torch.autograd.Function):
         return q @ k.mT
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         q, k = ctx.saved_tensors
         return gradient @ k, gradient.mT @ q
 
@@ -148,7 +148,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
     What `scaled_dot_product_attention` computes, which on a CPU takes half as long again in its backward pass.
     """
-    scores = Scores.apply(q, k).float() * q.shape[-1] ** -0.5
+    scores = Scores.apply(q, k).float() * q.shape[-1] ** -0.5  # type: ignore[no-untyped-call]
     if bias is not None:
         scores = scores + bias
     return scores.softmax(-1).to(v.dtype) @ v
