@@ -209,3 +209,15 @@ def test_a_folder_that_is_renamed_removed_or_replaced_is_noticed(tmp_path: Path)
                 moved = next((tmp_path / f"{number}").rglob("moved"), tmp_path / f"{number}" / "other" / "run")
                 assert f"it is {moved} now" in str(caught.value)
         assert harm is not replace or (run / ".llada.lock").read_bytes() == b"of another"
+
+
+def test_a_lock_that_could_not_be_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "ftruncate", fail)
+        with pytest.raises(OSError, match="No space left"):
+            locked(tmp_path / "run").__enter__()
+    with locked(tmp_path / "run"):
+        pass

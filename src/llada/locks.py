@@ -157,9 +157,13 @@ def _acquire(path: Path, folder: Path, wait: bool) -> int:
         if is_there(path, descriptor):
             break
         os.close(descriptor)  # the one before has just removed it
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, b" " * _LOCKED_BYTES + json.dumps(_myself()).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, b" " * _LOCKED_BYTES + json.dumps(_myself()).encode())
+    except BaseException:
+        os.close(descriptor)  # or this process would hold it for as long as it lives
+        raise
     return descriptor
 
 
