@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "llada"
 # The layer of every module; a folder's name stands for all that is in it.
 LAYERS = {
     "errors": -1,
+    "asides": -1,
     "files": -1,
+    "mapped": -1,
+    "opener": -1,
     "locks": -1,
     "integrity": -1,
     "readable": -1,

@@ -15,6 +15,7 @@ from sentences import assert_one_sentence
 
 from llada import run_layout
 from llada.adapter_files import ADAPTER_CONFIG_FILE
+from llada.asides import aside_of
 from llada.checkpoint import load_checkpoint
 from llada.errors import UserError
 from llada.files import flush_to_disk
@@ -265,7 +266,7 @@ def test_a_persons_copy_of_a_step_is_no_step(stopped: RunFolder) -> None:
 def test_a_rehearsal_leaves_nothing(tmp_path: Path) -> None:
     rehearse(tmp_path / "run")
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
-    (tmp_path / "run" / ".rehearsal.abc").mkdir()  # as a kill leaves it
+    aside_of(tmp_path / "run" / "rehearsal").mkdir()  # as a kill leaves it
     RunFolder(tmp_path / "run").recover()
     assert list((tmp_path / "run").iterdir()) == []
 

@@ -383,6 +383,20 @@ def test_an_answer_that_stays_wrong_is_refused(server: Server, temporary: Path, 
     assert list(temporary.iterdir()) == []
 
 
+def test_an_answer_that_is_too_long_is_not_read_to_its_end(
+    server: Server, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its bytes would have the right checksum, which is known only at its end."""
+    server.answers = [Answer()]
+    monkeypatch.setattr(corpus, "LARGEST_DOWNLOAD", 1024 * (len(GOOD_BYTES) // 1024))
+    with pytest.raises(UserError, match="wrong checksum") as caught:
+        download_url()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert "more than" in str(caught.value.__cause__)
+    assert server.n_requests == corpus.DOWNLOAD_ATTEMPTS
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "answer", [pytest.param(NOT_THERE, id="404"), pytest.param(OVERLOADED, id="503"), pytest.param(TRUNCATED, id="cut")]
 )

@@ -441,3 +441,35 @@ def test_fingerprints_tell_text_vocabulary_and_split_apart(tmp_path: Path) -> No
     assert of["one"] == of["cut"]
     assert {key for key in of["one"] if of["one"][key] != of["end"][key]} == {"text", "validation split"}
     assert {key for key in of["one"] if of["one"][key] != of["xyz"][key]} == {"text", "vocabulary"}
+
+
+def test_a_folder_of_others_is_left_alone_though_it_has_names_of_ours(tmp_path: Path) -> None:
+    """A prepared text that lost files can be prepared anew."""
+    corpus = Corpus("to be or not to be " * 20, "file", "x")
+    for number, names in enumerate((["metadata.json"], ["vocab.json", "metadata.json"], ["train_data.npy"])):
+        mine = tmp_path / f"mine-{number}"
+        mine.mkdir()
+        for name in names:
+            (mine / name).write_text('{"title": "mine"}', encoding="utf-8")
+        with pytest.raises(UserError, match=r"which is no prepared text: choose another --output_dir") as caught:
+            prepare(corpus, mine, 10)
+        assert_one_sentence(caught.value)
+        assert sorted(path.name for path in mine.iterdir()) == sorted(names)
+    for lost in (
+        ["metadata.json"],
+        ["vocab.json", "train_data.npy"],
+        ["val_data.npy", "vocab.json", "prepared_text.txt"],
+    ):
+        prepare(corpus, tmp_path / "data", 10)
+        for name in lost:
+            (tmp_path / "data" / name).unlink()
+    assert prepare(corpus, tmp_path / "data", 10).raw_text == corpus.text
+
+
+def test_a_link_is_not_followed_to_keep_other_tokens(tmp_path: Path) -> None:
+    data = prepare(Corpus("to be or not to be " * 20, "file", "x"), tmp_path / "data", 10)
+    (tmp_path / "elsewhere").mkdir()
+    (data.folder / "tokenised").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="tokenised is a link, which is not followed to write there"):
+        retokenise(data, CharTokenizer(data.raw_text + "xyz"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 from sentences import assert_one_sentence
 
 from llada import files
+from llada.asides import aside_of, is_aside
 from llada.errors import UserError
 from llada.files import check_writable, folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 
@@ -217,12 +218,19 @@ def test_every_file_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("_usual_umask")
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("umask", "modes_wanted"), [(0o022, (0o755, 0o644)), (0o077, (0o700, 0o600)), (0o002, (0o775, 0o664))]
+)
+def test_who_may_read_what_is_written_is_up_to_the_umask(
+    tmp_path: Path, umask: int, modes_wanted: tuple[int, int]
+) -> None:
+    os.umask(umask)
     with folder_written_whole(tmp_path / "folder") as aside:
         (aside / "file").write_bytes(b"1")
         write_json(aside / "file.json", {})
     modes = {name: (tmp_path / "folder" / name).stat().st_mode & 0o777 for name in (".", "file", "file.json")}
-    assert modes == {".": 0o755, "file": 0o644, "file.json": 0o644}
+    of_folder, of_file = modes_wanted
+    assert modes == {".": of_folder, "file": of_file, "file.json": of_file}
 
 
 def test_there_is_a_folder_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,21 +252,35 @@ def test_a_swap_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
-    make_old(tmp_path / "folder")
-    for name in (".folder.abc", ".folder.old", ".folders.abc", "folder.abc", ".other.abc"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_bytes(b"1")
-    (tmp_path / ".folder.1234").write_bytes(b"1")
-    (tmp_path / ".folder.lock").write_bytes(b"1")
-    (tmp_path / ".folder.5678").symlink_to("folder")
-    remove_leftovers(tmp_path / "folder")
-    assert names_in(tmp_path) == [".folder.lock", ".folders.abc", ".other.abc", "folder", "folder.abc"]
-    assert names_in(tmp_path / "folder") == ["old"]
+    """Only names with the mark are ours: whatever else stands next to a folder is left, however alike it looks."""
+    make_old(tmp_path / "env")
+    ours = [aside_of(tmp_path / "env", kind) for kind in ("tmp", "old", "leaving")]
+    others = [
+        ".env.local", ".env.production", ".env.d", ".env.old", ".env.lock", ".env.tmp", ".env.1234", ".env.abcd1234",
+        ".env.llada.lock", ".env.llada-12345678", ".env.llada-12345678.bak", ".env.llada-1234567.tmp",
+        ".env.llada-1234567g.tmp", "env.llada-12345678.tmp", ".envs.llada-12345678.tmp", ".env.d.llada-12345678.tmp",
+    ]  # fmt: skip
+    for path in [*ours, *(tmp_path / name for name in others)]:
+        path.mkdir()
+        (path / "file").write_bytes(b"1")
+    aside_of(tmp_path / "env").write_bytes(b"1")
+    aside_of(tmp_path / "env").symlink_to(".env.local")
+    remove_leftovers(tmp_path / "env")
+    assert names_in(tmp_path) == sorted(["env", *others])
+    assert names_in(tmp_path / "env") == ["old"]
+    assert all(names_in(tmp_path / name) == ["file"] for name in others)
+
+
+def test_names_of_unfinished_things_are_known_by_their_form(tmp_path: Path) -> None:
+    names = {aside_of(tmp_path / name).name for name in ("a", "a.b", ".c", "d\ne", "é") for _ in range(50)}
+    assert len(names) == 250
+    assert all(map(is_aside, names))
+    assert not any(map(is_aside, ("a", ".a", ".a.tmp", ".swp", ".config.json.swp", ".a.llada.lock", ".model.backup")))
 
 
 def test_a_folder_that_a_killed_writer_took_away_is_put_back(tmp_path: Path) -> None:
-    make_old(tmp_path / ".folder.old")
-    (tmp_path / ".folder.abc").mkdir()
+    make_old(aside_of(tmp_path / "folder", "old"))
+    aside_of(tmp_path / "folder").mkdir()
     remove_leftovers(tmp_path / "folder")
     assert names_in(tmp_path) == ["folder"]
     assert names_in(tmp_path / "folder") == ["old"]

@@ -12,6 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from llada import checkpoint
+from llada.asides import aside_of
 from llada.checkpoint import load_checkpoint
 from llada.errors import UserError
 from llada.system.toolchains import has_compiler
@@ -135,16 +137,22 @@ def test_a_damaged_checkpoint_is_not_opened_for_use_either(stopped: RunFolder) -
 # Kills
 
 
-def test_what_a_kill_left_behind_goes(stopped: RunFolder) -> None:
-    for name in (".step-00000010.abc", ".step-00000002.leaving"):
-        (stopped.checkpoints / name).mkdir()
-        (stopped.checkpoints / name / "file").write_bytes(b"1")
-    (stopped.checkpoints / ".last.17").symlink_to("step-00000002")
-    for name in (".metrics.jsonl.17", ".curves.png.17", ".config.json.17", ".mine"):
-        (stopped.path / name).write_bytes(b"1")
+def test_what_a_kill_left_behind_goes_and_nothing_else(stopped: RunFolder) -> None:
+    steps = [stopped.checkpoints / f"step-{step:08d}" for step in (10, 2)]
+    for path in (aside_of(steps[0]), aside_of(steps[1], "leaving")):
+        path.mkdir()
+        (path / "file").write_bytes(b"1")
+    aside_of(stopped.checkpoints / "last").symlink_to("step-00000002")
+    files = ("metrics.jsonl", "curves.png", "config.json", "samples/step-00000002.txt")
+    for name in files:
+        aside_of(stopped.path / name).write_bytes(b"1")
+        (stopped.path / name).with_name(f".{Path(name).name}.swp").write_bytes(b"1")
+    (stopped.checkpoints / ".step-00000002.old").mkdir()
     assert stopped.recover() == []
-    assert names(stopped) == ["best", "last", "step-00000006", "step-00000008"]
-    assert [path.name for path in stopped.path.glob(".*")] == [".mine"]
+    assert names(stopped) == [".step-00000002.old", "best", "last", "step-00000006", "step-00000008"]
+    assert sorted(path.name for path in stopped.path.rglob(".*")) == [
+        ".config.json.swp", ".curves.png.swp", ".metrics.jsonl.swp", ".step-00000002.old", ".step-00000002.txt.swp",
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_that_no_link_points_to_yet_is_used(stopped: RunFolder, data: PreparedText) -> None:
@@ -159,7 +167,7 @@ def test_a_checkpoint_that_no_link_points_to_yet_is_used(stopped: RunFolder, dat
 
 
 def test_a_checkpoint_that_was_taken_away_to_be_replaced_is_put_back(stopped: RunFolder) -> None:
-    os.rename(stopped.checkpoints / "step-00000008", stopped.checkpoints / ".step-00000008.old")
+    os.rename(stopped.last.resolve(), aside_of(stopped.last.resolve(), "old"))
     stopped.recover()
     assert names(stopped) == ["best", "last", "step-00000006", "step-00000008"]
 
@@ -293,6 +301,114 @@ def test_a_strangers_state_can_do_nothing_but_be_refused(
     assert not Path("went_off").exists()
 
 
+# Folders of others
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_run_takes_no_folder_that_holds_something_else(
+    stopped: RunFolder, data: PreparedText, tmp_path: Path, llada: Any
+) -> None:
+    """Also if all names are those of a run: config.json, a network's among them, could be anybody's."""
+    exported = tmp_path / "exported"
+    assert llada("export", "--checkpoint", stopped.path, "--output_dir", exported).code == 0
+    for number, name in enumerate(("config.json", "metrics.jsonl", "curves.png", "samples", "notes.txt", ".hidden")):
+        mine = tmp_path / f"mine-{number}"
+        mine.mkdir()
+        (mine / name).write_text('{"steps": 3}', encoding="utf-8")
+    options = ["--data_dir", data.folder, "--device", "cpu"]
+    for folder in [exported, *sorted(tmp_path.glob("mine-*"))]:
+        before = all_bytes(folder)
+        for start in (["train"], ["finetune", "--checkpoint", exported]):
+            result = llada(*start, *options, "--output_dir", folder)
+            assert result.code == 2
+            assert "which is not of a run: choose a new folder, or an empty one" in result.err
+            assert result.err.count("\n") == 1
+            assert all_bytes(folder) == before
+    assert load_checkpoint(exported).config.vocab_size
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
+    small_run: TrainConfig, data: PreparedText
+) -> None:
+    folder = RunFolder(small_run.output_dir)
+    folder.check_free()
+    folder.path.mkdir()
+    for name in (".llada.lock", ".lock", ".rehearsal.abc", ".config.json.4711"):  # also of older versions
+        (folder.path / name).write_bytes(b"1")
+    aside_of(folder.path / "rehearsal").mkdir()
+    folder.check_free()
+    folder.start(small_run)
+    for name in ("metrics.jsonl", "curves.png", "trouble.json"):
+        (folder.path / name).write_bytes(b"")
+    assert {"samples", "checkpoints"} <= {path.name for path in folder.path.iterdir()}
+    folder.check_free()
+    (folder.path / "thesis.tex").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is not of a run: "):
+        folder.check_free()
+
+
+def test_a_link_in_the_place_of_a_step_is_not_followed_when_that_is_saved(
+    stopped: RunFolder, data: PreparedText, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped.path / "samples", tmp_path / "victim")
+    before = all_bytes(tmp_path / "victim")
+    (stopped.checkpoints / "step-00000012").symlink_to(tmp_path / "victim")
+    trainer = Trainer(RunPlan.of(small_run, data), stopped, resume=True)
+    trainer.run(Display(Console(quiet=True), None))
+    assert all_bytes(tmp_path / "victim") == before
+    assert stopped.last_step == 12
+    assert (stopped.checkpoints / "copy-of-step-00000012").is_symlink()
+
+
+def test_a_base_is_marked_only_where_a_run_could_remove_it(stopped: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(stopped.last.resolve(), tmp_path / "step-00000008")
+    for folder in (tmp_path / "step-00000008", stopped.last.resolve()):
+        keep_for(tmp_path / "run", folder)
+    assert not (tmp_path / "step-00000008" / "adapters.txt").exists()
+    assert (stopped.last / "adapters.txt").read_text(encoding="utf-8") == f"{(tmp_path / 'run').resolve()}\n"
+
+
 def test_an_adapter_cannot_stand_on_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step-00000006 is gone.*repeat the command"):
-        keep_for(tmp_path / "run", tmp_path / "step-00000006")
+        keep_for(tmp_path / "run", tmp_path / "checkpoints" / "step-00000006")
+
+
+@pytest.mark.parametrize("name", ["samples", "checkpoints"])
+def test_folders_of_a_run_are_no_links(stopped: RunFolder, name: str, tmp_path: Path, llada: Any) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    os.rename(stopped.path / name, elsewhere)
+    (stopped.path / name).symlink_to(elsewhere)
+    aside_of(elsewhere / "thing").write_bytes(b"1")
+    before = all_bytes(elsewhere)
+    result = llada("train", "--resume", stopped.path, "--steps", 20)
+    assert result.code == 2
+    assert f"{name} is a link, which is not followed to write there" in result.err
+    assert all_bytes(elsewhere) == before
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
+    stopped: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run does that saves and prunes: `best` is another one by then. A damaged one that stays is refused."""
+    read_tokenizer, read = checkpoint.read_tokenizer, []
+
+    def pruning(folder: Path) -> Any:
+        read.append(folder.name)
+        if len(read) == 1:
+            (stopped.checkpoints / "best").unlink()
+            (stopped.checkpoints / "best").symlink_to("step-00000008")
+            shutil.rmtree(folder)
+        return read_tokenizer(folder)
+
+    monkeypatch.setattr(checkpoint, "read_tokenizer", pruning)
+    assert load_checkpoint(stopped.path).folder.name == "step-00000008"
+    assert read == ["step-00000006", "step-00000008"]
+    (stopped.last / "vocab.json").unlink()
+    with pytest.raises(UserError, match=r"vocab\.json is missing"):
+        load_checkpoint(stopped.path)
+    stopped.last.resolve().rename(stopped.checkpoints / "gone")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_checkpoint(stopped.path)

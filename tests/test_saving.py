@@ -1,5 +1,7 @@
 """A checkpoint that is written beside training is that of its step, whatever training does in the meantime."""
 
+import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from sentences import assert_one_sentence
 
 from llada import hardware
 from llada.checkpoint import load_checkpoint
 from llada.errors import UserError
+from llada.locks import locked
+from llada.run_layout import newest_first
 from llada.text.dataset import PreparedText
 from llada.training import saving
 from llada.training.config import TrainConfig
@@ -129,3 +134,48 @@ def test_the_memory_that_is_free_is_the_less_of_machine_and_container(
     assert hardware.free_memory_bytes() == 4_096_000
     limit.write_text("1500\n")
     assert hardware.free_memory_bytes() == 1000
+
+
+@pytest.mark.parametrize("where", ["run", "data"])
+def test_a_run_stops_when_its_folder_or_its_data_are_other_ones(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path, where: str
+) -> None:
+    """After step 8; that of step 6 is the last checkpoint, and no folder is made where the run's was."""
+    shutil.copytree(data.folder, tmp_path / "data")
+    config = replace(small_run, data=replace(small_run.data, data_dir=tmp_path / "data"))
+    with locked(config.output_dir, inside=True) as lock:
+        folder = RunFolder(config.output_dir, lock)
+        folder.start(config)
+        trainer = Trainer(RunPlan.of(config, PreparedText.open(tmp_path / "data")), folder)
+        step = trainer.train_step
+
+        def stepping(by_time: Any) -> Any:
+            done = step(by_time)
+            if trainer.progress.step == 8:
+                trainer.saver.wait()
+                if where == "run":
+                    os.rename(folder.path, tmp_path / "moved")
+                else:
+                    os.utime(tmp_path / "data" / "train_data.npy", ns=(0, 0))
+            return done
+
+        trainer.train_step = stepping  # type: ignore[method-assign]
+        said = r"run was renamed or removed" if where == "run" else r"train_data\.npy was changed while it was in use"
+        with pytest.raises(UserError, match=said) as caught:
+            run(trainer)
+        assert_one_sentence(caught.value)
+    assert config.output_dir.exists() == (where == "data")
+    kept = RunFolder(tmp_path / "moved" if where == "run" else config.output_dir)
+    assert [path.name for path in newest_first(kept.checkpoints)] == ["step-00000006"]
+
+
+def test_without_a_thread_to_be_had_a_checkpoint_is_written_in_the_way(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    trainer = trainer_of(small_run, data)
+    monkeypatch.setattr(saving.threading.Thread, "start", refuse)
+    run(trainer)
+    assert [path.name for path in newest_first(trainer.folder.checkpoints)] == ["step-00000012", "step-00000006"]

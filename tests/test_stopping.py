@@ -85,7 +85,7 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     assert first.returncode == 75, said
     step = int((run / "checkpoints" / "last").resolve().name[5:])
     assert f"Stopped; saved after step {step}. Go on with: llada train --resume {run}" in said
-    assert not (run / ".lock").exists()
+    assert not (run / ".llada.lock").exists()
 
 
 def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(data: PreparedText, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,27 @@ def test_a_tensor_may_be_a_number(tmp_path: Path) -> None:
     stored = StoredWeights.of(tmp_path)
     assert float(stored.tensor("share", torch.device("cpu"), torch.bfloat16)) == 0.75
     assert stored.are_equal("share", "share")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system limits no file's size")
+def test_what_the_disk_says_of_a_file_of_tensors_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """The library has one of its own for it; here a file may not become larger than 1000 bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[0][1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_tensors(tmp_path, {"a": torch.zeros(1000)}, 10**9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_others_stay_where_weights_are_replaced(tmp_path: Path) -> None:
+    others = ["model-mine.safetensors", "model-00001-of-00002-copy.safetensors", "notes.txt"]
+    for name in (*others, "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"1")
+    save_tensors(tmp_path, {"a": torch.zeros(3)}, 10**9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model.safetensors", *others])

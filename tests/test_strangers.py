@@ -9,10 +9,11 @@ import pytest
 from sentences import assert_one_sentence
 
 from llada.errors import UserError
+from llada.opener import read_bounded
 from llada.text.bpe import BPETokenizer, find_token
 from llada.text.chat import TemplateFormat, chat_format
 from llada.text.dialogues import Message
-from llada.text.tokenizer import CharTokenizer, read_bounded
+from llada.text.tokenizer import CharTokenizer
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 PLAIN: dict[str, Any] = {

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llada.adapter_files import (
@@ -36,7 +35,7 @@ from llada.integrity import check_whole
 from llada.models import Network
 from llada.system.literals import check_literal, check_literals
 from llada.tensor_names import plain_names
-from llada.weights import some_of, sort_metadata
+from llada.weights import some_of, sort_metadata, write_safetensors
 
 ADAPTER = "default"  # peft's name of the only adapter of a network
 FILE_PREFIX = "base_model.model."  # of tensor names in peft's files
@@ -156,14 +155,11 @@ def save_adapter(folder: Path, network: Network, base: str) -> None:
     write_json(folder / ADAPTER_CONFIG_FILE, content)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(network).items()}
     path = folder / ADAPTER_WEIGHTS_FILE
-    path.touch()
-    mode = path.stat().st_mode
     metadata = {"format": "pt", FINGERPRINT: keep_fingerprint(network, FINGERPRINT)}
     if is_quantised(network):
         metadata[STORED_AS] = FOUR_BITS
-    save_file(weights, path, metadata=metadata)
+    write_safetensors(path, weights, metadata)
     sort_metadata(path)
-    path.chmod(mode)  # safetensors makes the file for its owner alone
 
 
 def load_adapter(network: Network, folder: Path, trainable: bool = False) -> None:

@@ -28,7 +28,7 @@ from llada.models import (
     tied_head,
 )
 from llada.readable import bytes_in_words
-from llada.run_layout import candidates
+from llada.run_layout import candidates, while_there
 from llada.sampler import Predict, suppress
 from llada.system.literals import check_literal
 from llada.tensor_names import plain_names
@@ -144,8 +144,13 @@ def load_checkpoint(
     Raises:
         UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
     """
-    device = torch.device(device)
-    folder = find_checkpoint(Path(path)).resolve()  # a run that goes on moves `best` to another folder
+    return while_there(
+        lambda: find_checkpoint(Path(path)).resolve(),  # a run that goes on moves `best` to another folder
+        lambda folder: _load(folder, torch.device(device), dtype, keep_fp16),
+    )
+
+
+def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp16: bool) -> Checkpoint:
     check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)

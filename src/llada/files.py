@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -14,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from llada.asides import aside_of, asides_in, folder_aside, put_back, remove_asides
 from llada.errors import UserError
+from llada.opener import check_holes, open_regular, read_bounded
 
 IS_WINDOWS = os.name == "nt"
-LOCK_SUFFIX = ".lock"
+LARGEST_JSON = 16_000_000  # bytes: the index of 100,000 tensors, the ends of a million documents
 Result = TypeVar("Result")
 _CHUNK_BYTES = 1 << 20
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
@@ -27,9 +28,14 @@ _NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR,
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in pieces.
+
+    Raises:
+        UserError: it is no regular file, or hardly any of it is on the disk.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        check_holes(path, file)
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -55,7 +61,7 @@ def write_text_whole(path: Path, text: str) -> None:
 
     A line ends alike on all systems, since checksums know these files.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
         flush_to_disk(aside)
@@ -69,14 +75,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """The object in a JSON file of at most so many bytes.
 
     Raises:
-        UserError: the file is missing, is not JSON, or holds something else than an object.
+        UserError: the file is missing, is not JSON or no file at all, is larger, or holds something else than an
+            object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(path, most).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: check the path.") from None
     except (ValueError, RecursionError) as error:
@@ -92,56 +99,37 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
     The files are on the disk before the rename, and the rename is before this returns. Where the system can swap two
     folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
-    old one in `.NAME.old` beside, and the next call puts it back first.
+    old one next to it (asides.py), and the next call puts it back first.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_aside(folder) as aside:
         yield aside
-        aside.chmod(0o755)
         for path in aside.rglob("*"):
             flush_to_disk(path)
         flush_to_disk(aside)
         _put_in_place(aside, folder)
         flush_to_disk(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers of `folder` left beside it, and put the old folder back if they took it away.
+    """Remove what killed writers of `folder` left next to it, and put the old folder back if they took it away.
 
     To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
     """
     folder = folder.resolve()
-    _put_back(folder)
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        is_folder = path.is_dir() and not path.is_symlink()
-        if path.suffix == LOCK_SUFFIX:
-            continue
-        if is_folder:
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _put_back(folder: Path) -> Path:
-    """Undo the first of two renames; returns where the old folder is kept in the meantime."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
-    return old
+    remove_asides(folder.parent, folder.name)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    old = _put_back(folder)
+    for old in asides_in(folder.parent, folder.name, "old"):
+        put_back(old)
     if not folder.exists():
         os.rename(new, folder)
         return
     if _swap(new, folder):
         return  # what was there is aside now, and vanishes with it
-    shutil.rmtree(old, ignore_errors=True)
+    old = aside_of(folder, "old")
     os.rename(folder, old)
     try:
         os.rename(new, folder)

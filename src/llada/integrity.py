@@ -34,21 +34,30 @@ def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
         return None
     try:
         content = read_json(folder / CHECKSUMS_FILE)
-        sums = content.get("sha256")
-        if content.get("format_version") != FORMAT_VERSION or not isinstance(sums, dict) or not sums:
-            return f"{CHECKSUMS_FILE} holds no checksums"
-        for name, expected_sum in sums.items():
+    except UserError:
+        return f"{CHECKSUMS_FILE} is not valid JSON"
+    except OSError as error:
+        return _unreadable(error)
+    sums = content.get("sha256")
+    if content.get("format_version") != FORMAT_VERSION or not isinstance(sums, dict) or not sums:
+        return f"{CHECKSUMS_FILE} holds no checksums"
+    for name, expected_sum in sums.items():
+        try:
             if Path(name).name != name or not name.isprintable():
                 return f"{CHECKSUMS_FILE} names no file of its folder"
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if sha256_of(folder / name) != expected_sum:
                 return f"{name} has another checksum than when it was written"
-    except UserError:
-        return f"{CHECKSUMS_FILE} is not valid JSON"
-    except (OSError, ValueError) as error:
-        return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
+        except UserError:
+            return f"{name} is no whole file"
+        except (OSError, ValueError) as error:
+            return _unreadable(error)
     return None
+
+
+def _unreadable(error: Exception) -> str:
+    return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
 def check_whole(folder: Path, remedy: str) -> None:

@@ -19,7 +19,7 @@ from llada.checkpoint import load_checkpoint as load_folder
 from llada.errors import UserError
 from llada.hardware import PrecisionName
 from llada.pretrained import fetch, read_published_config
-from llada.run_layout import candidates
+from llada.run_layout import candidates, while_there
 from llada.text.vocabulary import Tokenizer
 
 
@@ -47,6 +47,15 @@ def open_model(
         if base is not None:
             raise UserError(f"{name} is not an adapter and has no base: leave out --base.")
         return load_folder(fetch(str(name), read_published_config(str(name))), device, dtype, keep_fp16)
+    return while_there(
+        lambda: (find_adapter(Path(name)) or adapter).resolve(),  # a run that goes on moves `best` to another folder
+        lambda folder: _open_adapter(folder, device, dtype, base, keep_fp16),
+    )
+
+
+def _open_adapter(
+    adapter: Path, device: torch.device | str, dtype: torch.dtype | None, base: str | None, keep_fp16: bool
+) -> Checkpoint:
     in_four_bits = is_for_four_bits(adapter)
     if in_four_bits and dtype not in (None, torch.bfloat16):
         raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out --dtype.")

@@ -9,17 +9,25 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llada.files import IS_WINDOWS, flush_to_disk, write_text_whole
+from llada.asides import aside_of
+from llada.errors import UserError
+from llada.files import IS_WINDOWS, LARGEST_JSON, flush_to_disk, write_text_whole
 from llada.integrity import CHECKSUMS_FILE
+from llada.opener import open_regular, read_bounded
 
-CHECKPOINTS_FOLDER, METRICS_FILE = "checkpoints", "metrics.jsonl"
+CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
+METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+TRIES = 5
 BEST, LAST = "best", "last"
 STEP = re.compile(r"step-(\d{8,})")
+LONGEST_LINE = 1 << 20  # bytes of metrics.jsonl; those of ours have a thousand
 MOST_BYTES = 64  # of a pointer
+
+Result = TypeVar("Result")
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -40,8 +48,7 @@ def newest_first(checkpoints: Path) -> list[Path]:
 
 def point(name: Path, folder: Path) -> None:
     """Make a name stand for a folder next to it, in one step, so that it never stands for nothing."""
-    aside = name.with_name(f".{name.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
+    aside = aside_of(name)
     if _is_linked(aside, folder):
         os.replace(aside, name)
     else:
@@ -80,7 +87,7 @@ def followed(path: Path) -> Path:
 
 def _read_pointer(path: Path) -> str | None:
     """The name of a step's folder, if that is all that a file holds."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(MOST_BYTES + 1)
     name = content.decode("ascii", errors="replace").strip()
     return name if len(content) <= MOST_BYTES and STEP.fullmatch(name) else None
@@ -90,9 +97,9 @@ def _twin(copy: Path) -> Path | None:
     """The folder of a step next to it that has the same checksums."""
     if not (copy / CHECKSUMS_FILE).is_file():
         return None
-    sums = (copy / CHECKSUMS_FILE).read_bytes()
+    sums = read_bounded(copy / CHECKSUMS_FILE, LARGEST_JSON)
     files = ((folder, folder / CHECKSUMS_FILE) for folder in newest_first(copy.parent))
-    return next((folder for folder, file in files if file.is_file() and file.read_bytes() == sums), None)
+    return next((folder for folder, file in files if file.is_file() and read_bounded(file, LARGEST_JSON) == sums), None)
 
 
 def candidates(path: Path) -> Iterator[Path]:
@@ -105,6 +112,18 @@ def candidates(path: Path) -> Iterator[Path]:
         yield step_folder(checkpoints, best)
     yield followed(checkpoints / LAST)
     yield from newest_first(checkpoints)
+
+
+def while_there(find: Callable[[], Path], read: Callable[[Path], Result]) -> Result:
+    """Find a folder and read it; again, if it is gone after it could not be read: a run that goes on removes some."""
+    for _ in range(TRIES - 1):
+        folder = find()
+        try:
+            return read(folder)
+        except (UserError, OSError):
+            if folder.is_dir():
+                raise
+    return read(find())
 
 
 def _best_measured(run: Path) -> int | None:
@@ -123,8 +142,8 @@ def _is_number(value: Any) -> bool:
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
-    with path.open("rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        while line := file.readline(LONGEST_LINE):
             try:
                 row = json.loads(line)
                 if not isinstance(row["step"], int):

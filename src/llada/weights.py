@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,16 +25,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llada.asides import aside_of
 from llada.errors import UserError
 from llada.files import read_json, replace_file, write_json
+from llada.mapped import FileState, remember
+from llada.opener import open_regular
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-SHARD_PATTERN = "model-*.safetensors"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SUFFIX = ".safetensors"
 PIECE_BYTES = 1 << 24
 # Far more than any network has, and few enough to be refused in a moment; the header is of a safetensors file.
 MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
 LENGTH_BYTES = 8
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust says it
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -51,19 +56,6 @@ def _c_library() -> ctypes.CDLL | None:
 
 _LIBC = _c_library()
 _MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-class FileState(NamedTuple):
-    """What tells a file from the one that was there before."""
-
-    device: int
-    inode: int
-    modified_ns: int
-    size: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Self:
-        return cls(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 class Entry(NamedTuple):
@@ -102,8 +94,9 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
         total = sum(tensor.nbytes for tensor in tensors.values())
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": file_of})
     written = {*file_of.values(), *([INDEX_FILE] if len(shards) > 1 else [])}
-    for path in (folder / INDEX_FILE, folder / WEIGHTS_FILE, *folder.glob(SHARD_PATTERN)):
-        if path.name not in written:  # left behind, it would be taken for weights
+    for path in folder.iterdir():
+        is_of_weights = path.name in (INDEX_FILE, WEIGHTS_FILE) or SHARD.fullmatch(path.name)
+        if is_of_weights and path.name not in written:  # left behind, it would be taken for weights
             path.unlink(missing_ok=True)
 
 
@@ -115,15 +108,30 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
         tensor = tensor.detach().cpu().contiguous()
         plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     try:
-        aside.touch()
-        mode = aside.stat().st_mode
-        save_file(plain, aside, metadata={"format": "pt"})
-        aside.chmod(mode)  # safetensors makes the file for its owner alone
+        write_safetensors(aside, plain, {"format": "pt"})
         replace_file(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A file of tensors that share no memory, with the permissions of any new file.
+
+    Raises:
+        OSError: what the disk said, which the library wraps.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)  # safetensors makes the file for its owner alone
 
 
 def sort_metadata(path: Path) -> None:
@@ -261,7 +269,7 @@ def check_header(path: Path) -> None:
     Raises:
         UserError: it is.
     """
-    with _troubles_of(path), path.open("rb") as file:
+    with _troubles_of(path), open_regular(path) as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
@@ -269,7 +277,7 @@ def check_header(path: Path) -> None:
 
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:
     """Every tensor of a file that safetensors has found sound, by its name."""
-    with _troubles_of(path), path.open("rb") as file:
+    with _troubles_of(path), open_regular(path) as file:
         state = FileState.of(os.fstat(file.fileno()))
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         data = LENGTH_BYTES + length
@@ -318,10 +326,11 @@ def _map(entry: Entry) -> Tensor:
     """
     if entry.n_bytes == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    with _troubles_of(entry.path), entry.path.open("rb") as file:
+    with _troubles_of(entry.path), open_regular(entry.path) as file:
         _check_unchanged(entry.path, entry.state, os.fstat(file.fileno()))
         before = entry.start % mmap.ALLOCATIONGRANULARITY  # a mapping begins with a page
         buffer = _map_bytes(file.fileno(), entry.start - before, before + entry.n_bytes)
+        remember(buffer, entry.path, entry.state)
         raw = torch.frombuffer(buffer, dtype=torch.uint8, offset=before)
     if entry.start % entry.dtype.itemsize:
         raw = raw.clone()  # numbers in memory begin at multiples of their size

@@ -46,6 +46,7 @@ LENGTH = ["--steps", str(STEPS), "--evaluate_every", str(EVERY), "--log_every", 
 OPTIONS = ["--preset", "tiny", *NETWORK, *LENGTH, "--device", "cpu", "--precision", "fp32", "--compile", "False"]
 CLOCK = ("seconds", "tokens_per_second")  # what of the metrics may differ
 
+OF_OTHERS = [".prepared.local", ".prepared.old", ".prepared.lock"]  # next to the prepared text, and to stay there
 # Calls at which a process may end, as (module, name).
 CALLS: list[tuple[Any, str]] = [
     (os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "symlink"), (os, "mkdir"),
@@ -237,6 +238,8 @@ def kill_training(killer: Killer, data: Path, n_kills: int) -> int:
 def kill_preparation(killer: Killer, n_kills: int) -> None:
     """Kill the preparation of two texts in turn in one folder: there is always the one or the other, whole."""
     place, texts = killer.folder / "prepared", []
+    for other in OF_OTHERS:
+        (killer.folder / other).mkdir()
     for name in ("first", "second"):
         text = killer.folder / f"{name}.txt"
         text.write_text(f"{name} to be or not to be, that is the question\n" * 300)
@@ -257,8 +260,8 @@ def kill_preparation(killer: Killer, n_kills: int) -> None:
             killer.wrong.append("the prepared text is the one before")
     killer.undisturbed(texts[0])
     left = sorted(path.name for path in killer.folder.iterdir() if path.name.startswith(".prepared"))
-    if left:
-        killer.wrong.append(f"left behind: {left}")
+    if left != sorted(OF_OTHERS):
+        killer.wrong.append(f"left behind: {left}, and nothing but {OF_OTHERS} should be")
 
 
 def main() -> None:

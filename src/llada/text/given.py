@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from llada.errors import UserError
 from llada.hardware import free_memory_bytes
+from llada.opener import open_unwaiting
 from llada.readable import bytes_in_words
 
 LARGEST_BYTES = 16 << 30
@@ -76,8 +77,7 @@ def open_given(path: Path) -> Iterator[GivenFile]:
     """
     at_most = largest_bytes()
     try:
-        # A pipe that nobody writes to would otherwise be waited for.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor, status = open_unwaiting(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: check the path.") from None
     except OSError as error:
@@ -85,7 +85,7 @@ def open_given(path: Path) -> Iterator[GivenFile]:
     except ValueError as error:  # a path with a NUL
         raise UserError(f"{path} is no path ({error}): correct it.") from None
     try:
-        is_pipe = _check_kind(path, os.fstat(descriptor), at_most)
+        is_pipe = _check_kind(path, status, at_most)
         os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)

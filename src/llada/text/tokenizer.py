@@ -6,13 +6,12 @@ MASK.
 """
 
 import json
-import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from llada.errors import UserError
+from llada.opener import read_bounded
 
 PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
 SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}
@@ -121,20 +120,3 @@ class CharTokenizer:
     def _sample_of_characters(self) -> str:
         visible = [character for character in self.characters if not character.isspace()]
         return " ".join(visible[:20]) + (" ..." if len(visible) > 20 else "")
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file of at most so many bytes. Nothing else is waited for or read, like a pipe or a device.
-
-    Raises:
-        FileNotFoundError: there is none.
-        UserError: it is no regular file, or larger.
-    """
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        state = os.fstat(file.fileno())
-        if not stat.S_ISREG(state.st_mode):
-            raise UserError(f"{path} is not a regular file: restore it.")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} has more than {most:,} bytes, which no such file needs: restore or recreate it.")
-    return content

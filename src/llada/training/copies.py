@@ -5,10 +5,12 @@ import os
 import shutil
 from pathlib import Path
 
+from llada.asides import aside_of
 from llada.errors import UserError
 from llada.integrity import find_damage
+from llada.opener import check_regular
 from llada.run_layout import BEST, LAST, newest_first, step_folder
-from llada.training.state import read_state
+from llada.training.state import STATE_FILE, read_state
 
 DAMAGED = "damaged-"  # before the name of a checkpoint that was found to be
 
@@ -31,8 +33,7 @@ def take_in_copies(checkpoints: Path) -> list[str]:
         if twin is None:
             sentences.append(_keep(copy))
             continue
-        leaving = checkpoints / f".{name}.leaving"  # a kill leaves no half of it under its name
-        shutil.rmtree(leaving, ignore_errors=True)
+        leaving = aside_of(copy, "leaving")  # a kill leaves no half of it under its name
         os.rename(copy, leaving)
         shutil.rmtree(leaving, ignore_errors=True)
         sentences.append(f"The folder {copy} was the same as {twin.name}, and is a name of it again.")
@@ -44,17 +45,17 @@ def _keep(copy: Path) -> str:
     step = _step_in(copy)
     folder = None if step is None else step_folder(copy.parent, step)
     if folder is not None and folder.exists() and find_damage(folder) and not find_damage(copy):
-        os.rename(folder, _free_name(folder.with_name(f"{DAMAGED}{folder.name}")))
+        os.rename(folder, free_name(folder.with_name(f"{DAMAGED}{folder.name}")))
     if folder is None or folder.exists():
-        folder = _free_name(copy.with_name(f"copy-of-{copy.name}"))
+        folder = free_name(copy.with_name(f"copy-of-{copy.name}"))
     os.rename(copy, folder)
     return f"The folder {copy} was no name of a checkpoint, but one of its own: it is kept as {folder.name}."
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """The path, or one with a number where that is taken."""
     number, free = 1, path
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
@@ -63,6 +64,7 @@ def _free_name(path: Path) -> Path:
 def _step_in(copy: Path) -> int | None:
     """The step that a checkpoint's state is of; None if it has none that can be read."""
     try:
+        check_regular(copy / STATE_FILE)
         step = read_state(copy)["progress"]["step"]
     except (UserError, KeyError, TypeError):
         return None

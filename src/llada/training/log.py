@@ -7,6 +7,8 @@ from torch import Tensor
 
 from llada.evaluation.nelbo import Nelbo
 from llada.files import write_text_whole
+from llada.opener import make_own_folder
+from llada.run_layout import CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER
 from llada.training.answer_check import EosShare
 from llada.training.guard import Guard, finite_or_none
 from llada.training.metrics import LossByTime, MetricsFile, draw_curves
@@ -38,7 +40,7 @@ class RunLog:
     def open_at(self, progress: Progress) -> None:
         """metrics.jsonl up to this state of the run. Spikes in it are looked for again, so that later ones are found
         alike."""
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", progress.step, progress.data_order)
+        self.metrics = MetricsFile(self.folder / METRICS_FILE, progress.step, progress.data_order)
         self.spikes = SpikeWatch()
         for row in self.metrics.rows():
             self.spikes.add(row.get("nll"))
@@ -110,8 +112,8 @@ class RunLog:
                 **sample.metrics,
             }
         )
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
+        folder = self.folder / SAMPLES_FOLDER
+        make_own_folder(folder)
         write_text_whole(folder / f"step-{step:08d}.txt", sample.text + "\n")
         self.display.say(
             f"step {step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
@@ -123,7 +125,7 @@ class RunLog:
     def close_up(self) -> None:
         """Before a checkpoint, which must not know of lines that are missing on the disk."""
         try:
-            draw_curves(self.metrics.path, self.folder / "curves.png")
+            draw_curves(self.metrics.path, self.folder / CURVES_FILE)
         except Exception as error:  # a picture is no reason to lose a checkpoint
             self.display.say(f"curves.png could not be drawn ({error}).")
         self.metrics.flush_to_disk()

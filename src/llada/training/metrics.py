@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada.asides import aside_of
+from llada.errors import UserError
 from llada.files import flush_to_disk, replace_file, write_text_whole
 from llada.forward_process import NoisyBatch
 from llada.hardware import send
+from llada.opener import append_own
 from llada.run_layout import each_row
 from llada.training.guard import finite_or_none
 
@@ -60,7 +63,7 @@ class MetricsFile:
         """Open for appending; lines that a run left which was stopped later than saved are dropped: those after
         `from_step`, and of having gone back more often than `data_order`."""
         self.path = path
-        if path.exists():
+        if os.path.lexists(path):  # a link is replaced, not written to
             kept = (r for r in self.rows() if r["step"] <= from_step and r.get("data_order", 0) <= data_order)
             write_text_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -69,8 +72,18 @@ class MetricsFile:
         return each_row(self.path) if self.path.exists() else iter(())
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a line.
+
+        Raises:
+            UserError: the folder is gone.
+        """
+        try:
+            append_own(self.path, json.dumps(row) + "\n")
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path.parent} was renamed or removed while it was written: go on with --resume from where it is "
+                "now."
+            ) from None
 
     def flush_to_disk(self) -> None:
         """Before a checkpoint, which must not know of steps that are missing here."""
@@ -142,7 +155,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         right.plot(centres, values, marker="o", ms=3, color=colour, label=f"step {row['step']}")
     right.set(xlabel="t (share of masked tokens)", ylabel="nats per masked token", title="Cross-entropy by t")
     right.legend(frameon=False)
-    aside = picture.with_name(f".{picture.name}.{os.getpid()}")
+    aside = aside_of(picture)
     try:
         figure.savefig(aside, dpi=130, format="png")
         replace_file(aside, picture)

@@ -1,11 +1,11 @@
 """What a disk will be asked to do with each checkpoint, done once with a small one, before the first step."""
 
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from llada.asides import folder_aside
 from llada.checkpoint import SHARD_BYTES
 from llada.errors import UserError
 from llada.files import folder_written_whole
@@ -14,7 +14,7 @@ from llada.run_layout import LAST, followed, point, step_folder
 from llada.training.state import first_line
 from llada.weights import StoredWeights, save_tensors
 
-REHEARSAL = ".rehearsal."  # how the folder begins that is made for it
+REHEARSAL = "rehearsal"
 
 
 def rehearse(run: Path) -> None:
@@ -25,8 +25,8 @@ def rehearse(run: Path) -> None:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=REHEARSAL, dir=run) as place:
-            folder, name = step_folder(Path(place), 0), Path(place, LAST)
+        with folder_aside(run / REHEARSAL) as place:
+            folder, name = step_folder(place, 0), place / LAST
             for number in (1.0, 2.0):
                 with folder_written_whole(folder) as aside:
                     save_tensors(aside, {"number": torch.tensor([number])}, SHARD_BYTES)

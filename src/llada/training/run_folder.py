@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,16 +29,22 @@ from torch import Tensor
 
 from llada.adapter_files import ADAPTER_CONFIG_FILE
 from llada.adapters import save_adapter
+from llada.asides import aside_of, is_aside, remove_asides
 from llada.checkpoint import CONFIG_FILE, save_weights
 from llada.errors import UserError
 from llada.files import folder_written_whole, read_json, write_json
 from llada.integrity import find_damage, write_checksums
+from llada.locks import LOCK_FILE, Lock
 from llada.models import MaskPredictor
+from llada.opener import append_own, check_no_link, check_regular, make_own_folder
 from llada.readable import bytes_in_words
 from llada.run_layout import (
     BEST,
     CHECKPOINTS_FOLDER,
+    CURVES_FILE,
     LAST,
+    METRICS_FILE,
+    SAMPLES_FOLDER,
     followed,
     newest_first,
     point,
@@ -45,9 +52,9 @@ from llada.run_layout import (
     step_of,
 )
 from llada.training.config import TrainConfig
-from llada.training.copies import DAMAGED, take_in_copies
+from llada.training.copies import DAMAGED, free_name, take_in_copies
+from llada.training.guard import TROUBLE_FILE
 from llada.training.plan import RunPlan
-from llada.training.rehearsal import REHEARSAL
 from llada.training.state import (
     STATE_FILE,
     Progress,
@@ -61,15 +68,23 @@ from llada.training.state import (
 )
 
 KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
-IN_WORK = ".step-*"  # what was on its way in or out when its process was killed
+OWN_NAMES = frozenset({CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER})
+CONFIG_KEYS = frozenset({"network", "data", "optimizer", "output_dir"})  # which a person's own would hardly all have
+LOCK_FILES = (LOCK_FILE, ".lock")  # now and in older versions
+# What killed processes of older versions left; it is left lying, since other names are alike.
+OLD_ASIDE = re.compile(r"\.(rehearsal|config\.json|metrics\.jsonl|curves\.png|trouble\.json)\..+", re.DOTALL)
 SPARE_BYTES = 2_000_000  # beside a checkpoint: its small files, samples, curves, metrics
 
 
 class RunFolder:
     """A folder that holds one run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, lock: Lock | None = None) -> None:
+        """
+        Args:
+            lock: of the folder, to be looked at before it is written.
+        """
+        self.path, self.lock = path, lock
         self.checkpoints = path / CHECKPOINTS_FOLDER
 
     @property
@@ -85,6 +100,15 @@ class RunFolder:
         """Of the checkpoint that a run would go on from; None if there is none."""
         return step_of(self.last.resolve()) if self.last.is_dir() else None
 
+    def check_there(self) -> None:
+        """Refuse to write to another folder than the one that was locked.
+
+        Raises:
+            UserError: it was renamed, removed, or replaced.
+        """
+        if self.lock is not None:
+            self.lock.check()
+
     def check_resumable(self) -> None:
         """Refuse to resume a run that ended before its first checkpoint.
 
@@ -95,15 +119,35 @@ class RunFolder:
             raise UserError(f"{self.path} has no checkpoint yet: start the run again without --resume.")
 
     def check_free(self) -> None:
-        """Refuse a folder that holds a run already, which a new one would spoil.
+        """Refuse a folder for a new run that holds anything but what a run left that never came to a checkpoint.
 
         Raises:
-            UserError: there is one.
+            UserError: it holds a run, or something else, which a new run would overwrite or be mixed with.
         """
         if self.has_checkpoint():
             raise UserError(
                 f"{self.path} holds a run already: go on with --resume {self.path}, or choose another --output_dir."
             )
+        foreign = self._foreign_names()
+        if foreign:
+            raise UserError(
+                f"{self.path} holds {foreign[0]}, which is not of a run: choose a new folder, or an empty one, as "
+                "--output_dir."
+            )
+
+    def _foreign_names(self) -> list[str]:
+        """What is in the folder and not of a run. The configuration is what a run writes first, and tells it."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        names = {name for name in names if not (is_aside(name) or name in LOCK_FILES or OLD_ASIDE.fullmatch(name))}
+        return sorted(names - OWN_NAMES if self._has_config() else names)
+
+    def _has_config(self) -> bool:
+        try:
+            content = read_json(self.path / CONFIG_FILE)
+            TrainConfig.from_json(content)
+        except (UserError, OSError):
+            return False
+        return content.keys() >= CONFIG_KEYS
 
     def check_continues(self, config: TrainConfig) -> None:
         """Refuse to resume a run with other trained weights or moments than it has.
@@ -130,6 +174,8 @@ class RunFolder:
         """Write the resolved configuration, that of a resumed run with what has been changed."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG_FILE, config.to_json())
+        for name in (CHECKPOINTS_FOLDER, SAMPLES_FOLDER):
+            make_own_folder(self.path / name)  # before the first step is spent on what is written there
 
     @staticmethod
     def read_config(path: Path) -> TrainConfig:
@@ -152,7 +198,8 @@ class RunFolder:
             What was found, in sentences for people.
 
         Raises:
-            UserError: there are checkpoints, and all are damaged; nothing is changed then.
+            UserError: there are checkpoints, and all are damaged, or they are elsewhere, by a link; nothing is changed
+                then.
         """
         self._remove_leftovers()
         sentences = take_in_copies(self.checkpoints)
@@ -171,8 +218,7 @@ class RunFolder:
                 )
             return sentences
         for bad, damage in damaged.items():
-            kept_as = bad.with_name(f"{DAMAGED}{bad.name}")
-            shutil.rmtree(kept_as, ignore_errors=True)
+            kept_as = free_name(bad.with_name(f"{DAMAGED}{bad.name}"))
             os.rename(bad, kept_as)
             sentences.append(
                 f"The checkpoint {bad} is damaged ({damage}): it is kept as {kept_as.name}, and {folder.name} is used."
@@ -181,28 +227,11 @@ class RunFolder:
         return sentences
 
     def _remove_leftovers(self) -> None:
-        """Whatever begins with a dot was on its way in or out when its process was killed."""
-        for old in self.checkpoints.glob(f"{IN_WORK}.old"):
-            folder = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
-            if not folder.exists():
-                os.rename(old, folder)
-        inside = (IN_WORK, f".{LAST}.*", f".{BEST}.*")
-        beside = (
-            f"{REHEARSAL}*",
-            f".{CONFIG_FILE}.*",
-            ".metrics.jsonl.*",
-            ".curves.png.*",
-            ".trouble.json.*",
-            "samples/.step-*",
-        )
-        for path in [
-            *(path for pattern in inside for path in self.checkpoints.glob(pattern)),
-            *(path for pattern in beside for path in self.path.glob(pattern)),
-        ]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Whatever was on its way in or out when its process was killed, and nothing else (asides.py)."""
+        for place in (self.checkpoints, self.path / SAMPLES_FOLDER):
+            check_no_link(place)
+            remove_asides(place)
+        remove_asides(self.path)
 
     def check_space(self, n_bytes: int, step: int) -> None:
         """Refuse to begin a checkpoint that would not fit.
@@ -238,6 +267,8 @@ class RunFolder:
         """
         folder = step_folder(self.checkpoints, progress.step)
         try:
+            if folder.is_symlink():  # which would be followed; what it leads to is not ours to replace
+                os.rename(folder, free_name(folder.with_name(f"copy-of-{folder.name}")))
             with folder_written_whole(folder) as aside:
                 if weights is None:
                     save_adapter(aside, model.network, str(plan.config.base))
@@ -274,6 +305,7 @@ class RunFolder:
         """
         folder = self.last
         self.check_resumable()
+        check_regular(folder / STATE_FILE)
         saved = read_state(folder)
         changed = changed_data(saved, data)
         if changed and not allow_changed_data:
@@ -311,11 +343,9 @@ class RunFolder:
         kept |= {folder.resolve() for folder in folders[:n_newest]}
         for folder in folders:
             if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
-                leaving = folder.with_name(f".{folder.name}.leaving")
                 with contextlib.suppress(OSError):
-                    os.rename(folder, leaving)
-        for leaving in self.checkpoints.glob(f"{IN_WORK}.leaving"):
-            shutil.rmtree(leaving, ignore_errors=True)
+                    os.rename(folder, aside_of(folder, "leaving"))
+        remove_asides(self.checkpoints, kind="leaving")
 
 
 def _holds_adapter(folder: Path) -> bool:
@@ -325,12 +355,15 @@ def _holds_adapter(folder: Path) -> bool:
 def keep_for(run: Path, checkpoint: Path) -> None:
     """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it.
 
+    Nobody prunes other folders, so nothing is written into them.
+
     Raises:
         UserError: the checkpoint is gone.
     """
+    if step_of(checkpoint) is None or checkpoint.parent.name != CHECKPOINTS_FOLDER:
+        return
     try:
-        with (checkpoint / KEPT_FILE).open("a", encoding="utf-8") as file:
-            file.write(f"{run.resolve()}\n")
+        append_own(checkpoint / KEPT_FILE, f"{run.resolve()}\n")
     except FileNotFoundError as error:
         raise UserError(f"{checkpoint} is gone, removed by the run that it is of: repeat the command.") from error
     except OSError as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from llada.adapters import is_adapted
 from llada.errors import UserError
 from llada.hardware import free_memory_bytes
+from llada.mapped import check_mapped
 from llada.models import MaskPredictor
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
@@ -30,15 +31,16 @@ class Saver:
     def save(
         self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], beside: bool
     ) -> None:
-        """Save this state of a run, the one before having been saved.
+        """Save this state of a run, the one before having been saved, if all is as it was when the run began.
 
         Args:
             beside: return before it is on the disk, if there is memory for a copy, which is made first.
 
         Raises:
-            UserError: this checkpoint, or the one before, could not be written.
+            UserError: this checkpoint, or the one before, could not be written; or see `check`.
         """
         self.wait()
+        self._check_surroundings()
         weights = None if is_adapted(model.network) else model.network.state_dict()
         if weights is None or not beside or not _has_room({"model": weights, "state": packed}):
             self.folder.save(progress, plan, model, packed, weights)
@@ -53,17 +55,28 @@ class Saver:
                 self._error = error
 
         # A daemon, so that a second signal need not wait for it: what it has half written is not under its name yet.
-        self._thread = threading.Thread(target=save, name="checkpoint", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=save, name="checkpoint", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            save()
+        else:
+            self._thread = thread
 
     def check(self) -> None:
         """Without waiting.
 
         Raises:
-            UserError: the last checkpoint could not be written.
+            UserError: the last checkpoint could not be written; the run folder is another one by now; or a file was
+                changed that is mapped into memory.
         """
+        self._check_surroundings()
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
+
+    def _check_surroundings(self) -> None:
+        self.folder.check_there()
+        check_mapped()
 
     def wait(self) -> None:
         """Until nothing is being written.
