@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
-from llada.cli import INTERRUPTED, USAGE_ERROR, Program
+from llada.cli import Program
 from llada.cli.drawing import draw_tokens
+from llada.cli.ending import INTERRUPTED, USAGE_ERROR
 from llada.cli.options import check_positive, make_sampler_config, parse
 from llada.dialogue import Answer, answer
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig
+from llada.system.console import StderrConsole
+from llada.system.terminal import tell
 from llada.text.chat import ChatFormat, chat_format, cut_at_end
 from llada.text.dialogues import Message, is_unicode
 
@@ -85,7 +87,7 @@ class Chat:
         self.form: ChatFormat = chat_format(checkpoint.tokenizer)
         self.end_ids = self.form.end_ids | checkpoint.further_end_ids
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.console = Console(stderr=True)
+        self.console = StderrConsole()
         self.messages: list[Message] = []
         self.begin()
 
@@ -111,7 +113,7 @@ class Chat:
         assert last is not None  # at least one step
         reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.end_ids)).strip()
         self.messages = [*messages, Message("assistant", reply)]
-        print(reply, flush=True)
+        tell(reply)
         if last.n_forgotten:
             self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
         self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName
-from llada.cli import say
 from llada.cli.options import check_positive
 from llada.errors import UserError
 from llada.evaluation.nelbo import NllAt, nll_by_model
 from llada.evaluation.sharing import Share
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
 from llada.hardware import DeviceName, Precision, PrecisionName, choose_device
+from llada.system.console import StderrConsole
+from llada.system.terminal import say
 from llada.text.answers import Answers, read_pairs
 from llada.text.batches import pad_answers
 from llada.text.dataset import PreparedText, Split, text_for
-from llada.training.config import LARGEST_SEED, DataOptions
+from llada.training.config import DataOptions
 from llada.training.run_folder import RunFolder
 
 
@@ -72,8 +72,6 @@ class ScoringOptions:
                 f"--masks_per_window {self.masks_per_window} is not an even number from 2: masks come in pairs."
             )
         check_positive(self, "batch_size", "sequence_length", "windows", "target_stderr")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, not {self.seed}: choose another.")
         if self.prefix < 0:
             raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
         if self.chat is not None:
@@ -167,7 +165,7 @@ def device_of(name: DeviceName, share: Share) -> torch.device:
 @contextmanager
 def showing(verb: str, what: str, share: Share) -> Iterator[Callable[[float, float], None]]:
     """A bar in the terminal, and what to tell it: the share done and the mean so far."""
-    console = Console(stderr=True)
+    console = StderrConsole()
     columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     hidden = not console.is_terminal or share.rank > 0
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
