@@ -11,7 +11,7 @@ from llada.cli.options import RANGES, check_ranges, parse
 from llada.cli.sample import SampleOptions
 from llada.cli.size_report import SizeOptions
 from llada.errors import UserError
-from llada.system.literals import LARGEST
+from llada.system.literals import LARGEST, LARGEST_FLOAT
 from llada.training.config import LARGEST_SEED, TrainConfig
 
 
@@ -57,14 +57,15 @@ def test_the_edges_are_in() -> None:
         inner: Inner = dataclasses.field(default_factory=Inner)
         seed: int = LARGEST_SEED
         steps: int | None = None
-        rate: float = float(LARGEST)
+        rate: float = LARGEST_FLOAT
+        windows: int = -LARGEST
         json: bool = True
 
     check_ranges(Outer())
     with pytest.raises(UserError, match=r"--frames must be from 0 to 10000, not 10001: choose another\."):
         check_ranges(Outer(Inner(10_001)))
-    with pytest.raises(UserError, match=r"--rate must be a number of at most 1e\+12, not"):
-        check_ranges(Outer(rate=1.0001e12))
+    with pytest.raises(UserError, match=r"--rate must be a number of at most 1e\+30, not"):
+        check_ranges(Outer(rate=1.0001e30))
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,18 @@ class Program:
     """Prepared folder to write or read."""
     numbered_runs: Path | None = None
     """Run folders are this path with a number, a new one for each run; None is the preset's one folder."""
+    command: str | None = None
+    """What to type to call it again; its name if left out."""
     prepare_program: str = "llada prepare"
     next_program: str = "llada train"
     """What comes after preparing a text."""
+    after_training: str | None = None
+    """What comes after a run; measuring it or talking with it, if left out."""
+
+    @property
+    def call(self) -> str:
+        """What to type to call it again."""
+        return self.command or self.name
 
 
 def run_command(name: str, arguments: Sequence[str], program: Program | None = None) -> NoReturn:

@@ -24,7 +24,8 @@ from llada.system.terminal import tell
 from llada.text.chat import ChatFormat, chat_format, cut_at_end
 from llada.text.dialogues import Message, is_unicode
 
-NEW, LEAVE = "/new", ("/exit", "/quit")
+NEW, LEAVE, HELP = "/new", ("/exit", "/quit"), "/help"
+COMMANDS = f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves, Ctrl-C stops an answer; all else is said to the model."
 DEFAULT_LENGTH = 128
 
 DESCRIPTION = """Talk with a checkpoint, and watch its answers appear.
@@ -122,7 +123,7 @@ class Chat:
         """Messages from standard input, until it ends; the exit code."""
         has_failed = False
         if sys.stdin.isatty():
-            self._note(f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves.")
+            self._note(f"{HELP} lists the commands, {LEAVE[0]} or Ctrl-D leaves.")
         while True:
             try:
                 line = self.console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
@@ -134,6 +135,8 @@ class Chat:
                 return 0
             if line.strip() == NEW:
                 self.begin()
+            elif line.strip() == HELP:
+                self._note(COMMANDS)
             elif line.strip():
                 try:
                     self.say(line)

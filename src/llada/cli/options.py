@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from llada.errors import UserError, shortened
-from llada.system.literals import LARGEST
+from llada.system.literals import LARGEST, LARGEST_FLOAT
 
 if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
     from llada.models import MaskPredictor
@@ -28,6 +28,9 @@ RANGES = {
     "frames": (0, 10_000),
     "accumulate": (1, 10**6),
     "batch_size": (1, 10**6),
+    "epochs": (0, 10**9),
+    "minutes": (0, 10**9),
+    "shard_gb": (0, 10**9),
 }
 """Of the options that have a narrower one, in whichever command they are."""
 
@@ -77,9 +80,10 @@ def check_ranges(options: Any) -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            least, most = RANGES.get(name, (-LARGEST, LARGEST))
+            greatest = LARGEST if isinstance(value, int) else LARGEST_FLOAT
+            least, most = RANGES.get(name, (-greatest, greatest))
             if not least <= value <= most:
-                allowed = f"from {least} to {most}" if name in RANGES else f"a number of at most {LARGEST:.0e}"
+                allowed = f"from {least} to {most}" if name in RANGES else f"a number of at most {greatest:.0e}"
                 raise UserError(f"--{name} must be {allowed}, not {shortened(str(value), 30)}: choose another.")
 
 

@@ -86,7 +86,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
             raise
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
     if trainer.share_done() < 1:
-        command = f"{program.name} --resume {shlex.quote(str(folder.path))}"
+        command = f"{program.call} --resume {shlex.quote(str(folder.path))}"
         say(f"Stopped; saved after step {folder.last_step}. Go on with: {command}")
         return STOPPED_AND_SAVED
     note(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
@@ -94,8 +94,8 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         f"Best NELBO {progress.best_nelbo:.3f} nats per {plan.data.tokenizer.unit}, at step {progress.best_step:,}; "
         "curves.png shows it."
     )
-    next_command = "evaluate" if config.data.chat is None else "chat"
-    note(f"Run folder: {folder.path}. Next: llada {next_command} --checkpoint {folder.path}")
+    next_command = program.after_training or f"llada {'evaluate' if config.data.chat is None else 'chat'}"
+    note(f"Run folder: {folder.path}. Next: {next_command} --checkpoint {shlex.quote(str(folder.path))}")
     return 0
 
 

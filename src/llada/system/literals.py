@@ -6,8 +6,9 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-LARGEST = 10**12
-"""Of any number that is given: beyond it, memory, loops and conversions fail in ways that nobody can foresee."""
+LARGEST, LARGEST_FLOAT = 10**12, 1e30
+"""Of any number that is given, a whole one and another: beyond it, memory, loops and conversions fail in ways that
+nobody can foresee."""
 
 
 def check_literals(options: Any, error: type[Exception] = ValueError) -> None:
