@@ -91,5 +91,7 @@ def test_a_flag_that_is_like_none_is_only_refused() -> None:
 
 def test_a_misspelled_command_is_answered_with_the_right_one(llada) -> None:  # type: ignore[no-untyped-def]
     assert "did you mean `llada train`?" in llada("trian").err
+    assert "did you mean --resume?" in llada("train", "--resum", "x").err
+    assert "did you mean --checkpoint?" in llada("finetune", "--chekpoint", "x").err
     assert "did you mean `llada evaluate`?" in llada("evalaute").err
     assert "did you mean" not in llada("qqqqqq").err

@@ -36,13 +36,19 @@ RANGES = {
 
 
 def parse(
-    options: type[Options], program: str, arguments: Sequence[str], description: str, default: Options | None = None
+    options: type[Options],
+    program: str,
+    arguments: Sequence[str],
+    description: str,
+    default: Options | None = None,
+    further: Sequence[str] = (),
 ) -> Options:
     """The options of a command line; prints help and exits where that is asked for.
 
     Args:
         options: a dataclass; the fields of dataclasses within it become flags without prefix.
         default: the values of what the line leaves out.
+        further: names that a misspelled one may have meant besides, of options that were read before.
 
     Raises:
         UserError: a flag that is unknown, lacks its value, or has one of another type or out of range.
@@ -62,7 +68,7 @@ def parse(
         if not exit_.code:
             raise
         sentence = _first_sentence(complaint.getvalue())
-        near = _nearest(sentence, options)
+        near = _nearest(sentence, [*_names(options), *further])
         meant = f": did you mean {near}?" if near else ""
         raise UserError(f"{sentence}{meant} (`{program} --help` lists the options).") from None
     check_ranges(parsed)
@@ -87,12 +93,12 @@ def check_ranges(options: Any) -> None:
                 raise UserError(f"--{name} must be {allowed}, not {shortened(str(value), 30)}: choose another.")
 
 
-def _nearest(sentence: str, options: type) -> str | None:
+def _nearest(sentence: str, names: Sequence[str]) -> str | None:
     """The option that an unknown one is most like."""
     unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
     if unknown is None:
         return None
-    near = difflib.get_close_matches(unknown[1].replace("-", "_"), _names(options), n=1)
+    near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
     return f"--{near[0]}" if near else None
 
 

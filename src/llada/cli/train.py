@@ -43,6 +43,8 @@ PRESET_HELP = """These come first and set the defaults of all other options:
   --resume [FOLDER]    go on with the run in that folder (default: {resumed})
   --changed_data       with --resume: go on even if the data have changed since"""
 
+READ_BEFORE = ("preset", "config", "resume", "changed_data", "checkpoint")
+
 
 def run(
     arguments: Sequence[str], program: Program, description: str = DESCRIPTION, default_preset: str = "laptop"
@@ -185,7 +187,7 @@ def _parse(
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
     preset_help = PRESET_HELP.format(presets=", ".join(PRESETS), preset=default_preset, resumed=resumed)
-    config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default)
+    config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
     return config, resume, chosen.changed_data
