@@ -1,10 +1,34 @@
 """Importing this makes the package of this clone importable, wherever a script is called from."""
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+if TYPE_CHECKING:
+    from llada.cli import Program
+
 DATA_DIR = Path("shakespeare_dataset")
 CHECKPOINTS = Path("checkpoints")
-DOWNLOAD = "python download_shakespeare_dataset.py"
+
+
+def command(script: str) -> str:
+    """How to call a script of this folder from the folder that the running one was called from."""
+    return f"python {shlex.quote(str(Path(sys.argv[0]).with_name(script)))}"
+
+
+def program(script: str, **differences: Any) -> "Program":
+    """A script as a program, whose messages name the scripts of this folder; `differences` are further fields."""
+    from llada.cli import Program
+
+    return Program(
+        script,
+        command=command(script),
+        data_dir=DATA_DIR,
+        prepare_program=command("download_shakespeare_dataset.py"),
+        next_program=command("train_llada_shakespeare.py"),
+        after_training=command("sample_llada.py"),
+        **differences,
+    )

@@ -3,12 +3,7 @@
 import sys
 
 import clone
-from llada.cli import Program, run_command
+from llada.cli import run_command
 
 if __name__ == "__main__":
-    program = Program(
-        "download_shakespeare_dataset.py",
-        data_dir=clone.DATA_DIR,
-        next_program="python train_llada_shakespeare.py",
-    )
-    run_command("prepare", sys.argv[1:], program)
+    run_command("prepare", sys.argv[1:], clone.program("download_shakespeare_dataset.py"))

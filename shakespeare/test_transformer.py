@@ -3,6 +3,7 @@
 Shape letters: B batch, L length, V vocabulary rows.
 """
 
+import argparse
 import time
 from collections.abc import Iterator
 
@@ -130,4 +131,5 @@ CHECKS = (
 )
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there is nothing to choose
     run_checks(CHECKS)

@@ -3,13 +3,8 @@
 import sys
 
 import clone
-from llada.cli import Program, run_command
+from llada.cli import run_command
 
 if __name__ == "__main__":
-    program = Program(
-        "train_llada_pretrained.py",
-        data_dir=clone.DATA_DIR,
-        numbered_runs=clone.CHECKPOINTS / "pretrained",
-        prepare_program=clone.DOWNLOAD,
-    )
-    run_command("finetune", sys.argv[1:], program)
+    runs = clone.CHECKPOINTS / "pretrained"
+    run_command("finetune", sys.argv[1:], clone.program("train_llada_pretrained.py", numbered_runs=runs))

@@ -3,14 +3,9 @@
 import sys
 
 import clone
-from llada.cli import Program, run_command
+from llada.cli import run_command
 
 if __name__ == "__main__":
-    program = Program(
-        "train_llada_shakespeare.py",
-        preset="founding",
-        data_dir=clone.DATA_DIR,
-        numbered_runs=clone.CHECKPOINTS / "shakespeare",
-        prepare_program=clone.DOWNLOAD,
-    )
+    runs = clone.CHECKPOINTS / "shakespeare"
+    program = clone.program("train_llada_shakespeare.py", preset="founding", numbered_runs=runs)
     run_command("train", sys.argv[1:], program)

@@ -119,6 +119,17 @@ def test_networks_know_nothing_of_ours(path: Path) -> None:
     assert all(imported.split(".")[0] == "models" for imported in imports_of(path))
 
 
+def test_one_module_writes_for_people() -> None:
+    """So that nothing raw reaches a terminal."""
+    allowed = {"system.terminal", "system.console", "cli.size"}
+    for path in FILES:
+        if module_name(path) in allowed:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            assert name not in ("print", "Console"), f"{module_name(path)}:{node.lineno} writes by itself"
+
+
 def test_heavy_libraries_stay_where_they_belong() -> None:
     """matplotlib is imported when a curve is drawn."""
     for path in FILES:

@@ -72,10 +72,33 @@ def test_p_values_are_even_where_there_is_no_difference() -> None:
     assert 0.025 <= float(np.mean(np.array(p_values) < 0.05)) <= 0.085  # 4 standard errors of 400 draws
 
 
-def test_two_sided_chance_of_the_normal_distribution() -> None:
-    assert two_sided(0.0) == 1.0
-    assert two_sided(1.959964) == pytest.approx(0.05, abs=1e-6)
-    assert two_sided(-2.575829) == pytest.approx(0.01, abs=1e-6)
+def test_false_alarms_are_as_many_as_they_should_be_at_the_fewest_windows() -> None:
+    """Differences without any effect, of two draws a window: the normal distribution would have 0.060 of them."""
+    generator = torch.Generator().manual_seed(0)
+    share = torch.linspace(0.01, 1, 60, dtype=torch.float64).view(30, 1, 2)
+    nothing = Bounds(torch.zeros(30, 1, 2, dtype=torch.float64), share)
+    alarms, n = 0, 5000
+    for _ in range(n):
+        of_text = torch.randn(30, 1, 1, generator=generator, dtype=torch.float64)
+        values = of_text + 0.5 * torch.randn(30, 1, 2, generator=generator, dtype=torch.float64)
+        alarms += (compare(Bounds(values, share), nothing).p_value or 0.0) < 0.05
+    assert abs(alarms / n - 0.05) < 2.7 * (0.05 * 0.95 / n) ** 0.5
+
+
+def test_two_sided_chance_of_students_distribution() -> None:
+    """By hand for 1 and 2 degrees, by printed tables of its quantiles, and by the normal distribution at the end."""
+    assert two_sided(0.0, 29) == 1.0
+    assert two_sided(1.0, 1) == pytest.approx(0.5, abs=1e-14)
+    assert two_sided(-1.0, 2) == pytest.approx(1 - 3**-0.5, abs=1e-14)
+    for degrees, quantile, chance in (
+        (29, 2.045230, 0.05),
+        (10, 3.169273, 0.01),
+        (5, 2.570582, 0.05),
+        (60, 3.4602, 1e-3),
+    ):
+        assert two_sided(quantile, degrees) == pytest.approx(chance, rel=1e-4)
+    assert two_sided(1.959964, 10**6) == pytest.approx(0.05, abs=1e-6)
+    assert two_sided(40.0, 1741) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_likelihood_stands_beside_the_mean_of_the_draws() -> None:

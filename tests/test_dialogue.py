@@ -117,6 +117,10 @@ def test_lines_are_messages_where_there_is_no_terminal(
 ) -> None:
     assert talk(talker, "a\n\nb\n/new\nc\n", monkeypatch) == 0
     assert len(capsys.readouterr().out.split("\n")) == 4  # three answers, maybe empty ones, each on a line
+    assert talk(talker, "/help\na\n", monkeypatch) == 0
+    said = capsys.readouterr()
+    assert len(said.out.split("\n")) == 2  # it is no message
+    assert "/new begins anew, /exit or Ctrl-D leaves" in " ".join(said.err.split())
     assert talk(talker, "a\n/exit\nb\n", monkeypatch) == 0
     assert len(capsys.readouterr().out.split("\n")) == 2
 

@@ -86,7 +86,7 @@ def test_every_python_block_of_the_readme_runs(text: str, tmp_path: Path) -> Non
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
     for line in (
         "llada prepare --input my.txt --sequence_length 100",
-        "llada train --preset tiny --output_dir runs/laptop",
+        "llada train --preset tiny --output_dir runs/demo",
     ):
         assert run_small(line, tmp_path).returncode == 0
     for block in code_blocks(ROOT / "README.md", "python"):
@@ -147,6 +147,7 @@ def demo(text: str, tmp_path: Path):  # type: ignore[no-untyped-def]
         "DEMO_DATA": str(tmp_path / "data"),
         "DEMO_RUN": str(tmp_path / "run"),
         "DEMO_PRESET": "tiny",
+        "DEMO_PROMPT": "to be",
     }
 
     def run() -> subprocess.CompletedProcess[str]:

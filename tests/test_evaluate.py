@@ -201,7 +201,7 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
         (["evaluate", "--checkpoint", "masked", "--positions_per_step", "2"], ["add --order"]),
         (["evaluate", "--checkpoint", "masked", "--seed", str(2**64)], ["--seed must be from 0"]),
         (["evaluate", "--checkpoint", "masked", "--chat", "x", "--split", "train"], ["--split is for a text"]),
-        (["evaluate", "--checkpoint", "answering", "--windows", "2"], ["--windows is for a text", "dialogues"]),
+        (["evaluate", "--checkpoint", "answering", "--prefix", "2"], ["--prefix is for a text", "dialogues"]),
         (["compare", "masked", "masked", "--target_stderr", "0.1"], ["--target_stderr"]),
         (["sample", "--checkpoint", "causal", "--block_length", "4"], ["one position after another"]),
         (["sample", "--checkpoint", "causal", "--template", "<MASK*2>or"], ["before a gap"]),

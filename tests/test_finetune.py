@@ -430,6 +430,12 @@ def test_answers_are_evaluated_by_a_command(
     assert f"over {round(0.1 * n_lines)} answers of {dialogues}" in own
     assert run([*common, "--chat", str(dialogues)]) == 0
     assert f"over {n_lines} answers of {dialogues}" in capsys.readouterr().out
+    assert run([*common, "--chat", str(dialogues), "--windows", "3"]) == 0
+    assert f"over 3 of {n_lines} answers of {dialogues}" in capsys.readouterr().out
+    assert run([*common, "--windows", "1"]) == 0
+    assert f"over 1 of {round(0.1 * n_lines)} answers of {dialogues}" in capsys.readouterr().out
+    assert run([*common, "--chat", str(dialogues), "--windows", "100000"]) == 0
+    assert f"over {n_lines} answers of {dialogues}" in capsys.readouterr().out
     results = []
     for size in ("1", "7"):
         assert run([*common, "--chat", str(dialogues), "--json", "--batch_size", size, "--precision", "fp32"]) == 0

@@ -1,16 +1,19 @@
 """The folder of scripts: every command of its page runs, and the page has every command of the founding document."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 from commands import PATIENCE
-from documents import ROOT, commands_of
+from documents import ROOT, code_blocks, commands_of
 
 from llada.random_checkpoint import write_random_checkpoint
 
@@ -26,6 +29,7 @@ SMALLER = {
         "--batch_size", "2",
     ],
     "train_llada_pretrained.py": ["--model_name", "../checkpoint", "--epochs", "0.05", "--evaluation_windows", "1"],
+    "sample_llada.py": ["--checkpoint", "checkpoints/shakespeare-1", "--prompt", "to be", "--gen_length", "8"],
     "model_size_calculator.py": [],
     "test_transformer.py": [],
     "test_pretrained_model.py": [],
@@ -85,6 +89,10 @@ def test_every_script_runs_from_the_root_and_goes_on(clone: Path) -> None:
         line = f"python {script}"
         result = run_small(line, clone)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    helped = run_small("python test_transformer.py --help", clone)
+    assert helped.returncode == 0
+    assert helped.stdout.startswith("usage: test_transformer.py")
+    assert "ok (" not in helped.stdout
     resumed = subprocess.run(
         [sys.executable, "shakespeare/train_llada_shakespeare.py", "--resume", "--epochs", "0.2"],
         cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=False,
@@ -171,3 +179,71 @@ def test_requirements_are_enough_in_a_fresh_environment(clone: Path, tmp_path: P
             cwd=clone / "shakespeare", capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{script}\n{result.stdout}\n{result.stderr}"
+
+
+def paste(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type a command as it was printed, where `llada` is not on the path."""
+    (folder / "bin").mkdir(exist_ok=True)
+    python = folder / "bin" / "python"
+    python.unlink(missing_ok=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("up", ["", "shakespeare/"])
+def test_what_the_scripts_print_runs_when_it_is_pasted(clone: Path, up: str) -> None:
+    """From preparing to a text, by nothing but what was printed; from the folder of the scripts and from the root."""
+    folder = clone if up else clone / "shakespeare"
+    source = "text.txt" if up else "../text.txt"
+    unprepared = paste(f"python {up}train_llada_shakespeare.py --data_dir nowhere", folder)
+    assert unprepared.returncode == 2
+    assert f"python {up}download_shakespeare_dataset.py" in unprepared.stderr
+    prepared = paste(f"python {up}download_shakespeare_dataset.py --source file --input {source}", folder)
+    assert prepared.returncode == 0, prepared.stderr
+    train = re.search(r"Next: (python \S+train_llada_shakespeare\.py --data_dir \S+|python train.*)", prepared.stdout)
+    assert train
+    small = " ".join(SMALLER["train_llada_shakespeare.py"])
+    process = paste(f"{train[1]} {small} --output_dir 'checkpoints/a run'", folder)
+    assert process.returncode == 0, process.stderr
+    sample = re.search(r"Next: (python .*)", process.stdout)
+    assert sample
+    text = paste(f"{sample[1]} --prompt 'to be' --gen_length 8", folder)
+    assert text.returncode == 0, text.stderr
+    assert text.stdout.startswith("to be")
+
+
+def test_what_a_stopped_script_prints_goes_on_with_the_run(clone: Path) -> None:
+    folder = clone / "shakespeare"
+    source = "python download_shakespeare_dataset.py --source file --input ../text.txt"
+    assert paste(source, folder).returncode == 0
+    words = ["--preset", "tiny", *SMALLER["train_llada_shakespeare.py"], "--epochs", "1000", "--evaluate_every", "2"]
+    command = [sys.executable, "train_llada_shakespeare.py", *words, "--output_dir", "checkpoints/stopped"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / "checkpoints/stopped/checkpoints/last").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, said
+    again = re.search(r"Go on with: (.*)", said)
+    assert again
+    assert again[1] == "python train_llada_shakespeare.py --resume checkpoints/stopped"
+    done = paste(f"{again[1]} --epochs None --steps 1 --minutes None", folder)  # it is beyond that
+    assert "is complete" in done.stdout, done.stderr
+
+
+def test_mask_fits_after_the_cast_that_the_page_names(clone: Path) -> None:
+    folder = clone / "shakespeare"
+    assert paste("python download_shakespeare_dataset.py --source file --input ../text.txt", folder).returncode == 0
+    (block,) = code_blocks(PAGE, "python")
+    check = f"{block}\nassert x_0.dtype == torch.int64\nx_0[0, 0] = 126336\nassert x_0[0, 0] == 126336"
+    stored = "assert np.load('shakespeare_dataset/train_data.npy').dtype == np.uint8"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{check}\n{stored}"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -99,7 +99,7 @@ def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(data: PreparedTe
     try:
         assert subprocess.run(command, stderr=write, stdout=subprocess.DEVNULL, timeout=PATIENCE).returncode == 0
         assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
-        say = [sys.executable, "-c", "import sys, llada.cli; llada.cli.say('Stopped; saved.'); sys.exit(75)"]
-        assert subprocess.run(say, stderr=write, timeout=PATIENCE).returncode == 75
+        program = "import sys; from llada.system.terminal import say; say('Stopped; saved.'); sys.exit(75)"
+        assert subprocess.run([sys.executable, "-c", program], stderr=write, timeout=PATIENCE).returncode == 75
     finally:
         os.close(write)

@@ -203,7 +203,7 @@ def test_long_runs_are_announced_with_their_reasons(
         raise StoppedError
 
     monkeypatch.setattr("llada.cli.train.Trainer", stop)
-    with pytest.raises(StoppedError):
+    with pytest.raises(SystemExit):
         cli.main(["train", "--data_dir", str(data.folder), "--output_dir", str(tmp_path / "r"), "--steps", str(10**7)])
     said = " ".join(capsys.readouterr().err.split())
     assert "What costs the time:" in said

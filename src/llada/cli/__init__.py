@@ -3,7 +3,7 @@
 Results go to standard output, everything else to standard error.
 """
 
-import errno
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from llada.cli.ending import USAGE_ERROR, run_to_end
 from llada.errors import UserError
-from llada.files import hush
 from llada.system.environment import allow_any_text, set_defaults
+from llada.system.terminal import tell
 
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
@@ -28,38 +29,30 @@ COMMANDS = {
     "size": "count parameters, memory, computation and time, and suggest what fits",
 }
 
-# What takes less memory, by command; training has its own forecast and sentences.
-OUT_OF_MEMORY = {
-    "sample": "lower --n_samples or --gen_length, or open the weights as bf16 (--dtype bf16)",
-    "chat": "lower --gen_length, or open the weights as bf16 (--dtype bf16)",
-    "evaluate": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
-    "compare": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
-    "harness": "lower --batch_size, or put dtype=bf16 into --model_args",
-    "export": "write the weights as they are stored (--dtype stored), or take a machine with more memory",
-}
 
-USAGE_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-# Of sysexits.h, EX_TEMPFAIL: come again. Nothing is lost, unlike with 130 and 143, and schedulers can tell it apart.
-STOPPED_AND_SAVED = 75
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a sub-command; exits with 0, 2 (bad input), 75 (training was stopped, saved, and can go on), 130 (stopped at
-    once by the user) or, by the system, 143 (by a second SIGTERM)."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a sub-command; exits with 0, 2 (bad input), 70 (an error that nobody foresaw), 75 (training was stopped,
+    saved, and can go on), 130 (stopped at once by the user) or 143 (by a SIGTERM that nothing else dealt with)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in COMMANDS:
+        run_command(arguments[0], arguments[1:])
+    allow_any_text()
+    sys.exit(run_to_end(lambda: _answer(arguments), "", "llada"))
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    """What names no command."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        sys.exit(0 if arguments else USAGE_ERROR)
+        tell(_help())
+        return 0 if arguments else USAGE_ERROR
     if arguments[0] == "--version":
         from llada import __version__
 
-        print(f"llada-trainer {__version__}")
-        return
-    name, *rest = arguments
-    if name not in COMMANDS:
-        _fail("llada", f"There is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
-    run_command(name, rest)
+        tell(f"llada-trainer {__version__}")
+        return 0
+    near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    meant = f"did you mean `llada {near[0]}`? There are" if near else "choose one of"
+    raise UserError(f"There is no command {arguments[0]!r}: {meant} {', '.join(COMMANDS)}.")
 
 
 @dataclass(frozen=True)
@@ -72,44 +65,36 @@ class Program:
     """Prepared folder to write or read."""
     numbered_runs: Path | None = None
     """Run folders are this path with a number, a new one for each run; None is the preset's one folder."""
+    command: str | None = None
+    """What to type to call it again; its name if left out."""
     prepare_program: str = "llada prepare"
     next_program: str = "llada train"
     """What comes after preparing a text."""
+    after_training: str | None = None
+    """What comes after a run; measuring it or talking with it, if left out."""
+
+    @property
+    def call(self) -> str:
+        """What to type to call it again."""
+        return self.command or self.name
 
 
 def run_command(name: str, arguments: Sequence[str], program: Program | None = None) -> NoReturn:
     """Run a sub-command, as `llada NAME` or as another program, and exit like `main`."""
     program = program or Program(f"llada {name}")
-    first_word = program.name.split()[0]
     allow_any_text()
     set_defaults()
+    sys.exit(run_to_end(lambda: _run(name, arguments, program), name, program.name.split()[0]))
+
+
+def _run(name: str, arguments: Sequence[str], program: Program) -> int:
     # Imported on demand, so that help and mistakes need not wait for torch, which then finds its environment set.
     command = importlib.import_module(f"llada.cli.{name}")
     try:
-        sys.exit(command.run(arguments, program))
+        code: int = command.run(arguments, program)
     except UserError as error:
-        _fail(first_word, str(error).replace("llada prepare", program.prepare_program))
-    except BrokenPipeError:  # the reader of our output has seen enough
-        hush(sys.stdout)
-        sys.exit(INTERRUPTED)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            _fail(first_word, _out_of_memory(name))
-        _fail(first_word, _describe(error))
-    except (RuntimeError, MemoryError) as error:
-        from llada.training.forecast import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        _fail(first_word, _out_of_memory(name))
-    except KeyboardInterrupt:
-        say("Stopped.")
-        sys.exit(INTERRUPTED)
-
-
-def _out_of_memory(command: str) -> str:
-    remedy = OUT_OF_MEMORY.get(command, "free some memory, or take a machine with more")
-    return f"The memory is not enough for this: {remedy}."
+        raise UserError(str(error).replace("llada prepare", program.prepare_program)) from error
+    return code
 
 
 def _help() -> str:
@@ -126,25 +111,3 @@ def _help() -> str:
             "`llada COMMAND --help` lists the options of a command.",
         ]
     )
-
-
-def _describe(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full{where}: free some space and repeat the command; what was complete before is unharmed."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"No permission to read or write there{where}: choose another folder or change its permissions."
-    return f"{error.strerror or type(error).__name__}{where}: check the path and the disk."
-
-
-def _fail(program: str, sentence: str) -> NoReturn:
-    say(f"{program}: {sentence}")
-    sys.exit(USAGE_ERROR)
-
-
-def say(sentence: str) -> None:
-    """On standard error; if nobody reads there any more, the exit code still says how it ended."""
-    try:
-        print(sentence, file=sys.stderr, flush=True)
-    except OSError:
-        hush(sys.stderr)

@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
-from llada.cli import INTERRUPTED, USAGE_ERROR, Program
+from llada.cli import Program
 from llada.cli.drawing import draw_tokens
+from llada.cli.ending import INTERRUPTED, USAGE_ERROR
 from llada.cli.options import check_positive, make_sampler_config, parse
 from llada.dialogue import Answer, answer
 from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig
+from llada.system.console import StderrConsole
+from llada.system.terminal import tell
 from llada.text.chat import ChatFormat, chat_format, cut_at_end
 from llada.text.dialogues import Message, is_unicode
 
-NEW, LEAVE = "/new", ("/exit", "/quit")
+NEW, LEAVE, HELP = "/new", ("/exit", "/quit"), "/help"
+COMMANDS = f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves, Ctrl-C stops an answer; all else is said to the model."
 DEFAULT_LENGTH = 128
 
 DESCRIPTION = """Talk with a checkpoint, and watch its answers appear.
@@ -85,7 +88,7 @@ class Chat:
         self.form: ChatFormat = chat_format(checkpoint.tokenizer)
         self.end_ids = self.form.end_ids | checkpoint.further_end_ids
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.console = Console(stderr=True)
+        self.console = StderrConsole()
         self.messages: list[Message] = []
         self.begin()
 
@@ -111,7 +114,7 @@ class Chat:
         assert last is not None  # at least one step
         reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.end_ids)).strip()
         self.messages = [*messages, Message("assistant", reply)]
-        print(reply, flush=True)
+        tell(reply)
         if last.n_forgotten:
             self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
         self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
@@ -120,7 +123,7 @@ class Chat:
         """Messages from standard input, until it ends; the exit code."""
         has_failed = False
         if sys.stdin.isatty():
-            self._note(f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves.")
+            self._note(f"{HELP} lists the commands, {LEAVE[0]} or Ctrl-D leaves.")
         while True:
             try:
                 line = self.console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
@@ -132,6 +135,8 @@ class Chat:
                 return 0
             if line.strip() == NEW:
                 self.begin()
+            elif line.strip() == HELP:
+                self._note(COMMANDS)
             elif line.strip():
                 try:
                     self.say(line)

@@ -19,6 +19,7 @@ from llada.evaluation.nelbo import Bounds, draw_bounds
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import choose_precision
 from llada.opening import find_adapter, open_to_measure, read_vocabulary
+from llada.system.terminal import tell
 
 DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which
 is known far better than either, with its standard error and a p-value. The data is that of the first one."""
@@ -75,7 +76,7 @@ def _compare(options: CompareOptions, share: Share) -> int:
     measured.append(_measure(second, scored, scoring, device, share))
     result = compare(*(model.bounds for model in measured))
     if share.rank == 0:
-        print(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, measured, tokenizer.unit))
+        tell(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, measured, tokenizer.unit))
     return 0
 
 

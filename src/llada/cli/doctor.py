@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from llada.cli import Program, say
+from llada.cli import Program
 from llada.system.doctor import KEYS, examine
 from llada.system.fact import Fact, Level
+from llada.system.terminal import say, tell
 
 DESCRIPTION = """Say whether this machine and installation are ready, what a run will use, and what to do
 about what is not.
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     facts = examine(options.quick)
     if options.json:
         found = list(facts)
-        print(json.dumps(to_json(found)), flush=True)
+        tell(json.dumps(to_json(found)))
     else:
         found = _print_lines(facts, options.quick)
         _print_advice(found)
@@ -71,7 +72,7 @@ def _print_lines(facts: Iterable[Fact], quick: bool) -> list[Fact]:
     for fact in facts:
         found.append(fact)
         if not quick or fact.key in SHORT or fact.level != "fine":
-            print(_line(fact), flush=True)
+            tell(_line(fact), ahead=_mark(fact.level))
         if not quick and fact.key == "compiler" and sys.stderr is not None and sys.stderr.isatty():
             say("         compiling a small network, to compare it with the plain one: a minute or so ...")
     return found
@@ -80,11 +81,11 @@ def _print_lines(facts: Iterable[Fact], quick: bool) -> list[Fact]:
 def _line(fact: Fact) -> str:
     name = NAMES.get(fact.key, fact.key.replace("_", " "))
     width = max(len(key) for key in KEYS)
-    mark = f"{MARKS[fact.level]:7}"
-    return f"{_coloured(mark, COLOURS[fact.level])}  {name:{width}}  {fact.summary}"
+    return f"  {name:{width}}  {fact.summary}"
 
 
-def _coloured(text: str, colour: str) -> str:
+def _mark(level: Level) -> str:
+    text, colour = f"{MARKS[level]:7}", COLOURS[level]
     stream: TextIO | None = sys.stdout
     has_colours = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
     return f"\033[{colour}m{text}\033[0m" if has_colours and not os.environ.get("NO_COLOR") else text
@@ -95,10 +96,10 @@ def _print_advice(facts: Sequence[Fact]) -> None:
     for level in ("note", "problem"):
         sentences = [fact.advice for fact in facts if fact.level == level and fact.advice]
         if sentences:
-            print(f"\n{'Notes' if level == 'note' else 'Problems'}:")
+            tell(f"\n{'Notes' if level == 'note' else 'Problems'}:")
         for sentence in sentences:
-            print(f"- {sentence}")
+            tell(f"- {sentence}")
     n_problems = sum(fact.level == "problem" for fact in facts)
     problems = f"{n_problems} problem{'s' if n_problems > 1 else ''}"
     verdict = f"Not ready: {problems}." if n_problems else "Ready."
-    print(f"\n{verdict}", flush=True)
+    tell(f"\n{verdict}")

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from rich.text import Text
 
+from llada.system.terminal import visible
 from llada.text.vocabulary import Tokenizer
 
 OPEN = "░"  # a mask, for people
@@ -14,5 +15,6 @@ def draw_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> Text:
     """Ids as text, masks dim; neighbours together, since a character may be of several tokens."""
     picture = Text()
     for is_masked, run in groupby(ids, key=lambda token: token == tokenizer.mask_id):
-        picture.append(tokenizer.decode(run, mask_symbol=OPEN), style="dim" if is_masked else "bold")
+        # Here already, so that lines are as wide as they are counted.
+        picture.append(visible(tokenizer.decode(run, mask_symbol=OPEN)), style="dim" if is_masked else "bold")
     return picture

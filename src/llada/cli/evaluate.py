@@ -20,6 +20,7 @@ from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.evaluation.sharing import Share, joined
 from llada.hardware import Precision, choose_precision
 from llada.opening import open_to_measure
+from llada.system.terminal import tell
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
 text, with its standard error; an exact likelihood under a named order; or the quality of samples.
@@ -89,7 +90,7 @@ def _measure(options: EvaluateOptions, share: Share) -> int:
 
 def _tell(options: EvaluateOptions, content: dict[str, object], words: str, share: Share) -> int:
     if share.rank == 0:
-        print(json.dumps(content) if options.scoring.json else words)
+        tell(json.dumps(content) if options.scoring.json else words)
     return 0
 
 

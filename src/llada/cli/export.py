@@ -21,6 +21,7 @@ from llada.models import LLaDAConfig
 from llada.opening import find_adapter, open_model
 from llada.pretrained import fetch, read_published_config
 from llada.readable import bytes_in_words
+from llada.system.terminal import tell
 
 DESCRIPTION = """Write a model as a checkpoint folder in the official layout, with an adapter merged into its base.
 
@@ -70,12 +71,12 @@ def _export(options: ExportOptions) -> int:
         content = {**read_json(aside / CONFIG_FILE), **({"auto_map": classes} if classes else {})}
         write_json(aside / CONFIG_FILE, content)
     size = sum(tensor.nbytes for tensor in weights.values())
-    print(
+    tell(
         f"Written to {options.output_dir}: {len(weights)} tensors, {bytes_in_words(size)}"
         + (f", the adapter of {model.folder} merged" if was_adapted else "")
         + "."
     )
-    print(_for_transformers(model, content))
+    tell(_for_transformers(model, content))
     return 0
 
 

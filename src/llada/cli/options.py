@@ -1,6 +1,8 @@
 """From a dataclass to flags: `--data_dir` and `--data-dir` alike, help from the docstrings of its fields."""
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import math
 import re
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from llada.errors import UserError
+from llada.errors import UserError, shortened
+from llada.system.literals import LARGEST, LARGEST_FLOAT
 
 if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
     from llada.models import MaskPredictor
@@ -17,23 +20,43 @@ if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
 
 Options = TypeVar("Options")
 
+RANGES = {
+    "seed": (0, 2**63 - 1),  # torch's
+    "chat_split_seed": (0, 2**63 - 1),
+    "n_samples": (1, 10_000),  # they go through the network together
+    "samples": (1, 10_000),
+    "frames": (0, 10_000),
+    "accumulate": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "epochs": (0, 10**9),
+    "minutes": (0, 10**9),
+    "shard_gb": (0, 10**9),
+}
+"""Of the options that have a narrower one, in whichever command they are."""
+
 
 def parse(
-    options: type[Options], program: str, arguments: Sequence[str], description: str, default: Options | None = None
+    options: type[Options],
+    program: str,
+    arguments: Sequence[str],
+    description: str,
+    default: Options | None = None,
+    further: Sequence[str] = (),
 ) -> Options:
     """The options of a command line; prints help and exits where that is asked for.
 
     Args:
         options: a dataclass; the fields of dataclasses within it become flags without prefix.
         default: the values of what the line leaves out.
+        further: names that a misspelled one may have meant besides, of options that were read before.
 
     Raises:
-        UserError: a flag that is unknown, lacks its value, or has one of another type.
+        UserError: a flag that is unknown, lacks its value, or has one of another type or out of range.
     """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            parsed = tyro.cli(
                 options,
                 prog=program,
                 args=list(arguments),
@@ -44,7 +67,48 @@ def parse(
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise UserError(f"{_first_sentence(complaint.getvalue())} (`{program} --help` lists the options).") from None
+        sentence = _first_sentence(complaint.getvalue())
+        near = _nearest(sentence, [*_names(options), *further])
+        meant = f": did you mean {near}?" if near else ""
+        raise UserError(f"{sentence}{meant} (`{program} --help` lists the options).") from None
+    check_ranges(parsed)
+    return parsed
+
+
+def check_ranges(options: Any) -> None:
+    """Refuse numbers that are out of range in a dataclass or in those within it.
+
+    Raises:
+        UserError: one is.
+    """
+    for option in dataclasses.fields(options):
+        name, value = option.name, getattr(options, option.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            greatest = LARGEST if isinstance(value, int) else LARGEST_FLOAT
+            least, most = RANGES.get(name, (-greatest, greatest))
+            if not least <= value <= most:
+                allowed = f"from {least} to {most}" if name in RANGES else f"a number of at most {greatest:.0e}"
+                raise UserError(f"--{name} must be {allowed}, not {shortened(str(value), 30)}: choose another.")
+
+
+def _nearest(sentence: str, names: Sequence[str]) -> str | None:
+    """The option that an unknown one is most like."""
+    unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
+    if unknown is None:
+        return None
+    near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
+    return f"--{near[0]}" if near else None
+
+
+def _names(options: type) -> list[str]:
+    """Of all options of a dataclass and of those within it."""
+    names = []
+    for option in dataclasses.fields(options):
+        inner = option.default_factory if isinstance(option.default_factory, type) else None
+        names += _names(inner) if inner is not None and dataclasses.is_dataclass(inner) else [option.name]
+    return names
 
 
 def _first_sentence(box: str) -> str:

@@ -1,6 +1,5 @@
 """`llada prepare`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.files import check_writable
+from llada.system.terminal import say, tell
 from llada.text.corpus import SourceName, load_corpus
 from llada.text.dataset import DEFAULT_FOLDER, prepare
 
@@ -34,21 +34,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(PrepareOptions, program.name, arguments, DESCRIPTION, default)
     check_positive(options, "sequence_length")
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     check_writable(options.output_dir)  # before anything is downloaded
     corpus = load_corpus(options.source, options.input, say)
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
-    print(f"Source: {corpus.source}, {corpus.origin}")
-    print(f"Text: {len(corpus.text):,} characters, {len(set(corpus.text))} of them distinct")
+    tell(f"Source: {corpus.source}, {corpus.origin}")
+    tell(f"Text: {len(corpus.text):,} characters, {len(set(corpus.text))} of them distinct")
     if corpus.breaks:
-        print(f"Documents: {len(corpus.breaks) + 1:,}, with an EOS between two")
+        tell(f"Documents: {len(corpus.breaks) + 1:,}, with an EOS between two")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = splits[name]
-        print(
+        tell(
             f"  {label}: {counts['tokens']:,} characters in {counts['sequences']:,} sequences of {data.sequence_length}"
         )
-    print(f"Written to {options.output_dir}. Next: {program.next_program} --data_dir {options.output_dir}")
+    tell(f"Written to {options.output_dir}. Next: {program.next_program} --data_dir {options.output_dir}")
     return 0

@@ -1,7 +1,6 @@
 """`llada evaluate --samples N`: the quality of what a model writes."""
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from llada.hardware import Precision
 from llada.models import block_length_of
 from llada.opening import open_model
 from llada.sampler import Remasking, SamplerConfig, infill
+from llada.system.terminal import say, tell
 
 HELD_OUT = 200  # windows at most, of which the base rates are told
 NAMES = {
@@ -83,12 +83,12 @@ def measure_samples(
         for measured in (texts, [checkpoint.tokenizer.decode(row) for row in held_out.tolist()])
     )
     if scoring.json:
-        print(json.dumps({"samples": of_samples.to_json(), "held_out": of_people.to_json(), "texts": texts}))
+        tell(json.dumps({"samples": of_samples.to_json(), "held_out": of_people.to_json(), "texts": texts}))
         return 0
-    print(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, beside")
-    print(f"{len(held_out)} windows of the {scoring.split} split (± standard errors over texts):")
-    print(_in_words(of_samples, of_people, options.ngram))
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    tell(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, beside")
+    tell(f"{len(held_out)} windows of the {scoring.split} split (± standard errors over texts):")
+    tell(_in_words(of_samples, of_people, options.ngram))
+    say(f"{time.perf_counter() - start:.0f} s")
     return 0
 
 

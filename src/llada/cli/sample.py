@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -20,6 +18,8 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, choose_device
 from llada.opening import open_model
 from llada.sampler import Remasking, unmask
+from llada.system.console import StderrConsole
+from llada.system.terminal import say, tell
 from llada.text.tokenizer import MASK
 
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     generator = torch.Generator().manual_seed(options.seed)
     nfe = 0
     stages = [canvas[0]]
-    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+    with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
         for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generator):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
@@ -91,13 +91,13 @@ def run(arguments: Sequence[str], program: Program) -> int:
     samples = [tokenizer.decode(row) for row in canvas.tolist()]
     seconds = time.perf_counter() - start
     if options.json:
-        print(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
+        tell(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
         return 0
     for stage in _evenly(stages, options.frames):
         n_open = int((stage == tokenizer.mask_id).sum())
-        print(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
-    print(f"\n{'-' * 40}\n".join(samples))
-    print(f"{nfe} evaluations of the network in {seconds:.1f} s", file=sys.stderr)
+        tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
+    tell(f"\n{'-' * 40}\n".join(samples))
+    say(f"{nfe} evaluations of the network in {seconds:.1f} s")
     return 0
 
 

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName
-from llada.cli import say
 from llada.cli.options import check_positive
 from llada.errors import UserError
 from llada.evaluation.nelbo import NllAt, nll_by_model
 from llada.evaluation.sharing import Share
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
 from llada.hardware import DeviceName, Precision, PrecisionName, choose_device
+from llada.system.console import StderrConsole
+from llada.system.terminal import say
 from llada.text.answers import Answers, read_pairs
 from llada.text.batches import pad_answers
 from llada.text.dataset import PreparedText, Split, text_for
-from llada.training.config import LARGEST_SEED, DataOptions
+from llada.training.config import DataOptions
 from llada.training.run_folder import RunFolder
 
 
@@ -40,7 +40,7 @@ class ScoringOptions:
     """Tokens at the start of each window that are given and not scored; windows overlap by them. 1 is how
     autoregressive models are measured."""
     windows: int | None = None
-    """Only so many windows, spread evenly over the text; all if left out."""
+    """Only so many windows, spread evenly over the text, or so many answers of dialogues; all if left out."""
     masks_per_window: int = 8
     """How often each window is masked; an even number, more is more exact."""
     target_stderr: float | None = None
@@ -72,8 +72,6 @@ class ScoringOptions:
                 f"--masks_per_window {self.masks_per_window} is not an even number from 2: masks come in pairs."
             )
         check_positive(self, "batch_size", "sequence_length", "windows", "target_stderr")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, not {self.seed}: choose another.")
         if self.prefix < 0:
             raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
         if self.chat is not None:
@@ -82,7 +80,7 @@ class ScoringOptions:
     def check_for_dialogues(self, remedy: str) -> None:
         """Refuse what says something of a text only."""
         defaults = ScoringOptions()
-        for name in ("prefix", "windows", "sequence_length", "split"):
+        for name in ("prefix", "sequence_length", "split"):
             if getattr(self, name) != getattr(defaults, name):
                 raise UserError(f"--{name} is for a text{remedy}.")
 
@@ -105,9 +103,9 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
     trained_on = _data_options_of(checkpoint.folder)
     if options.chat is None and options.data_dir is None and trained_on.chat is not None:
         options.check_for_dialogues(", and the model was trained on dialogues: leave it out, or name a --data_dir")
-        return _answers(checkpoint, trained_on.chat, trained_on)
+        return _answers(checkpoint, trained_on.chat, options.windows, trained_on)
     if options.chat is not None:
-        return _answers(checkpoint, options.chat)
+        return _answers(checkpoint, options.chat, options.windows)
     data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or trained_on.data_dir))
     trained_length = checkpoint.config.max_sequence_length
     length = trained_length if options.sequence_length is None else options.sequence_length
@@ -131,8 +129,9 @@ def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:
     return TextSize.sum(TextSize.of(decode(row.tolist())) for row in scored)
 
 
-def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None = None) -> Scored:
-    """The answers of a file of dialogues; of a run's own, those that it keeps for validation."""
+def _answers(checkpoint: Checkpoint, path: Path, most: int | None, trained_on: DataOptions | None = None) -> Scored:
+    """The answers of a file of dialogues, `most` of them at most, spread evenly over it; of a run's own, those that it
+    keeps for validation."""
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     left_out = ""
     if trained_on is None:
@@ -144,8 +143,11 @@ def _answers(checkpoint: Checkpoint, path: Path, trained_on: DataOptions | None 
     else:  # the run has told what it leaves out
         longest = min(longest, trained_on.chat_length or longest)
         pairs = Answers.of(trained_on.read_dialogues(), tokenizer, longest).pairs["val"]
+    n_all, n = len(pairs), min(len(pairs), most or len(pairs))
+    pairs = [pairs[i * n_all // n] for i in range(n)]
+    of_all = f" of {n_all}" if n < n_all else ""
     x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
-    return Scored(x_0, f"{len(pairs)} answers of {path}{left_out}", maskable, attended)
+    return Scored(x_0, f"{n}{of_all} answers of {path}{left_out}", maskable, attended)
 
 
 def _data_options_of(checkpoint: Path) -> DataOptions:
@@ -167,7 +169,7 @@ def device_of(name: DeviceName, share: Share) -> torch.device:
 @contextmanager
 def showing(verb: str, what: str, share: Share) -> Iterator[Callable[[float, float], None]]:
     """A bar in the terminal, and what to tell it: the share done and the mean so far."""
-    console = Console(stderr=True)
+    console = StderrConsole()
     columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     hidden = not console.is_terminal or share.rank > 0
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:

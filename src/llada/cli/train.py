@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from llada.checkpoint import read_config, read_tokenizer
-from llada.cli import STOPPED_AND_SAVED, Program, say
+from llada.cli import Program
+from llada.cli.ending import STOPPED_AND_SAVED
 from llada.cli.options import parse
 from llada.errors import UserError
 from llada.files import check_writable, read_json
@@ -20,13 +21,15 @@ from llada.models.fit import with_length
 from llada.opening import find_adapter
 from llada.pretrained import fetch, read_published_config
 from llada.readable import duration_in_words
+from llada.system.console import StderrConsole
+from llada.system.terminal import note, say
 from llada.text.answers import Answers
 from llada.text.dataset import PreparedText, text_for
 from llada.text.tokenizer import CharTokenizer
 from llada.text.vocabulary import Tokenizer
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
-from llada.training.monitor import Display, ProgressConsole
+from llada.training.monitor import Display
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.rehearsal import rehearse
@@ -40,6 +43,8 @@ PRESET_HELP = """These come first and set the defaults of all other options:
   --resume [FOLDER]    go on with the run in that folder (default: {resumed})
   --changed_data       with --resume: go on even if the data have changed since"""
 
+READ_BEFORE = ("preset", "config", "resume", "changed_data", "checkpoint")
+
 
 def run(
     arguments: Sequence[str], program: Program, description: str = DESCRIPTION, default_preset: str = "laptop"
@@ -52,7 +57,7 @@ def run(
 
 def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program, lock: Lock) -> int:
     """As the holder of the run folder's lock."""
-    console = ProgressConsole()
+    console = StderrConsole()
     folder = RunFolder(config.output_dir, lock)
     if resume:
         folder.check_resumable()
@@ -70,7 +75,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         if resume:
             folder.prune(config.keep)  # a kill may have come in between
         if trainer.share_done() >= 1:
-            print(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
+            note(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
             return 0
         if resume:
             console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
@@ -83,16 +88,16 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
             raise
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
     if trainer.share_done() < 1:
-        command = f"{program.name} --resume {shlex.quote(str(folder.path))}"
+        command = f"{program.call} --resume {shlex.quote(str(folder.path))}"
         say(f"Stopped; saved after step {folder.last_step}. Go on with: {command}")
         return STOPPED_AND_SAVED
-    print(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
-    print(
+    note(f"Trained {progress.step:,} steps in {duration_in_words(progress.seconds)}.")
+    note(
         f"Best NELBO {progress.best_nelbo:.3f} nats per {plan.data.tokenizer.unit}, at step {progress.best_step:,}; "
         "curves.png shows it."
     )
-    next_command = "evaluate" if config.data.chat is None else "chat"
-    print(f"Run folder: {folder.path}. Next: llada {next_command} --checkpoint {folder.path}")
+    next_command = program.after_training or f"llada {'evaluate' if config.data.chat is None else 'chat'}"
+    note(f"Run folder: {folder.path}. Next: {next_command} --checkpoint {shlex.quote(str(folder.path))}")
     return 0
 
 
@@ -137,8 +142,8 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
     else:
         tokenizer, longest = read_tokenizer(start), read_config(start).max_sequence_length
     answers = Answers.of(dialogues, tokenizer, min(longest, options.chat_length or longest))
-    for note in answers.notes:
-        say(note)
+    for sentence in answers.notes:
+        say(sentence)
     return answers
 
 
@@ -182,7 +187,7 @@ def _parse(
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
     preset_help = PRESET_HELP.format(presets=", ".join(PRESETS), preset=default_preset, resumed=resumed)
-    config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default)
+    config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
     return config, resume, chosen.changed_data

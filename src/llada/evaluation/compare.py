@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llada.evaluation.errors import FEW_WINDOWS, Estimate, estimate_mean
+from llada.evaluation.errors import FEW_WINDOWS, Estimate, estimate_mean, mean_stderr
 from llada.evaluation.nelbo import Bounds
 
 
@@ -19,11 +19,11 @@ class Difference:
     second: Estimate
     difference: float
     stderr: float | None
-    """Over windows; None if there is one."""
+    """Over windows, of their differences as they are; None if there is one."""
     mask_stderr: float | None
     p_value: float | None
-    """Two-sided: the chance of a difference as large if, over texts of this kind, there were none. By the normal
-    distribution, and None for fewer windows than that takes."""
+    """Two-sided: the chance of a difference as large if, over texts of this kind, there were none. By
+    Student's t, and None for fewer windows than the mean takes to be about normal."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,19 +43,32 @@ def compare(first: Bounds, second: Bounds) -> Difference:
     if first.values.shape == second.values.shape and not first.share.equal(second.share):
         raise ValueError("bounds under different masks cannot be compared")
     estimate = estimate_mean(values, share, first.same_counts)
-    p_value = None
-    if estimate.stderr is not None and len(values) >= FEW_WINDOWS:
-        p_value = two_sided(estimate.mean / estimate.stderr) if estimate.stderr else float(estimate.mean == 0)
+    # Not the error of `estimate`, from which the mean of each level is taken out: here that gains little, since most of
+    # what the counts do is common to both models, and costs degrees of freedom that nobody counts.
+    stderr, p_value = mean_stderr(values.mean((1, 2))), None
+    if stderr is not None and len(values) >= FEW_WINDOWS:
+        p_value = two_sided(estimate.mean / stderr, len(values) - 1) if stderr else float(estimate.mean == 0)
     return Difference(
         first.estimate(),
         second.estimate(),
         estimate.mean,
-        estimate.stderr,
+        stderr,
         estimate.mask_stderr,
         p_value,
     )
 
 
-def two_sided(z: float) -> float:
-    """The chance that a standard normal number is further from 0 than z."""
-    return math.erfc(abs(z) / math.sqrt(2))
+def two_sided(t: float, degrees: int) -> float:
+    """The chance that a number of Student's distribution is further from 0 than t, to about 13 decimals.
+
+    By the finite series for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    """
+    angle = math.atan(abs(t) / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = degrees % 2
+    term, total = (cosine, 0.0) if is_odd else (1.0, 0.0)
+    for k in range(degrees // 2):
+        total += term
+        term *= cosine**2 * ((2 * k + 2) / (2 * k + 3) if is_odd else (2 * k + 1) / (2 * k + 2))
+    within = 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+    return min(1.0, max(0.0, 1 - within))

@@ -5,10 +5,11 @@ For an answer of n tokens, of which k are masked, k uniform on 1..n, while the p
     log p(answer | prompt) >= - E_k E_masks [ (n/k) * sum of the cross-entropies at the masked tokens ]
 
 (arXiv 2502.09992, eq. 6 and appendix B.5; the published get_log_likelihood.py). Here the counts are uniform, spread
-evenly over the draws; the published script rounds half to even, which is not uniform, and misses the expectation by
-half a nat for answers of 8 tokens (benchmarks/answers.py). Draws come in complementary pairs, not for their variance,
-which is no lower for it, but because they are less skewed, so that their scatter tells the error well. An answer that
-has fewer different masks than there would be draws is not sampled: every mask is evaluated once.
+evenly over the draws; the published script rounds half to even, which is not uniform, and misses the expectation, for
+answers of 8 tokens by half a nat in batches of 16 draws and by 0.27 in batches of 32 (benchmarks/answers.py). Draws
+come in complementary pairs, not for their variance, which is no lower for it, but because they are less skewed, so that
+their scatter tells the error well. An answer that has fewer different masks than there would be draws is not sampled:
+every mask is evaluated once.
 
 Shape letters: B batch, L length, V vocabulary rows, N masked positions, n tokens of an answer, R rows of an answer.
 """

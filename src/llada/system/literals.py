@@ -1,9 +1,14 @@
-"""Options with a fixed list of values, checked where they are given, from Python as from the command line."""
+"""What options can be: those with a fixed list of values are checked where they are given, from Python as from the
+command line, and no number is beyond all reason."""
 
 from dataclasses import fields
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+LARGEST, LARGEST_FLOAT = 10**12, 1e30
+"""Of any number that is given, a whole one and another: beyond it, memory, loops and conversions fail in ways that
+nobody can foresee."""
 
 
 def check_literals(options: Any, error: type[Exception] = ValueError) -> None:

@@ -16,7 +16,7 @@ from llada.errors import UserError
 from llada.hardware import DeviceName, PrecisionName
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim import ScheduleName
-from llada.system.literals import Checked, check_literals
+from llada.system.literals import LARGEST, Checked, check_literals
 from llada.system.toolchains import ToolchainName
 from llada.text.dataset import DEFAULT_FOLDER
 from llada.text.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
@@ -386,6 +386,8 @@ def _check_range(
     """Refuse a value outside of its range; None is none."""
     if value is None:
         return
+    if isinstance(value, int) and abs(value) > LARGEST:  # it may be no float at all
+        raise UserError(f"--{name} must be a number of at most {LARGEST:.0e}, not that many digits: choose another.")
     if not math.isfinite(value):
         raise UserError(f"--{name} must be a finite number, not {value}: correct it.")
     if at_least is not None and value < at_least:

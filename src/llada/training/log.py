@@ -33,7 +33,7 @@ class RunLog:
     """The files and the display of a run."""
 
     def __init__(self, plan: RunPlan, folder: Path, display: Display, progress: Progress) -> None:
-        self.folder, self.display = folder, display
+        self.folder, self.display, self.unit = folder, display, plan.data.tokenizer.unit
         self.watch = ConvergenceWatch(plan)
         self.open_at(progress)
 
@@ -116,7 +116,7 @@ class RunLog:
         make_own_folder(folder)
         write_text_whole(folder / f"step-{step:08d}.txt", sample.text + "\n")
         self.display.say(
-            f"step {step}: NELBO {result.with_error(3)} nats per token, on {result.windows} "
+            f"step {step}: NELBO {result.with_error(3)} nats per {self.unit}, on {result.windows} "
             f"validation {source.noun}; {source.shows}:\n{_indented(sample.text)}"
         )
         if sample.warning:

@@ -15,17 +15,6 @@ SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal to draw a bar on
 STEPS_BEFORE_TIMING = 5  # the first ones warm up caches and compile
 
 
-class ProgressConsole(Console):
-    """On standard error. rich's own ends the process when nobody reads there any more."""
-
-    def __init__(self) -> None:
-        super().__init__(stderr=True)
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        hush(self.file)
-
-
 class Display:
     """A live bar on a terminal; a line now and then elsewhere."""
 

@@ -1,0 +1,153 @@
+"""How a command ends: with an exit code, and with one sentence where it did not end well."""
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from llada.errors import UserError, shortened
+from llada.files import hush
+from llada.system.terminal import finish, say
+
+USAGE_ERROR = 2
+# Of sysexits.h, EX_SOFTWARE: an error that nobody foresaw.
+UNFORESEEN = 70
+# Of sysexits.h, EX_TEMPFAIL: come again. Nothing is lost, unlike with 130 and 143, and schedulers can tell it apart.
+STOPPED_AND_SAVED = 75
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+TERMINATED = 143  # 128 + SIGTERM
+TRACEBACK = "LLADA_TRACEBACK"
+"""Environment variable that asks for the traceback of an error that nobody foresaw."""
+
+# What takes less memory, by command; training has its own forecast and sentences.
+OUT_OF_MEMORY = {
+    "sample": "lower --n_samples or --gen_length, or open the weights as bf16 (--dtype bf16)",
+    "chat": "lower --gen_length, or open the weights as bf16 (--dtype bf16)",
+    "evaluate": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
+    "compare": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
+    "harness": "lower --batch_size, or put dtype=bf16 into --model_args",
+    "export": "write the weights as they are stored (--dtype stored), or take a machine with more memory",
+}
+PANIC = "PanicException"  # what libraries in Rust raise for a mistake of their own; a BaseException
+
+
+class Terminated(BaseException):
+    """A SIGTERM came where nothing else deals with it."""
+
+
+def run_to_end(work: Callable[[], int], command: str, program: str) -> int:
+    """Do a command's work; the exit code, once the sentence for people is written.
+
+    Args:
+        command: its name, by which the remedy for too little memory is chosen.
+        program: the word that the sentence begins with.
+    """
+    try:
+        with _terminated():
+            code = _code_of(work)
+            finish()
+            return code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        hush(sys.stdout)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        say("Stopped.")
+        return INTERRUPTED
+    except Terminated:
+        say(f"{program}: Stopped by SIGTERM; what was saved before is complete.")
+        return TERMINATED
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        code, sentence = describe(error, command)
+        if code == UNFORESEEN and os.environ.get(TRACEBACK, "") not in ("", "0"):
+            say(traceback.format_exc().rstrip())
+        say(f"{program}: {sentence}")
+        return code
+
+
+def _code_of(work: Callable[[], int]) -> int:
+    """A parser that printed its help, and others that end by themselves, have an exit code as well."""
+    try:
+        return work()
+    except SystemExit as exit_:
+        if exit_.code is None or isinstance(exit_.code, int):
+            return exit_.code or 0
+        say(exit_.code)
+        return 1
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Let a SIGTERM raise an exception, so that what is open is put in order, and a sentence is written.
+
+    Only where the process would end by it: whoever calls may have an answer of their own.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told again, it ends at once
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def describe(error: BaseException, command: str) -> tuple[int, str]:
+    """The exit code and the sentence for an error."""
+    if isinstance(error, UserError):
+        return USAGE_ERROR, str(error)
+    if _is_out_of_memory(error):
+        remedy = OUT_OF_MEMORY.get(command, "free some memory, or take a machine with more")
+        return USAGE_ERROR, f"The memory is not enough for this: {remedy}."
+    if isinstance(error, OSError):
+        return USAGE_ERROR, _describe_os_error(error)
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+        return USAGE_ERROR, _describe_os_error(OSError(number, os.strerror(number)))
+    return UNFORESEEN, unforeseen(error)
+
+
+def unforeseen(error: BaseException) -> str:
+    """The sentence for an error that has none of its own."""
+    kind, what = type(error).__name__, shortened(" ".join(str(error).split()).rstrip("."), 300)
+    # As a UserError, it is fit for people, whatever it quotes.
+    return str(
+        UserError(
+            f"This ended by an error that was not foreseen, {kind}{f' ({what})' if what else ''}: if the input is "
+            f"sound, please report it with what {TRACEBACK}=1 in the environment shows."
+        )
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
+        return False
+    try:
+        from llada.training.forecast import is_out_of_memory
+    except Exception:  # nothing more can be imported, for which there are many reasons
+        return False
+    return is_out_of_memory(error)
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sentence = f"The disk is full{where}: free some space and repeat the command; what was complete before is"
+        return str(UserError(f"{sentence} unharmed."))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "choose another folder or change its permissions"
+        return str(UserError(f"No permission to read or write there{where}: {remedy}."))
+    return str(UserError(f"{error.strerror or type(error).__name__}{where}: check the path and the disk."))
