@@ -75,6 +75,14 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a number that is not finite, None if there is none; a GPU is asked once."""
+    if not tensors:
+        return None
+    is_good = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+    return next((name for name, good in zip(tensors, is_good.tolist(), strict=True) if not good), None)
+
+
 def norms_by_layer(gradients: Mapping[str, Tensor | None]) -> dict[str, float]:
     """Norm of the gradient of each layer: of the parameters whose names agree up to a number, or up to their last part.
 
