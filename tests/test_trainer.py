@@ -131,6 +131,18 @@ def test_a_run_goes_on_with_a_moving_average_or_without_as_it_began(small_run: T
     RunFolder(small_run.output_dir).check_continues(replace(small_run, optimizer=replace(small_run.optimizer, ema=0.9)))
 
 
+def test_the_base_of_an_adapter_may_have_moved_and_that_of_all_weights_not(tmp_path: Path) -> None:
+    for method in ("lora", "full"):
+        config = replace(PRESETS["finetune"], base="here", method=method, output_dir=tmp_path / method)
+        folder = RunFolder(config.output_dir)
+        folder.start(config)
+        if method == "lora":
+            folder.check_continues(replace(config, base="there"))
+        else:
+            with pytest.raises(UserError, match="--base was here, not there"):
+                folder.check_continues(replace(config, base="there"))
+
+
 @pytest.mark.parametrize("masking", ["exact_count", "bernoulli"])
 def test_accumulated_batches_equal_one_large_batch(
     masking: str, small_run: TrainConfig, data: PreparedText, tmp_path: Path
