@@ -94,7 +94,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     parts = replace(whole, output_dir=tmp_path / "parts")
     expected = train(whole, data)
     stopped = train(parts, data, stop_at=7)
-    assert stopped.progress.step == 8  # the step that was under way is finished
+    # The step that was under way is finished, or not counted if it has several pieces.
+    assert stopped.progress.step == (7 if whole.accumulate > 1 else 8)
     resumed = train(RunFolder.read_config(parts.output_dir), data, resume=True)
     assert torch.equal(weights(resumed), weights(expected))
     assert losses(parts) == losses(whole)

@@ -376,6 +376,7 @@ class Trainer:
         vars(progress).update({**vars(loaded), "seconds": progress.seconds, "data_order": order})
         self._went_back_to = last_step
         self.guard.reset()
+        self.agenda.note_saved()  # what was due was due at steps that are taken anew
         self.source = make_source(self.plan, order_seed(self.config.seed, order))
         log.write_return(progress, left_at)
 
