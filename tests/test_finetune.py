@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from llada.random_checkpoint import write_random_checkpoint
 from llada.text.answers import Answers
 from llada.text.dataset import PreparedText
 from llada.text.tokenizer import CharTokenizer
-from llada.training.answer_check import AnswerCheck, EosShare, check_answers
+from llada.training.answer_check import AnswerCheck, EosShare, check_answers, end_ids_of
 from llada.training.config import DataOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime, read_metrics
 from llada.training.monitor import Display
@@ -171,7 +172,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     whole = small(base, dialogues, tmp_path / "whole", **changes)
     parts = replace(whole, output_dir=tmp_path / "parts")
     expected = train(whole, base)
-    assert train(parts, base, stop_at=3).progress.step == 4
+    assert train(parts, base, stop_at=3).progress.step == 3  # told in the first of two pieces
     resumed = train(RunFolder.read_config(parts.output_dir), base, resume=True)
     assert torch.equal(trained(resumed), trained(expected))
     losses = [
@@ -211,6 +212,23 @@ def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) ->
     keys = {"answer_length", "reference_length", "answers_ended", "answers_empty", "answers_exact"}
     assert all(keys <= set(row) for row in evaluations)
     assert "→" in (tmp_path / "run" / "samples" / "step-00000006.txt").read_text()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_base_is_measured_before_the_first_step(method: str, base: Path, dialogues: Path, tmp_path: Path) -> None:
+    """By the bound of the checkpoint itself, on the data of all later evaluations; it is never the best of the run."""
+    config = small(base, dialogues, tmp_path / "run", method=method, precision="fp32")
+    start = load_checkpoint(base, dtype=torch.float32)
+    data = Answers.load(dialogues, start.tokenizer, 64)
+    own = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
+    own.model.eval()
+    bound = own.estimate_nelbo().nelbo_nats_per_token
+    trainer = train(config, base)
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert (first["step"], first["nelbo"]) == (0, bound)
+    assert 0 <= first["answers_ended"] <= 1
+    assert "→" in (tmp_path / "run" / "samples" / "step-00000000.txt").read_text()
+    assert trainer.progress.best_step > 0
 
 
 def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path, tmp_path: Path) -> None:
@@ -522,3 +540,10 @@ def test_muon_finds_the_layers_of_every_layout(text: str, dialogues: Path, tmp_p
         write_random_checkpoint(tmp_path / layout, text, layout=layout, d_model=16, max_sequence_length=64)  # type: ignore[arg-type]
         config = small(tmp_path / layout, dialogues, tmp_path / f"run-{layout}", optimizer=OptimizerOptions(ema=0.0))
         assert train(replace(config, steps=2), tmp_path / layout).progress.step == 2
+
+
+def test_an_answer_ends_with_any_id_that_the_configuration_names() -> None:
+    data = SimpleNamespace(form=SimpleNamespace(end_ids=frozenset({2})))
+    for config, expected in ((SimpleNamespace(further_eos_ids=(7, 9)), {2, 7, 9}), (SimpleNamespace(), {2})):
+        model = SimpleNamespace(network=SimpleNamespace(config=config))
+        assert end_ids_of(model, data) == expected  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, M width o
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from llada.cli import size_report
+from llada.cli.size_report import SizeOptions
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network
 from llada.models.size import (
     attention_flops_per_token,
@@ -199,3 +202,17 @@ def test_the_founding_documents_networks_are_an_order_larger(
 
 def test_attention_share() -> None:
     assert attention_flops_per_token(LLADA, 64) == 12 * 3 * 64 * 48
+
+
+def test_the_time_is_that_of_the_machine_whose_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the memory is to be a GPU's: a CPU's speed goes with a CPU's dropout, as in what `train` announces."""
+    monkeypatch.setattr(size_report, "matmul_flops_per_second", lambda *_: 1e12)
+    monkeypatch.setattr(size_report, "choose_device", lambda _: torch.device("cpu"))
+
+    def seconds(hardware: Any, tflops: float | None) -> float:
+        options = SizeOptions(network="encoder", n_layers=2, d_model=64, n_heads=2, hardware=hardware, tflops=tflops)
+        value: float = size_report.make_report(options)["work"]["seconds"]
+        return value
+
+    assert seconds("gpu", None) == seconds("cpu", None) == seconds("cpu", 1.0)
+    assert seconds("gpu", 1.0) < seconds("cpu", 1.0)

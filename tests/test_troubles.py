@@ -338,3 +338,11 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
     negative = complaint(capsys, command, *place, f"--{flag}=-1")
     assert flag in negative or flag in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout")
     assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]
+
+
+@pytest.mark.parametrize(
+    "said", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "could not create a primitive"]
+)
+def test_what_libraries_say_when_memory_is_gone(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(ValueError(said))

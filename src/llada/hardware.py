@@ -23,6 +23,7 @@ _MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's own at the start; setting it keeps
 _NOT_REPORTED = (OSError, RuntimeError, psutil.Error)  # in a sandbox of Linux without /proc, for example
 CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}  # of the matmuls that a device's speed is measured with
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,24 @@ def give_back_freed_memory() -> None:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measured speed of square matmuls, the yardstick for the expected time of a run."""
-    a = torch.randn(1024, 1024, device=device, dtype=dtype)
+    """Measured speed of square matmuls, the yardstick for the expected time of a run.
+
+    On a GPU they are large, and waited for together: one of 1024 takes less time than the wait for it.
+    """
+    size = MATMUL_SIZE["cpu" if device.type == "cpu" else "gpu"]
+    a = torch.randn(size, size, device=device, dtype=dtype)
     a @ a  # the first matmul pays for set-up
     _synchronize(device)
-    n_matmuls, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ a
+    n_matmuls = 1
+    while True:  # twice as many, until it takes long enough to be told
+        start = time.perf_counter()
+        for _ in range(n_matmuls):
+            a @ a
         _synchronize(device)
-        n_matmuls += 1
-    return n_matmuls * 2 * 1024**3 / (time.perf_counter() - start)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds / 2:
+            return n_matmuls * 2 * size**3 / elapsed
+        n_matmuls *= 2
 
 
 def describe_device(device: torch.device) -> str:
@@ -166,7 +175,6 @@ def describe_device(device: torch.device) -> str:
 
 
 def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type)
+    if wait is not None:
+        wait()

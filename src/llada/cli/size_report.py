@@ -178,9 +178,12 @@ def _work(options: SizeOptions, config: NetworkConfig) -> dict[str, Any]:
     in_a_step = options.batch_size * options.accumulate
     steps = max(1, math.ceil(options.epochs * sequences / in_a_step))
     tokens = steps * in_a_step * options.sequence_length
-    if options.tflops is None:
+    on_cpu = options.hardware == "cpu"
+    if options.tflops is None:  # then the time is this machine's, whatever memory was asked for
+        device = choose_device("auto")
+        on_cpu = device.type == "cpu"
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-        speed = matmul_flops_per_second(choose_device("auto"), dtype)
+        speed = matmul_flops_per_second(device, dtype)
     else:
         speed = options.tflops * 1e12
     per_token = training_flops_per_token(config, options.sequence_length)
@@ -199,7 +202,7 @@ def _work(options: SizeOptions, config: NetworkConfig) -> dict[str, Any]:
             tokens,
             flops_per_second=speed,
             activation_checkpointing=options.activation_checkpointing,
-            on_cpu=options.hardware == "cpu",
+            on_cpu=on_cpu,
         ),
     }
 

@@ -116,7 +116,7 @@ def check_answers(
         longest: tokens of a prompt and its answer that the model is made for.
         batch_size: prompts that are answered together, at most.
     """
-    tokenizer, end_ids = data.tokenizer, data.form.end_ids
+    tokenizer, end_ids = data.tokenizer, end_ids_of(model, data)
     pairs = list(pairs[:at_most])
     references = [cut_at_end(pair.answer, end_ids)[:LONGEST_ANSWER] for pair in pairs]
     n_masks = min(LONGEST_ANSWER, max(len(pair.answer) for pair in pairs))
@@ -144,5 +144,10 @@ def write_answers(model: MaskPredictor, data: Answers, prompts: Tensor, n_masks:
     tokenizer = data.tokenizer
     masks = torch.full((len(prompts), n_masks), tokenizer.mask_id, device=prompts.device)
     config = SamplerConfig(steps=min(STEPS, n_masks), block_length=BLOCK_LENGTH)
-    predict = suppress(model, speechless_rows(tokenizer, data.form.end_ids))
+    predict = suppress(model, speechless_rows(tokenizer, end_ids_of(model, data)))
     return infill(predict, torch.cat((prompts, masks), dim=1), tokenizer.mask_id, config).x_t[:, prompts.shape[1] :]
+
+
+def end_ids_of(model: MaskPredictor, data: Answers) -> frozenset[int]:
+    """What ends an answer: EOS, what the chat template ends it with, and what config.json names besides."""
+    return data.form.end_ids | frozenset(getattr(model.network.config, "further_eos_ids", ()))

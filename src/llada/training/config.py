@@ -248,10 +248,12 @@ class TrainConfig:
     """Length of the run in steps; --epochs takes its place."""
     minutes: float | None = None
     """Stop after this time at the latest, with the schedule shortened to fit."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    evaluate_every: int = 200
-    """Steps between evaluations, each with a sample and a checkpoint."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; if left out, a hundredth of the run, 10 at most."""
+    evaluate_every: int | None = None
+    """Steps between evaluations, each with a sample and a checkpoint; if left out, a tenth of the run."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints, at most."""
     keep: int = 2
     """Newest checkpoints that stay, beside the best one."""
     evaluation_windows: int = 128
@@ -330,7 +332,7 @@ class TrainConfig:
         _check_range("sequence_length", data.sequence_length, at_least=1)
         for name in ("conv_width", "table_rows", "attention_every"):
             _check_range(name, getattr(self.network, name), at_least=1)
-        for name in ("epochs", "minutes"):
+        for name in ("epochs", "minutes", "save_minutes"):
             _check_range(name, getattr(self, name), above=0)
         _check_range("chat_length", data.chat_length, at_least=1)
         _check_range("chat_val_share", data.chat_val_share, above=0, at_most=0.9)

@@ -1,6 +1,8 @@
 """What a run will take, said before its first step: parameters, memory, time; whether this machine can do it, and why
 it may be slow."""
 
+from dataclasses import replace
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +25,7 @@ from llada.objective import LOGITS_AT_ONCE
 from llada.readable import bytes_in_words, duration_in_words
 from llada.text.answers import Answers
 from llada.text.dataset import PreparedText
-from llada.training.plan import RunPlan
+from llada.training.plan import RunPlan, count_steps
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
 VERY_LONG_RUN_SECONDS = 24 * 3600
@@ -32,6 +34,7 @@ TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied somet
 HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
 LARGE_ATTENTION_SHARE = 0.25
 SHORT_LENGTH = 1024
+WARMUP_PART = 10  # of a run, at most, that is suggested
 
 
 def announce(plan: RunPlan, console: Console) -> None:
@@ -72,12 +75,43 @@ def announce(plan: RunPlan, console: Console) -> None:
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
     check_memory(plan)
+    warning = warm_up_warning(plan)
+    if warning is not None:
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if seconds and seconds > LONG_RUN_SECONDS:
         advice = f"; {ADVICE}" if config.base is None and seconds > VERY_LONG_RUN_SECONDS else ""
         lead = f"{duration_in_words(seconds)} is long{advice}. What costs the time:"
         console.print(lead, style="yellow", highlight=False)
         for reason in reasons_for_slowness(plan):
             console.print(f"  - {reason}", style="yellow", highlight=False, markup=False)
+
+
+def warm_up_warning(plan: RunPlan) -> str | None:
+    """A run that ends before its learning rate has risen learns next to nothing: what would fit, or None."""
+    steps, warmup = plan.total_steps, plan.config.optimizer.warmup_steps
+    if steps is None or warmup == 0 or steps > warmup:
+        return None
+    fitting = [f"--warmup_steps {steps // WARMUP_PART}"]
+    fewer = _steps_by_accumulation(plan)
+    if fewer:
+        enough = [accumulate for accumulate, n in fewer.items() if n >= WARMUP_PART * warmup]
+        least = min(fewer)
+        shorter = f"--accumulate {least} --warmup_steps {min(warmup, fewer[least] // WARMUP_PART)}"
+        fitting.insert(0, f"--accumulate {max(enough)}" if enough else shorter)
+    return (
+        f"The run ends inside its warm-up: after {steps:,} of {warmup:,} steps the learning rate has reached "
+        f"{steps / warmup:.0%} of its peak at most, and little is learned. Add {' or '.join(fitting)}."
+    )
+
+
+def _steps_by_accumulation(plan: RunPlan) -> dict[int, int]:
+    """How long the run would be in steps if it accumulated less: half, a quarter, ..., as far as that changes it."""
+    config, accumulate, found = plan.config, plan.config.accumulate // 2, {}
+    while config.epochs is not None and not config.noise.complementary and accumulate >= 1:
+        steps = count_steps(replace(config, accumulate=accumulate), plan.data, plan.length)
+        found[accumulate] = steps or 1
+        accumulate //= 2
+    return found
 
 
 def check_memory(plan: RunPlan) -> None:
@@ -112,7 +146,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: CUDA's and Python's own errors, or what torch says on a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+    words = (
+        "can't allocate memory", "not enough memory", "bad_alloc", "out of memory",
+        "ALLOC_FAILED", "could not create a primitive",  # CUDA's libraries, oneDNN
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

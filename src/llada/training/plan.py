@@ -18,6 +18,9 @@ from llada.training.config import TrainConfig
 # On a CPU: a run as long as it takes to compile, several times over.
 COMPILING_PAYS_MINUTES = 2.0
 COMPILING_PAYS_FLOPS = 2e13
+EVALUATIONS, LINES = 10, 100  # in a run, about, unless set
+LARGEST_LOG_EVERY = 10
+UNKNOWN_STEPS = 2000  # a run that only the time limits evaluates and logs like one of so many
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,17 @@ class RunPlan:
     def tokens_per_step(self) -> int:
         """At most: dialogues are of unequal length."""
         return self.config.sequences_per_step * self.length
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations: as set, or a tenth of the run."""
+        return self.config.evaluate_every or max(1, math.ceil((self.total_steps or UNKNOWN_STEPS) / EVALUATIONS))
+
+    @property
+    def log_every(self) -> int:
+        """Steps between lines of metrics.jsonl: as set, or so that even a short run has many."""
+        steps = self.total_steps or UNKNOWN_STEPS
+        return self.config.log_every or min(LARGEST_LOG_EVERY, max(1, steps // LINES))
 
     @property
     def should_compile(self) -> bool:

@@ -18,7 +18,7 @@ PRESETS = {
         evaluate_every=2000,
     ),
     # LLaDA's own network at that size, in the official layout.
-    "llada": TrainConfig(output_dir=Path("runs/llada")),
+    "llada": TrainConfig(output_dir=Path("runs/llada"), evaluate_every=200),
     "tiny": TrainConfig(
         network=NetworkOptions(d_model=64, n_heads=2, n_layers=2),
         data=DataOptions(sequence_length=64),

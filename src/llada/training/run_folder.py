@@ -156,7 +156,9 @@ class RunFolder:
             UserError: a setting that cannot change differs.
         """
         before = self.read_config(self.path)
-        pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights", "base")}
+        pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights")}
+        if config.method == "full":  # an adapter's base may have moved: it is known by its fingerprint
+            pairs["base"] = (before.base, config.base)
         for name in ("optimizer", "optimizer_state"):
             pairs[name] = (getattr(before.optimizer, name), getattr(config.optimizer, name))
         if (before.optimizer.ema == 0) != (config.optimizer.ema == 0):  # one has an average that the other lacks

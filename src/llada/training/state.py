@@ -19,6 +19,8 @@ from llada.checkpoint import load_weights
 from llada.errors import UserError
 from llada.models import MaskPredictor
 from llada.optim import ExponentialAverage, trained_weights
+from llada.training.guard import first_non_finite
+from llada.training.state_check import Expected, check_progress, check_state
 
 STATE_FILE = "training_state.pt"
 MOMENTS_BYTES = 8  # of a trained weight in fp32, before the optimizers have made theirs
@@ -96,14 +98,21 @@ class RunState:
 
     @torch.no_grad()
     def unpack(self, saved: Mapping[str, Any], folder: Path) -> Progress:
-        """Put a saved state, and the model or adapter of its folder, into these objects."""
+        """Put a saved state, and the model or adapter of its folder, into these objects.
+
+        Raises:
+            UserError: the weights are not those of this network, or are not finite.
+            ValueError: the state is not one of this run; only the weights are loaded then.
+        """
         network = self.model.network
         if is_adapted(network):
-            stored, _ = read_adapter_weights(folder)
-            for name, weight in adapter_weights(network).items():
-                weight.copy_(stored[name])
+            _load_adapter_weights(adapter_weights(network), folder)
         else:
             load_weights(self.model, folder)
+        bad = first_non_finite(trained_weights(network))
+        if bad is not None:
+            raise UserError(f"{folder} cannot be resumed from ({bad} is non-finite): go on from an earlier checkpoint.")
+        check_state(saved, self._expected())
         if self.average is not None:
             self.average.n_updates = saved["n_averaged"]
             for name, weight in trained_weights(network).items():
@@ -115,9 +124,17 @@ class RunState:
             optimizer.load_state_dict({"state": part["state"], "param_groups": groups})
         for name, sums in saved.get("meters", {}).items():
             if name in self.meters:
-                for key, value in self.meters[name].sums.items():
-                    value.copy_(sums[key])
+                for key, value in sums.items():
+                    self.meters[name].sums[key].copy_(value)
         return Progress(**saved["progress"])
+
+    def _expected(self) -> Expected:
+        return Expected(
+            trained=trained_weights(self.model.network),
+            optimizers=self.optimizers,
+            has_average=self.average is not None,
+            meters={name: meter.sums for name, meter in self.meters.items()},
+        )
 
     def expected_bytes(self) -> int:
         """Of a checkpoint: of the model or the adapter, of what goes beside it, moments included."""
@@ -140,11 +157,24 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     try:
         saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        if not isinstance(saved, dict) or not {"progress", "optimizers", "weights", "n_averaged"} <= saved.keys():
-            raise ValueError("it is no state of a run")
+        check_progress(saved)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise damaged_state(folder, error) from error
-    return saved
+    state: dict[str, Any] = saved
+    return state
+
+
+def _load_adapter_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill an adapter in place.
+
+    Raises:
+        UserError: the stored one has other tensors.
+    """
+    stored, _ = read_adapter_weights(folder)
+    if {name: w.shape for name, w in stored.items()} != {name: w.shape for name, w in weights.items()}:
+        raise UserError(f"The adapter in {folder} is not that of this run: go on from an earlier checkpoint.")
+    for name, weight in weights.items():
+        weight.copy_(stored[name])
 
 
 def damaged_state(folder: Path, error: BaseException) -> UserError:
@@ -164,7 +194,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     changed = []
     for name, value in now.items():
         if isinstance(value, dict):
-            changed += changed_settings(before.get(name, {}), value)
+            then = before.get(name)
+            changed += changed_settings(then if isinstance(then, dict) else {}, value)
         elif name in before and before[name] != value:
             changed.append(f"--{name} {before[name]} -> {value}")
     return changed

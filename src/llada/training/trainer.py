@@ -7,7 +7,7 @@ Shape letters: B batch, L length, N masked positions.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +22,16 @@ from llada.hardware import Precision, send
 from llada.models import flat_positions
 from llada.objective import loss_weights, nll_of_features, weighted_loss
 from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
+from llada.run_layout import step_folder
 from llada.system.toolchains import ToolchainName, has_compiler
 from llada.text.answers import Answers
 from llada.text.batches import TokenBatch
+from llada.training.agenda import Action, Agenda
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
+from llada.training.callbacks import Callback
 from llada.training.compilation import CompiledFeatures
-from llada.training.guard import FEW, Guard, norms_by_layer, write_trouble
+from llada.training.guard import FEW, LATELY, Guard, first_non_finite, norms_by_layer, write_trouble
 from llada.training.log import RunLog, StepResult
 from llada.training.metrics import LossByTime
 from llada.training.monitor import Display, Stopwatch
@@ -42,7 +45,12 @@ from llada.training.state import Meter, Progress, Resumed, RunState, put_weights
 from llada.training.stopping import StopRequest
 from llada.training.trouble import describe_end, first_step_cause
 
+AGAIN = 2 * LATELY  # steps after a return within which the same trouble is not another one
 LONGEST_SEARCH = 100  # steps among which one of the usual shape is looked for
+
+
+class StepLeftError(Exception):
+    """The run was told to stop between the pieces of a step, which is not counted."""
 
 
 class Trainer:
@@ -55,6 +63,7 @@ class Trainer:
         resume: bool = False,
         start: Path | None = None,
         allow_changed_data: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """
         Args:
@@ -62,6 +71,7 @@ class Trainer:
             resume: go on from the last checkpoint of that folder.
             start: checkpoint folder with the weights to start from; random ones if None.
             allow_changed_data: resume even if the data are others by now.
+            callbacks: told of each step, evaluation and checkpoint.
         """
         config = plan.config
         self.plan, self.config, self.folder = plan, config, folder
@@ -87,6 +97,7 @@ class Trainer:
         self.source = make_source(plan, order_seed(config.seed, self.progress.data_order))
         self.saver, self.stop = Saver(folder), StopRequest()
         self.say: Callable[[str], None] = lambda sentence: None
+        self.callbacks = list(callbacks)
         self._went_back_to: int | None = None
         self._first_step = self.progress.step
 
@@ -118,7 +129,11 @@ class Trainer:
     def train_step(self, by_time: LossByTime) -> StepResult:
         """One update of the weights, or none if its loss or gradient is non-finite (guard.py)."""
         step = self.progress.step
-        loss, norm, tokens = self._clipped_gradients(step, by_time)
+        try:
+            loss, norm, tokens = self._clipped_gradients(step, by_time)
+        except StepLeftError:
+            self._clear_gradients()
+            raise
         skip = self.guard.judge(loss, norm, step)
         factor = self.learning_rate_factor()
         for optimizer in self.optimizers:
@@ -140,12 +155,23 @@ class Trainer:
         step is logged, `_is_compiler_at_fault` does that.
         """
         asks = self.is_compiled and self.device.type == "cpu"
-        measured = {name: value.clone() for name, value in by_time.sums.items()} if asks else {}
-        loss, norm, tokens = self._gradients_once(step, by_time)
+        has_pieces = self.config.accumulate > 1
+        meters: list[Meter] = [by_time, *([self.eos_share] if self.eos_share else [])]
+        measured = [{name: value.clone() for name, value in meter.sums.items()} for meter in meters]
+
+        def measure_anew() -> None:
+            for meter, before in zip(meters, measured, strict=True):
+                for name, value in meter.sums.items():
+                    value.copy_(before[name])
+
+        try:
+            loss, norm, tokens = self._gradients_once(step, by_time, may_stop=has_pieces and step > 0)
+        except StepLeftError:
+            measure_anew()
+            raise
         if not asks or _is_finite(loss, norm):
             return loss, norm, tokens
-        for name, value in by_time.sums.items():
-            value.copy_(measured[name])
+        measure_anew()
         self._clear_gradients()
         with self.compiled.left_out():
             loss, norm, tokens = self._gradients_once(step, by_time)
@@ -153,8 +179,8 @@ class Trainer:
             self._stop_compiling(step)
         return loss, norm, tokens
 
-    def _gradients_once(self, step: int, by_time: LossByTime) -> tuple[Tensor, Tensor, int]:
-        loss, tokens = self._gradients(step, by_time)
+    def _gradients_once(self, step: int, by_time: LossByTime, may_stop: bool = False) -> tuple[Tensor, Tensor, int]:
+        loss, tokens = self._gradients(step, by_time, may_stop)
         norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), self.config.optimizer.clip)
         return loss, norm, tokens
 
@@ -184,14 +210,20 @@ class Trainer:
         self.is_compiled = False
         self._record_toolchain("none")
 
-    def _gradients(self, step: int, by_time: LossByTime) -> tuple[Tensor, int]:
-        """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has."""
+    def _gradients(self, step: int, by_time: LossByTime, may_stop: bool = False) -> tuple[Tensor, int]:
+        """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has.
+
+        Raises:
+            StepLeftError: it `may_stop` between its pieces, and was told to; not among steps that are left out.
+        """
         config = self.config
         torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order))
         batch, noisy = self.make_batch(step)
         weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
         loss, tokens = torch.zeros((), device=self.device), 0
         for first in range(0, len(batch.x_0), config.batch_size):
+            if may_stop and first and self.stop.is_made and not self.guard.ask_in_a_row():
+                raise StepLeftError
             rows = slice(first, first + config.batch_size)
             length = batch.rows(rows).needed_columns  # rows of one step that are padded apart differ in length
             piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
@@ -276,18 +308,30 @@ class Trainer:
         config = self.config
         log = RunLog(self.plan, self.folder.path, display, progress)
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
+        self.agenda = Agenda(self.plan.evaluate_every, config.save_minutes)
         with self.stop.on_signals(), display, ending(self.saver):
             is_last = self.share_done() >= 1
+            if config.base is not None and progress.step == 0 and not is_last:
+                self._measure_base(log)
+                timer.skip()
             while not is_last:
-                done = self.train_step(self.by_time)
+                try:
+                    done = self.train_step(self.by_time)
+                except StepLeftError:
+                    self.saver.wait()
+                    if self.folder.last_step != progress.step:
+                        self._save(log, beside=False)
+                    break
                 timer.lap(done.tokens)
+                for callback in self.callbacks:
+                    callback.on_step(progress, done)
                 # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
                 told, is_complete = self.stop.is_made, self.share_done() >= 1
                 # Not in the middle of steps that are left out, where nothing is saved: first the run goes back.
                 in_a_row = self.guard.ask_in_a_row() if told else 0
                 stop = told and not in_a_row
                 is_last = stop or is_complete
-                if progress.step % config.log_every == 0 or is_complete or in_a_row >= FEW:
+                if progress.step % self.plan.log_every == 0 or is_complete or in_a_row >= FEW:
                     self._log(log, timer, done)
                     self.saver.check()
                     if self._is_compiler_at_fault():
@@ -297,15 +341,27 @@ class Trainer:
                         timer.skip()
                         is_last = stop
                         continue
-                if progress.step % config.evaluate_every == 0 or is_last:
-                    self._evaluate_and_save(log, done, is_complete, stop)
+                action = self.agenda.decide(progress.step, is_complete, stop)
+                if action is not Action.NOTHING:
+                    self._evaluate_and_save(log, done, action, is_complete, stop)
                     timer.skip()
+        self.guard.take()
+        if self.guard.total:
+            self.say(
+                f"{self.guard.total:,} of the steps since it was started were left out, since their loss or gradient "
+                "was non-finite (skipped_steps in metrics.jsonl)."
+            )
         return progress
 
     def _log(self, log: RunLog, timer: Stopwatch, done: StepResult) -> None:
         log.write_step(self.progress, self.share_done(), done, self.by_time, self.guard, self.eos_share, timer)
 
-    def _go_back(self, log: RunLog, done: StepResult) -> None:
+    def _has_just_returned(self, last_step: int) -> bool:
+        """Whether the run went back already, to this checkpoint or a few steps ago."""
+        before = self._went_back_to
+        return before is not None and (last_step == before or self.progress.step - before <= AGAIN)
+
+    def _go_back(self, log: RunLog, done: StepResult, cause: str | None = None) -> None:
         """To the last checkpoint, and on with the data in another order.
 
         Raises:
@@ -313,25 +369,27 @@ class Trainer:
         """
         self.saver.wait()
         last_step, progress = self.folder.last_step, self.progress
-        if last_step is None or last_step == self._went_back_to:
-            raise self._trouble(done)
+        if last_step is None or self._has_just_returned(last_step):
+            raise self._trouble(done, cause)
         left_at, order = progress.step, progress.data_order + 1
         loaded = self.folder.load(self.state, self.data, {}, allow_changed_data=True).progress
         vars(progress).update({**vars(loaded), "seconds": progress.seconds, "data_order": order})
         self._went_back_to = last_step
         self.guard.reset()
+        self.agenda.note_saved()  # what was due was due at steps that are taken anew
         self.source = make_source(self.plan, order_seed(self.config.seed, order))
         log.write_return(progress, left_at)
 
-    def _trouble(self, done: StepResult) -> UserError:
+    def _trouble(self, done: StepResult, cause: str | None = None) -> UserError:
         """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence."""
         step, network = self.guard.last_step, self.model.network
         self._gradients(step, LossByTime(self.device))  # once more, of weights that have not changed since
         gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
         batch, noisy = self.make_batch(step)
         path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
-        cause = None
-        if self.guard.ask_in_a_row() >= self.progress.step - self._first_step:  # no weight has changed
+        if (
+            cause is None and self.guard.ask_in_a_row() >= self.progress.step - self._first_step
+        ):  # no weight has changed
             cause = first_step_cause(network.state_dict(), self.plan, lambda: self._is_finite_in_fp32(step))
         again = "" if self._went_back_to is None else f", also after going back to step {self._went_back_to}"
         return describe_end(self.plan, done, self.progress.step, again, cause, path, self.folder.has_checkpoint())
@@ -347,37 +405,92 @@ class Trainer:
             self.precision = own
         return _is_finite(loss, norm)
 
-    def _evaluate_and_save(self, log: RunLog, done: StepResult, is_complete: bool, stop: bool) -> None:
-        """Measure and show the model that would be saved, then save it; a run told to stop only saves, unless it would
-        have been measured at this step anyway.
+    def _evaluate_and_save(self, log: RunLog, done: StepResult, action: Action, is_complete: bool, stop: bool) -> None:
+        """Measure and show the model that would be saved, if that is due, then save it.
 
-        What is no good to go back to is not saved: a model whose bound is no number, or in the middle of steps that
-        are left out.
+        What is no good to go back to is not saved: a model whose bound or weights are non-finite, or in the middle of
+        steps that are left out, after which it is made up for.
+
+        Raises:
+            UserError: the run ends here and cannot be saved, or most of its steps were left out.
         """
-        progress = self.progress
+        step = self.progress.step
+        if is_complete and self.guard.is_mostly_bad(step - self._first_step):
+            raise self._trouble(done)
         if self.guard.ask_in_a_row() and not is_complete:
+            if self.agenda.postpone(action):
+                self.say(f"Step {step} was left out: the checkpoint due is made after the next step that is not.")
             return
+        is_last = is_complete or stop
         with self._average_in_place() as own_weights:
-            is_due = progress.step % self.config.evaluate_every == 0
-            if (is_complete or is_due or not stop) and not self._evaluate(log):
-                if is_complete or stop:  # which would else say that it saved
-                    raise self._trouble(done)
+            bad = first_non_finite(trained_weights(self.model.network)) or first_non_finite(own_weights or {})
+            if bad is None:
+                if action is Action.EVALUATE_AND_SAVE and not self._evaluate(log):
+                    if is_last:  # which would else say that it saved
+                        raise self._trouble(done)
+                    self.say(f"The bound of step {step} is non-finite: no checkpoint is made of it.")
+                    self.agenda.note_saved()
+                    return
+                self._write(log, own_weights, beside=not is_last)
                 return
-            log.close_up()
-            self.saver.wait()  # what is being written would be taken for space that is gone
-            self.folder.check_space(self.state.expected_bytes(), progress.step)
-            packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
-            self.saver.save(progress, self.plan, self.model, packed, beside=not (is_complete or stop))
+        cause = f"{bad} is non-finite, which no text need show"
+        if is_last:
+            raise self._trouble(done, cause)
+        self._go_back(log, done, cause)
+
+    def _save(self, log: RunLog, beside: bool) -> None:
+        """As the weights are."""
+        with self._average_in_place() as own_weights:
+            self._write(log, own_weights, beside)
+
+    def _write(self, log: RunLog, own_weights: Mapping[str, Tensor] | None, beside: bool) -> None:
+        """A checkpoint of the model with its averaged weights in place."""
+        progress = self.progress
+        log.close_up()
+        self.saver.wait()  # what is being written would be taken for space that is gone
+        self.folder.check_space(self.state.expected_bytes(), progress.step)
+        packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
+        self.saver.save(progress, self.plan, self.model, packed, beside=beside)
+        self.agenda.note_saved()
+        for callback in self.callbacks:
+            callback.on_save(progress, step_folder(self.folder.checkpoints, progress.step))
+
+    def _measure_base(self, log: RunLog) -> None:
+        """What is fine-tuned, before it is, so that it can be seen whether that helped.
+
+        Raises:
+            UserError: its bound is non-finite.
+        """
+        self.say("Before the first step, the checkpoint that the run starts from:")
+        self.model.eval()
+        try:
+            result = self._show(log)
+        finally:
+            self.model.train()
+        if not math.isfinite(result.nelbo_nats_per_token):
+            raise UserError(
+                f"{self.config.base} predicts no finite numbers on the validation data: start from another checkpoint, "
+                "or add --precision fp32."
+            )
 
     def _evaluate(self, log: RunLog) -> bool:
         """Measure and show; False if the bound is no finite number, which is not shown."""
-        progress, result = self.progress, self.estimate_nelbo()
+        progress, result = self.progress, self._show(log)
         if not math.isfinite(result.nelbo_nats_per_token):
             return False
-        log.write_evaluation(progress.step, result, self.source.sample(self.model), self.source)
         if result.nelbo_nats_per_token < progress.best_nelbo:
             progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
         return True
+
+    def _show(self, log: RunLog) -> Nelbo:
+        """Measure, and show what can be shown; a bound that is not finite cannot."""
+        progress, result = self.progress, self.estimate_nelbo()
+        if math.isfinite(result.nelbo_nats_per_token):
+            sample = self.source.sample(self.model)
+            log.write_evaluation(progress.step, result, sample, self.source)
+            for callback in self.callbacks:
+                callback.on_evaluation(progress, result, sample)
+        return result
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""

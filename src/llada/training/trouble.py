@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.training.guard import first_non_finite
 from llada.training.log import StepResult
 from llada.training.plan import RunPlan
 from llada.training.watch import likely_setting
@@ -23,7 +24,7 @@ def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_
         weights: all weights of the network, by name.
         is_finite_in_fp32: computes the same step again, not compiled and in fp32.
     """
-    bad = next((name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())), None)
+    bad = first_non_finite(weights)
     if bad is not None:
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
