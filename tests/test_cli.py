@@ -306,7 +306,7 @@ class TestBadInput:
         run = world / "run"
         for flag in ("--batch_size", "--sequence_length"):
             for value in ("0", "-5"):
-                assert_one_sentence(llada("evaluate", "--checkpoint", run, flag, value), flag, "above 0")
+                assert_one_sentence(llada("evaluate", "--checkpoint", run, flag, value), flag, "must be")
         assert_one_sentence(llada("sample", "--checkpoint", run, "--steps", "0"), "steps must be at least 1")
         for arguments in (
             ["--steps", "-3"],

@@ -344,7 +344,7 @@ def test_presets_survive_json(name: str) -> None:
         ({"steps": "many"}, "steps"),
         ({"network": {"network": "lama"}}, "network.network"),
         ({"output_dir": None}, "cannot be used"),
-        ({"minutes": 10**400}, "cannot be used"),
+        ({"minutes": 10**400}, "at most 1e\\+12"),
     ],
 )
 def test_unknown_keys_and_values_are_refused(content: dict[str, object], message: str) -> None:

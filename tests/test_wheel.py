@@ -26,7 +26,7 @@ SOURCE = ROOT / "src" / "llada"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # What may be missing when the package runs: extras, imported where they are needed.
-OPTIONAL = {"bitsandbytes", "lm_eval", "peft", "tqdm", "transformers"}
+OPTIONAL = {"bitsandbytes", "lm_eval", "peft", "pyarrow", "regex", "tqdm", "transformers"}
 
 
 def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -112,7 +112,10 @@ def _lock_folder(folder: Path, file_descriptor: int, wait: bool) -> int | None:
     """A descriptor of the locked folder; None where folders cannot be locked."""
     if IS_WINDOWS:
         return None
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except PermissionError:  # of a system, or of a folder, that lets nobody open it
+        return None
     try:
         is_ours = lock_descriptor(descriptor, blocking=wait, poll_interval=_POLL_SECONDS)
     except OSError as error:

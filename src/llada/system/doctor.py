@@ -84,7 +84,7 @@ def _llada() -> Fact:
 
 
 def _python() -> Fact:
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    system = f"{platform.uname().system} {platform.release()} {platform.machine()}"
     values = {"version": platform.python_version(), "executable": sys.executable, "system": system}
     return Fact("python", "fine", f"{values['version']}, {sys.executable}, {system}", values=values)
 
