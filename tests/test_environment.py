@@ -31,7 +31,8 @@ llada.cli.main(["sample", "--help"])
 
 
 def run(program: str, *arguments: str, **variables: str) -> Any:
-    environment = {name: value for name, value in os.environ.items() if name not in DEFAULTS} | variables
+    unset = {*DEFAULTS, "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | variables
     command = [sys.executable, "-c", program, *arguments]
     out = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(out.splitlines()[0])
@@ -43,6 +44,7 @@ def test_importing_changes_no_environment() -> None:
 
 def test_a_command_sets_it_before_torch_is_imported() -> None:
     assert run(AT_THE_IMPORT_OF_TORCH, json.dumps(sorted(DEFAULTS))) == {
+        "GOMP_SPINCOUNT": "1000",
         "LRU_CACHE_CAPACITY": "128",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
         "PYTORCH_ENABLE_MPS_FALLBACK": "1",
@@ -52,6 +54,11 @@ def test_a_command_sets_it_before_torch_is_imported() -> None:
 @pytest.mark.parametrize("name", sorted(DEFAULTS))
 def test_what_a_person_has_set_stays(name: str) -> None:
     assert run(AT_THE_IMPORT_OF_TORCH, json.dumps([name]), **{name: "7"}) == {name: "7"}
+
+
+def test_a_wait_policy_that_a_person_has_set_stays() -> None:
+    """A spin count would override it."""
+    assert run(AT_THE_IMPORT_OF_TORCH, '["GOMP_SPINCOUNT"]', OMP_WAIT_POLICY="active") == {"GOMP_SPINCOUNT": None}
 
 
 def test_what_a_code_page_lacks_is_escaped() -> None:
