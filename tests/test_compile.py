@@ -30,6 +30,7 @@ from llada.system.toolchains import (
     trouble_of_compiler,
 )
 from llada.text.dataset import PreparedText
+from llada.training import compilation
 from llada.training.config import NetworkOptions, TrainConfig
 from llada.training.monitor import Display
 from llada.training.plan import RunPlan
@@ -322,6 +323,45 @@ def test_the_rotation_is_right_with_the_options_that_miscompile_it(
     assert said in ([], ["g++ is not used: the result is non-finite."])
     assert found is not None
     assert found.toolchain.name == ("explicit-march" if said else "native")
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["as on a CPU, at once", "as on a GPU, when it is logged"])
+def test_a_step_that_only_compiled_code_makes_non_finite_is_computed_without(
+    is_late: bool, small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that passes its check, and is wrong at its fourth step: on a CPU, no step is lost."""
+    calls = []
+
+    def compile_wrongly(subject: Subject, *_: object) -> Compiled:
+        def run(rows: Tensor) -> Tensor:
+            calls.append(rows)
+            return subject.function(rows) * (float("nan") if len(calls) == 4 else 1.0)
+
+        return Compiled(run, Toolchain("native", "g++"), Finding(True, "it seems right"))
+
+    monkeypatch.setattr(compilation, "compile_checked", compile_wrongly)
+    noise = replace(small_run.noise, random_length=0.0)
+    plain = replace(small_run, noise=noise, compile=False)
+    run = replace(plain, compile=True, output_dir=small_run.output_dir.with_name("compiled"))
+    expected, trained = (Trainer(RunPlan.of(each, data), RunFolder(each.output_dir)) for each in (plain, run))
+    if is_late:
+        monkeypatch.setattr(trained, "_clipped_gradients", trained._gradients_once)
+    shown = io.StringIO()
+    for trainer in (expected, trained):
+        trainer.folder.start(trainer.config)
+        trainer.run(Display(Console(file=shown, width=200), None))
+    assert (
+        "Step 3 is non-finite by g++'s code and finite without it: the run goes on without compiling."
+        in shown.getvalue()
+    )
+    assert len(calls) == 4
+    assert not trained.is_compiled
+    assert RunFolder.read_config(run.output_dir).toolchain == "none"
+    same = [
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(trained.model.parameters(), expected.model.parameters(), strict=True)
+    ]
+    assert all(same) if not is_late else not all(same)  # there, that step was left out
 
 
 INJECTING = """

@@ -287,6 +287,46 @@ def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfi
     assert torch.isfinite(weights(resumed)).all()
 
 
+def first_complaint(config: TrainConfig, data: PreparedText, spoil: Callable[[Trainer], None]) -> str:
+    """What a run says whose first steps are all non-finite."""
+    trainer = small_trainer(replace(config, steps=40), data)
+    spoil(trainer)
+    with pytest.raises(UserError) as caught:
+        run(trainer)
+    return str(caught.value)
+
+
+def test_before_any_weight_has_changed_no_rate_is_blamed(small_run: TrainConfig, data: PreparedText) -> None:
+    """It is the weights, the precision, or the data and their weighting, found by computing the step again."""
+
+    def spoil_weight(trainer: Trainer) -> None:
+        nn.init.constant_(dict(trainer.model.network.named_parameters())["model.transformer.wte.weight"], NAN)
+
+    weights_ = first_complaint(small_run, data, spoil_weight)
+    assert "the cause is in the weights, of which model.transformer.wte.weight is non-finite" in weights_
+    data_ = first_complaint(replace(small_run, output_dir=small_run.output_dir / "b"), data, break_all)
+    assert "no weight has changed yet, the weights are finite" in data_
+    bf16 = replace(small_run, precision="bf16", output_dir=small_run.output_dir / "c")
+
+    def spoil_bf16(trainer: Trainer) -> None:
+        """As an overflow that fp32 does not have."""
+        loss = trainer._loss
+
+        def losses(*arguments: Any) -> torch.Tensor:
+            return loss(*arguments) * (NAN if trainer.precision.dtype == torch.bfloat16 else 1.0)
+
+        trainer._loss = losses  # type: ignore[method-assign]
+
+    assert "the same step is finite in fp32: add --precision fp32" in first_complaint(bf16, data, spoil_bf16)
+    for sentence in (weights_, data_):
+        assert "learning_rate" not in sentence
+        assert "start again" in sentence
+
+
+def break_all(trainer: Trainer) -> None:
+    break_losses(trainer, lambda step, order: True)
+
+
 def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: PreparedText) -> None:
     """They may become so by no fault of a step; every loss from then on is none, and the good checkpoint stays."""
     trainer = small_trainer(replace(small_run, steps=20), data)

@@ -156,7 +156,7 @@ class Trainer:
         """
         asks = self.is_compiled and self.device.type == "cpu"
         has_pieces = self.config.accumulate > 1
-        meters: list[Meter] = [by_time, *([self.eos_share] if self.eos_share else [])]
+        meters: list[Meter] = [by_time, *([self.eos_share] if self.eos_share else [])] if asks or has_pieces else []
         measured = [{name: value.clone() for name, value in meter.sums.items()} for meter in meters]
 
         def measure_anew() -> None:
