@@ -274,8 +274,8 @@ def test_gpu_that_torch_cannot_use_is_a_note() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        "import os\nfor name in ('sysconf', 'sched_getaffinity', 'getloadavg'): delattr(os, name)",
-        "import sys; sys.modules['resource'] = sys.modules['fcntl'] = None",
+        "import os, psutil\nfor name in ('sysconf', 'sched_getaffinity', 'getloadavg'): delattr(os, name)",
+        "import sys, psutil; sys.modules['resource'] = sys.modules['fcntl'] = None",
     ],
     ids=["no_sysconf", "no_resource"],
 )

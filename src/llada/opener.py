@@ -112,7 +112,7 @@ def open_own(path: Path, flags: int) -> int:
         UserError: a link is there, or something else than a regular file, which is not written into.
     """
     check_no_link(path)  # also where there is no O_NOFOLLOW, and for the sentence
-    if path.exists():
+    with contextlib.suppress(FileNotFoundError):  # it may go at any moment, like the file of a lock
         _check_regular(path, path.lstat())  # a pipe that nobody reads could not even be opened
     descriptor = os.open(path, flags | os.O_CREAT | _PLAIN | _NO_LINK, 0o666)
     try:

@@ -83,8 +83,10 @@ def look_up(distribution: str, required: str, version: str | None = None) -> Pac
 
 def _requirements(extra: str) -> dict[str, str]:
     """The versions of each distribution that we require with an extra, or without any."""
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # what is needed cannot even be read without it
+        return {"packaging": ""}
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
