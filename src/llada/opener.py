@@ -113,7 +113,7 @@ def open_own(path: Path, flags: int) -> int:
     """
     check_no_link(path)  # also where there is no O_NOFOLLOW, and for the sentence
     with contextlib.suppress(FileNotFoundError):  # it may go at any moment, like the file of a lock
-        _check_regular(path, path.lstat())  # a pipe that nobody reads could not even be opened
+        _check_regular(path, path.stat())  # a pipe that nobody reads could not even be opened
     descriptor = os.open(path, flags | os.O_CREAT | _PLAIN | _NO_LINK, 0o666)
     try:
         _check_regular(path, os.fstat(descriptor))
