@@ -237,6 +237,12 @@ def test_a_child_that_hangs_is_ended(strange: Callable[[str], Recipe], tmp_path:
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+def test_a_compiler_that_hangs_at_two_lines_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked, "trouble_of_compiler", lambda toolchain: "it took longer than 60 s")
+    with pytest.raises(TimeoutError, match="it took longer than 60 s"):
+        try_in_child(Toolchain("native", "g++"), ROTATION)
+
+
 def test_verdicts_are_remembered_except_of_failures(
     strange: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,8 @@ def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float = CHILD_SE
     finding = memory.recall()
     if finding is None:
         trouble = trouble_of_compiler(toolchain)
+        if trouble and "took longer" in trouble:
+            raise TimeoutError(trouble)
         finding = Finding(False, trouble) if trouble else _ask_child(toolchain, recipe, seconds)
         if not trouble:
             memory.keep(finding)
