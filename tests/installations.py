@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -87,12 +87,12 @@ class Report:
 
 
 def doctor(
-    *flags: str, environment: Mapping[str, str], python: str = sys.executable, cwd: Path | None = None
+    *flags: str, environment: Mapping[str, str], python: Sequence[str] = (sys.executable,), cwd: Path | None = None
 ) -> Report:
     """Run `llada doctor` as a person would, with some environment variables; an empty value unsets one."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     result = subprocess.run(
-        [python, "-P", "-m", "llada", "doctor", *flags],
+        [*python, "-P", "-m", "llada", "doctor", *flags],
         env={name: value for name, value in variables.items() if value},
         capture_output=True,
         text=True,

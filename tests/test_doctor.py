@@ -78,7 +78,8 @@ def bare(tmp_path: Path, *flags: str, **parts: object) -> Report:
     """The report in a broken installation, of an interpreter without one of its own."""
     if sys.executable == BARE_PYTHON:
         pytest.skip("these tests run outside a virtual environment")
-    return doctor(*flags, environment=installation(tmp_path, **parts), python=BARE_PYTHON)  # type: ignore[arg-type]
+    # -S, for what that interpreter has installed itself would stand in for what the installation lacks.
+    return doctor(*flags, environment=installation(tmp_path, **parts), python=[BARE_PYTHON, "-S"])  # type: ignore[arg-type]
 
 
 def script(path: Path, text: str) -> Path:
