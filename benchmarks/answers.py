@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from llada.checkpoint import Checkpoint, load_checkpoint
-from llada.evaluation.conditional import Item, Padded, all_masks, estimate_from_rows, predict_by_model
+from llada.checkpoints.folder import Checkpoint, load_checkpoint
+from llada.data.prepared import DEFAULT_FOLDER, PreparedText
+from llada.evaluation.answer_likelihood import Item, Padded, all_masks, estimate_from_rows, predict_by_model
 from llada.forward_process import mask_exact_count
-from llada.hardware import Precision
 from llada.objective import masked_nll, sequence_bounds
+from llada.system.device import Precision
 from llada.system.environment import set_defaults
-from llada.text.dataset import DEFAULT_FOLDER, PreparedText
 
 PROMPT = 32
 PUBLISHED_BATCH = 16

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.hardware import Precision, send
+from llada.system.device import Precision, send
 
 VOCABULARY, LAYERS, HEADS, WIDTH, LENGTH, BATCH, DROPOUT = 65, 6, 6, 384, 256, 64, 0.2
 INIT_STD = 0.02

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from llada.checkpoint import load_checkpoint
-from llada.evaluation.errors import in_words, mean_stderr
+from llada.checkpoints.folder import load_checkpoint
+from llada.data.prepared import DEFAULT_FOLDER, PreparedText
 from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
+from llada.evaluation.standard_errors import in_words, mean_stderr
 from llada.evaluation.windows import cut_windows
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count
-from llada.hardware import choose_precision
 from llada.objective import sequence_bounds
+from llada.system.device import choose_precision
 from llada.system.environment import set_defaults
-from llada.text.dataset import DEFAULT_FOLDER, PreparedText
 
 Draw = Callable[[Tensor, Generator], NoisyBatch]
 

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.hardware import describe_device, give_back_freed_memory, matmul_flops_per_second
-from llada.models.size import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.parameters import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
+from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan

@@ -16,22 +16,20 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+
 from gpu_rows import LeftOutError
 from gpu_sections import Place
-from processes import begin_peak_anew, status_bytes
-from throughput import make_text, tokens_per_second
-
-from llada.adapters import LoraOptions, quantise
-from llada.checkpoint import make_predictor
-from llada.hardware import memory_bytes
+from llada.checkpoints.dummy import random_network
+from llada.checkpoints.folder import make_predictor
+from llada.checkpoints.hub import LLADA_8B
+from llada.checkpoints.lora import LoraOptions, quantise
+from llada.costs.memory import inference_memory
+from llada.costs.parameters import training_flops_per_token
+from llada.data.prepared import PreparedText
 from llada.models import LLaDAConfig, MaskPredictor, NetworkConfig
-from llada.models.memory import inference_memory
-from llada.models.size import training_flops_per_token
-from llada.pretrained import LLADA_8B
-from llada.random_checkpoint import random_network
-from llada.sampler import Predict, SamplerConfig, generate, suppress
-from llada.text.dataset import PreparedText
-from llada.text.tokenizer import CharTokenizer
+from llada.sampling.unmask import Predict, SamplerConfig, generate, suppress
+from llada.system.device import memory_bytes
+from llada.tokenizers.char import CharTokenizer
 from llada.training.config import DataOptions, TrainConfig
 from llada.training.forecast import expected_memory
 from llada.training.metrics import LossByTime
@@ -39,6 +37,8 @@ from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from processes import begin_peak_anew, status_bytes
+from throughput import make_text, tokens_per_second
 
 RANK = 16
 STEPS = 6  # timed, behind two that warm up

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_rows import LeftOutError, Rows, shortened
 
-from llada.hardware import choose_device, describe_device, matmul_flops_per_second
+from gpu_rows import LeftOutError, Rows, shortened
+from llada.system.device import choose_device, describe_device, matmul_flops_per_second
 
 ROOT = Path(__file__).parents[1]
 LARGE_PRODUCT = 8192  # rows and columns: a smaller product is over before a GPU is busy

@@ -1,7 +1,7 @@
 """How fast a GPU trains small networks: the laptop preset, and 6 layers of 384 next to nanoGPT's own configuration.
 
-Each case once as it is written and once compiled. The share of the peak is by the FLOPs of a token (models/size.py) and
-the speed of large matmuls, measured in the same process.
+Each case once as it is written and once compiled. The share of the peak is by the FLOPs of a token
+(costs/parameters.py) and the speed of large matmuls, measured in the same process.
 """
 
 import gc
@@ -13,20 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from baby_gpt import VOCABULARY, BabyGPT, BabyTraining
 from gpu_sections import Place, matmul_peak
-from throughput import make_text, of_shape, tokens_per_second
-
-from llada.hardware import choose_precision
+from llada.costs.parameters import training_flops_per_token
+from llada.data.prepared import PreparedText
 from llada.models import EncoderConfig, NetworkConfig
-from llada.models.size import training_flops_per_token
-from llada.text.dataset import PreparedText
+from llada.system.device import choose_precision
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from throughput import make_text, of_shape, tokens_per_second
 
 REPEATS = 5
 REPEAT_SECONDS = 0.5  # of each at least

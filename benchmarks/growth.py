@@ -3,9 +3,9 @@
     python benchmarks/growth.py [--network local] [--quick]
 
 Each row is a process of its own: 4 layers, which all attend, AdamW, bf16 where the processor has it, 4096 tokens a
-step. Time for a token should grow like the FLOPs for a token (models/size.py): 6 for each weight, so with the square of
-the width, and 12 L D for each layer's attention, so by a line in the length. Memory should be what models/memory.py
-says. The first row is the yardstick.
+step. Time for a token should grow like the FLOPs for a token (costs/parameters.py): 6 for each weight, so with the
+square of the width, and 12 L D for each layer's attention, so by a line in the length. Memory should be what
+costs/memory.py says. The first row is the yardstick.
 """
 
 import argparse
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
-from llada.hardware import describe_device, give_back_freed_memory
-from llada.models.size import total_parameters, training_flops_per_token
+from llada.costs.parameters import total_parameters, training_flops_per_token
+from llada.data.corpus import Corpus
+from llada.data.prepared import prepare
+from llada.system.device import describe_device, give_back_freed_memory
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.forecast import expected_memory
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from processes import begin_peak_anew, in_a_process, status_bytes
 
 TOKENS, N_LAYERS, HEAD_DIM, STEPS = 4096, 4, 128, 5
 LENGTHS, WIDTHS = (256, 1024, 4096), (256, 384, 512, 768, 1024)

@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from llada.forward_process import NoisyBatch
-from llada.hardware import describe_device, give_back_freed_memory
 from llada.models import LLaDA, LLaDAConfig, MaskPredictor
-from llada.objective import LOGITS_AT_ONCE, loss_weights, masked_nll, nll_of_features, weighted_loss
-from llada.readable import bytes_in_words
+from llada.models.head import LOGITS_AT_ONCE, nll_of_features
+from llada.objective import loss_weights, masked_nll, weighted_loss
+from llada.system.device import describe_device, give_back_freed_memory
 from llada.system.environment import set_defaults
+from llada.system.format import bytes_in_words
+from processes import begin_peak_anew, in_a_process, status_bytes
 
 MASK_ID = 0
 WAYS = ("all at once", "in pieces")
@@ -75,7 +76,7 @@ def train_step(case: dict[str, Any], way: str) -> tuple[MaskPredictor, float]:
         nll, _ = nll_of_features(model.network.head, features, x_0[noisy.is_masked], case["vocab"])
     else:
         nll = masked_nll(model(noisy.x_t), x_0, noisy)
-    loss = weighted_loss(nll, noisy, loss_weights(noisy))
+    loss = weighted_loss(nll, noisy.at_masked(loss_weights(noisy)))
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return model, float(loss.detach())

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.hardware import choose_precision, describe_device, matmul_flops_per_second
+from llada.system.device import choose_precision, describe_device, matmul_flops_per_second
 
 NEVER = "100000000"  # steps; the time ends the run
 LLADA = [sys.executable, "-m", "llada"]

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
-from llada.checkpoint import CONFIG_FILE, SHARD_BYTES, load_checkpoint
-from llada.hardware import describe_device
+from llada.checkpoints.dummy import write_random_checkpoint
+from llada.checkpoints.folder import CONFIG_FILE, SHARD_BYTES, load_checkpoint
+from llada.checkpoints.hub import read_published_config
+from llada.checkpoints.safetensors import StoredWeights, save_tensors
+from llada.costs.parameters import layer_parameters, total_parameters
 from llada.models import LLaDAConfig
-from llada.models.size import layer_parameters, total_parameters
-from llada.pretrained import read_published_config
-from llada.random_checkpoint import write_random_checkpoint
+from llada.system.device import describe_device
 from llada.system.environment import set_defaults
-from llada.weights import StoredWeights, save_tensors
+from processes import in_a_process, status_bytes
 
 WIDTH, HIDDEN, HEADS, ROWS = 2048, 5632, 16, 32_000
 LIMIT = 1.1  # of the weights, our own aim

@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import begin_peak_anew, in_a_process, status_bytes
 from rich.console import Console
 from rich.table import Table
 
-from llada.checkpoint import read_config, read_tokenizer
-from llada.hardware import describe_device, give_back_freed_memory
-from llada.random_checkpoint import write_random_checkpoint
+from llada.checkpoints.dummy import write_random_checkpoint
+from llada.checkpoints.folder import read_config, read_tokenizer
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare, text_for
+from llada.system.device import describe_device, give_back_freed_memory
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, prepare, text_for
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.forecast import expected_memory
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from processes import begin_peak_anew, in_a_process, status_bytes
 
 STEPS = 3
 TOLERANCE = 0.15

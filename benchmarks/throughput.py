@@ -29,11 +29,11 @@ from rich.table import Table
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from llada.hardware import describe_device, matmul_flops_per_second
-from llada.models.size import total_parameters, training_flops_per_token
+from llada.costs.parameters import total_parameters, training_flops_per_token
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
+from llada.system.device import describe_device, matmul_flops_per_second
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, prepare
 from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan

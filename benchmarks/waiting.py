@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llada.data.corpus import Corpus
+from llada.data.prepared import prepare
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import prepare
 from llada.training.config import NoiseOptions, TrainConfig
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 import clone  # noqa: F401  for its side effect
-from llada.errors import UserError
+from llada.system.errors import UserError
 
 Check = Callable[[], None]
 

@@ -19,19 +19,19 @@ from torch import Tensor
 
 import clone  # noqa: F401  for its side effect
 from checks import run_checks
-from llada.checkpoint import Checkpoint, load_checkpoint, save_weights
+from llada.checkpoints.dummy import write_random_checkpoint
+from llada.checkpoints.folder import Checkpoint, load_checkpoint, save_weights
+from llada.checkpoints.hub import fetch, read_published_config
 from llada.cli.options import parse
-from llada.errors import UserError
+from llada.costs.activations import TrainingSetting
+from llada.costs.memory import inference_memory, stored_weights, training_memory
+from llada.costs.parameters import total_parameters
 from llada.forward_process import mask_bernoulli
-from llada.hardware import choose_device, memory_bytes
-from llada.models.activations import TrainingSetting
-from llada.models.memory import inference_memory, stored_weights, training_memory
-from llada.models.size import total_parameters
 from llada.objective import loss_weights, masked_nll, weighted_loss
-from llada.pretrained import fetch, read_published_config
-from llada.random_checkpoint import write_random_checkpoint
-from llada.readable import bytes_in_words
-from llada.sampler import SamplerConfig, infill
+from llada.sampling.unmask import SamplerConfig, infill
+from llada.system.device import choose_device, memory_bytes
+from llada.system.errors import UserError
+from llada.system.format import bytes_in_words
 from llada.training.forecast import TORCH_BYTES
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"

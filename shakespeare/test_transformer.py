@@ -12,11 +12,11 @@ from torch import Tensor
 
 import clone  # noqa: F401  for its side effect
 from checks import run_checks
+from llada.costs.parameters import count_parameters, total_parameters
 from llada.forward_process import mask_exact_count
-from llada.hardware import choose_device, choose_precision, describe_device
 from llada.models import Encoder, EncoderConfig, LLaDA, LLaDAConfig, MaskPredictor, build_network
-from llada.models.size import count_parameters, total_parameters
 from llada.objective import loss_weights, masked_nll, weighted_loss
+from llada.system.device import choose_device, choose_precision, describe_device
 
 ROWS, MASK_ROW, LENGTH = 69, 68, 64
 CONFIGS = {

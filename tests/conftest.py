@@ -1,7 +1,6 @@
 """A small text and a small run that many tests share."""
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +8,10 @@ import pytest
 import torch
 
 from llada import cli
-from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, prepare
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # for toys.py, commands.py and the other modules of helpers
-
-from commands import Result
+from tests.support.commands import Result
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; many tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)

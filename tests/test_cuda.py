@@ -17,25 +17,25 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import losses, train, weights
 from torch import Tensor
 
-from llada.adapters import adapter_weights
-from llada.checkpoint import read_config, read_tokenizer
-from llada.evaluation.chain_rule import measure_exact_nll
+from llada.checkpoints.dummy import write_random_checkpoint
+from llada.checkpoints.folder import read_config, read_tokenizer
+from llada.checkpoints.lora import adapter_weights
+from llada.data.prepared import PreparedText, text_for
+from llada.evaluation.exact_likelihood import measure_exact_nll
 from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
 from llada.evaluation.windows import cut_windows
-from llada.hardware import Precision
 from llada.models import MaskPredictor
-from llada.random_checkpoint import write_random_checkpoint
-from llada.sampler import SamplerConfig, generate, suppress
-from llada.text.dataset import PreparedText, text_for
+from llada.sampling.unmask import SamplerConfig, generate, suppress
+from llada.system.device import Precision
 from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.log import StepResult
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from tests.support.runs import losses, train, weights
 
 ON: Any = os.environ.get("LLADA_CUDA_TESTS_ON", "cuda")
 pytestmark = [

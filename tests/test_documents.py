@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PATIENCE
-from documents import ROOT, code_blocks, commands_of
 
 from llada import cli
-from llada.random_checkpoint import write_random_checkpoint
+from llada.checkpoints.dummy import write_random_checkpoint
+from tests.support.commands import PATIENCE
+from tests.support.documents import ROOT, code_blocks, commands_of
 
 NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md")
 REPORTS = ("docs/EVALUATION.md", "docs/RESULTS.md", "docs/RELIABILITY.md", "docs/EXPERIMENTS.md")
@@ -130,9 +130,10 @@ def test_functions_named_by_the_guidelines_exist() -> None:
 
 def test_file_tree_of_the_readme_is_complete() -> None:
     tree = next(block for block in code_blocks(ROOT / "README.md", "text") if "src/llada/" in block)
-    for module in (ROOT / "src" / "llada").rglob("*.py"):
-        if module.stem not in ("__init__", "__main__"):
-            assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README's file tree"
+    package = tree.split("\nshakespeare/")[0]
+    rooms = {path.parent.name + "/" for path in (ROOT / "src" / "llada").glob("*/__init__.py")}
+    modules = {path.name for path in (ROOT / "src" / "llada").glob("[a-z]*.py")}
+    assert {line.split()[0] for line in package.splitlines() if line.startswith("  ")} == rooms | modules
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator
-from toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor, uniform
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch, mask_bernoulli, mask_exact_count
-from llada.objective import loss_weights, masked_nll, nll_of_features, sequence_bounds, token_nll, weighted_loss
+from llada.models.head import nll_of_features
+from llada.objective import loss_weights, masked_nll, sequence_bounds, token_nll, weighted_loss
+from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor, uniform
 
 X_0 = torch.tensor([2, 0, 1, 1])
 TABLE = table_predictor(length=4, seed=0)
@@ -102,7 +103,7 @@ def test_pretraining_loss_is_that_of_the_guidelines() -> None:
         for i in range(4):
             if noisy.x_t[b, i] == MASK:
                 by_hand += -float(logits[b, i].log_softmax(-1)[x_0[b, i]]) / float(noisy.p_mask[b, 0])
-    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy, loss_weights(noisy))
+    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy.at_masked(loss_weights(noisy)))
     assert float(loss) == pytest.approx(by_hand / 20, rel=1e-5)
 
 
@@ -120,7 +121,7 @@ def test_finetuning_loss_is_that_of_the_guidelines() -> None:
             if noisy.x_t[b, i] == MASK
         ]
         by_hand += sum(terms) / (3 - b) / 3
-    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy, loss_weights(noisy, average="sequences"))
+    loss = weighted_loss(masked_nll(logits, x_0, noisy), noisy.at_masked(loss_weights(noisy, average="sequences")))
     assert by_hand > 0
     assert float(loss) == pytest.approx(by_hand, rel=1e-5)
 
@@ -133,13 +134,13 @@ def test_power_weights_cross_entropies_by_p(power: float) -> None:
     nll = masked_nll(TABLE(noisy.x_t), x_0, noisy)
     p = noisy.p_mask[noisy.is_masked.nonzero()[:, 0], 0]
     expected = float((nll / p**power).sum() / (1 / p**power).sum())
-    assert float(weighted_loss(nll, noisy, loss_weights(noisy, power))) == pytest.approx(expected, rel=1e-5)
+    assert float(weighted_loss(nll, noisy.at_masked(loss_weights(noisy, power)))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_without_masks_weigh_nothing() -> None:
     noisy = exact_batch(X_0, [(), (1, 2)])
     nll = masked_nll(TABLE(noisy.x_t), X_0.expand(2, 4), noisy)
-    assert float(weighted_loss(nll, noisy, loss_weights(noisy, 0.5))) == pytest.approx(float(nll.mean()))
+    assert float(weighted_loss(nll, noisy.at_masked(loss_weights(noisy, 0.5)))) == pytest.approx(float(nll.mean()))
 
 
 def test_losses_of_pieces_add_up_to_the_loss_of_the_batch() -> None:
@@ -148,11 +149,11 @@ def test_losses_of_pieces_add_up_to_the_loss_of_the_batch() -> None:
     maskable[0, 2:] = False
     noisy = mask_exact_count(x_0, MASK, Generator().manual_seed(14), maskable)
     weights = loss_weights(noisy)
-    whole = weighted_loss(masked_nll(TABLE(noisy.x_t), x_0, noisy), noisy, weights)
+    whole = weighted_loss(masked_nll(TABLE(noisy.x_t), x_0, noisy), noisy.at_masked(weights))
     pieces = 0.0
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
         part = noisy.rows(rows)
-        pieces += float(weighted_loss(masked_nll(TABLE(part.x_t), x_0[rows], part), part, weights[rows]))
+        pieces += float(weighted_loss(masked_nll(TABLE(part.x_t), x_0[rows], part), part.at_masked(weights[rows])))
     assert pieces == pytest.approx(float(whole), rel=1e-6)
 
 
@@ -173,7 +174,7 @@ def test_a_head_in_pieces_equals_the_whole(n: int, monkeypatch: pytest.MonkeyPat
     weights = torch.rand(n, generator=generator)
     results = []
     for logits_at_once in (10_000, 5 * 31):
-        monkeypatch.setattr("llada.objective.LOGITS_AT_ONCE", logits_at_once)
+        monkeypatch.setattr("llada.models.head.LOGITS_AT_ONCE", logits_at_once)
         head.zero_grad()
         into = features.clone().requires_grad_()
         nll, likeliest = nll_of_features(head, into, targets, vocab_size=31)
@@ -186,7 +187,7 @@ def test_a_head_in_pieces_equals_the_whole(n: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_head_in_pieces_never_makes_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llada.objective.LOGITS_AT_ONCE", 5 * 31)
+    monkeypatch.setattr("llada.models.head.LOGITS_AT_ONCE", 5 * 31)
     sizes = []
 
     def head(features: torch.Tensor) -> torch.Tensor:

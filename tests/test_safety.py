@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llada import cli
-from llada.text.dataset import PreparedText
+from llada.data.prepared import PreparedText
 
 PACKAGE = Path(__file__).parents[1] / "src" / "llada"
 FILES = sorted(PACKAGE.rglob("*.py"))

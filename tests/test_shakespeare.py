@@ -12,10 +12,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from commands import PATIENCE
-from documents import ROOT, code_blocks, commands_of
 
-from llada.random_checkpoint import write_random_checkpoint
+from llada.checkpoints.dummy import write_random_checkpoint
+from tests.support.commands import PATIENCE
+from tests.support.documents import ROOT, code_blocks, commands_of
 
 FOLDER = ROOT / "shakespeare"
 PAGE = FOLDER / "SHAKESPEARE_README.md"

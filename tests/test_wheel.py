@@ -17,10 +17,11 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-from commands import PATIENCE
-from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support.commands import PATIENCE
+from tests.support.documents import ROOT
 
 SOURCE = ROOT / "src" / "llada"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -172,7 +173,7 @@ def test_users_have_its_types(environment: Path, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     lines = result.stdout.splitlines()
-    assert any('Revealed type is "llada.checkpoint.Checkpoint"' in line for line in lines), result.stdout
+    assert any('Revealed type is "llada.checkpoints.folder.Checkpoint"' in line for line in lines), result.stdout
     assert any('Revealed type is "torch._tensor.Tensor"' in line for line in lines), result.stdout
     errors = [line for line in lines if ": error:" in line]
     assert errors

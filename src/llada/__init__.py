@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names once more, for type checkers and editors, which do not see _HOMES
-    from llada.checkpoint import Checkpoint as Checkpoint
-    from llada.errors import UserError as UserError
+    from llada.checkpoints.folder import Checkpoint as Checkpoint
+    from llada.checkpoints.load import load_checkpoint as load_checkpoint
     from llada.forward_process import NoisyBatch as NoisyBatch
     from llada.forward_process import mask_bernoulli as mask_bernoulli
     from llada.forward_process import mask_exact_count as mask_exact_count
@@ -16,23 +16,23 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
     from llada.objective import masked_nll as masked_nll
     from llada.objective import sequence_bounds as sequence_bounds
     from llada.objective import weighted_loss as weighted_loss
-    from llada.opening import load_checkpoint as load_checkpoint
-    from llada.sampler import Canvas as Canvas
-    from llada.sampler import SamplerConfig as SamplerConfig
-    from llada.sampler import generate as generate
-    from llada.sampler import infill as infill
-    from llada.sampler import suppress as suppress
-    from llada.sampler import unmask as unmask
+    from llada.sampling.unmask import Canvas as Canvas
+    from llada.sampling.unmask import SamplerConfig as SamplerConfig
+    from llada.sampling.unmask import generate as generate
+    from llada.sampling.unmask import infill as infill
+    from llada.sampling.unmask import suppress as suppress
+    from llada.sampling.unmask import unmask as unmask
+    from llada.system.errors import UserError as UserError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "llada.checkpoint": ("Checkpoint",),
-    "llada.errors": ("UserError",),
+    "llada.checkpoints.folder": ("Checkpoint",),
+    "llada.system.errors": ("UserError",),
     "llada.forward_process": ("NoisyBatch", "mask_bernoulli", "mask_exact_count"),
-    "llada.opening": ("load_checkpoint",),
+    "llada.checkpoints.load": ("load_checkpoint",),
     "llada.objective": ("loss_weights", "masked_nll", "sequence_bounds", "weighted_loss"),
-    "llada.sampler": ("Canvas", "SamplerConfig", "generate", "infill", "suppress", "unmask"),
+    "llada.sampling.unmask": ("Canvas", "SamplerConfig", "generate", "infill", "suppress", "unmask"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -13,8 +13,6 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from llada.hardware import send
-
 MIN_MASK_PROBABILITY = 1e-3  # LLaDA's eps (GUIDELINES, "Pre-training"): bounds the weight 1/p by 1000
 
 
@@ -50,8 +48,7 @@ class NoisyBatch:
         return of_rows.expand_as(self.is_masked)[self.is_masked]
 
     def to(self, device: torch.device) -> Self:
-        moved = {field.name: send(getattr(self, field.name), device) for field in fields(self)}
-        return type(self)(**moved)
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def p_mask_at(t: Tensor) -> Tensor:

@@ -8,24 +8,19 @@ and its expectation over the forward process is an upper bound on -log p_theta(x
 Training averages it over a batch; with exactly k masked tokens, p = k/n, it reads (1/k) * sum of cross-entropies, the
 estimator of lower variance that we report (eq. 6).
 
-Shape letters: B batch, L length, V vocabulary rows, D width, N masked positions of the whole batch.
+Shape letters: B batch, L length, V vocabulary rows, N masked positions of the whole batch.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch
-from llada.hardware import send
 from llada.system.literals import check_literal
 
 Average = Literal["tokens", "sequences"]
-ROWS_OF_A_SHAPE = 128
-LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little beside any network whose vocabulary makes it matter
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,50 +38,6 @@ def masked_nll(logits: Tensor, x_0: Tensor, noisy: NoisyBatch) -> Tensor:
     if logits.dim() == 3:
         logits = logits[noisy.is_masked]
     return token_nll(logits, x_0[noisy.is_masked])
-
-
-def nll_of_features(
-    head: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (N,) and likeliest token (N,) at N positions, from what goes into the head, (N, D).
-
-    Equal to `token_nll(head(features), targets)`, but the logits exist for some positions at a time only, in the
-    forward pass and, computed again, in the backward pass: LLaDA's vocabulary of 126,464 makes 0.5 MB of each position.
-
-    Args:
-        head: features (n, D) to logits (n, V).
-        vocab_size: V, which says how many positions go at a time.
-    """
-    at_once = max(1, LOGITS_AT_ONCE // vocab_size)
-
-    def piece(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(_in_few_shapes(features, at_once))[: len(targets)]
-        return token_nll(logits, targets), logits.detach().argmax(-1)
-
-    if len(features) <= at_once:
-        return piece(features, targets)
-    parts = [slice(first, first + at_once) for first in range(0, len(features), at_once)]
-    pieces = [
-        checkpoint(piece, features[part], targets[part], use_reentrant=False, preserve_rng_state=False)
-        if torch.is_grad_enabled()
-        else piece(features[part], targets[part])
-        for part in parts
-    ]
-    nll, likeliest = zip(*pieces, strict=True)
-    return torch.cat(nll), torch.cat(likeliest)
-
-
-def _in_few_shapes(features: Tensor, at_most: int) -> Tensor:
-    """Features (N, D), on a CPU with rows of zeros behind them, up to a multiple of `ROWS_OF_A_SHAPE` or `at_most`.
-
-    There, torch makes code for each shape of a product in bf16, and N is another one at almost every step: that takes
-    time, and memory for what is kept (system.environment.MATMULS_KEPT).
-    """
-    n_rows = len(features)
-    if features.device.type != "cpu" or n_rows == 0:
-        return features
-    padded = max(n_rows, min(at_most, -(-n_rows // ROWS_OF_A_SHAPE) * ROWS_OF_A_SHAPE))
-    return F.pad(features, (0, 0, 0, padded - n_rows))
 
 
 def sequence_bounds(nll: Tensor, noisy: NoisyBatch) -> Tensor:
@@ -121,10 +72,12 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
     return bound_weights(noisy) * noisy.n_maskable / noisy.n_maskable.sum()
 
 
-def weighted_loss(nll: Tensor, noisy: NoisyBatch, weights: Tensor) -> Tensor:
-    """The training loss, a scalar: the sum of the (N,) cross-entropies under the rows' (B, 1) weights.
+def weighted_loss(nll: Tensor, weights: Tensor) -> Tensor:
+    """The training loss, a scalar: the weighted sum of the cross-entropies (N,).
 
-    Weights of a batch can be cut with its rows; the losses of the pieces then add up to the loss of the batch. The
-    batch may stay on the CPU while the cross-entropies are on a GPU, which then is not waited for.
+    Args:
+        nll: (N,) cross-entropies at the masked positions, as `masked_nll` returns them.
+        weights: (N,) their weights: `noisy.at_masked(loss_weights(noisy))`. The weights of a batch can be cut with its
+            rows; the losses of the pieces then add up to the loss of the batch.
     """
-    return (nll * send(noisy.at_masked(weights), nll.device)).sum()
+    return (nll * weights).sum()

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kills import OPTIONS, PATIENCE
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this is a script
+
+from tests.faults.kills import OPTIONS, PATIENCE
 
 DISK, STEPS, EVERY = "24m", 600, 20
 TEXT = "to be or not to be that is the question " * 40

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from llada.checkpoint import load_checkpoint
-from llada.errors import UserError
-from llada.integrity import find_damage
-from llada.text.corpus import Corpus
-from llada.text.dataset import PreparedText, prepare
+from llada.checkpoints.folder import load_checkpoint
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
+from llada.system.checksums import find_damage
+from llada.system.errors import UserError
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
-from llada.training.monitor import Display
 from llada.training.plan import RunPlan
+from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import read_state
 from llada.training.trainer import Trainer

@@ -28,17 +28,19 @@ from typing import Any
 import matplotlib.pyplot  # noqa: F401  # loaded once, here
 import torch
 
-from llada import cli, files, weights
+from llada import cli
+from llada.checkpoints import safetensors as weights
 from llada.cli import prepare as _prepare  # noqa: F401
 from llada.cli import train as _train  # noqa: F401
-from llada.integrity import find_damage
-from llada.text.dataset import PreparedText
+from llada.data.prepared import PreparedText
+from llada.system import files
+from llada.system.checksums import find_damage
 from llada.training.metrics import read_metrics
 from llada.training.run_folder import RunFolder
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a script, too
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this is a script, too
 
-from commands import PATIENCE
+from tests.support.commands import PATIENCE
 
 STEPS, EVERY = 12, 3
 NETWORK = ["--d_model", "16", "--n_heads", "2", "--n_layers", "1", "--sequence_length", "24", "--batch_size", "4"]

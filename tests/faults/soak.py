@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from llada.data.corpus import Corpus
+from llada.data.prepared import prepare
 from llada.system.environment import set_defaults
-from llada.text.corpus import Corpus
-from llada.text.dataset import prepare
 from llada.training.config import DataOptions, NetworkOptions, TrainConfig
-from llada.training.monitor import Display
 from llada.training.plan import RunPlan
+from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import PATIENCE
-from soak import slope
+
+from tests.faults.soak import slope
+from tests.support.commands import PATIENCE
 
 HERE = Path(__file__).parent
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from llada.checkpoint import load_checkpoint
-from llada.errors import UserError
-from llada.files import read_json
-from llada.text.dataset import PreparedText
+from llada.checkpoints.folder import load_checkpoint
+from llada.data.prepared import PreparedText
+from llada.system.errors import UserError
+from llada.system.files import read_json
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
-from llada.training.monitor import Display
 from llada.training.plan import RunPlan
+from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import changed_settings, read_state
 from llada.training.trainer import Trainer

@@ -19,25 +19,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import SCALARS, VALUES, changed, corrupted, json_files
 
 from llada import cli
-from llada.adapter_files import read_lora_values
-from llada.checkpoint import load_checkpoint, make_predictor, read_config, read_tokenizer, save_weights
-from llada.errors import UserError
-from llada.files import read_json
-from llada.integrity import check_whole, find_damage, write_checksums
+from llada.checkpoints.folder import load_checkpoint, make_predictor, read_config, read_tokenizer, save_weights
+from llada.checkpoints.lora_files import read_lora_values
+from llada.checkpoints.safetensors import StoredWeights
+from llada.data.corpus import Corpus
+from llada.data.dialogues import Reading, read_dialogues
+from llada.data.prepared import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
 from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig, config_to_json
-from llada.text.bpe import BPETokenizer
-from llada.text.corpus import Corpus
-from llada.text.dataset import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
-from llada.text.dialogues import Reading, read_dialogues
-from llada.text.tokenizer import CharTokenizer
+from llada.system.checksums import check_whole, find_damage, write_checksums
+from llada.system.errors import UserError
+from llada.system.files import read_json
+from llada.tokenizers.bpe import BPETokenizer
+from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.presets import PRESETS
 from llada.training.state import read_state
-from llada.weights import StoredWeights
+from tests.faults.strategies import SCALARS, VALUES, changed, corrupted, json_files
 
 QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
 TOKENIZER = CharTokenizer("abcdef")

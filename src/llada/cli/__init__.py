@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from llada.cli.ending import USAGE_ERROR, run_to_end
-from llada.errors import UserError
 from llada.system.environment import allow_any_text, set_defaults
+from llada.system.errors import UserError
 from llada.system.terminal import tell
 
 COMMANDS = {

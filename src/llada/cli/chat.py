@@ -9,20 +9,20 @@ import torch
 from rich.live import Live
 from rich.text import Text
 
-from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
+from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
+from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.ending import INTERRUPTED, USAGE_ERROR
 from llada.cli.options import check_positive, make_sampler_config, parse
-from llada.dialogue import Answer, answer
-from llada.errors import UserError
-from llada.hardware import DeviceName, choose_device
-from llada.opening import open_model
-from llada.sampler import Remasking, SamplerConfig
+from llada.sampling.dialogue import Answer
+from llada.sampling.unmask import Remasking, SamplerConfig
 from llada.system.console import StderrConsole
+from llada.system.device import DeviceName, choose_device
+from llada.system.errors import UserError
 from llada.system.terminal import tell
-from llada.text.chat import ChatFormat, chat_format, cut_at_end
-from llada.text.dialogues import Message, is_unicode
+from llada.tokenizers.chat_template import cut_at_end
+from llada.tokenizers.message import Message, is_unicode
 
 NEW, LEAVE, HELP = "/new", ("/exit", "/quit"), "/help"
 COMMANDS = f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves, Ctrl-C stops an answer; all else is said to the model."
@@ -85,8 +85,7 @@ class Chat:
 
     def __init__(self, checkpoint: Checkpoint, config: SamplerConfig, options: ChatOptions, gen_length: int) -> None:
         self.checkpoint, self.config, self.options, self.gen_length = checkpoint, config, options, gen_length
-        self.form: ChatFormat = chat_format(checkpoint.tokenizer)
-        self.end_ids = self.form.end_ids | checkpoint.further_end_ids
+        self.assistant = checkpoint.assistant()
         self.generator = torch.Generator().manual_seed(options.seed)
         self.console = StderrConsole()
         self.messages: list[Message] = []
@@ -108,11 +107,11 @@ class Chat:
         start, last = time.perf_counter(), None
         shows = self.options.show and self.console.is_terminal
         with Live(console=self.console, transient=True, auto_refresh=False) as live:
-            for last in answer(self.checkpoint, self.form, messages, self.gen_length, self.config, self.generator):
+            for last in self.assistant.answer(messages, self.gen_length, self.config, self.generator):
                 if shows:
                     live.update(self._draw(last), refresh=True)
         assert last is not None  # at least one step
-        reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.end_ids)).strip()
+        reply = self.checkpoint.tokenizer.decode(cut_at_end(last.ids, self.assistant.end_ids)).strip()
         self.messages = [*messages, Message("assistant", reply)]
         tell(reply)
         if last.n_forgotten:
@@ -150,7 +149,7 @@ class Chat:
 
     def _draw(self, state: Answer) -> Text:
         """An answer for the terminal, up to its end if that is decided."""
-        ids = cut_at_end(state.ids, self.end_ids)
+        ids = cut_at_end(state.ids, self.assistant.end_ids)
         picture = draw_tokens(self.checkpoint.tokenizer, ids)
         return picture.append(f"\n\n{state.nfe} evaluations", style="dim")
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from tyro.conf import Positional
 
-from llada.checkpoint import Checkpoint, check_length
+from llada.checkpoints.folder import Checkpoint, check_length
+from llada.checkpoints.load import find_adapter, open_to_measure, read_vocabulary
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
-from llada.errors import UserError
 from llada.evaluation.compare import Difference, compare
-from llada.evaluation.errors import in_words
+from llada.evaluation.distributed import Share, joined
 from llada.evaluation.nelbo import Bounds, draw_bounds
-from llada.evaluation.sharing import Share, joined
-from llada.hardware import choose_precision
-from llada.opening import find_adapter, open_to_measure, read_vocabulary
+from llada.evaluation.standard_errors import in_words
+from llada.system.device import choose_precision
+from llada.system.errors import UserError
 from llada.system.terminal import tell
 
 DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which

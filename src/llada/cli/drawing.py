@@ -6,7 +6,7 @@ from itertools import groupby
 from rich.text import Text
 
 from llada.system.terminal import visible
-from llada.text.vocabulary import Tokenizer
+from llada.tokenizers.base import Tokenizer
 
 OPEN = "░"  # a mask, for people
 

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llada.errors import UserError, shortened
-from llada.files import hush
+from llada.system.errors import UserError, shortened
+from llada.system.files import hush
 from llada.system.terminal import finish, say
 
 USAGE_ERROR = 2

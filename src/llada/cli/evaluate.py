@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llada.checkpoint import Checkpoint
+from llada.checkpoints.folder import Checkpoint
+from llada.checkpoints.load import open_to_measure
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.cli.quality import QualityOptions, measure_samples
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
-from llada.errors import UserError
-from llada.evaluation.chain_rule import ExactNll, Order, measure_exact_nll
 from llada.evaluation.curve import check_picture, draw_curve
+from llada.evaluation.distributed import Share, joined
+from llada.evaluation.exact_likelihood import ExactNll, Order, measure_exact_nll
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
-from llada.evaluation.sharing import Share, joined
-from llada.hardware import Precision, choose_precision
-from llada.opening import open_to_measure
+from llada.system.device import Precision, choose_precision
+from llada.system.errors import UserError
 from llada.system.terminal import tell
 
 DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a

@@ -9,18 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llada.adapter_files import base_of_adapter, is_for_four_bits
-from llada.adapters import is_adapted, merge_adapter
-from llada.checkpoint import CONFIG_FILE, SHARD_BYTES, Checkpoint, save_weights, weights_dtype
+from llada.checkpoints.folder import CONFIG_FILE, SHARD_BYTES, Checkpoint, save_weights, weights_dtype
+from llada.checkpoints.hub import fetch, read_published_config
+from llada.checkpoints.load import find_adapter, open_model
+from llada.checkpoints.lora import is_adapted, merge_adapter
+from llada.checkpoints.lora_files import base_of_adapter, is_for_four_bits
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
-from llada.errors import UserError
-from llada.files import check_writable, folder_written_whole, read_json, remove_leftovers, write_json
-from llada.locks import locked
 from llada.models import LLaDAConfig
-from llada.opening import find_adapter, open_model
-from llada.pretrained import fetch, read_published_config
-from llada.readable import bytes_in_words
+from llada.system.errors import UserError
+from llada.system.files import check_writable, folder_written_whole, read_json, remove_leftovers, write_json
+from llada.system.format import bytes_in_words
+from llada.system.locks import locked
 from llada.system.terminal import tell
 
 DESCRIPTION = """Write a model as a checkpoint folder in the official layout, with an adapter merged into its base.

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from llada.cli import Program, run_command
-from llada.errors import UserError
+from llada.system.errors import UserError
 
-NAME, ADAPTER = "llada", "llada.evaluation.harness:HarnessModel"
+NAME, ADAPTER = "llada", "llada.evaluation.lm_eval.model:HarnessModel"
 BATCH_SIZE = "32"  # the harness's own default is 1, which the draws of a single answer would be slow with
 
 

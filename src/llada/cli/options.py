@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from llada.errors import UserError, shortened
+from llada.system.errors import UserError, shortened
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 
 if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
     from llada.models import MaskPredictor
-    from llada.sampler import SamplerConfig
+    from llada.sampling.unmask import SamplerConfig
 
 Options = TypeVar("Options")
 
@@ -134,7 +134,7 @@ def make_sampler_config(options: Any, steps: int, model: "MaskPredictor") -> "Sa
         UserError: they do not work together.
     """
     from llada.models import block_length_of
-    from llada.sampler import SamplerConfig
+    from llada.sampling.unmask import SamplerConfig
 
     try:
         return SamplerConfig(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
-from llada.files import check_writable
+from llada.data.corpus import SourceName, load_corpus
+from llada.data.prepared import DEFAULT_FOLDER, prepare
+from llada.system.files import check_writable
 from llada.system.terminal import say, tell
-from llada.text.corpus import SourceName, load_corpus
-from llada.text.dataset import DEFAULT_FOLDER, prepare
 
 DESCRIPTION = """Get a text and write the folder that training reads.
 

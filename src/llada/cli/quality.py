@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import torch
 
-from llada.checkpoint import Checkpoint
+from llada.checkpoints.folder import Checkpoint
+from llada.checkpoints.load import open_model
 from llada.cli.options import check_positive
 from llada.cli.scoring import Scored, ScoringOptions, showing
-from llada.errors import UserError
-from llada.evaluation.errors import in_words
+from llada.evaluation.distributed import ALONE
 from llada.evaluation.judge import Judge, judge_by_checkpoint, judge_by_transformers
-from llada.evaluation.quality import Mean, Quality, measure_quality
-from llada.evaluation.sharing import ALONE
+from llada.evaluation.samples import Mean, Quality, measure_quality
+from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
-from llada.hardware import Precision
 from llada.models import block_length_of
-from llada.opening import open_model
-from llada.sampler import Remasking, SamplerConfig, infill
+from llada.sampling.unmask import Remasking, SamplerConfig, infill
+from llada.system.device import Precision
+from llada.system.errors import UserError
 from llada.system.terminal import say, tell
 
 HELD_OUT = 200  # windows at most, of which the base rates are told

@@ -10,17 +10,17 @@ import torch
 from rich.live import Live
 from rich.text import Text
 
-from llada.checkpoint import Checkpoint, DtypeName, weights_dtype
+from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
+from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import make_sampler_config, parse
-from llada.errors import UserError
-from llada.hardware import DeviceName, choose_device
-from llada.opening import open_model
-from llada.sampler import Remasking, unmask
+from llada.sampling.unmask import Remasking, unmask
 from llada.system.console import StderrConsole
+from llada.system.device import DeviceName, choose_device
+from llada.system.errors import UserError
 from llada.system.terminal import say, tell
-from llada.text.tokenizer import MASK
+from llada.tokenizers.char import MASK
 
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 

@@ -10,18 +10,18 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from llada.checkpoint import CONFIG_FILE, Checkpoint, DtypeName
+from llada.checkpoints.folder import CONFIG_FILE, Checkpoint, DtypeName
 from llada.cli.options import check_positive
-from llada.errors import UserError
+from llada.data.batches import pad_answers
+from llada.data.prepared import PreparedText, Split, text_for
+from llada.data.sft import Answers, read_pairs
+from llada.evaluation.distributed import Share
 from llada.evaluation.nelbo import NllAt, nll_by_model
-from llada.evaluation.sharing import Share
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
-from llada.hardware import DeviceName, Precision, PrecisionName, choose_device
 from llada.system.console import StderrConsole
+from llada.system.device import DeviceName, Precision, PrecisionName, choose_device
+from llada.system.errors import UserError
 from llada.system.terminal import say
-from llada.text.answers import Answers, read_pairs
-from llada.text.batches import pad_answers
-from llada.text.dataset import PreparedText, Split, text_for
 from llada.training.config import DataOptions
 from llada.training.run_folder import RunFolder
 

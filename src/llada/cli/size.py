@@ -10,7 +10,7 @@ from rich.table import Table
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.size_report import USABLE_SHARE, SizeOptions, make_report
-from llada.readable import bytes_in_words, count_in_words, duration_in_words
+from llada.system.format import bytes_in_words, count_in_words, duration_in_words
 from llada.training.presets import PRESETS
 
 DESCRIPTION = """How large a network is, and what it takes to train and use it: parameters, memory, computation, time.

@@ -7,22 +7,22 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tyro.conf import arg
 
-from llada.adamw import MOMENT_BYTES
+from llada.checkpoints.hub import read_published_config
 from llada.cli.options import check_positive
-from llada.hardware import choose_device, matmul_flops_per_second
-from llada.models import NetworkConfig
-from llada.models.activations import TrainingSetting
-from llada.models.fit import Rung, largest_networks, ways_to_fit, with_length
-from llada.models.memory import inference_memory, lora_parameters, training_memory
-from llada.models.size import (
+from llada.costs.activations import TrainingSetting
+from llada.costs.fit import Rung, largest_networks, ways_to_fit, with_length
+from llada.costs.memory import inference_memory, lora_parameters, training_memory
+from llada.costs.parameters import (
     attention_flops_per_token,
     count_parameters,
     total_parameters,
     training_flops_per_token,
     training_seconds,
 )
-from llada.objective import LOGITS_AT_ONCE
-from llada.pretrained import read_published_config
+from llada.models import NetworkConfig
+from llada.models.head import LOGITS_AT_ONCE
+from llada.optim.adamw import MOMENT_BYTES
+from llada.system.device import choose_device, matmul_flops_per_second
 from llada.training.config import NetworkName, NetworkOptions
 
 TINY_SHAKESPEARE_TOKENS = 1_003_854  # its first 90 %, in characters

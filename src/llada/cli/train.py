@@ -9,29 +9,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from llada.checkpoint import read_config, read_tokenizer
+from llada.checkpoints.folder import read_config, read_tokenizer
+from llada.checkpoints.hub import fetch, read_published_config
+from llada.checkpoints.load import find_adapter
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED
 from llada.cli.options import parse
-from llada.errors import UserError
-from llada.files import check_writable, read_json
-from llada.locks import Lock, locked
+from llada.costs.fit import with_length
+from llada.data.prepared import PreparedText, text_for
+from llada.data.sft import Answers
 from llada.models import EncoderConfig
-from llada.models.fit import with_length
-from llada.opening import find_adapter
-from llada.pretrained import fetch, read_published_config
-from llada.readable import duration_in_words
 from llada.system.console import StderrConsole
+from llada.system.errors import UserError
+from llada.system.files import check_writable, read_json
+from llada.system.format import duration_in_words
+from llada.system.locks import Lock, locked
 from llada.system.terminal import note, say
-from llada.text.answers import Answers
-from llada.text.dataset import PreparedText, text_for
-from llada.text.tokenizer import CharTokenizer
-from llada.text.vocabulary import Tokenizer
+from llada.tokenizers.base import Tokenizer
+from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
-from llada.training.monitor import Display
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
+from llada.training.progress_bar import Display
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.trainer import Trainer

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from llada.errors import UserError
-from llada.evaluation.conditional import Item, LogLikelihood, Padded, PredictAt, check_batch_size
-from llada.hardware import to_fp64
+from llada.evaluation.answer_likelihood import Item, LogLikelihood, Padded, PredictAt, check_batch_size
 from llada.objective import token_nll
-from llada.sampler import NOT_FINITE
+from llada.sampling.unmask import NOT_FINITE
+from llada.system.device import to_fp64
+from llada.system.errors import UserError
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from llada.evaluation.conditional import Item, LogLikelihood
+from llada.evaluation.answer_likelihood import Item, LogLikelihood
 
 
 @dataclass(frozen=True)

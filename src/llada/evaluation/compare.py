@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llada.evaluation.errors import FEW_WINDOWS, Estimate, estimate_mean, mean_stderr
 from llada.evaluation.nelbo import Bounds
+from llada.evaluation.standard_errors import FEW_WINDOWS, Estimate, estimate_mean, mean_stderr
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llada.errors import UserError
 from llada.evaluation.nelbo import Nelbo
+from llada.system.errors import UserError
 
 
 def check_picture(picture: Path) -> None:

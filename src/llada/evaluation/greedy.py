@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llada.errors import UserError
-from llada.evaluation.conditional import Item, Padded, PredictAt, check_batch_size, logits_at
-from llada.hardware import to_fp64
-from llada.objective import LOGITS_AT_ONCE
-from llada.sampler import NOT_FINITE
+from llada.evaluation.answer_likelihood import Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.models.head import LOGITS_AT_ONCE
+from llada.sampling.unmask import NOT_FINITE
+from llada.system.device import to_fp64
+from llada.system.errors import UserError
 
 
 @torch.inference_mode()

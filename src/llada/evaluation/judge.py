@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llada.checkpoint import Checkpoint
-from llada.errors import UserError
+from llada.checkpoints.folder import Checkpoint
 from llada.forward_process import score_all
-from llada.hardware import Precision, to_fp64
 from llada.objective import masked_nll, token_nll
+from llada.system.device import Precision, to_fp64
+from llada.system.errors import UserError
 
 Judge = Callable[[str], float]
 """A text to its negative log-likelihood in nats."""

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from llada.errors import UserError
-from llada.evaluation.errors import Estimate, bins_of, estimate_mean, mean_stderr, over_windows
-from llada.evaluation.sharing import ALONE, Share
+from llada.evaluation.distributed import ALONE, Share
+from llada.evaluation.standard_errors import Estimate, bins_of, estimate_mean, mean_stderr, over_windows
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
-from llada.hardware import Precision, to_fp64
 from llada.models import MaskPredictor
-from llada.objective import masked_nll, nll_of_features, sequence_bounds
-from llada.sampler import NOT_FINITE
+from llada.models.head import nll_of_features
+from llada.objective import masked_nll, sequence_bounds
+from llada.sampling.unmask import NOT_FINITE
+from llada.system.device import Precision, to_fp64
+from llada.system.errors import UserError
 
 NllAt = Callable[[NoisyBatch, Tensor, Tensor | None], Tensor]
 """A noisy batch, its clean ids (B, L), and `attended` (B, L) where some are padding, to cross-entropies (N,)."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada.errors import UserError
-from llada.text.dataset import Ids
+from llada.data.prepared import Ids
+from llada.system.errors import UserError
 
 Item = TypeVar("Item")
 

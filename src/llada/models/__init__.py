@@ -1,6 +1,6 @@
 """Networks. They map token rows to logits and know nothing of diffusion, training, files or devices."""
 
-from llada.models.configuration import (
+from llada.models.config_json import (
     Network,
     NetworkConfig,
     build_network,

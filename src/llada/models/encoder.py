@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.table import Table
+from llada.models.embedding import Table
 
 INIT_STD = 0.02  # BERT's and GPT-2's
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from llada.models.decoder import DecoderLayer, DecoderNetwork, GatedMLP
 from llada.models.llada import LLaDAConfig
+from llada.models.llama_layers import DecoderLayer, DecoderNetwork, GatedMLP
 
 
 @dataclass(frozen=True)

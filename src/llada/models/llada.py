@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.table import Table
+from llada.models.embedding import Table
 
 # No network comes near these, and a configuration that is damaged may name any number.
 MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llada.models.decoder import DecoderLayer, DecoderNetwork, GatedMLP
+from llada.models.embedding import look_up
 from llada.models.llada import LLaDAConfig
-from llada.models.table import look_up
+from llada.models.llama_layers import DecoderLayer, DecoderNetwork, GatedMLP
 
 MAX_EXPERTS = 1024  # of a layer; see `llada.MAX_LAYERS`
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.embedding import Table
 from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
-from llada.models.table import Table
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
 """Places, relative to a token, of the pairs that have a table."""

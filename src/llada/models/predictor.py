@@ -10,7 +10,7 @@ Shape letters: B batch, L length, V vocabulary rows, N selected positions.
 import torch
 from torch import Tensor, nn
 
-from llada.models.configuration import Network, is_causal
+from llada.models.config_json import Network, is_causal
 
 
 class MaskPredictor(nn.Module):

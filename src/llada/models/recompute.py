@@ -7,7 +7,7 @@ import functools
 
 from torch.utils.checkpoint import checkpoint
 
-from llada.models.configuration import Network
+from llada.models.config_json import Network
 
 
 def recompute_activations(network: Network) -> None:

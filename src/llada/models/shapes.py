@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from llada.models.configuration import NetworkConfig, build_network
+from llada.models.config_json import NetworkConfig, build_network
 from llada.models.local import LocalConfig
 
 LAYER = re.compile(r"(.*\b(?:blocks|layers)\.)(\d+)(\..*)")

@@ -63,7 +63,7 @@ class BoundedProcess:
     def __init__(self, script: Path, *arguments: str) -> None:
         """
         Args:
-            script: a Python file that answers as `text/stranger.py` does.
+            script: a Python file that answers as `tokenizers/stranger.py` does.
         """
         self._command = [sys.executable, "-P", str(script), *arguments]
         self._preparations: list[tuple[Mapping[str, Any], Limits, bytes]] = []

@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from llada.files import hush
+from llada.system.files import hush
 from llada.system.terminal import visible
 
 

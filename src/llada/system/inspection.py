@@ -33,7 +33,7 @@ def describe_torch() -> dict[str, Any]:
 
 
 def _device() -> dict[str, Any]:
-    from llada.hardware import choose_device, describe_device, memory_bytes
+    from llada.system.device import choose_device, describe_device, memory_bytes
 
     device = choose_device("auto")
     memory = memory_bytes(device) if device.type == "cuda" else None
@@ -41,7 +41,7 @@ def _device() -> dict[str, Any]:
 
 
 def _precision() -> dict[str, str]:
-    from llada.hardware import choose_device, choose_precision
+    from llada.system.device import choose_device, choose_precision
 
     precision = choose_precision("auto", choose_device("auto"))
     return {"dtype": str(precision.dtype).removeprefix("torch."), "reason": precision.reason}
@@ -60,7 +60,7 @@ def _vectors() -> dict[str, Any]:
 def _memory() -> dict[str, int | None]:
     import torch
 
-    from llada.hardware import free_memory_bytes, memory_bytes
+    from llada.system.device import free_memory_bytes, memory_bytes
 
     return {"usable_bytes": memory_bytes(torch.device("cpu")), "free_bytes": free_memory_bytes()}
 
@@ -73,7 +73,7 @@ def _cache_folder() -> str:
 
 def check_compiled_code() -> list[dict[str, Any]]:
     """Compare compiled code with the plain network on the device that a run would use; one verdict a setting tried."""
-    from llada.hardware import choose_device
+    from llada.system.device import choose_device
 
     compile_ = importlib.import_module("llada.system.compile")
     return [asdict(verdict) for verdict in compile_.probe(choose_device("auto"))]

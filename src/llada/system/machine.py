@@ -7,11 +7,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llada.errors import UserError
-from llada.files import check_writable
-from llada.readable import bytes_in_words
 from llada.system.child import Answer
+from llada.system.errors import UserError
 from llada.system.fact import Fact, Level
+from llada.system.files import check_writable
+from llada.system.format import bytes_in_words
 from llada.system.torch_facts import torch_part
 
 DEMO_MEMORY_BYTES = 1_200_000_000  # measured: 0.65 GB for training, 0.5 GB for a compiler at its side

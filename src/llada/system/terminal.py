@@ -8,8 +8,8 @@ so to a terminal such characters are sent as signs that show them. Files and pip
 import sys
 from typing import IO, TextIO
 
-from llada.errors import UserError
-from llada.files import hush
+from llada.system.errors import UserError
+from llada.system.files import hush
 
 _UNSEEN = "\ufffd"
 _SHOWN: dict[int, int | str] = {

@@ -1,8 +1,8 @@
 """Facts about torch and what it would use, from the answer of `inspection.describe_torch`."""
 
-from llada.readable import bytes_in_words
 from llada.system.child import Answer
 from llada.system.fact import Fact
+from llada.system.format import bytes_in_words
 from llada.system.installation import Package, again
 
 _UNKNOWN = "not known: torch cannot be imported"

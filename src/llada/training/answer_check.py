@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llada.data.sft import Answers, Pair
 from llada.models import MaskPredictor
-from llada.sampler import SamplerConfig, infill, suppress
-from llada.text.answers import Answers, Pair
-from llada.text.chat import cut_at_end
-from llada.text.vocabulary import speechless_rows
+from llada.sampling.unmask import SamplerConfig, infill, suppress
+from llada.tokenizers.base import speechless_rows
+from llada.tokenizers.chat_template import cut_at_end
 
 N_ANSWERS = 8
 LONGEST_ANSWER = 64  # written for the check; a longer reference counts as this long

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from llada.adapters import add_adapter, load_adapter, quantise
-from llada.checkpoint import load_checkpoint, make_predictor
+from llada.checkpoints.folder import load_checkpoint, make_predictor
+from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, recompute_activations
 from llada.training.plan import RunPlan
 

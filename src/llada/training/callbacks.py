@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from llada.evaluation.nelbo import Nelbo
+from llada.training.data_source import Sample
 from llada.training.log import StepResult
-from llada.training.source import Sample
 from llada.training.state import Progress
 
 

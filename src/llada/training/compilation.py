@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llada.hardware import Precision
 from llada.models import Network, build_network, config_from_json, config_to_json
 from llada.system.compile import compile_checked
 from llada.system.compile_check import Recipe, Subject
+from llada.system.device import Precision
 from llada.system.toolchains import Toolchain, ToolchainName
 
 GAIN = "1.3 to 2.5 times"

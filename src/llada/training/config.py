@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 import dacite
 from tyro.conf import arg
 
-from llada.adamw import StateName
-from llada.adapters import LoraOptions
-from llada.errors import UserError
-from llada.hardware import DeviceName, PrecisionName
+from llada.checkpoints.lora import LoraOptions
+from llada.data.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
+from llada.data.prepared import DEFAULT_FOLDER
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
-from llada.optim import ScheduleName
+from llada.optim.adamw import StateName
+from llada.optim.muon import ScheduleName
+from llada.system.device import DeviceName, PrecisionName
+from llada.system.errors import UserError
 from llada.system.literals import LARGEST, Checked, check_literals
 from llada.system.toolchains import ToolchainName
-from llada.text.dataset import DEFAULT_FOLDER
-from llada.text.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
-from llada.text.vocabulary import Rows
+from llada.tokenizers.base import Rows
 
 NetworkName = Literal["llada", "local", "encoder", "causal"]
 LARGEST_SEED = 2**63 - 1  # torch's

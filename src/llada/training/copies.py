@@ -5,11 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
-from llada.asides import aside_of
-from llada.errors import UserError
-from llada.integrity import find_damage
-from llada.opener import check_regular
-from llada.run_layout import BEST, LAST, newest_first, step_folder
+from llada.checkpoints.run_layout import BEST, LAST, newest_first, step_folder
+from llada.system.asides import aside_of
+from llada.system.checksums import find_damage
+from llada.system.errors import UserError
+from llada.system.opener import check_regular
 from llada.training.state import STATE_FILE, read_state
 
 DAMAGED = "damaged-"  # before the name of a checkpoint that was found to be

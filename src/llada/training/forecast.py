@@ -7,24 +7,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.adamw import MOMENT_BYTES
-from llada.errors import UserError
-from llada.hardware import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
-from llada.models import EncoderConfig
-from llada.models.activations import TrainingSetting
-from llada.models.fit import LENGTH_FLAG, ways_to_fit
-from llada.models.memory import TrainingMemory, trained_parameters, training_memory
-from llada.models.size import (
+from llada.costs.activations import TrainingSetting
+from llada.costs.fit import LENGTH_FLAG, ways_to_fit
+from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
+from llada.costs.parameters import (
     attention_flops_per_token,
     count_parameters,
     total_parameters,
     training_flops_per_token,
     training_seconds,
 )
-from llada.objective import LOGITS_AT_ONCE
-from llada.readable import bytes_in_words, duration_in_words
-from llada.text.answers import Answers
-from llada.text.dataset import PreparedText
+from llada.data.prepared import PreparedText
+from llada.data.sft import Answers
+from llada.models import EncoderConfig
+from llada.models.head import LOGITS_AT_ONCE
+from llada.optim.adamw import MOMENT_BYTES
+from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
+from llada.system.errors import UserError
+from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.plan import RunPlan, count_steps
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told

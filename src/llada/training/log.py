@@ -5,18 +5,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llada.checkpoints.run_layout import CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER
 from llada.evaluation.nelbo import Nelbo
-from llada.files import write_text_whole
-from llada.opener import make_own_folder
-from llada.run_layout import CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER
+from llada.system.files import write_text_whole
+from llada.system.opener import make_own_folder
 from llada.training.answer_check import EosShare
-from llada.training.guard import Guard, finite_or_none
+from llada.training.data_source import Sample, Source
+from llada.training.diagnostics import ConvergenceWatch, SpikeWatch
 from llada.training.metrics import LossByTime, MetricsFile, draw_curves
-from llada.training.monitor import Display, Stopwatch
+from llada.training.nan_guard import Guard, finite_or_none
 from llada.training.plan import RunPlan
-from llada.training.source import Sample, Source
+from llada.training.progress_bar import Display, Stopwatch
 from llada.training.state import Progress
-from llada.training.watch import ConvergenceWatch, SpikeWatch
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llada.asides import aside_of
-from llada.errors import UserError
-from llada.files import flush_to_disk, replace_file, write_text_whole
+from llada.checkpoints.run_layout import each_row
 from llada.forward_process import NoisyBatch
-from llada.hardware import send
-from llada.opener import append_own
-from llada.run_layout import each_row
-from llada.training.guard import finite_or_none
+from llada.system.asides import aside_of
+from llada.system.device import send
+from llada.system.errors import UserError
+from llada.system.files import flush_to_disk, replace_file, write_text_whole
+from llada.system.opener import append_own
+from llada.training.nan_guard import finite_or_none
 
 N_BINS = 10
 MOST_POINTS = 2000  # of a curve: more than its picture has columns of pixels

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llada.adamw import AdamW16
 from llada.models import Network
-from llada.optim import Muon, trained_weights
+from llada.optim.adamw import AdamW16
+from llada.optim.muon import Muon, trained_weights
 from llada.training.config import OptimizerOptions
 
 # Momentum of the gradient's first moment; the published value of every recipe that we follow.

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from llada.errors import UserError
-from llada.hardware import Precision, choose_device, choose_precision
+from llada.costs.parameters import training_flops_per_token
+from llada.data.batches import check_window
+from llada.data.prepared import PreparedText
+from llada.data.sft import Answers
 from llada.models import NetworkConfig, is_causal
-from llada.models.size import training_flops_per_token
+from llada.system.device import Precision, choose_device, choose_precision
+from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
-from llada.text.answers import Answers
-from llada.text.batches import check_window
-from llada.text.dataset import PreparedText
 from llada.training.config import TrainConfig
 
 # On a CPU: a run as long as it takes to compile, several times over.

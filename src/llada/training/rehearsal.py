@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from llada.asides import folder_aside
-from llada.checkpoint import SHARD_BYTES
-from llada.errors import UserError
-from llada.files import folder_written_whole
-from llada.integrity import write_checksums
-from llada.run_layout import LAST, followed, point, step_folder
+from llada.checkpoints.folder import SHARD_BYTES
+from llada.checkpoints.run_layout import LAST, followed, point, step_folder
+from llada.checkpoints.safetensors import StoredWeights, save_tensors
+from llada.system.asides import folder_aside
+from llada.system.checksums import write_checksums
+from llada.system.errors import UserError
+from llada.system.files import folder_written_whole
 from llada.training.state import first_line
-from llada.weights import StoredWeights, save_tensors
 
 REHEARSAL = "rehearsal"
 

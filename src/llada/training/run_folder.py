@@ -27,18 +27,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from llada.adapter_files import ADAPTER_CONFIG_FILE
-from llada.adapters import save_adapter
-from llada.asides import aside_of, is_aside, remove_asides
-from llada.checkpoint import CONFIG_FILE, save_weights
-from llada.errors import UserError
-from llada.files import folder_written_whole, read_json, write_json
-from llada.integrity import find_damage, write_checksums
-from llada.locks import LOCK_FILE, Lock
-from llada.models import MaskPredictor
-from llada.opener import append_own, check_no_link, check_regular, make_own_folder
-from llada.readable import bytes_in_words
-from llada.run_layout import (
+from llada.checkpoints.folder import CONFIG_FILE, save_weights
+from llada.checkpoints.lora import save_adapter
+from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
+from llada.checkpoints.run_layout import (
     BEST,
     CHECKPOINTS_FOLDER,
     CURVES_FILE,
@@ -51,9 +43,17 @@ from llada.run_layout import (
     step_folder,
     step_of,
 )
+from llada.models import MaskPredictor
+from llada.system.asides import aside_of, is_aside, remove_asides
+from llada.system.checksums import find_damage, write_checksums
+from llada.system.errors import UserError
+from llada.system.files import folder_written_whole, read_json, write_json
+from llada.system.format import bytes_in_words
+from llada.system.locks import LOCK_FILE, Lock
+from llada.system.opener import append_own, check_no_link, check_regular, make_own_folder
 from llada.training.config import TrainConfig
 from llada.training.copies import DAMAGED, free_name, take_in_copies
-from llada.training.guard import TROUBLE_FILE
+from llada.training.nan_guard import TROUBLE_FILE
 from llada.training.plan import RunPlan
 from llada.training.state import (
     STATE_FILE,

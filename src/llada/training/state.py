@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llada.adapter_files import read_adapter_weights
-from llada.adapters import adapter_weights, is_adapted
-from llada.checkpoint import load_weights
-from llada.errors import UserError
+from llada.checkpoints.folder import load_weights
+from llada.checkpoints.lora import adapter_weights, is_adapted
+from llada.checkpoints.lora_files import read_adapter_weights
 from llada.models import MaskPredictor
-from llada.optim import ExponentialAverage, trained_weights
-from llada.training.guard import first_non_finite
+from llada.optim.muon import ExponentialAverage, trained_weights
+from llada.system.errors import UserError
+from llada.training.nan_guard import first_non_finite
 from llada.training.state_check import Expected, check_progress, check_state
 
 STATE_FILE = "training_state.pt"

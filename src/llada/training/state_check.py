@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llada.adamw import BLOCK, MOMENTS, SMALLEST_QUANTISED, AdamW16
-from llada.optim import Muon
+from llada.optim.adamw import BLOCK, MOMENTS, SMALLEST_QUANTISED, AdamW16
+from llada.optim.muon import Muon
 
 LARGEST_COUNT = 2**53  # beyond it, floats miss integers; no run gets there
 LONGEST_TEXT = 10_000  # characters of a setting

@@ -15,34 +15,35 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from llada.errors import UserError
+from llada.checkpoints.run_layout import step_folder
+from llada.data.batches import TokenBatch
+from llada.data.sft import Answers
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, score_all, truncate_randomly
-from llada.hardware import Precision, send
 from llada.models import flat_positions
-from llada.objective import loss_weights, nll_of_features, weighted_loss
-from llada.optim import ExponentialAverage, learning_rate_factor, trained_weights
-from llada.run_layout import step_folder
+from llada.models.head import nll_of_features
+from llada.objective import loss_weights, weighted_loss
+from llada.optim.muon import ExponentialAverage, learning_rate_factor, trained_weights
+from llada.system.device import Precision, send
+from llada.system.errors import UserError
 from llada.system.toolchains import ToolchainName, has_compiler
-from llada.text.answers import Answers
-from llada.text.batches import TokenBatch
 from llada.training.agenda import Action, Agenda
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
 from llada.training.callbacks import Callback
+from llada.training.checkpoint_writer import Saver, ending
 from llada.training.compilation import CompiledFeatures
-from llada.training.guard import FEW, LATELY, Guard, first_non_finite, norms_by_layer, write_trouble
+from llada.training.data_source import make_source
 from llada.training.log import RunLog, StepResult
 from llada.training.metrics import LossByTime
-from llada.training.monitor import Display, Stopwatch
+from llada.training.nan_guard import FEW, LATELY, Guard, first_non_finite, norms_by_layer, write_trouble
 from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
+from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
-from llada.training.saving import Saver, ending
 from llada.training.seeds import order_seed, seed_of
-from llada.training.source import make_source
+from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState, put_weights
-from llada.training.stopping import StopRequest
 from llada.training.trouble import describe_end, first_step_cause
 
 AGAIN = 2 * LATELY  # steps after a return within which the same trouble is not another one
@@ -247,7 +248,7 @@ class Trainer:
         by_time.add(nll, noisy)
         if self.eos_share:
             self.eos_share.add(likeliest, targets)
-        return weighted_loss(nll, noisy, weights)
+        return weighted_loss(nll, send(noisy.at_masked(weights), self.device))
 
     def compile(self) -> None:
         """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llada.errors import UserError
-from llada.training.guard import first_non_finite
+from llada.system.errors import UserError
+from llada.training.diagnostics import likely_setting
 from llada.training.log import StepResult
+from llada.training.nan_guard import first_non_finite
 from llada.training.plan import RunPlan
-from llada.training.watch import likely_setting
 
 
 def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:

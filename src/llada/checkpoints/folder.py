@@ -1,0 +1,350 @@
+"""A model as a folder: config.json, its weights in safetensors and its tokenizer's files, and back.
+
+Networks are stored in the layouts of the public checkpoints (LLaDA, iLLaDA, LLaDA-MoE), whatever their size, and those
+are read by the same functions. No code of a folder is run, and nothing is unpickled.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llada.sampling.dialogue import Assistant
+from llada.tokenizers.chat_template import ChatFormat, chat_format
+from llada.system.errors import UserError
+from llada.system.files import read_json, write_json
+from llada.system.device import PrecisionName, memory_bytes
+from llada.system.checksums import check_whole
+from llada.models import MaskPredictor, NetworkConfig, build_network, config_from_json, config_to_json, expected_shapes, mask_name, tied_head
+from llada.system.format import bytes_in_words
+from llada.checkpoints.run_layout import candidates, while_there
+from llada.sampling.unmask import Predict, suppress
+from llada.system.literals import check_literal
+from llada.checkpoints.tensor_names import plain_names
+from llada.tokenizers.bpe import NAMES_FILE, find_token
+from llada.tokenizers.base import Tokenizer, find_mask_row, load_tokenizer
+from llada.checkpoints.safetensors import StoredWeights, has_weights, save_tensors, some_of
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+DtypeName = Literal["auto", "bf16", "fp32"]
+DTYPES: dict[DtypeName, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready for use: on its device, in evaluation mode."""
+
+    model: MaskPredictor
+    """`model(x_t)`: token ids (B, L), MASK among them, to logits (B, L, V)."""
+    tokenizer: Tokenizer
+    config: NetworkConfig
+    folder: Path
+    """Without links: that of a step, where a run was named."""
+
+    @property
+    def further_end_ids(self) -> frozenset[int]:
+        """Ids that end an answer besides EOS and those of the chat template: config.json may name several."""
+        return frozenset(getattr(self.config, "further_eos_ids", ()))
+
+    def assistant(self, form: ChatFormat | None = None) -> Assistant:
+        """The model as one that answers in dialogues.
+
+        Args:
+            form: the chat format; if left out, the tokenizer's own.
+
+        Raises:
+            UserError: the tokenizer's chat template cannot be used.
+        """
+        device, longest = next(self.model.parameters()).device, self.config.max_sequence_length
+        form = form or chat_format(self.tokenizer)
+        return Assistant(self.model, self.tokenizer, form, longest, device, self.further_end_ids)
+
+    @property
+    def predict(self) -> Predict:
+        """The model for sampling: what stands for no text, MASK and PAD above all, has no probability."""
+        return suppress(self.model, self.tokenizer.forbidden_rows)
+
+    def check_length(self, length: int) -> None:
+        """Refuse a text that is longer than those the model was trained on.
+
+        Raises:
+            UserError: it is.
+        """
+        check_length(length, self.config.max_sequence_length)
+
+
+def check_length(length: int, longest: int) -> None:
+    """Refuse a text that is longer than those a model was trained on.
+
+    Raises:
+        UserError: it is.
+    """
+    if length > longest:
+        raise UserError(
+            f"{length} tokens are more than the {longest} that this model was trained on: shorten the text, the prompt "
+            "or the length asked for."
+        )
+
+
+def weights_dtype(name: DtypeName, precision: PrecisionName = "auto") -> torch.dtype | None:
+    """The type that a name means; None is the one that the weights are stored in, but bf16 for fp16.
+
+    Args:
+        precision: of the matmuls. Where fp32 is asked for, "auto" is fp32, since bf16 weights are multiplied in bf16.
+    """
+    check_literal("dtype", name, DtypeName)
+    return torch.float32 if (name, precision) == ("auto", "fp32") else DTYPES[name]
+
+
+def make_predictor(config: NetworkConfig, tokenizer: Tokenizer) -> MaskPredictor:
+    """A freshly initialised model for this vocabulary."""
+    return MaskPredictor(build_network(config), tokenizer.mask_id, tokenizer.mask_row)
+
+
+def save_weights(
+    folder: Path,
+    config: NetworkConfig,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a checkpoint into an existing folder; for a whole or no folder, see `files.folder_written_whole`.
+
+    Args:
+        shard_bytes: larger weights are spread over several files, with an index.
+    """
+    write_json(folder / CONFIG_FILE, config_to_json(config))
+    tokenizer.save(folder)
+    tied = tied_head(config)
+    if tied and tied.is_stored:
+        weights = {**weights, tied.head: weights[tied.embedding]}
+    save_tensors(folder, weights, shard_bytes)
+
+
+def load_checkpoint(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    keep_fp16: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint folder, or the best checkpoint of a run folder.
+
+    Weights that are wanted on the CPU as they are stored are the file itself, mapped into memory; what is written into
+    them stays in memory. Others are converted piece by piece. Neither holds more than the weights.
+
+    Args:
+        dtype: of the weights in memory; None for the one that the embedding is stored in, but bf16 for fp16.
+        keep_fp16: leave fp16 as it is, for weights that nothing is computed with: its numbers end at 65,504, and the
+            activations of these networks go beyond.
+
+    Raises:
+        UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
+    """
+    return while_there(
+        lambda: find_checkpoint(Path(path)).resolve(),  # a run that goes on moves `best` to another folder
+        lambda folder: _load(folder, torch.device(device), dtype, keep_fp16),
+    )
+
+
+def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp16: bool) -> Checkpoint:
+    check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    shapes, stored = _fitting(StoredWeights.of(folder), config)
+    dtype = dtype or _stored_type(shapes, stored, keep_fp16)
+    _check_memory(shapes, stored, device, dtype)
+    with torch.device("meta"):
+        model = make_predictor(config, tokenizer)
+    tensors = {name: stored.tensor(name, device, dtype) for name in model.network.state_dict()}
+    model.network.load_state_dict(tensors, assign=True)
+    return Checkpoint(model.eval(), tokenizer, config, folder)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by `path`: itself, or the best one of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in candidates(path):
+        if has_weights(folder) and (folder / CONFIG_FILE).is_file():
+            return folder
+    raise UserError(f"{path} {_what_is_wrong(path)}.")
+
+
+def _what_is_wrong(path: Path) -> str:
+    """With a path that is no checkpoint, and what to do about it."""
+    if not path.exists():
+        return "is not there: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's"
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        return "is one file of a checkpoint: name its folder"
+    if has_weights(path):
+        return f"has weights but no {CONFIG_FILE}: add the one that belongs to them"
+    if any(path.glob("*.safetensors")):
+        return "has weights but no index of them: download the whole checkpoint again"
+    offered = [path] if path.is_file() else sorted(path.iterdir())
+    unsafe = next((file.name for file in offered if file.suffix in UNSAFE_SUFFIXES), None)
+    if unsafe:
+        return (
+            f"has no weights in safetensors ({unsafe} could run code when it is unpickled, and is never opened): "
+            "convert it to safetensors"
+        )
+    return "holds no checkpoint: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's"
+
+
+def read_config(folder: Path) -> NetworkConfig:
+    """The network configuration of a checkpoint folder."""
+    return read_config_file(folder / CONFIG_FILE)
+
+
+def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
+    """The network configuration that a config.json describes, together with the tokenizer beside it.
+
+    Args:
+        origin: what the file is called in an error.
+
+    Raises:
+        UserError: it describes none that is known here.
+    """
+    content = read_json(path)
+    try:
+        name = mask_name(content)
+        mask_row = None if name is None else find_mask_row(path.parent, name)
+        eos_id, pad_id = (
+            _named_id(path.parent, key) if content.get(f"{key}_id", "") is None else None
+            for key in ("eos_token", "pad_token")
+        )
+        return config_from_json(content, mask_row, eos_id, pad_id)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(f"{origin or path} cannot be used: {error}.") from error
+
+
+def _named_id(folder: Path, key: str) -> int | None:
+    """The id of a special token in a folder's tokenizer, None if that names none."""
+    if not (folder / NAMES_FILE).is_file():
+        return None
+    name = read_json(folder / NAMES_FILE).get(key)
+    name = name.get("content") if isinstance(name, dict) else name
+    return find_token(folder, name) if isinstance(name, str) else None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, which fits its network.
+
+    Raises:
+        UserError: there is none, or it has other ids than the network has rows.
+    """
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder, vars(config))
+    if (config.vocab_size, config.mask_token_id) != (tokenizer.vocab_size, tokenizer.mask_row):
+        raise UserError(
+            f"{folder} does not fit together (config.json has {config.vocab_size} rows with MASK in row "
+            f"{config.mask_token_id}, vocab.json {tokenizer.vocab_size} with MASK in the last): "
+            "restore both files from the same run."
+        )
+    return tokenizer
+
+
+def load_weights(model: MaskPredictor, folder: Path) -> None:
+    """Fill the model's network from a checkpoint folder, in place, every tensor accounted for.
+
+    Raises:
+        UserError: a file is missing or damaged, or the tensors are not those of the network.
+    """
+    _, stored = _fitting(StoredWeights.of(folder), model.network.config)
+    for name, tensor in model.network.state_dict().items():
+        stored.copy_into(name, tensor)
+
+
+def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str, torch.Size], StoredWeights]:
+    """Shapes of a network's tensors, and the weights under its names, none missing, left over or of another shape.
+
+    All of it from names and shapes, before there is a network: one that cannot be the folder's may be of any size.
+
+    Raises:
+        UserError: the weights are not those of such a network.
+    """
+    n_experts = getattr(config, "n_experts", 1)
+    layers = f"{config.n_layers} layers" + (f" of {n_experts} experts" if n_experts > 1 else "")
+    too_few = _misfit(stored.folder, f"{len(stored.entries)} tensors are too few for {layers}")
+    if config.n_layers * n_experts > len(stored.entries):
+        raise too_few
+    try:
+        shapes = expected_shapes(config, at_most=2 * len(stored.entries))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise _misfit(stored.folder, "no tensor can be as large as it says") from error
+    if shapes is None:
+        raise too_few
+    names, difference = plain_names(stored.entries, _expected_names(shapes, config))
+    if difference is not None:
+        stored = stored.renamed(names)
+        logger.warning("The names of the tensors in %s have %s: they are read without.", stored.folder, difference)
+    _check_fit(shapes, stored, config)
+    return shapes, stored
+
+
+def _expected_names(shapes: Mapping[str, torch.Size], config: NetworkConfig) -> Collection[str]:
+    """With that of a tied head, which may be stored all the same."""
+    tied = tied_head(config)
+    return shapes.keys() | {tied.head} if tied else shapes.keys()
+
+
+def _stored_type(shapes: Mapping[str, torch.Size], stored: StoredWeights, keep_fp16: bool) -> torch.dtype:
+    """The embedding is the first matrix of every network; norms are sometimes stored with more digits."""
+    dtype = stored.entries[next(name for name, shape in shapes.items() if len(shape) == 2)].dtype
+    return torch.bfloat16 if dtype == torch.float16 and not keep_fp16 else dtype
+
+
+def _check_memory(
+    shapes: Mapping[str, torch.Size], stored: StoredWeights, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Refuse weights that the device cannot hold, before the system ends the process for them."""
+    is_mapped = {name: device.type == "cpu" and stored.entries[name].dtype == dtype for name in shapes}
+    needed = sum(shape.numel() * dtype.itemsize for name, shape in shapes.items() if not is_mapped[name])
+    has = memory_bytes(device) if device.type in ("cpu", "cuda") else needed
+    if needed > has:
+        remedy = "open them as bf16 (--dtype bf16)" if dtype.itemsize > 2 else "use a device with more memory"
+        raise UserError(
+            f"The weights in {stored.folder} take {bytes_in_words(needed)} as {str(dtype).removeprefix('torch.')}, and "
+            f"there are {bytes_in_words(has)} of memory: {remedy}."
+        )
+
+
+def _check_fit(shapes: Mapping[str, torch.Size], stored: StoredWeights, config: NetworkConfig) -> None:
+    """Refuse weights that are not those of the network: no tensor is missing, left over or of another shape.
+
+    A tied head may be stored all the same, if it is the embedding.
+    """
+    names = set(stored.entries)
+    tied = tied_head(config)
+    twins = tied if tied and {tied.head, tied.embedding} <= names else None
+    if twins:
+        names.remove(twins.head)
+    troubles = []
+    if missing := shapes.keys() - names:
+        troubles.append(f"{some_of(missing)} missing")
+    if unexpected := names - shapes.keys():
+        troubles.append(f"{some_of(unexpected)} no part of it")
+    for name in sorted(names & shapes.keys()):
+        shape, wanted = list(stored.entries[name].shape), list(shapes[name])
+        if shape != wanted:
+            troubles.append(f"{name} has shape {shape} instead of {wanted}")
+            break
+    if twins and not troubles and not stored.are_equal(twins.head, twins.embedding):
+        troubles.append(f"{twins.head} is not {twins.embedding}, though the head is tied")
+    if troubles:
+        raise _misfit(stored.folder, "; ".join(troubles))
+
+
+def _misfit(folder: Path, what: str) -> UserError:
+    return UserError(f"The weights in {folder} do not fit its config.json ({what}): use another checkpoint.")

@@ -1,0 +1,373 @@
+"""Weights as safetensors files: cut into shards with an index, mapped into memory, every tensor accounted for.
+
+Nothing is unpickled, and no more is held in memory than what was asked for: a tensor that is wanted as it is stored is
+its bytes of the file, mapped, and any other is converted piece by piece. Each has a mapping of its own, since pages of
+a mapped file count as memory until they are unmapped.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import math
+import mmap
+import os
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import EllipsisType
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llada.system.asides import aside_of
+from llada.system.errors import UserError
+from llada.system.files import read_json, replace_file, write_json
+from llada.system.mapped import FileState, remember
+from llada.system.opener import open_regular
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SUFFIX = ".safetensors"
+PIECE_BYTES = 1 << 24
+# Far more than any network has, and few enough to be refused in a moment; the header is of a safetensors file.
+MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
+LENGTH_BYTES = 8
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust says it
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """The C library's `mmap` and `munmap`; None where there is none, as on Windows."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = ctypes.c_void_p
+        library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    except (TypeError, OSError, AttributeError):
+        return None
+    return library
+
+
+_LIBC = _c_library()
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class Entry(NamedTuple):
+    """Where a tensor is stored, and how."""
+
+    path: Path
+    state: FileState
+    start: int
+    """Of its bytes in the file."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int, stop: int) -> Self:
+        """The part of it that is these rows."""
+        part = self._replace(shape=(first, *self.shape[1:]))
+        return self._replace(start=self.start + part.n_bytes, shape=(stop - first, *self.shape[1:]))
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    """Write tensors into an existing folder, those that share memory once each, in place of weights that are there.
+
+    Args:
+        shard_bytes: more are spread over several files, with an index.
+    """
+    shards = _cut_into_shards(tensors, shard_bytes)
+    file_of: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, {name: tensors[name] for name in names})
+        file_of.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": file_of})
+    written = {*file_of.values(), *([INDEX_FILE] if len(shards) > 1 else [])}
+    for path in folder.iterdir():
+        is_of_weights = path.name in (INDEX_FILE, WEIGHTS_FILE) or SHARD.fullmatch(path.name)
+        if is_of_weights and path.name not in written:  # left behind, it would be taken for weights
+            path.unlink(missing_ok=True)
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Aside first, since the tensors may be mapped from the very file that is to be written."""
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    aside = aside_of(path)
+    try:
+        write_safetensors(aside, plain, {"format": "pt"})
+        replace_file(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A file of tensors that share no memory, with the permissions of any new file.
+
+    Raises:
+        OSError: what the disk said, which the library wraps.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)  # safetensors makes the file for its owner alone
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place: the library writes it in another one every time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(LENGTH_BYTES)
+            file.write(text.ljust(length))
+
+
+def _cut_into_shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: one, or those of the index, which all lie in the folder itself.
+
+    Raises:
+        UserError: the index names no files of the folder.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    return [folder / name for name in sorted(set(_read_weight_map(folder).values()))]
+
+
+def _read_weight_map(folder: Path) -> dict[str, str]:
+    """File by tensor, as the index says."""
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+        raise UserError(f"{folder / INDEX_FILE} names no files of its folder: download the checkpoint again.")
+    return weight_map
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX) and name.isprintable()
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What the weight files of a folder hold, without having read it."""
+
+    folder: Path
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Look into the files of a folder.
+
+        Raises:
+            UserError: a file is missing or damaged, has tensors of another kind than fp32, bf16 and fp16, or disagrees
+                with the index.
+        """
+        entries: dict[str, Entry] = {}
+        for path in weight_files(folder):
+            for name, entry in _read_header(path):
+                if len(entries) == MAX_TENSORS:
+                    raise UserError(f"{folder} has more than {MAX_TENSORS:,} tensors: use another checkpoint.")
+                if name in entries:
+                    raise UserError(f"{name} is both in {entries[name].path} and in {path}: remove one of them.")
+                entries[name] = entry
+        if (folder / INDEX_FILE).is_file():
+            _check_index(folder, entries)
+        return cls(folder, entries)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """These weights under other names."""
+        return replace(self, entries={names[name]: entry for name, entry in self.entries.items()})
+
+    def tensor(self, name: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+        """A tensor of a type on a device: mapped from its file if it is so stored, otherwise a copy.
+
+        Args:
+            dtype: None for the type that it is stored in.
+
+        Raises:
+            UserError: the file was changed since it was looked into, or cannot be read or mapped any more.
+        """
+        entry = self.entries[name]
+        if device.type == "cpu" and dtype in (None, entry.dtype):
+            return _map(entry)
+        target = torch.empty(entry.shape, dtype=dtype or entry.dtype, device=device)
+        self.copy_into(name, target)
+        return target
+
+    @torch.no_grad()
+    def copy_into(self, name: str, target: Tensor) -> None:
+        """Fill a tensor of the same shape, of any type and on any device, in place."""
+        for rows, piece in _pieces(self.entries[name]):
+            target[rows].copy_(piece)
+
+    def are_equal(self, name: str, other: str) -> bool:
+        """Whether two tensors hold the same bits, those of different types when widened to fp32."""
+        one, two = self.entries[name], self.entries[other]
+        if one.shape != two.shape:
+            return False
+        common = one.dtype if one.dtype == two.dtype else torch.float32
+        pairs = zip(_pieces(one), _pieces(two), strict=True)
+        return all(torch.equal(_bits(piece.to(common)), _bits(twin.to(common))) for (_, piece), (_, twin) in pairs)
+
+
+def _pieces(entry: Entry) -> Iterator[tuple[slice | EllipsisType, Tensor]]:
+    """Rows of a tensor, mapped; in fp32 they would be no larger than a piece (or one row). A number is one piece."""
+    if not entry.shape:
+        yield ..., _map(entry)
+        return
+    n_rows = max(1, PIECE_BYTES // max(1, math.prod(entry.shape[1:]) * torch.float32.itemsize))
+    for first in range(0, entry.shape[0], n_rows):
+        stop = min(first + n_rows, entry.shape[0])
+        yield slice(first, stop), _map(entry.rows(first, stop))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape or (1,)).view(torch.uint8)
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose header is longer than that of any network, before it is read.
+
+    Raises:
+        UserError: it is.
+    """
+    with _troubles_of(path), open_regular(path) as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:
+    """Every tensor of a file that safetensors has found sound, by its name."""
+    with _troubles_of(path), open_regular(path) as file:
+        state = FileState.of(os.fstat(file.fileno()))
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        data = LENGTH_BYTES + length
+        if length > MAX_HEADER_BYTES or data > state.size:
+            raise ValueError(f"a header of {length} bytes")
+        with safe_open(path, framework="np"):  # for torch it would be mapped twice
+            _check_unchanged(path, state, path.stat())
+        header = json.loads(file.read(length))
+    for name, facts in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, (start, stop) = DTYPES.get(facts["dtype"]), facts["data_offsets"]
+        if dtype is None:
+            raise UserError(
+                f"{name} in {path} is stored as {facts['dtype']}, and only fp32, bf16 and fp16 can be read: "
+                "use a checkpoint of one of these types."
+            )
+        entry = Entry(path, state, data + start, tuple(facts["shape"]), dtype)
+        if stop - start != entry.n_bytes or not 0 <= start <= stop <= state.size - data:
+            raise UserError(f"{path} cannot be read ({name} is not where its header says): use another one.")
+        yield name, entry
+
+
+def _check_unchanged(path: Path, state: FileState, status: os.stat_result) -> None:
+    if FileState.of(status) != state:
+        raise UserError(f"{path} was changed while it was read: try again when nothing writes to its folder.")
+
+
+def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
+    weight_map = _read_weight_map(folder)
+    actual = {name: entry.path.name for name, entry in entries.items()}
+    wrong = sorted(name for name in weight_map.keys() | actual.keys() if weight_map.get(name) != actual.get(name))
+    if wrong:
+        said, is_in = (places.get(wrong[0], "no file") for places in (weight_map, actual))
+        raise UserError(
+            f"{folder / INDEX_FILE} does not fit the files ({wrong[0]} should be in {said} and is in {is_in}): "
+            "download the checkpoint again."
+        )
+
+
+def _map(entry: Entry) -> Tensor:
+    """A tensor that is its bytes of the file; what is written into it stays in memory.
+
+    Raises:
+        UserError: the file is gone, is another one by now, or cannot be mapped.
+    """
+    if entry.n_bytes == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    with _troubles_of(entry.path), open_regular(entry.path) as file:
+        _check_unchanged(entry.path, entry.state, os.fstat(file.fileno()))
+        before = entry.start % mmap.ALLOCATIONGRANULARITY  # a mapping begins with a page
+        buffer = _map_bytes(file.fileno(), entry.start - before, before + entry.n_bytes)
+        remember(buffer, entry.path, entry.state)
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, offset=before)
+    if entry.start % entry.dtype.itemsize:
+        raw = raw.clone()  # numbers in memory begin at multiples of their size
+    return raw.view(entry.dtype).view(entry.shape)
+
+
+def _map_bytes(file: int, start: int, length: int) -> Any:
+    """A buffer that is these bytes of an open file, until it is forgotten.
+
+    Where there is a C library, not by Python's `mmap`, which keeps a file open for each mapping: LLaDA-MoE has more
+    tensors than a process may usually open files. Windows allows millions.
+    """
+    if _LIBC is None:
+        return mmap.mmap(file, length, access=mmap.ACCESS_COPY, offset=start)
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _LIBC.mmap(None, length, access, mmap.MAP_PRIVATE, file, start)
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    buffer = (ctypes.c_char * length).from_address(address)
+    weakref.finalize(buffer, _LIBC.munmap, address, length).atexit = False
+    return buffer
+
+
+@contextlib.contextmanager
+def _troubles_of(path: Path) -> Iterator[None]:
+    """Tell those of reading a safetensors file in one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        has_no_room = os.strerror(errno.ENOMEM) in str(error)
+        remedy = (
+            "free some memory, or raise `ulimit -v`" if has_no_room else "it is incomplete or damaged, use another one"
+        )
+        raise UserError(f"{path} cannot be read ({error}): {remedy}.") from error
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first name, and how many there are besides."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more are" if others else f"{first} is"

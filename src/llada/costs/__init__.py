@@ -1,0 +1,1 @@
+"""Parameters, activations, memory: what a network and a training step cost."""

@@ -1,0 +1,184 @@
+"""How much memory a network takes while it is trained, fine-tuned or used, by formula; for activations see there.
+
+What a whole step takes is measured by benchmarks/memory.py.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-value heads, C channels of a head,
+M width of the feed-forward layer or of an expert, E experts.
+"""
+
+import math
+from dataclasses import dataclass
+
+from llada.costs.activations import (
+    BF16_BYTES,
+    FP32_BYTES,
+    TrainingSetting,
+    kept_by_layer,
+    kept_by_layers,
+    kept_outside_layers,
+    working_bytes,
+)
+from llada.costs.parameters import layer_matrices, layer_parameters, layers_with, matrix_parameters, total_parameters
+from llada.models.config_json import NetworkConfig
+from llada.models.llada_moe import LLaDAMoEConfig
+
+# 4-bit weights with 8-bit scales for blocks of 64 and a second scale for each 256 of those (QLoRA, arXiv 2305.14314).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+LOGITS_IN_LOSS = 3  # logits or their log-softmax, its gradient, and the gradient of the logits, in fp32
+LOGITS_IN_SAMPLER = 3  # probabilities, noise and their sum, in fp64
+FP64_BYTES = 8
+PIECEWISE_UPDATE = 6 * FP32_BYTES * 2**22  # fp32 copies of the weights that adamw.AdamW16 updates at a time
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Expected bytes of a training step. Activations and gradients do not peak together, so the total is no sum."""
+
+    weights: int
+    optimizer: int
+    ema: int
+    gradients: int
+    activations: int
+    """At the end of the forward pass, copies of the weights in bf16 included."""
+    logits: int
+    """At the loss, if every position is masked."""
+    working: int
+    """What comes and goes within a layer's backward pass."""
+    update: int
+    """What the optimizer needs beside its state."""
+    total: int
+    """At the peak of the step."""
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller batch can save."""
+        return self.weights + self.optimizer + self.ema + self.gradients + self.update
+
+
+def training_memory(config: NetworkConfig, setting: TrainingSetting) -> TrainingMemory:
+    """Memory of a training step, without torch itself, if what is freed is given back at once.
+
+    Its peak is at the loss, in the backward pass of the last layer, in that of the first one (when the gradients of all
+    others are there), or in the optimizer.
+    """
+    trained = trained_parameters(config, setting)
+    gradients = trained * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
+    layer = setting.tokens * kept_by_layer(config, setting)
+    kept = setting.tokens * kept_by_layers(config, setting)
+    outside = setting.tokens * kept_outside_layers(config)
+    copies = _bf16_copies(config, setting)
+    recomputed = 0
+    if setting.activation_checkpointing:
+        kept = config.n_layers * setting.tokens * config.d_model * setting.stream_bytes
+        recomputed = layer + copies // config.n_layers
+    logits = _at_the_loss(config, setting)
+    working = setting.tokens * working_bytes(config, setting)
+    if setting.method == "qlora":  # one matrix at a time is what it was
+        working += BF16_BYTES * max(math.prod(shape) for part in layer_matrices(config).values() for shape in part)
+    update = _update(config, setting)
+    activations = outside + kept + copies
+    backward = activations + recomputed + working
+    if setting.activation_checkpointing:
+        backward -= copies  # gone with the forward pass, and made anew layer by layer
+    at_start = max(activations + logits, backward) + (gradients if setting.accumulates else 0)
+    at_end = gradients + (recomputed or layer) + working
+    weights = _stored_for_training(config, setting)
+    optimizer = _optimizer_state(config, setting)
+    ema = trained * FP32_BYTES if setting.ema else 0
+    return TrainingMemory(
+        weights=weights,
+        optimizer=optimizer,
+        ema=ema,
+        gradients=gradients,
+        activations=activations,
+        logits=logits,
+        working=recomputed + working,
+        update=update,
+        total=weights + optimizer + ema + max(at_start, at_end, gradients + update),
+    )
+
+
+def trained_parameters(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Those that have gradients."""
+    if setting.method == "full":
+        return total_parameters(config)
+    return lora_parameters(config, setting.lora_rank, setting.lora_on_attention_only)
+
+
+def _stored_for_training(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Bytes of the weights, frozen or not, with the adapters beside them."""
+    if setting.method == "full":
+        return total_parameters(config) * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
+    adapters = trained_parameters(config, setting) * FP32_BYTES
+    if setting.method == "lora" and not setting.bf16:
+        return total_parameters(config) * FP32_BYTES + adapters
+    return stored_weights(config, quantised=setting.method == "qlora") + adapters
+
+
+def _bf16_copies(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Of the weights in fp32 that autocast multiplies with."""
+    if not setting.bf16 or setting.bf16_weights:
+        return 0
+    in_fp32 = matrix_parameters(config) if setting.method == "full" else trained_parameters(config, setting)
+    return in_fp32 * BF16_BYTES
+
+
+def _at_the_loss(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Of the logits; if they are made in pieces, the head's gradient from a piece is there beside the sum so far."""
+    at_once = setting.tokens
+    pieces = 0
+    if setting.logits_at_once is not None and setting.logits_at_once < setting.tokens * config.vocab_size:
+        at_once = max(1, setting.logits_at_once // config.vocab_size)
+        if setting.method == "full":
+            gradient = BF16_BYTES if setting.bf16_weights else FP32_BYTES
+            pieces = 2 * config.vocab_size * config.d_model * gradient
+    return at_once * config.vocab_size * FP32_BYTES * LOGITS_IN_LOSS + pieces
+
+
+def _optimizer_state(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Two tensors of the weights' size for AdamW; Muon keeps one for the matrices of the layers, which are its own."""
+    n_by_muon = layer_parameters(config) if setting.optimizer == "muon" else 0
+    return math.ceil((2 * trained_parameters(config, setting) - n_by_muon) * setting.moment_bytes)
+
+
+def _update(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Of the optimizer's own work."""
+    if setting.optimizer == "muon":
+        return _muon_update(config)
+    return PIECEWISE_UPDATE if setting.bf16_weights or setting.moment_bytes < FP32_BYTES else 0
+
+
+def _muon_update(config: NetworkConfig) -> int:
+    """Muon's working copies of all matrices of one shape: gradients, momenta and six of the iteration."""
+    by_shape: dict[tuple[int, int], int] = {}
+    for part, matrices in layer_matrices(config).items():
+        for shape in matrices:
+            by_shape[shape] = by_shape.get(shape, 0) + layers_with(config, part) * math.prod(shape)
+    return 8 * FP32_BYTES * max(by_shape.values())
+
+
+def lora_parameters(config: NetworkConfig, rank: int, attention_only: bool = False) -> int:
+    """Weights of the adapters of the linear maps in the layers (LoRA, arXiv 2106.09685): rank (in + out) each.
+
+    Experts and their router have none, as is usual.
+    """
+    by_part = layer_matrices(config)
+    attention_only = attention_only or isinstance(config, LLaDAMoEConfig)
+    parts = ["attention"] if attention_only else list(by_part)
+    return rank * sum(layers_with(config, part) * sum(map(sum, by_part[part])) for part in parts)
+
+
+def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
+    """Bytes of the weights in bf16, or with the maps in the layers in 4 bits."""
+    n_quantised = layer_parameters(config) if quantised else 0
+    return math.ceil((total_parameters(config) - n_quantised) * BF16_BYTES + n_quantised * NF4_BYTES)
+
+
+def inference_memory(config: NetworkConfig, batch_size: int, length: int, weight_bytes: int = BF16_BYTES) -> int:
+    """Bytes for sampling: weights, one layer at work, and the logits of all positions, from which tokens are drawn."""
+    hidden = config.mlp_hidden_size
+    if isinstance(config, LLaDAMoEConfig):
+        hidden *= config.n_experts_per_token
+    layer = (8 * config.d_model + 3 * hidden) * weight_bytes
+    logits = config.vocab_size * (weight_bytes + LOGITS_IN_SAMPLER * FP64_BYTES)
+    return total_parameters(config) * weight_bytes + batch_size * length * max(layer, logits)

@@ -1,0 +1,142 @@
+"""Batches of token ids: windows of a text, its stored sequences, or answers to prompts.
+
+Shape letters: B batch, L length.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
+
+from llada.data.prepared import Ids, PreparedText
+from llada.data.sft import Pair
+from llada.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Clean ids (B, L), and what of them may be masked and seen."""
+
+    x_0: Tensor
+    maskable: Tensor | None = None
+    """(B, L) bool, False where a token is given or padding; None means everywhere."""
+    attended: Tensor | None = None
+    """(B, L) bool, False where a token is padding that is not to be seen; None means everywhere."""
+
+    def rows(self, index: slice) -> Self:
+        return self._map(lambda tensor: tensor[index])
+
+    def columns(self, length: int) -> Self:
+        """The first columns."""
+        return self._map(lambda tensor: tensor[:, :length])
+
+    @property
+    def needed_columns(self) -> int:
+        """Columns up to the last one of which something may be masked; behind it there is padding at most."""
+        if self.maskable is None:
+            return self.x_0.shape[1]
+        return int(self.maskable.any(0).nonzero().max()) + 1
+
+    def twice(self) -> Self:
+        """All rows, and all rows again."""
+        return self._map(lambda tensor: tensor.repeat(2, 1))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        parts = (self.x_0, self.maskable, self.attended)
+        return type(self)(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
+
+
+DrawBatch = Callable[[int, Generator], TokenBatch]
+"""`draw(step, generator)`: the batch of that step, the same whenever it is asked for."""
+
+
+def check_window(data: PreparedText, length: int) -> None:
+    """Refuse windows that are longer than the training text.
+
+    Raises:
+        UserError: they are.
+    """
+    n_tokens = len(data.tokens("train"))
+    if length > n_tokens:
+        raise UserError(f"A window of {length} does not fit the training text of {n_tokens:,} tokens: shorten it.")
+
+
+def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
+    """Windows (B, L) at any offset of the training text, so that many epochs over a short text see fresh cuts."""
+    check_window(data, length)
+    tokens = data.tokens("train")
+
+    def draw(step: int, generator: Generator) -> TokenBatch:
+        start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()
+        return TokenBatch(_as_ids(tokens[start[:, None] + np.arange(length)]))
+
+    return draw
+
+
+def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatch:
+    """The stored rows as they are, each once an epoch, in an order that is new in every epoch."""
+    rows, pad_id = data.rows["train"], data.tokenizer.pad_id
+
+    def draw(step: int, generator: Generator) -> TokenBatch:
+        x_0 = _as_ids(rows[_shuffled(step, batch_size, len(rows), seed)])
+        is_text = x_0 != pad_id
+        return TokenBatch(x_0) if bool(is_text.all()) else TokenBatch(x_0, is_text, is_text)
+
+    return draw
+
+
+def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id: int, seed: int) -> DrawBatch:
+    """Prompts and answers, each once an epoch; the answers of some are made equally long by EOS, as LLaDA does.
+
+    That padding is seen, masked and learned like any other token of the answer (GUIDELINES, 5), so the model learns
+    where an answer ends.
+
+    Args:
+        padded_together: so many rows at a time are padded to the longest of them; what follows in a row is no part of
+            it, neither maskable nor needed.
+        end_id: EOS.
+    """
+
+    def draw(step: int, generator: Generator) -> TokenBatch:
+        drawn = [pairs[i] for i in _shuffled(step, batch_size, len(pairs), seed)]
+        lengths = torch.tensor([len(pair.ids) for pair in drawn])
+        n_given = torch.tensor([pair.n_given for pair in drawn])
+        x_0 = torch.full((batch_size, int(lengths.max())), end_id)
+        for row, pair in zip(x_0, drawn, strict=True):
+            row[: len(pair.ids)] = torch.tensor(pair.ids)
+        together = torch.arange(batch_size) // padded_together
+        end = torch.stack([lengths[together == group].max() for group in together])
+        column = torch.arange(x_0.shape[1])
+        return TokenBatch(x_0, (column >= n_given[:, None]) & (column < end[:, None]))
+
+    return draw
+
+
+def pad_answers(pairs: Sequence[Pair], end_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts and answers side by side for measuring: ids, what is scored, and what is seen, each (B, L).
+
+    The padding is neither seen nor scored, so that what is measured of an answer does not depend on the others.
+    """
+    length = max(len(pair.ids) for pair in pairs)
+    x_0 = torch.tensor([[*pair.ids, *[end_id] * (length - len(pair.ids))] for pair in pairs])
+    column = torch.arange(length)
+    attended = column < torch.tensor([len(pair.ids) for pair in pairs])[:, None]
+    return x_0, attended & (column >= torch.tensor([pair.n_given for pair in pairs])[:, None]), attended
+
+
+def _shuffled(step: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers (B,) of the items of a step: each of n once an epoch, in an order that is new in every epoch."""
+    position = step * batch_size + np.arange(batch_size)
+    epoch, index = position // n, position % n
+    for e in np.unique(epoch):
+        order = np.random.default_rng((seed, int(e))).permutation(n)
+        index[epoch == e] = order[index[epoch == e]]
+    return index
+
+
+def _as_ids(array: Ids) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

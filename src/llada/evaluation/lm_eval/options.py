@@ -1,0 +1,149 @@
+"""What a run of lm-evaluation-harness may ask of our models: its options, and its requests for text."""
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import dacite
+
+from llada.checkpoints.folder import DtypeName
+from llada.sampling.unmask import Remasking, SamplerConfig
+from llada.system.device import PrecisionName
+from llada.system.errors import UserError
+from llada.system.literals import check_literals
+
+LENGTH_SETTINGS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
+
+
+@dataclass(frozen=True)
+class HarnessOptions:
+    """What `--model_args` may say, and with it `--batch_size` and `--device`."""
+
+    checkpoint: str
+    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
+    mc_num: int = 128
+    """Draws for the likelihood of an answer; answers with fewer masks than that are evaluated exactly."""
+    cfg_scale: float = 0.0
+    """Strength of classifier-free guidance by the prompt, for likelihoods and for writing."""
+    check_greedy: bool = True
+    """Find out whether an answer is what greedy decoding writes; without, tasks that ask are told no."""
+    masks_per_window: int = 8
+    """Draws for each window of a text."""
+    gen_length: int | None = None
+    """Tokens to write; what the task says if left out."""
+    steps: int | None = None
+    """Predictions in all; one a token if left out."""
+    block_length: int | None = None
+    """Write blocks of this length from left to right; all at once if left out."""
+    temperature: float = 0.0
+    """Of a task that does not ask for one (`do_sample`)."""
+    remasking: Remasking = "low_confidence"
+    seed: int = 0
+    """Fixes masks and samples."""
+    precision: PrecisionName = "auto"
+    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    batch_size: int = 1
+    """Rows that go through the network together; the results do not depend on it."""
+    device: str = "auto"
+    dtype: DtypeName = "auto"
+    """Of the weights; "auto" is the one that they are stored in (bf16 for fp16), or fp32 with precision=fp32."""
+    base: str | None = None
+    """Where an adapter's base is, if not where the adapter says."""
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """From what the harness has read from its command line.
+
+        Raises:
+            UserError: an unknown key, or a value that cannot be used.
+        """
+        try:
+            config = dacite.Config(strict=True, type_hooks={str: str, float: float, int: _whole_number})
+            options = dacite.from_dict(cls, dict(values), config)
+            options.writing_config(1, {})
+        except (dacite.DaciteError, ValueError) as error:
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"--model_args cannot be used ({error}): its keys are {names}.") from error
+        for name in ("mc_num", "masks_per_window"):
+            if (value := getattr(options, name)) < 2 or value % 2:
+                raise UserError(
+                    f"{name}={value} is not an even number from 2: draws come in pairs. An answer of one token takes a "
+                    "single evaluation anyway."
+                )
+        if options.batch_size < 1 or (options.gen_length is not None and options.gen_length < 1):
+            raise UserError("batch_size and gen_length must be at least 1: correct them.")
+        return options
+
+    def writing_config(self, gen_length: int, asked: Mapping[str, Any]) -> SamplerConfig:
+        """The sampler for a request, in the harness's names (`normalize_gen_kwargs`).
+
+        A task that samples without a temperature means 1, as in the transformers library.
+
+        Raises:
+            UserError: the temperature cannot be used.
+        """
+        temperature = float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.temperature
+        if asked.get("do_sample") and not 0 <= temperature < math.inf:
+            raise UserError(
+                f"The task asks for a temperature of {temperature:g}: correct its generation_kwargs to 0 or more."
+            )
+        return SamplerConfig(
+            steps=gen_length if self.steps is None else self.steps,
+            block_length=self.block_length,
+            temperature=temperature,
+            cfg_scale=self.cfg_scale,
+            remasking=self.remasking,
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A request for text."""
+
+    prompt: tuple[int, ...]
+    n_cut: int
+    """Tokens at the beginning of the prompt that do not fit."""
+    gen_length: int
+    config: SamplerConfig
+    until: tuple[str, ...]
+    repeat: int
+    """How many requests for the same came before; each has its own noise."""
+
+    @property
+    def company(self) -> Hashable:
+        """What requests that are written together share: blocks are columns, and noise is drawn for a whole batch."""
+        is_random = self.config.temperature > 0 or self.config.remasking == "random"
+        noise = (self.prompt, self.until, self.repeat) if is_random else None
+        return len(self.prompt), self.gen_length, self.config, noise
+
+
+def _whole_number(value: Any) -> int:
+    try:
+        is_whole = not isinstance(value, bool) and float(value) == int(value)
+    except (ValueError, TypeError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
+
+
+def unused_settings(requests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What requests ask for and no sampler of ours does, as "top_p = 0.95", each once."""
+    asked = (
+        f"{key} = {value!r}" for settings in requests for key, value in settings.items() if key not in USED_SETTINGS
+    )
+    return list(dict.fromkeys(asked))
+
+
+def company_batches(writings: Sequence[Writing], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the requests that are written together."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, writing in enumerate(writings):
+        groups.setdefault(writing.company, []).append(i)
+    for group in groups.values():
+        yield from (group[first : first + batch_size] for first in range(0, len(group), batch_size))

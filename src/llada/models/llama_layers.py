@@ -1,0 +1,133 @@
+"""The parts that iLLaDA and LLaDA-MoE share, under the names that Llama's checkpoints made usual.
+
+Without a causal mask, and, unlike LLaDA's own, with a rotary table that is made in fp32 but applied in the type of the
+residual stream: in bf16 the angles are rounded, as they were when these networks were trained.
+
+Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-value heads, C channels of a head,
+M width of a feed-forward layer.
+"""
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llada.models.embedding import Table
+from llada.models.llada import (
+    LLaDAConfig,
+    RMSNorm,
+    RotaryNetwork,
+    attention,
+    init_layer,
+    init_normal,
+    make_embedding,
+    split_heads,
+    turn_heads,
+)
+
+
+class Attention(nn.Module):
+    """Attention over the whole sequence, (B, L, D) to (B, L, D)."""
+
+    def __init__(self, config: LLaDAConfig, norms_heads: bool = False) -> None:
+        """
+        Args:
+            norms_heads: RMSNorm over the channels of each query and key, before they are rotated.
+        """
+        super().__init__()
+        width, kv_width = config.d_model, config.kv_heads * config.head_dim
+        self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_norm, self.k_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if norms_heads else nn.Identity() for _ in range(2)
+        )
+
+    def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        q = self.q_norm(split_heads(self.q_proj(h), self.n_heads))  # (B, H, L, C)
+        k = self.k_norm(split_heads(self.k_proj(h), self.kv_heads))
+        v = split_heads(self.v_proj(h), self.kv_heads)
+        # Under autocast the table and the norms' scales are in fp32, and widen what they multiply.
+        q, k = (turn_heads(x, *rotary).to(v.dtype) for x in (q, k))
+        return self.o_proj(attention(q, k, v, bias))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): (..., D) to (..., D) by way of M."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm layer around a feed-forward part of any kind; the published name of its norm is misleading."""
+
+    def __init__(self, config: LLaDAConfig, depth: int, mlp: nn.Module, norms_heads: bool = False) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.self_attn = Attention(config, norms_heads)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.mlp = mlp
+        linears = {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+        is_residual = {name: name.endswith(("o_proj", "down_proj")) for name in linears}
+        init_layer(
+            (linear for name, linear in linears.items() if not is_residual[name]),
+            (linear for name, linear in linears.items() if is_residual[name]),
+            depth,
+        )
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, bias)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Decoder(nn.Module):
+    """All but the head, under the prefix `model.`."""
+
+    def __init__(self, config: LLaDAConfig, layers: Iterable[DecoderLayer]) -> None:
+        super().__init__()
+        self.embed_tokens = make_embedding(config)
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.d_model, config.rms_norm_eps)
+        init_normal(self.embed_tokens.weight, config.d_model**-0.5)
+
+
+class DecoderNetwork(RotaryNetwork):
+    """A network of such layers."""
+
+    EMBEDDING_NAME, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
+
+    def __init__(self, config: LLaDAConfig, layers: Iterable[DecoderLayer]) -> None:
+        super().__init__(config)
+        self.model = _Decoder(config, layers)
+        if not config.weight_tying:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            init_normal(self.lm_head.weight, config.d_model**-0.5)
+
+    @property
+    def embedding(self) -> Table:
+        return self.model.embed_tokens
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.layers
+
+    @property
+    def final_norm(self) -> RMSNorm:
+        return self.model.norm
+
+    @property
+    def output(self) -> nn.Linear:
+        return self.lm_head
+
+    def rotary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = super().rotary(x)
+        return cos.to(x.dtype), sin.to(x.dtype)

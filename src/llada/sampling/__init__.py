@@ -1,0 +1,1 @@
+"""The reverse process: text from masks."""

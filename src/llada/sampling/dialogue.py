@@ -1,0 +1,86 @@
+"""A model's answers in a dialogue, step by step.
+
+Shape letters: A tokens of the answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator
+
+from llada.sampling.unmask import Predict, SamplerConfig, suppress, unmask
+from llada.system.errors import UserError
+from llada.tokenizers.base import Tokenizer, speechless_rows
+from llada.tokenizers.chat_template import ChatFormat, cut_at_end, fitting_prompt
+from llada.tokenizers.message import Message
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The state of an answer after a step."""
+
+    ids: list[int]
+    """(A,) ids, MASK where nothing is decided."""
+    nfe: int
+    """Number of function evaluations of the mask predictor so far."""
+    n_forgotten: int
+    """Messages at the beginning of the dialogue that no longer fitted beside the answer."""
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model with a chat format: what answers a dialogue."""
+
+    predict: Predict
+    tokenizer: Tokenizer
+    form: ChatFormat
+    max_sequence_length: int
+    """Tokens that the dialogue and its answer may have together."""
+    device: torch.device
+    further_end_ids: frozenset[int] = frozenset()
+    """Tokens that end an answer, besides those of the chat format."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return self.form.end_ids | self.further_end_ids
+
+    def answer(
+        self, messages: Sequence[Message], gen_length: int, config: SamplerConfig, generator: Generator | None = None
+    ) -> Iterator[Answer]:
+        """Answer the last message, yielding the state after each step; it ends early when the answer has its end.
+
+        Args:
+            messages: the dialogue; its oldest turns are left out if it does not fit `max_sequence_length` with the
+                answer.
+            gen_length: tokens of the answer at most.
+
+        Raises:
+            UserError: the last message alone does not fit, or holds what the vocabulary has not.
+        """
+        tokenizer, longest = self.tokenizer, self.max_sequence_length
+        if gen_length >= longest:
+            raise UserError(
+                f"An answer of {gen_length} tokens leaves no room for a question in the {longest} of this model: "
+                "lower --gen_length."
+            )
+        prompt = fitting_prompt(self.form, messages, longest - gen_length)
+        if prompt is None:
+            raise UserError(
+                f"The message does not fit the {longest} tokens of this model beside an answer of {gen_length}: "
+                "shorten it, or lower --gen_length."
+            )
+        ids, kept = prompt
+        canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=self.device)
+        predict = suppress(self.predict, speechless_rows(tokenizer, self.end_ids))
+        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+            written = state.x_t[0, len(ids) :].tolist()
+            yield Answer(written, state.nfe, len(messages) - len(kept))
+            if has_ended(written, self.end_ids, tokenizer.mask_id):
+                return
+
+
+def has_ended(ids: Sequence[int], end_ids: frozenset[int], mask_id: int) -> bool:
+    """Whether all is decided up to a sign of the end, so that what follows does not matter."""
+    text = cut_at_end(ids, end_ids)
+    return len(text) < len(ids) and mask_id not in text

@@ -1,0 +1,200 @@
+"""Files and folders that are whole or not there at all."""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from llada.system.asides import aside_of, asides_in, folder_aside, put_back, remove_asides
+from llada.system.errors import UserError
+from llada.system.opener import check_holes, open_regular, read_bounded
+
+IS_WINDOWS = os.name == "nt"
+LARGEST_JSON = 16_000_000  # bytes: the index of 100,000 tensors, the ends of a million documents
+Result = TypeVar("Result")
+_CHUNK_BYTES = 1 << 20
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+_TRIES, _PAUSE_SECONDS = 20, 0.05
+# What systems say that cannot open or flush a folder: Windows, and some file systems of networks and of user space.
+_NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces.
+
+    Raises:
+        UserError: it is no regular file, or hardly any of it is on the disk.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        check_holes(path, file)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def patiently(do: Callable[[], Result]) -> Result:
+    """Do something to a file, on Windows again and again for a second: there, whoever reads it stands in the way."""
+    for _ in range(_TRIES if IS_WINDOWS else 0):
+        try:
+            return do()
+        except PermissionError:
+            time.sleep(_PAUSE_SECONDS)
+    return do()
+
+
+def replace_file(new: Path, path: Path) -> None:
+    """Let a file take the place of another in one step."""
+    patiently(lambda: os.replace(new, path))
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write aside, to the disk, then rename: a reader sees the old content or the new, also after a loss of power.
+
+    A line ends alike on all systems, since checksums know these files.
+    """
+    aside = aside_of(path)
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        flush_to_disk(aside)
+        replace_file(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An object as a JSON file, whole."""
+    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """The object in a JSON file of at most so many bytes.
+
+    Raises:
+        UserError: the file is missing, is not JSON or no file at all, is larger, or holds something else than an
+            object.
+    """
+    try:
+        content = json.loads(read_bounded(path, most).decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: check the path.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore or recreate it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: restore or recreate it.")
+    return content
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    The files are on the disk before the rename, and the rename is before this returns. Where the system can swap two
+    folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
+    old one next to it (asides.py), and the next call puts it back first.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder_aside(folder) as aside:
+        yield aside
+        for path in aside.rglob("*"):
+            flush_to_disk(path)
+        flush_to_disk(aside)
+        _put_in_place(aside, folder)
+        flush_to_disk(folder.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of `folder` left next to it, and put the old folder back if they took it away.
+
+    To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
+    """
+    folder = folder.resolve()
+    remove_asides(folder.parent, folder.name)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    for old in asides_in(folder.parent, folder.name, "old"):
+        put_back(old)
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    if _swap(new, folder):
+        return  # what was there is aside now, and vanishes with it
+    old = aside_of(folder, "old")
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Let two paths change their names in one step; False where the system or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, would survive a loss of power.
+
+    A system that cannot flush a folder, as Windows cannot, is left to do so in its own time.
+    """
+    is_folder = path.is_dir()
+    try:
+        # Windows flushes only what is opened for writing.
+        descriptor = os.open(path, os.O_RDWR if IS_WINDOWS and not is_folder else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_FLUSH:
+            raise
+
+
+def hush(stream: IO[str]) -> None:
+    """Let what is written to a stream from now on go nowhere, because nobody is there to read it."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nobody to offend
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written, or made, by trying: permissions alone do not tell.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{folder} cannot be written, since {place} is a file: choose another folder.")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another folder, or see to its permissions "
+            "and its disk."
+        ) from error

@@ -1,0 +1,155 @@
+"""Files opened as what they should be: a regular file of a plausible size, to read, or one of our own to write.
+
+A folder may come from a stranger. Where a file is expected, a pipe would be waited for, a device read for ever, a file
+of nothing but holes be hashed for hours, and a link followed to what it should not reach.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from llada.system.errors import UserError
+
+LARGEST_HOLES = 4 << 30  # bytes of a file that are not on the disk; what is written here has none
+_MOST_HOLES = 10_000
+# What not every system has; O_NONBLOCK does not wait for a pipe's other end.
+_PLAIN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_unwaiting(path: Path) -> tuple[int, os.stat_result]:
+    """A descriptor to read from, of whatever is there, and what that is; nothing is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+    try:
+        return descriptor, os.fstat(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file to read, for the time of the block.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: it is something else.
+    """
+    descriptor, status = open_unwaiting(path)
+    with open(descriptor, "rb") as file:
+        _check_regular(path, status)
+        yield file
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file, before a library opens it by its name. A missing one is left to the library.
+
+    Raises:
+        UserError: it is something else.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(path, path.stat())
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read; FileNotFoundError if there is none.
+        UserError: it is something else, or larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, which no such file needs: restore or recreate it.")
+    return content
+
+
+def check_holes(path: Path, file: BinaryIO) -> None:
+    """Refuse a file that is mostly not on the disk, before all of it is read: it can be larger than any disk.
+
+    Raises:
+        UserError: it is.
+    """
+    descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+    if size <= LARGEST_HOLES or not hasattr(os, "SEEK_HOLE"):
+        return
+    at = holes = 0
+    try:
+        for _ in range(_MOST_HOLES):
+            start = os.lseek(descriptor, at, os.SEEK_HOLE)
+            if start >= size:
+                break
+            try:
+                at = os.lseek(descriptor, start, os.SEEK_DATA)
+            except OSError:  # there are no more data
+                at = size
+            holes += at - start
+            if at >= size:
+                break
+    except OSError:  # a disk that does not know
+        return
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    if holes > LARGEST_HOLES:
+        raise UserError(
+            f"{path} is not on the disk but for a part ({holes:,} of {size:,} bytes are missing): restore or recreate "
+            "it."
+        )
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a file of our own, to be written in place; it is made if need be.
+
+    Args:
+        flags: of `os.open`, like os.O_APPEND.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: a link is there, or something else than a regular file, which is not written into.
+    """
+    check_no_link(path)  # also where there is no O_NOFOLLOW, and for the sentence
+    with contextlib.suppress(FileNotFoundError):  # it may go at any moment, like the file of a lock
+        _check_regular(path, path.stat())  # a pipe that nobody reads could not even be opened
+    descriptor = os.open(path, flags | os.O_CREAT | _PLAIN | _NO_LINK, 0o666)
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def append_own(path: Path, text: str) -> None:
+    """Add to the end of a file of our own."""
+    descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
+    with open(descriptor, "a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def make_own_folder(path: Path) -> None:
+    """Make a folder in one of ours, if it is not there.
+
+    Raises:
+        UserError: a link is in its place, which could lead anywhere.
+    """
+    check_no_link(path)
+    path.mkdir(exist_ok=True)
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse to write to where a link leads, if there is one.
+
+    Raises:
+        UserError: there is.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, which is not followed to write there: put what it leads to in its place.")
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a regular file: restore it.")

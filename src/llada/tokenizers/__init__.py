@@ -1,0 +1,1 @@
+"""Text to ids and back: characters, byte pairs, chat templates."""

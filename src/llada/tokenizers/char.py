@@ -1,0 +1,122 @@
+"""The character tokenizer, which owns every id.
+
+PAD 0, BOS 1, EOS 2, the characters of the text from 3 in sorted order, and MASK 126336, the id that it has in LLaDA's
+own vocabulary. No stored text contains MASK; a network has a row for each of the other ids and one more, the last, for
+MASK.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from llada.system.errors import UserError
+from llada.system.opener import read_bounded
+
+PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
+SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}
+FIRST_CHARACTER_ID = 3
+VOCAB_FILE = "vocab.json"
+LARGEST_VOCABULARY = 8_000_000  # bytes: 400,000 characters, more than there are in use
+
+
+class CharTokenizer:
+    """Text to ids and back, one id a character."""
+
+    unit = "character"
+    file_names = (VOCAB_FILE,)
+    pad_id = SPECIAL_IDS[PAD]
+    bos_id = SPECIAL_IDS[BOS]
+    eos_id = SPECIAL_IDS[EOS]
+    mask_id = SPECIAL_IDS[MASK]
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = sorted(set(characters))
+        self._id_of = {character: FIRST_CHARACTER_ID + i for i, character in enumerate(self.characters)}
+        self._text_of = {id_: character for character, id_ in self._id_of.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, MASK included: the rows of a network's embedding."""
+        return self.mask_row + 1
+
+    @property
+    def mask_row(self) -> int:
+        """Row of MASK in a network's embedding; every other id is its own row."""
+        return FIRST_CHARACTER_ID + len(self.characters)
+
+    @property
+    def forbidden_rows(self) -> tuple[int, ...]:
+        """Columns of the logits that no sampler may choose: those that stand for no text."""
+        return (self.pad_id, self.bos_id, self.eos_id, self.mask_row)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without BOS or EOS.
+
+        Raises:
+            UserError: a character outside of the vocabulary.
+        """
+        try:
+            return [self._id_of[character] for character in text]
+        except KeyError as error:
+            raise UserError(
+                f"The character {error.args[0]!r} is not in the vocabulary of {len(self.characters)} characters "
+                f"({self._sample_of_characters()}): leave it out or train on a text that has it."
+            ) from None
+
+    def decode(self, ids: Iterable[int], mask_symbol: str = "_") -> str:
+        """Text of the ids; PAD, BOS and EOS vanish, MASK shows as `mask_symbol`.
+
+        Raises:
+            ValueError: an id that the vocabulary does not have.
+        """
+        specials = {self.pad_id: "", self.bos_id: "", self.eos_id: "", self.mask_id: mask_symbol}
+        try:
+            return "".join(self._text_of[i] if i in self._text_of else specials[i] for i in map(int, ids))
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is not an id of this vocabulary") from None
+
+    def save(self, folder: Path) -> None:
+        """Write vocab.json."""
+        text = json.dumps(self._to_json(), indent=2, ensure_ascii=False) + "\n"
+        (folder / VOCAB_FILE).write_text(text, encoding="utf-8")
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "type": "character",
+            "vocab_size": self.vocab_size,
+            "mask_row": self.mask_row,
+            "special_tokens": SPECIAL_IDS,
+            "token_to_id": {PAD: self.pad_id, BOS: self.bos_id, EOS: self.eos_id, **self._id_of, MASK: self.mask_id},
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read vocab.json and check that it is of this kind.
+
+        Raises:
+            UserError: the file is missing, broken, or not a character vocabulary with these ids.
+        """
+        path = folder / VOCAB_FILE
+        try:
+            content = json.loads(read_bounded(path, LARGEST_VOCABULARY))
+            tokens = [token for token in content["token_to_id"] if token not in SPECIAL_IDS]
+            tokenizer = cls(tokens)
+            "".join(tokens).encode()  # half of a surrogate pair is no character, and could not be written
+            is_consistent = all(len(token) == 1 for token in tokens) and content == tokenizer._to_json()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: name a folder that `llada prepare` or `llada train` wrote.") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            is_consistent = False
+        if not is_consistent:
+            raise UserError(f"{path} is not a character vocabulary of this package: prepare the text again.")
+        return tokenizer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CharTokenizer) and self.characters == other.characters
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, as a list is
+
+    def _sample_of_characters(self) -> str:
+        visible = [character for character in self.characters if not character.isspace()]
+        return " ".join(visible[:20]) + (" ..." if len(visible) > 20 else "")

@@ -1,0 +1,84 @@
+"""Chat templates of strangers, rendered within limits."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+from weakref import WeakValueDictionary
+
+from llada.system.bounded import BoundedProcess, Limits, WorkError
+from llada.system.errors import UserError
+from llada.tokenizers.bpe import LARGEST_FILE, STRANGER, TEMPLATE_FILE
+from llada.tokenizers.message import Message
+
+# What a template may take. The longest public ones render in a millisecond, and write some thousand characters.
+_SECONDS, _SECONDS_PER_CHARACTER = 0.8, 1e-6
+_MEGABYTES, _CHARACTERS_PER_MEGABYTE = 250, 30_000
+_LONGEST = 100_000  # characters beyond ten times those of the messages
+
+
+class DialogueError(UserError):
+    """A dialogue that a chat template refuses, or fails on."""
+
+    def __init__(self, reason: str, place: str = "this dialogue") -> None:
+        super().__init__(
+            f"The chat template of the checkpoint does not take {place} ({reason}): change the dialogue, or use "
+            "another template."
+        )
+        self.reason = reason
+
+    def at(self, place: str) -> "DialogueError":
+        """The error for a dialogue that has a name, such as "line 17 of chat.jsonl"."""
+        return DialogueError(self.reason, place)
+
+
+class Template:
+    """A chat template in Jinja, rendered in a process of its own (system/bounded.py).
+
+    It is set up as the transformers library does it. Jinja's sandbox lets it compute strings and reach nothing else;
+    what it may take of time, memory and output is limited by the process.
+    """
+
+    _living: ClassVar["WeakValueDictionary[str, Template]"] = WeakValueDictionary()
+
+    def __init__(self, text: str) -> None:
+        """
+        Raises:
+            UserError: the template is broken.
+        """
+        self._process = BoundedProcess(STRANGER, "template")
+        try:
+            if len(text) > LARGEST_FILE[TEMPLATE_FILE]:
+                raise WorkError(f"it has more than {LARGEST_FILE[TEMPLATE_FILE]:,} characters")
+            self._process.prepare({"name": "setup"}, Limits(_SECONDS, _MEGABYTES), text.encode())
+        except (WorkError, UnicodeEncodeError) as error:
+            raise UserError(
+                f"The chat template of the checkpoint cannot be used ({error}): correct it, or use another template."
+            ) from error
+
+    @classmethod
+    def of(cls, text: str) -> "Template":
+        """The template of this text: there is one process for all that use it."""
+        template = cls._living.get(text)
+        if template is None:
+            template = cls._living[text] = cls(text)
+        return template
+
+    def render(
+        self, turns: Sequence[tuple[Sequence[Message], bool]], names: Mapping[str, str]
+    ) -> list[str | DialogueError]:
+        """Texts of dialogues, or why there is none.
+
+        Args:
+            turns: the messages, and whether the beginning of an answer is asked for.
+            names: of special tokens, as the template calls them.
+        """
+        dialogues = [([{"role": m.role, "content": m.content} for m in messages], asked) for messages, asked in turns]
+        n_characters = sum(len(message.content) for messages, _ in turns for message in messages)
+        question = {"name": "render", "turns": dialogues, "names": names, "longest": _LONGEST + 10 * n_characters}
+        limits = Limits(
+            _SECONDS + _SECONDS_PER_CHARACTER * n_characters, _MEGABYTES + n_characters // _CHARACTERS_PER_MEGABYTE
+        )
+        try:
+            results: list[tuple[str | None, str]] = self._process.ask(question, limits)
+        except WorkError as error:
+            return [DialogueError(str(error)) for _ in turns]
+        return [DialogueError(reason) if text is None else text for text, reason in results]

@@ -1,0 +1,122 @@
+"""Checkpoints written beside training, where there is memory for a copy of what they hold, and in its way elsewhere."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from llada.checkpoints.lora import is_adapted
+from llada.models import MaskPredictor
+from llada.system.device import free_memory_bytes
+from llada.system.errors import UserError
+from llada.system.mapped import check_mapped
+from llada.training.plan import RunPlan
+from llada.training.run_folder import RunFolder
+from llada.training.state import Progress, bytes_in
+
+SHARE_OF_FREE_MEMORY = 0.5  # that a copy may take
+
+
+class Saver:
+    """Saves one checkpoint at a time; what went wrong is told by the next call."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], beside: bool
+    ) -> None:
+        """Save this state of a run, the one before having been saved, if all is as it was when the run began.
+
+        Args:
+            beside: return before it is on the disk, if there is memory for a copy, which is made first.
+
+        Raises:
+            UserError: this checkpoint, or the one before, could not be written; or see `check`.
+        """
+        self.wait()
+        self._check_surroundings()
+        weights = None if is_adapted(model.network) else model.network.state_dict()
+        if weights is None or not beside or not _has_room({"model": weights, "state": packed}):
+            self.folder.save(progress, plan, model, packed, weights)
+            return
+        copies = _copy(weights), _copy(packed), replace(progress)
+
+        def save() -> None:
+            copied_weights, copied_state, at = copies
+            try:
+                self.folder.save(at, plan, model, copied_state, copied_weights)
+            except BaseException as error:
+                self._error = error
+
+        # A daemon, so that a second signal need not wait for it: what it has half written is not under its name yet.
+        thread = threading.Thread(target=save, name="checkpoint", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            save()
+        else:
+            self._thread = thread
+
+    def check(self) -> None:
+        """Without waiting.
+
+        Raises:
+            UserError: the last checkpoint could not be written; the run folder is another one by now; or a file was
+                changed that is mapped into memory.
+        """
+        self._check_surroundings()
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def _check_surroundings(self) -> None:
+        self.folder.check_there()
+        check_mapped()
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            UserError: the last checkpoint could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+@contextlib.contextmanager
+def ending(saver: Saver) -> Iterator[None]:
+    """A block after which nothing is being written; if something else goes wrong in it, that is told.
+
+    Raises:
+        UserError: the last checkpoint could not be written.
+    """
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(UserError):
+            saver.wait()
+        raise
+    saver.wait()
+
+
+def _has_room(content: Mapping[str, Any]) -> bool:
+    free = free_memory_bytes()
+    return free is not None and bytes_in(content) < SHARE_OF_FREE_MEMORY * free
+
+
+def _copy(value: Any) -> Any:
+    """With every tensor copied into the memory of the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value

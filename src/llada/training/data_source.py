@@ -1,0 +1,139 @@
+"""What a run learns from and is measured on: windows of a text, or answers to prompts.
+
+Shape letters: B batch, L length, N masked positions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Generator
+
+from llada.data.batches import DrawBatch, answers, pad_answers, random_windows, stored_sequences
+from llada.data.prepared import PreparedText
+from llada.data.sft import Answers
+from llada.evaluation.nelbo import Nelbo, NllAt, estimate_nelbo
+from llada.evaluation.windows import cut_windows, evenly_spread
+from llada.models import MaskPredictor, block_length_of, is_causal
+from llada.objective import Average
+from llada.sampling.unmask import SamplerConfig, infill, suppress
+from llada.training.answer_check import check_answers
+from llada.training.plan import RunPlan
+
+EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
+SAMPLE_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model writes, to be read by people, and what can be counted of it."""
+
+    text: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None
+
+
+class Source(Protocol):
+    """What a run learns from."""
+
+    draw: DrawBatch
+    average: Average
+    """Of the loss: `objective.loss_weights`."""
+    random_length: float
+    """Share of batches that are cut to a random length."""
+    noun: str
+    """What the bound is measured on, in the plural."""
+    shows: str
+    """What a sample is."""
+
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
+        """The bound on some of the validation data, with the same masks at every step."""
+
+    def sample(self, model: MaskPredictor) -> Sample:
+        """Something written by the model, the same masks and draws at every step."""
+
+
+def make_source(plan: RunPlan, order_seed: int) -> Source:
+    """The source of a run.
+
+    Args:
+        order_seed: of the order in which stored sequences and dialogues come.
+    """
+    if isinstance(plan.data, Answers):
+        return AnswerSource(plan, plan.data, order_seed)
+    return TextSource(plan, plan.data, order_seed)
+
+
+class TextSource:
+    """A prepared text."""
+
+    average: Average = "tokens"
+    noun, shows = "windows", "a sample"
+
+    def __init__(self, plan: RunPlan, data: PreparedText, order_seed: int) -> None:
+        config = plan.config
+        self.plan, self.tokenizer = plan, data.tokenizer
+        self.random_length = config.noise.random_length
+        if config.data.windows == "random":
+            self.draw = random_windows(data, config.distinct_sequences, plan.length)
+        else:
+            self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
+        self.windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
+
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
+        return estimate_nelbo(
+            nll_at, self.windows, self.tokenizer.mask_id,
+            masks_per_window=EVALUATION_MASKS, is_causal=is_causal(self.plan.network_config),
+            batch_size=self.plan.config.batch_size, device=self.plan.device,
+        )  # fmt: skip
+
+    def sample(self, model: MaskPredictor) -> Sample:
+        """A text out of nothing."""
+        template = torch.full(
+            (1, min(SAMPLE_LENGTH, self.plan.length)), self.tokenizer.mask_id, device=self.plan.device
+        )
+        canvas = infill(
+            suppress(model, self.tokenizer.forbidden_rows),
+            template,
+            self.tokenizer.mask_id,
+            SamplerConfig(
+                steps=template.shape[1],
+                block_length=block_length_of(model, None),
+                temperature=1.0,
+                remasking="random",
+            ),
+            Generator().manual_seed(self.plan.config.seed),
+        )
+        return Sample(self.tokenizer.decode(canvas.x_t[0].tolist()))
+
+
+class AnswerSource:
+    """Prompts and answers."""
+
+    average: Average = "sequences"
+    random_length = 0.0  # dialogues are no windows
+    noun, shows = "answers", "some prompts, and what the model answers"
+
+    def __init__(self, plan: RunPlan, data: Answers, order_seed: int) -> None:
+        config = plan.config
+        self.plan, self.data = plan, data
+        # Padding decides what is learned, so a batch that goes through the network together is padded together.
+        padded_together = config.distinct_sequences if config.noise.complementary else config.batch_size
+        self.draw = answers(
+            data.pairs["train"], config.distinct_sequences, padded_together, data.tokenizer.eos_id, order_seed
+        )
+        self.pairs = evenly_spread(data.pairs["val"], config.evaluation_windows)
+
+    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
+        x_0, maskable, attended = pad_answers(self.pairs, self.data.tokenizer.eos_id)
+        return estimate_nelbo(
+            nll_at, x_0, self.data.tokenizer.mask_id, maskable=maskable, attended=attended,
+            masks_per_window=EVALUATION_MASKS, batch_size=self.plan.config.batch_size, device=self.plan.device,
+        )  # fmt: skip
+
+    def sample(self, model: MaskPredictor) -> Sample:
+        """Answers to prompts of the validation dialogues."""
+        config, longest = self.plan.config, self.plan.network_config.max_sequence_length
+        check = check_answers(model, self.data, self.pairs, self.plan.device, longest, config.batch_size)
+        warning = check.warning(config.batch_size, config.sequences_per_step)
+        return Sample(check.show(), check.to_json(), warning)

@@ -1,0 +1,217 @@
+"""`llada evaluate` and `llada compare` as a person or a program meets them, on runs made by the commands."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada import cli
+from tests.support.commands import PATIENCE, assert_one_sentence
+
+SMALL = ["--n_layers", "1", "--batch_size", "4", "--sequence_length", "24", "--device", "cpu", "--precision", "fp32"]
+SHORT = ["--steps", "12", "--evaluate_every", "12", "--evaluation_windows", "4"]
+RUNS = {
+    "masked": ["--preset", "tiny", "--d_model", "16"],
+    "other": ["--preset", "tiny", "--d_model", "16", "--seed", "1"],
+    "causal": ["--preset", "autoregressive", "--d_model", "16"],
+    "answering": ["--preset", "tiny", "--d_model", "16", "--weight_power", "1", "--chat"],
+}
+
+
+@pytest.fixture(scope="module")
+def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared text, two masked models of it, an autoregressive one, and another text."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    (folder / "foreign.txt").write_text(text.upper(), encoding="utf-8")
+    commands = [
+        ["prepare", "--input", folder / f"{name}.txt", "--output_dir", folder / name, "--sequence_length", "100"]
+        for name in ("text", "foreign")
+    ]
+    lines = [json.dumps({"prompt": c, "answer": d}) for c in "abcd" for d in "abcd"]
+    (folder / "chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name, options in RUNS.items():
+        data = [folder / "chat.jsonl"] if name == "answering" else ["--data_dir", folder / "text"]
+        commands.append(["train", *options, *data, *SMALL, *SHORT, "--output_dir", folder / name])
+    for arguments in commands:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        assert not exit_.value.code
+    return folder
+
+
+def content_of(result: Any) -> dict[str, Any]:
+    assert result.code == 0, result.err
+    content: dict[str, Any] = json.loads(result.out)
+    return content
+
+
+FP32 = ["--precision", "fp32", "--device", "cpu"]
+
+
+def test_bits_of_a_character_a_byte_and_a_word_are_of_the_scored_text(llada, world: Path, text: str) -> None:  # type: ignore[no-untyped-def]
+    content = content_of(llada("evaluate", "--checkpoint", world / "masked", "--json", *FP32))
+    val = text[int(0.9 * len(text)) :]
+    scored = val[: len(val) // 24 * 24]
+    bits = content["nelbo_nats_per_token"] / math.log(2)
+    assert content["bits_per_character"] == content["bits_per_byte"] == pytest.approx(bits)
+    assert content["bits_per_word"] == pytest.approx(bits * len(scored) / len(scored.split()))
+
+
+def test_target_is_reached_and_told(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    options = ["evaluate", "--checkpoint", world / "masked", "--windows", 8, *FP32]
+    content = content_of(llada(*options, "--target_stderr", 0.02, "--json"))
+    assert content["mask_stderr"] <= 0.02
+    assert content["masks_per_window"] >= 8
+    people = llada(*options, "--target_stderr", 0.02)
+    assert f"± {content['mask_stderr']:.4f} of this very text" in people.out
+
+
+def test_table_and_picture_by_t(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    picture = tmp_path / "new" / "curve.png"
+    result = llada("evaluate", "--checkpoint", world / "masked", "--by_t", "--curve", picture, *FP32)
+    assert result.code == 0
+    assert "0.9 - 1.0" in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_target_far_below_any_error_ends_at_the_most_masks(  # type: ignore[no-untyped-def]
+    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llada.evaluation.nelbo.MOST_MASKS", 64)
+    result = llada("evaluate", "--checkpoint", world / "masked", "--windows", "1", "--target_stderr", "1e-200", *FP32)
+    assert result.code == 0, result.err
+    assert "--target_stderr 1e-200 was not reached with 64 masks" in result.out
+
+
+def test_a_number_of_processes_without_a_rank_is_no_sharing(  # type: ignore[no-untyped-def]
+    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells of some clusters have it."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    assert content_of(llada("evaluate", "--checkpoint", world / "masked", "--windows", "2", "--json", *FP32))
+
+
+def test_a_causal_model_has_the_same_likelihood_in_one_pass_and_by_the_chain_rule(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    options = ["evaluate", "--checkpoint", world / "causal", "--json", "--prefix", 1, *FP32]
+    in_one_pass = content_of(llada(*options))
+    assert in_one_pass["is_exact"]
+    one_by_one = content_of(llada(*options, "--order", "left_to_right"))
+    assert one_by_one["nll_nats_per_token"] == pytest.approx(in_one_pass["nelbo_nats_per_token"], abs=1e-5)
+    assert one_by_one["nll_stderr"] == pytest.approx(in_one_pass["nelbo_stderr"], abs=1e-5)
+    assert one_by_one["nfe"] == 23
+    words = llada("evaluate", "--checkpoint", world / "causal", *FP32).out
+    assert words.startswith("NLL ")
+    assert "the negative log-likelihood itself" in words
+
+
+def test_an_order_is_named_and_called_no_bound(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    result = llada(
+        "evaluate",
+        "--checkpoint",
+        world / "masked",
+        "--order",
+        "margin",
+        "--positions_per_step",
+        5,
+        "--windows",
+        3,
+        *FP32,
+    )
+    assert result.code == 0
+    assert "where margin says, 5 at a time; no bound" in result.out
+    assert "5 passes each" in result.out
+
+
+def test_comparison_has_the_difference_of_both_evaluations(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    first, second = (
+        content_of(llada("evaluate", "--checkpoint", world / name, "--json", *FP32)) for name in ("masked", "other")
+    )
+    result = content_of(llada("compare", world / "masked", world / "other", "--json", *FP32))
+    difference = first["nelbo_nats_per_token"] - second["nelbo_nats_per_token"]
+    assert result["difference"] == pytest.approx(difference, abs=1e-6)
+    assert result["first"]["stderr"] == pytest.approx(first["nelbo_stderr"], rel=1e-4)
+    turned = content_of(llada("compare", world / "other", world / "masked", "--json", *FP32))
+    assert turned["difference"] == pytest.approx(-result["difference"], abs=1e-6)
+    assert turned["p_value"] == pytest.approx(result["p_value"], rel=1e-3)
+
+
+def test_comparison_in_words(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    same = llada("compare", world / "masked", world / "masked", *FP32).out
+    assert "A - B +0.0000 ± 0.0000 nats per character, p = 1: no difference to speak of" in same
+    mixed = llada("compare", world / "causal", world / "masked", *FP32).out
+    assert "NLL of" in mixed
+    assert "one is a likelihood, the other a bound" in mixed
+
+
+def test_samples_are_measured_beside_held_out_text(llada, world: Path, text: str) -> None:  # type: ignore[no-untyped-def]
+    options = [
+        "evaluate", "--checkpoint", world / "masked", "--samples", 3, "--judge", world / "causal", "--ngram", 5, *FP32,
+    ]  # fmt: skip
+    content = content_of(llada(*options, "--json"))
+    assert [len(sample) for sample in content["texts"]] == [24, 24, 24]
+    assert set(content["samples"]) == {"judge_nats_per_character", "entropy_nats", "valid_words", "copied"}
+    exact = content_of(llada("evaluate", "--checkpoint", world / "causal", "--json", *FP32))
+    assert content["held_out"]["judge_nats_per_character"]["mean"] == pytest.approx(
+        exact["nelbo_nats_per_token"], abs=1e-4
+    )
+    assert content["held_out"]["copied"]["mean"] > 0.9  # the text says three sentences again and again
+    people = llada(*options).out
+    assert "nats a character, under the judge" in people
+    assert "share of 5-grams copied" in people
+
+
+def test_processes_share_the_windows_and_print_one_result(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    alone = content_of(llada("evaluate", "--checkpoint", world / "masked", "--json", *FP32))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "llada",
+        "evaluate", "--checkpoint", str(world / "masked"), "--json", *FP32,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    shared = json.loads(finished.stdout)
+    for key in ("nelbo_nats_per_token", "nelbo_stderr", "mask_stderr"):
+        assert shared[key] == pytest.approx(alone[key], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--checkpoint", "masked", "--data_dir", "foreign"], ["not the same ones", "trained on"]),
+        (["compare", "masked", "masked", "--data_dir", "foreign"], ["not the same ones"]),
+        (["evaluate", "--checkpoint", "masked", "--sequence_length", "25"], ["more than the 24"]),
+        (["evaluate", "--checkpoint", "masked", "--prefix", "24"], ["--prefix below 24"]),
+        (["evaluate", "--checkpoint", "masked", "--target_stderr", "0"], ["--target_stderr", "above 0"]),
+        (["evaluate", "--checkpoint", "masked", "--order", "margin", "--by_t"], ["no t"]),
+        (["evaluate", "--checkpoint", "masked", "--judge", "causal"], ["add --samples"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--judge", "other"], ["a bound only"]),
+        (["evaluate", "--checkpoint", "masked", "--curve", "x.nonsense"], ["x.nonsense", ".png"]),
+        (["evaluate", "--checkpoint", "causal", "--curve", "x.png"], ["no curve over t"]),
+        (["evaluate", "--checkpoint", "causal", "--order", "confidence"], ["from left to right"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--by_t"], ["measures no bound"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--target_stderr", "1"], ["for a bound"]),
+        (["evaluate", "--checkpoint", "masked", "--order", "margin", "--target_stderr", "1"], ["for a bound"]),
+        (["evaluate", "--checkpoint", "masked", "--positions_per_step", "2"], ["add --order"]),
+        (["evaluate", "--checkpoint", "masked", "--seed", str(2**64)], ["--seed must be from 0"]),
+        (["evaluate", "--checkpoint", "masked", "--chat", "x", "--split", "train"], ["--split is for a text"]),
+        (["evaluate", "--checkpoint", "answering", "--prefix", "2"], ["--prefix is for a text", "dialogues"]),
+        (["compare", "masked", "masked", "--target_stderr", "0.1"], ["--target_stderr"]),
+        (["sample", "--checkpoint", "causal", "--block_length", "4"], ["one position after another"]),
+        (["sample", "--checkpoint", "causal", "--template", "<MASK*2>or"], ["before a gap"]),
+        (["train", "--network", "causal", "--complementary"], ["leave out --complementary"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_said_in_one_sentence(  # type: ignore[no-untyped-def]
+    llada, world: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(world)
+    assert_one_sentence(llada(*arguments), *words)
+    assert not (world / "x.nonsense").exists()

@@ -1,0 +1,97 @@
+"""Numbers are refused by their range in one place, and misspelled names are answered with the right one."""
+
+import dataclasses
+
+import pytest
+
+from llada.cli.chat import ChatOptions
+from llada.cli.evaluate import EvaluateOptions
+from llada.cli.export import ExportOptions
+from llada.cli.options import RANGES, check_ranges, parse
+from llada.cli.sample import SampleOptions
+from llada.cli.size_report import SizeOptions
+from llada.system.errors import UserError
+from llada.system.literals import LARGEST, LARGEST_FLOAT
+from llada.training.config import LARGEST_SEED, TrainConfig
+
+
+def test_the_largest_seed_is_that_of_a_run() -> None:
+    assert RANGES["seed"] == RANGES["chat_split_seed"] == (0, LARGEST_SEED)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (SampleOptions, "--checkpoint a --seed 18446744073709551616"),
+        (SampleOptions, "--checkpoint a --seed -1"),
+        (SampleOptions, "--checkpoint a --n_samples 1000000000"),
+        (SampleOptions, "--checkpoint a --frames 100000000"),
+        (SampleOptions, "--checkpoint a --temperature 1e308"),
+        (ChatOptions, "--checkpoint a --seed 18446744073709551616"),
+        (EvaluateOptions, "--checkpoint a --seed 18446744073709551616"),
+        (EvaluateOptions, "--checkpoint a --samples 100000000"),
+        (ExportOptions, "--checkpoint a --output_dir b --shard_gb 1e300"),
+        (SizeOptions, f"--d_model 1{'0' * 400}"),
+        (TrainConfig, f"--steps 1{'0' * 400}"),
+        (TrainConfig, f"--warmup_steps 1{'0' * 400}"),
+        (TrainConfig, "--steps None --epochs 1e308"),
+        (TrainConfig, "--accumulate 1000000000"),
+        (TrainConfig, "--learning_rate nan"),
+        (TrainConfig, "--clip inf"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(options: type, line: str) -> None:
+    flag = line.split()[-2]
+    with pytest.raises(UserError, match=rf"^{flag} must be .*, not .*: (choose another|correct it)\.$") as refusal:
+        parse(options, "llada x", line.split(), "")
+    assert len(str(refusal.value)) < 150
+
+
+def test_the_edges_are_in() -> None:
+    @dataclasses.dataclass
+    class Inner:
+        frames: int = 10_000
+
+    @dataclasses.dataclass
+    class Outer:
+        inner: Inner = dataclasses.field(default_factory=Inner)
+        seed: int = LARGEST_SEED
+        steps: int | None = None
+        rate: float = LARGEST_FLOAT
+        windows: int = -LARGEST
+        json: bool = True
+
+    check_ranges(Outer())
+    with pytest.raises(UserError, match=r"--frames must be from 0 to 10000, not 10001: choose another\."):
+        check_ranges(Outer(Inner(10_001)))
+    with pytest.raises(UserError, match=r"--rate must be a number of at most 1e\+30, not"):
+        check_ranges(Outer(rate=1.0001e30))
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong", "right"),
+    [
+        (TrainConfig, "--learnig_rate", "--learning_rate"),
+        (TrainConfig, "--bach-size", "--batch_size"),
+        (SampleOptions, "--temprature", "--temperature"),
+        (EvaluateOptions, "--mask_per_window", "--masks_per_window"),
+    ],
+)
+def test_a_misspelled_flag_is_answered_with_the_right_one(options: type, wrong: str, right: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse(options, "llada x", ["--checkpoint", "a", wrong, "1"], "")
+    assert f"Unrecognized options: {wrong}, 1: did you mean {right}?" in str(refusal.value)
+
+
+def test_a_flag_that_is_like_none_is_only_refused() -> None:
+    with pytest.raises(UserError) as refusal:
+        parse(SampleOptions, "llada x", ["--checkpoint", "a", "--qqqqqq", "1"], "")
+    assert "did you mean" not in str(refusal.value)
+
+
+def test_a_misspelled_command_is_answered_with_the_right_one(llada) -> None:  # type: ignore[no-untyped-def]
+    assert "did you mean `llada train`?" in llada("trian").err
+    assert "did you mean --resume?" in llada("train", "--resum", "x").err
+    assert "did you mean --checkpoint?" in llada("finetune", "--chekpoint", "x").err
+    assert "did you mean `llada evaluate`?" in llada("evalaute").err
+    assert "did you mean" not in llada("qqqqqq").err

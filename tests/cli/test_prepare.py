@@ -1,0 +1,71 @@
+"""`llada prepare` with texts of one's own: what is read, and what is refused before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llada.cli import main
+from llada.data.prepared import PreparedText
+
+
+def prepare(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["prepare", *map(str, arguments), "--sequence_length", "10"])
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, text in (("a.txt", "abc" * 20), ("b.txt", "cab" * 20), ("notes.md", "not this")):
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_folder_files_and_a_glob_are_the_same(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"folder": [corpus], "files": [corpus / "a.txt", corpus / "b.txt"], "glob": [corpus / "*.txt"]}
+    opened = []
+    for name, values in inputs.items():
+        assert prepare("--input", *values, "--output_dir", tmp_path / name) == 0
+        result = capsys.readouterr()
+        assert "Documents: 2, with an EOS between two" in result.out
+        assert ("(1 in all)" in result.err) == (name == "folder")
+        opened.append(PreparedText.open(tmp_path / name))
+    assert len({json.dumps(data.fingerprints) for data in opened}) == 1
+    ids = [*opened[0].tokens("train"), *opened[0].tokens("val")]
+    assert opened[0].tokenizer.decode(ids) == "abc" * 20 + "cab" * 20
+    assert ids.index(2) == 60
+    assert ids.count(2) == 1
+
+
+def test_one_text_has_no_documents(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare("--input", corpus / "a.txt", "--output_dir", tmp_path / "data") == 0
+    assert "Documents" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("chat.jsonl", b'{"messages": []}\n', "chat.jsonl is JSON, not a text"),
+        ("table.parquet", b"PAR1\x15\x04", "table.parquet is Parquet, no text"),
+        ("a.txt", b"caf\xe9", "is not UTF-8 (byte 3)"),
+        ("a.bin", b"ab\0c", "is no text (byte 2 is NUL)"),
+        ("", b"", "holds no .txt file"),
+        ("nowhere.txt", None, "No file matches"),
+    ],
+)
+def test_nothing_is_learned_by_mistake(
+    name: str, content: bytes | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    if name and content is not None:
+        (tmp_path / "in" / name).write_bytes(content)
+    assert prepare("--input", tmp_path / "in" / name, "--output_dir", tmp_path / "data") == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,227 @@
+"""Shape letters: B batch, L length, V vocabulary rows."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from llada.sampling.unmask import SamplerConfig, generate, guide, infill, suppress, unmask, unmask_budget
+from llada.system.errors import UserError
+from tests.support.toys import MASK, N_TOKENS, joint_predictor, table_predictor, uniform
+
+
+def test_budget_is_even_with_the_remainder_first() -> None:
+    assert unmask_budget(torch.tensor([10, 3, 0]), 4).tolist() == [[3, 3, 2, 2], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_budget_wastes_no_step() -> None:
+    assert unmask_budget(torch.tensor([3, 2]), 100).tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert unmask_budget(torch.tensor([0]), 5).shape == (1, 0)
+
+
+def published_generate(predict, prompt: Tensor, steps: int, gen_length: int, block_length: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """LLaDA's greedy semi-autoregressive sampler for one row, position by position, from its description.
+
+    Blocks from left to right; in each of a block's steps predict everything, keep the most confident predictions within
+    the block, as many as the step's share of the block, where the first steps get one more if it is not even.
+    """
+    row = [*prompt[0].tolist(), *[MASK] * gen_length]
+    n_blocks = gen_length // block_length
+    for block in range(n_blocks):
+        start = prompt.shape[1] + block * block_length
+        n_steps = steps // n_blocks
+        for step in range(n_steps):
+            probability = predict(torch.tensor([row]))[0].double().softmax(-1)
+            candidates = []
+            for i in range(start, start + block_length):
+                if row[i] == MASK:
+                    token = int(probability[i].argmax())
+                    candidates.append((-float(probability[i, token]), i, token))
+            n_now = block_length // n_steps + (step < block_length % n_steps)
+            for _, i, token in sorted(candidates)[:n_now]:
+                row[i] = token
+    return torch.tensor([row])
+
+
+@pytest.mark.parametrize(("steps", "block_length"), [(6, 6), (4, 6), (2, 3), (6, 2), (3, 2)])
+def test_greedy_decoding_equals_the_published_algorithm(steps: int, block_length: int) -> None:
+    for seed in range(5):
+        predict = table_predictor(length=8, seed=seed)
+        prompt = torch.tensor([[1, 2]])
+        config = SamplerConfig(steps=steps, block_length=block_length)
+        canvas = generate(predict, prompt, 6, MASK, config)
+        assert torch.equal(canvas.x_t, published_generate(predict, prompt, steps, 6, block_length))
+        assert canvas.nfe == steps
+
+
+def test_rows_of_a_batch_do_not_influence_each_other() -> None:
+    predict = table_predictor(length=8, seed=1)
+    templates = torch.tensor([[1, 2] + [MASK] * 6, [MASK] * 8, [0, MASK, 1, MASK, 2, MASK, 0, 0]])
+    config = SamplerConfig(steps=8)
+    together = infill(predict, templates, MASK, config).x_t
+    for row in range(3):
+        alone = infill(predict, templates[row : row + 1], MASK, config).x_t
+        assert torch.equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("block_length", [None, 3])
+def test_given_tokens_stay_and_every_mask_is_filled(remasking, temperature, block_length) -> None:  # type: ignore[no-untyped-def]
+    template = torch.randint(0, N_TOKENS, (4, 8), generator=Generator().manual_seed(0))
+    template[torch.rand(4, 8, generator=Generator().manual_seed(1)) < 0.6] = MASK
+    config = SamplerConfig(steps=5, remasking=remasking, temperature=temperature, block_length=block_length)
+    states = list(unmask(table_predictor(8, 2), template, MASK, config, Generator().manual_seed(3)))
+    given = template != MASK
+    n_open = [(template == MASK).sum()]
+    for state in states:
+        assert torch.equal(state.x_t[given], template[given])
+        n_open.append((state.x_t == MASK).sum())
+    assert n_open[-1] == 0
+    assert all(later < earlier for earlier, later in itertools.pairwise(n_open))
+    decided_before = template
+    for state in states:  # what is decided is never changed
+        decided = decided_before != MASK
+        assert torch.equal(state.x_t[decided], decided_before[decided])
+        decided_before = state.x_t
+
+
+def test_template_without_masks_costs_nothing() -> None:
+    template = torch.tensor([[0, 1, 2]])
+    canvas = infill(uniform, template, MASK, SamplerConfig())
+    assert torch.equal(canvas.x_t, template)
+    assert canvas.nfe == 0
+
+
+def test_inputs_are_not_modified() -> None:
+    template = torch.tensor([[0, MASK, MASK]])
+    infill(uniform, template, MASK, SamplerConfig(steps=2))
+    assert template.tolist() == [[0, MASK, MASK]]
+
+
+def test_one_token_a_step_samples_the_joint_distribution() -> None:
+    """With exact conditionals, temperature 1 and random order, samples follow the joint distribution they come from."""
+    joint = torch.rand(3, 3, generator=Generator().manual_seed(4), dtype=torch.float64) ** 3
+    joint /= joint.sum()
+    n = 4000
+    config = SamplerConfig(steps=2, temperature=1.0, remasking="random")
+    template = torch.full((n, 2), MASK)
+    x_0 = infill(joint_predictor(joint), template, MASK, config, Generator().manual_seed(5)).x_t
+    observed = (x_0[:, 0] * 3 + x_0[:, 1]).bincount(minlength=9)
+    expected = n * joint.reshape(-1)
+    assert float(((observed - expected) ** 2 / expected).sum()) < 26.1  # chi-square, 8 degrees of freedom, p = 0.001
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    template = torch.full((6000, 1), MASK)
+    config = SamplerConfig(steps=1, temperature=0.5)
+    x_0 = infill(lambda x_t: logits.expand(*x_t.shape, 3), template, MASK, config, Generator().manual_seed(6)).x_t
+    expected = 6000 * (logits / 0.5).softmax(0)
+    observed = x_0[:, 0].bincount(minlength=3)
+    assert float(((observed - expected) ** 2 / expected).sum()) < 13.8  # 2 degrees of freedom, p = 0.001
+
+
+def test_random_remasking_ignores_confidence() -> None:
+    """A predictor that is surest of the first position: random order still fills each place first equally often."""
+    logits = torch.zeros(6000, 3, N_TOKENS)
+    logits[:, 0, 0] = 50.0
+    config = SamplerConfig(steps=3, remasking="random")
+    first = next(
+        iter(unmask(lambda x_t: logits, torch.full((6000, 3), MASK), MASK, config, Generator().manual_seed(7)))
+    )
+    observed = (first.x_t != MASK).sum(0)
+    assert float(((observed - 2000.0) ** 2 / 2000).sum()) < 13.8
+    sure = next(iter(unmask(lambda x_t: logits, torch.full((6000, 3), MASK), MASK, SamplerConfig(steps=3))))
+    assert (sure.x_t[:, 0] == 0).all()
+
+
+def test_guidance_extrapolates_from_the_canvas_without_given_tokens() -> None:
+    predict = table_predictor(length=3, seed=8)
+    x_t = torch.tensor([[1, MASK, 0]])
+    conditional, unconditional = predict(x_t), predict(torch.tensor([[MASK, MASK, MASK]]))
+    guided = guide(predict, x_t != MASK, MASK, cfg_scale=1.5)(x_t)
+    assert torch.allclose(guided, unconditional + 2.5 * (conditional - unconditional))
+
+
+def test_guidance_doubles_the_evaluations_and_keeps_suppressed_tokens_suppressed() -> None:
+    predict = suppress(table_predictor(length=4, seed=9), [0])
+    canvas = infill(predict, torch.tensor([[1, MASK, MASK, 2]]), MASK, SamplerConfig(steps=2, cfg_scale=2.0))
+    assert canvas.nfe == 4
+    assert 0 not in canvas.x_t.tolist()[0]
+
+
+def test_suppressed_tokens_are_never_produced() -> None:
+    template = torch.full((50, 5), MASK)
+    config = SamplerConfig(steps=5, temperature=5.0, remasking="random")
+    canvas = infill(suppress(uniform, [0, 2]), template, MASK, config, Generator().manual_seed(10))
+    assert (canvas.x_t == 1).all()
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    config = SamplerConfig(steps=3, temperature=1.0, remasking="random")
+    first, second = (
+        infill(uniform, torch.full((2, 9), MASK), MASK, config, Generator().manual_seed(11)).x_t for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("remasking", ["entropy", "low-confidence", "", None])
+def test_a_remasking_that_does_not_exist_is_refused(remasking: object) -> None:
+    with pytest.raises(ValueError, match="remasking must be one of 'low_confidence', 'random', not"):
+        SamplerConfig(remasking=remasking)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("config", [SamplerConfig(), SamplerConfig(temperature=1.0, remasking="random", cfg_scale=1.0)])
+def test_predictions_that_are_not_finite_end_in_a_sentence(broken: float, config: SamplerConfig) -> None:
+    def predict(x_t: Tensor) -> Tensor:
+        logits = uniform(x_t)
+        logits[:, 1] = broken  # at one position; a single NaN there is enough
+        return logits
+
+    with pytest.raises(UserError, match="predictions are not finite numbers: it is broken"):
+        infill(predict, torch.full((1, 3), MASK), MASK, config, Generator().manual_seed(0))
+
+
+def test_one_nan_among_finite_logits_is_found_and_a_suppressed_one_does_no_harm() -> None:
+    def predict(x_t: Tensor) -> Tensor:
+        logits = uniform(x_t)
+        logits[..., 2] = math.nan
+        return logits
+
+    with pytest.raises(UserError, match="not finite"):
+        infill(predict, torch.full((1, 3), MASK), MASK, SamplerConfig())
+    assert infill(suppress(predict, [2]), torch.full((1, 3), MASK), MASK, SamplerConfig()).x_t.max() < 2
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([1, MASK]), torch.tensor(MASK), torch.full((1, 1, 2), MASK)])
+def test_ids_that_are_no_batch_are_refused(ids: Tensor) -> None:
+    for write in (
+        lambda: infill(uniform, ids, MASK, SamplerConfig()),
+        lambda: generate(uniform, ids, 2, MASK, SamplerConfig()),
+    ):
+        with pytest.raises(ValueError, match=r"must have the shape \(B, L\), not .* ids\[None\]"):
+            write()
+
+
+@pytest.mark.parametrize(
+    ("steps", "block_length", "nfe"),
+    [(7, 3, 6), (1, 3, 3), (2, 3, 3), (100, 3, 7), (3, 100, 3), (100, None, 7), (5, 7, 5), (4, 2, 4)],
+)
+def test_blocks_and_steps_that_do_not_divide_fill_all_the_same(steps: int, block_length: int, nfe: int) -> None:
+    """7 tokens: at least one step a block, at most one a token, and a last block that is shorter."""
+    config = SamplerConfig(steps=steps, block_length=block_length)
+    canvas = generate(table_predictor(length=8, seed=3), torch.tensor([[1]]), 7, MASK, config)
+    assert canvas.nfe == nfe
+    assert MASK not in canvas.x_t.tolist()[0]
+
+
+@pytest.mark.parametrize(
+    "values", [{"steps": 0}, {"block_length": 0}, {"temperature": -1.0}, {"cfg_scale": -0.5}], ids=str
+)
+def test_impossible_options_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        SamplerConfig(**values)  # type: ignore[arg-type]

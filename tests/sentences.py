@@ -1,8 +1,0 @@
-"""What is said to people."""
-
-from llada.errors import UserError
-
-
-def assert_one_sentence(error: UserError) -> None:
-    assert str(error).endswith(".")
-    assert "\n" not in str(error)
