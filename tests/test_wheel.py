@@ -91,7 +91,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> 
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = [path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert packed == {f"llada/{path.relative_to(SOURCE).as_posix()}" for path in files}
-    assert {"llada/py.typed", "llada/text/tiny_shakespeare_edits.json"} <= packed
+    assert {"llada/py.typed", "llada/data/tiny_shakespeare_edits.json"} <= packed
 
 
 def test_the_metadata_are_those_of_the_project(wheel: Path) -> None:
