@@ -8,8 +8,7 @@ and it never sees the tokens that are drawn at the positions it reveals. `sampli
 `evaluation.exact_likelihood` scores there: the probabilities of the revealed tokens multiply to that of the text under
 the sampler, exactly, however many positions a step reveals (DUEL, arXiv 2603.01367).
 
-Most policies are a ranking of the open positions and an amount: how many of the ranked ones are revealed, at least one
-in each row that has any.
+Most policies are a ranking of the open positions and an amount: how many of the ranked ones are revealed.
 
     left_to_right, random     the order is known beforehand (random, one a step: first-hitting, arXiv 2409.02908)
     confidence                the probability of the likeliest token
@@ -43,7 +42,7 @@ class StepState:
     """What a policy may know besides the predictions."""
 
     budget: Tensor
-    """(B,) how many positions a policy with a fixed budget reveals at this step."""
+    """(B,) how many positions this step reveals at least, so that the steps suffice; with a fixed budget, exactly."""
     priority: Tensor
     """(B, L) numbers drawn once for the whole text; the greatest comes first in the order "random"."""
 
@@ -52,7 +51,7 @@ class Choose(Protocol):
     """Says which open positions a step reveals."""
 
     def __call__(self, log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
-        """Return `revealed`, (B, L) bool, at least one position in each row that has an open one.
+        """Return `revealed`, (B, L) bool, at least `state.budget` of a row's open positions.
 
         Args:
             log_p: (N, V) log-probabilities at the open positions, in row order.
@@ -69,7 +68,7 @@ class Policy:
     is_foreseen: bool = False
     """Whether the choice does not depend on `log_p`: then predictions are needed at the chosen positions only."""
     has_budget: bool = True
-    """Whether it reveals `state.budget` positions; other policies decide themselves how many."""
+    """Whether it reveals `state.budget` positions; other policies may reveal more."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def ranked(rank: Rank, amount: Amount) -> Choose:
     def choose(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
         urgency = rank(log_p, is_open, state).masked_fill(~is_open, -torch.inf)
         ranking = urgency.argsort(dim=1, descending=True, stable=True)
-        count = amount(log_p, is_open, ranking, state).clamp(min=1)
+        count = amount(log_p, is_open, ranking, state).maximum(state.budget)
         return (ranking.argsort(dim=1) < count[:, None]) & is_open
 
     return choose
@@ -223,7 +222,7 @@ def best_of_runs(threshold: float, run_threshold: float) -> Choose:
         run = starts.cumsum(1).masked_fill(~is_open, 0)
         first_of_run = torch.full_like(place, place.shape[1]).scatter_reduce(1, run, place, "amin")
         is_best = is_open & (place == first_of_run.gather(1, run))
-        return is_open & ((is_best & (p >= run_threshold)) | (p >= threshold) | (place == 0))
+        return is_open & ((is_best & (p >= run_threshold)) | (p >= threshold) | (place < state.budget[:, None]))
 
     return choose
 

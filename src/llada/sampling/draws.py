@@ -1,0 +1,76 @@
+"""Tokens drawn from predictions, each row of a batch with a generator of its own.
+
+Shape letters: B batch, R positions in row order, V vocabulary rows.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from llada.system.device import to_fp64
+
+
+def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Log-probabilities (R, V) as they are drawn from: first the temperature, then the likeliest tokens only.
+
+    Args:
+        log_p: (R, V) log-probabilities of the model; minus infinity for what may not be drawn.
+        temperature: divides them; 0 leaves the likeliest token alone, the first of several.
+        top_k: keep so many of the likeliest tokens.
+        top_p: keep the fewest of the likeliest tokens that have this probability together (arXiv 1904.09751).
+    """
+    if temperature == 0:
+        likeliest = log_p.argmax(-1, keepdim=True)
+        return torch.full_like(log_p, -math.inf).scatter(-1, likeliest, 0.0)
+    if temperature != 1:
+        log_p = (log_p / temperature).log_softmax(-1)
+    if top_k is not None and top_k < log_p.shape[-1]:
+        log_p = _kept(log_p, log_p.topk(top_k, dim=-1).indices)
+    if top_p is not None and top_p < 1:
+        falling, order = log_p.sort(dim=-1, descending=True, stable=True)
+        is_behind = falling.exp().cumsum(-1) - falling.exp() >= top_p
+        is_behind[..., 0] = False  # at least one stays
+        is_dropped = torch.zeros_like(is_behind).scatter(-1, order, is_behind)
+        log_p = log_p.masked_fill(is_dropped, -math.inf).log_softmax(-1)
+    return log_p
+
+
+def _kept(log_p: Tensor, indices: Tensor) -> Tensor:
+    """The distributions with all other tokens left out."""
+    nothing = torch.full_like(log_p, -math.inf)
+    return nothing.scatter(-1, indices, log_p.gather(-1, indices)).log_softmax(-1)
+
+
+def draw(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """A token for each position, (R,), by the inverse of the cumulative distribution, in fp64.
+
+    In fp32 the smallest probabilities would be lost, which acts like a lower temperature (arXiv 2409.02908).
+
+    Args:
+        log_p: (R, V) log-probabilities; minus infinity is never drawn.
+        uniform: (R,) fp64 numbers in [0, 1), one for each position.
+    """
+    cumulative = to_fp64(log_p).exp().cumsum(-1)
+    threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    last = (cumulative < cumulative[:, -1:]).sum(-1)  # rounding may reach the total itself
+    return token.minimum(last).to(log_p.device)
+
+
+def uniforms(counts: Sequence[int], generators: Sequence[Generator] | Generator | None) -> Tensor:
+    """Numbers in [0, 1) fp64, so many for each row, one row after the other.
+
+    Args:
+        counts: positions of each row.
+        generators: one for each row, so that a row's numbers do not depend on the others; or one for all.
+    """
+    if generators is None or isinstance(generators, Generator):
+        return torch.rand(sum(counts), dtype=torch.float64, generator=generators)
+    return torch.cat(
+        [
+            torch.rand(n, dtype=torch.float64, generator=generator)
+            for n, generator in zip(counts, generators, strict=True)
+        ]
+    )
