@@ -29,7 +29,7 @@ from llada.checkpoints.lora import (
 )
 from llada.system.errors import UserError
 from llada.checkpoints.fingerprint import base_fingerprint
-from llada.models import NetworkConfig, recompute_activations
+from llada.models import NetworkConfig, checkpoint_activations
 from llada.costs.memory import lora_parameters
 from llada.models.embedding import Table
 
@@ -261,7 +261,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     for recomputes in (False, True):
         network = adapted(LLADA)
         if recomputes:
-            recompute_activations(network)
+            checkpoint_activations(network)
         network(ROWS).square().sum().backward()
         gradients.append([weight.grad for weight in adapter_weights(network).values()])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
