@@ -314,7 +314,7 @@ def test_likelihoods_are_those_of_a_cpu(config: TrainConfig, data: PreparedText,
     exact = {
         device: [
             measure_exact_nll(
-                models[device], windows, data.tokenizer.mask_id, order="left_to_right", positions_per_step=at_once,
+                models[device], windows, data.tokenizer.mask_id, policy="left_to_right", positions_per_step=at_once,
                 device=device,
             ).nll_nats_per_token
             for at_once in (1, 4)

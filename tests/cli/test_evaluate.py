@@ -125,8 +125,8 @@ def test_an_order_is_named_and_called_no_bound(llada, world: Path) -> None:  # t
         *FP32,
     )
     assert result.code == 0
-    assert "where margin says, 5 at a time; no bound" in result.out
-    assert "5 passes each" in result.out
+    assert "where the policy margin says, 5 at a time; not a bound" in result.out
+    assert "5.0 evaluations each" in result.out
 
 
 def test_comparison_has_the_difference_of_both_evaluations(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
@@ -198,7 +198,7 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
         (["evaluate", "--checkpoint", "masked", "--samples", "1", "--by_t"], ["measures no bound"]),
         (["evaluate", "--checkpoint", "masked", "--samples", "1", "--target_stderr", "1"], ["for a bound"]),
         (["evaluate", "--checkpoint", "masked", "--order", "margin", "--target_stderr", "1"], ["for a bound"]),
-        (["evaluate", "--checkpoint", "masked", "--positions_per_step", "2"], ["add --order"]),
+        (["evaluate", "--checkpoint", "masked", "--positions_per_step", "2"], ["add --policy"]),
         (["evaluate", "--checkpoint", "masked", "--seed", str(2**64)], ["--seed must be from 0"]),
         (["evaluate", "--checkpoint", "masked", "--chat", "x", "--split", "train"], ["--split is for a text"]),
         (["evaluate", "--checkpoint", "answering", "--prefix", "2"], ["--prefix is for a text", "dialogues"]),

@@ -109,15 +109,13 @@ def test_rows_are_apart_and_every_row_with_an_open_position_reveals_one(name: Po
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_what_is_foreseen_does_not_depend_on_predictions(name: PolicyName) -> None:
-    policy = make_policy(name)
-    other = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    choices = [
-        policy.choose(log_p, IS_OPEN, state(2, torch.arange(6.0).flip(0)[None])).tolist() for log_p in (P.log(), other)
-    ]
-    if policy.is_foreseen:
-        assert choices[0] == choices[1]
-    assert policy.is_foreseen == (name in ("left_to_right", "random"))
+def test_what_is_foreseen_is_what_is_chosen(name: PolicyName) -> None:
+    policy, drawn = make_policy(name), torch.arange(6.0).flip(0)[None]
+    assert (policy.foresee is not None) == (name in ("left_to_right", "random"))
+    if policy.foresee:
+        for budget in (1, 2, 9):
+            now = state(budget, drawn)
+            assert torch.equal(policy.foresee(IS_OPEN, now), policy.choose(P.log(), IS_OPEN, now))
 
 
 def test_orders_of_a_tie_are_from_left_to_right() -> None:

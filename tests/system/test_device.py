@@ -20,10 +20,11 @@ from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.evaluation.answer_likelihood import Item, log_likelihoods, predict_by_model
 from llada.evaluation.causal import causal_log_likelihoods
-from llada.evaluation.exact_likelihood import ORDERS, Order, exact_nll
+from llada.evaluation.exact_likelihood import exact_nll
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.models import LLaDAConfig, MaskPredictor, build_network
+from llada.sampling.policies import POLICIES, PolicyOptions
 from llada.sampling.unmask import SamplerConfig, infill
 from llada.system import device as hardware
 from llada.system.device import Precision, choose_device, choose_precision, describe_device, memory_bytes, to_fp64
@@ -155,14 +156,14 @@ def test_it_measures_the_same_bound_and_likelihoods() -> None:
         nll = nll_by_model(model, Precision(torch.float32, "a test"))
         predict_at = predict_by_model(model, Precision(torch.float32, "a test"))
         options, on_device = BoundOptions(masks_per_window=2, device=device), TokenBatch(windows).to(device)
-        orders: list[Order] = list(ORDERS)
+        policies = [make(PolicyOptions()) for make in POLICIES.values()]
         measured.append(
             [
                 estimate_nelbo(nll, TokenBatch(windows), options).nelbo_nats_per_token,
                 [result.nats for result in log_likelihoods(predict_at, items, MASK, mc_num=4, device=device)],
                 are_greedy(predict_at, items, MASK, device=device),
                 [result.nats for result, _ in causal_log_likelihoods(predict_at, items, device=device)],
-                [exact_nll(predict_at, on_device, MASK, order=order).tolist() for order in orders],
+                [exact_nll(predict_at, on_device, MASK, policy=policy).nll.tolist() for policy in policies],
             ]
         )
     assert measured[0] == measured[1]

@@ -15,11 +15,11 @@ from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import weights_dtype
 from llada.checkpoints.lora import target_pattern
 from llada.data.corpus import load_corpus
-from llada.evaluation.exact_likelihood import exact_nll
 from llada.forward_process import mask_exact_count
 from llada.objective import loss_weights
 from llada.optim.adamw import AdamW16
 from llada.optim.muon import learning_rate_factor
+from llada.sampling.policies import make_policy
 from llada.system.device import choose_device, choose_precision
 from llada.system.errors import UserError
 from llada.system.literals import _literal_fields, check_literal, check_literals
@@ -52,7 +52,7 @@ def test_functions_refuse_one_too(text: str, tmp_path: Path) -> None:
     ids = torch.zeros(1, 2, dtype=torch.long)
     noisy = mask_exact_count(ids, 9, torch.Generator())
     calls: dict[str, Callable[[], Any]] = {
-        "order": lambda: exact_nll(None, ids, 9, order="misspelt"),  # type: ignore[arg-type]
+        "policy": lambda: make_policy("misspelt"),  # type: ignore[arg-type]
         "layout": lambda: write_random_checkpoint(tmp_path / "x", text, "misspelt"),  # type: ignore[arg-type]
         "dtype": lambda: weights_dtype("misspelt"),  # type: ignore[arg-type]
         "average": lambda: loss_weights(noisy, average="misspelt"),  # type: ignore[arg-type]

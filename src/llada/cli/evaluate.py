@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing
 from llada.evaluation.answer_likelihood import predict_by_model
 from llada.evaluation.curve import check_picture, draw_curve
 from llada.evaluation.distributed import Shard, joined
-from llada.evaluation.exact_likelihood import ExactNll, Order, measure_exact_nll
+from llada.evaluation.exact_likelihood import ExactNll, measure_exact_nll
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
+from llada.sampling.policies import PolicyName, PolicyOptions, make_policy
 from llada.system.device import Precision, choose_precision
 from llada.system.errors import UserError
 from llada.system.terminal import tell
@@ -37,11 +38,12 @@ class EvaluateOptions:
     """Print the cross-entropy by the ratio of masked tokens, too."""
     curve: Path | None = None
     """Draw it into this picture."""
-    order: Order | None = None
-    """Measure no bound, but the exact likelihood of the sampler that unmasks in this order: one pass of the network a
-    step for each window, so think of --windows."""
+    policy: PolicyName | None = None
+    """Measure the exact likelihood under this sampling policy in place of the bound. Needs an evaluation of the network
+    for each step and window: --windows limits the cost."""
+    policy_options: PolicyOptions = field(default_factory=PolicyOptions)
     positions_per_step: int = 1
-    """With --order: positions that are unmasked at once."""
+    """Positions that each step of the policy reveals at least."""
     quality: QualityOptions = field(default_factory=QualityOptions)
 
 
@@ -50,16 +52,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")
-    if options.order is None and options.positions_per_step != 1:
-        raise UserError("--positions_per_step is of an order: add --order, or leave it out.")
-    if options.scoring.target_stderr is not None and (options.order or options.quality.samples is not None):
-        raise UserError("--target_stderr is for a bound: leave it out with --order and --samples.")
-    if options.quality.samples is not None and (options.by_t or options.curve or options.order):
-        raise UserError("--samples measures no bound: leave out --by_t, --curve and --order, or --samples.")
+    if options.policy is None and options.policy_options.order is not None:  # an order by itself is a policy
+        options = replace(options, policy=options.policy_options.order)
+    if options.policy is None and options.positions_per_step != 1:
+        raise UserError("--positions_per_step is for a policy: add --policy, or leave it out.")
+    if options.scoring.target_stderr is not None and (options.policy or options.quality.samples is not None):
+        raise UserError("--target_stderr is for a bound: leave it out with --policy and --samples.")
+    if options.quality.samples is not None and (options.by_t or options.curve or options.policy):
+        raise UserError("--samples measures no bound: leave out --by_t, --curve and --policy, or --samples.")
     if options.curve is not None:
         check_picture(options.curve)
-    if options.order and (options.by_t or options.curve):
-        raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --order.")
+    if options.policy and (options.by_t or options.curve):
+        raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --policy.")
     with joined() as shard:
         return _measure(options, shard)
 
@@ -76,9 +80,9 @@ def _measure(options: EvaluateOptions, shard: Shard) -> int:
         return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
     if options.curve is not None and checkpoint.model.is_causal:
         raise UserError("An exact likelihood has no curve over t: leave out --curve.")
-    if options.order is not None:
-        if checkpoint.model.is_causal and (options.order, options.positions_per_step) != ("left_to_right", 1):
-            raise UserError("A causal model writes from left to right, one by one: take --order left_to_right.")
+    if options.policy is not None:
+        if checkpoint.model.is_causal and (options.policy, options.positions_per_step) != ("left_to_right", 1):
+            raise UserError("A causal model writes from left to right, one by one: take --policy left_to_right.")
         exact = _exact(options, checkpoint, scored, device, precision, shard)
         return _tell(options, exact.to_json(), _exact_in_words(exact, scored, checkpoint), shard)
     result = _bound(options, checkpoint, scored, device, precision, shard)
@@ -115,11 +119,12 @@ def _exact(
     precision: Precision,
     shard: Shard,
 ) -> ExactNll:
-    assert options.order is not None
+    assert options.policy is not None
     predict_at = predict_by_model(checkpoint.model, precision)
     with showing("evaluating", "NLL", shard) as show:
         return measure_exact_nll(
-            predict_at, scored.batch, checkpoint.tokenizer.mask_id, order=options.order,
+            predict_at, scored.batch, checkpoint.tokenizer.mask_id, policy=options.policy,
+            options=options.policy_options,
             positions_per_step=options.positions_per_step, batch_size=options.scoring.batch_size, device=device,
             shard=shard, on_progress=show,
         )  # fmt: skip
@@ -162,13 +167,15 @@ def _bound_in_words(result: Nelbo, options: EvaluateOptions, scored: Scored, che
 def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) -> str:
     unit = checkpoint.tokenizer.unit
     at_once = f"{result.positions_per_step} at a time" if result.positions_per_step > 1 else "one at a time"
+    if not make_policy(result.policy).has_budget:
+        at_once = f"{result.tokens_scored / result.windows / result.nfe_per_window:.1f} at a time on average"
     return "\n".join(
         [
             f"NLL {result.with_error(4)} nats per {unit} (± standard error over windows)",
             f"    {result.bits_per_token:.4f} bits per {unit}",
-            f"    exact for drawing each token where {result.order} says, {at_once}; no bound, not to be ranked with "
-            "one",
-            f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe} passes each, in "
+            f"    exact for drawing each token where the policy {result.policy} says, {at_once}; not a bound, and not "
+            "to be ranked with one",
+            f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, in "
             f"{result.seconds:.0f} s; {checkpoint.folder}",
         ]
     )

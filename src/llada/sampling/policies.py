@@ -46,6 +46,10 @@ class StepState:
     priority: Tensor
     """(B, L) numbers drawn once for the whole text; the greatest comes first in the order "random"."""
 
+    def rows(self, index: Tensor) -> "StepState":
+        """The state of some rows, by their indices (n,)."""
+        return StepState(self.budget[index], self.priority[index])
+
 
 class Choose(Protocol):
     """Says which open positions a step reveals."""
@@ -65,8 +69,9 @@ class Policy:
     """A way to choose the positions of a step."""
 
     choose: Choose
-    is_foreseen: bool = False
-    """Whether the choice does not depend on `log_p`: then predictions are needed at the chosen positions only."""
+    foresee: Callable[[Tensor, StepState], Tensor] | None = None
+    """The same choice from `is_open` and `state` alone, where it does not depend on predictions: then they are needed
+    at the chosen positions only."""
     has_budget: bool = True
     """Whether it reveals `state.budget` positions; other policies may reveal more."""
 
@@ -97,10 +102,15 @@ class PolicyOptions:
                 raise ValueError(f"{name} must be a number from 0 up, not {getattr(self, name)}")
 
 
+DEFAULTS = PolicyOptions()
+
+
 # -- how positions are ranked -----------------------------------------------------------------------------------------
 
 Rank = Callable[[Tensor, Tensor, StepState], Tensor]
 """(log_p, is_open, state) to the urgency (B, L) of each open position; other positions do not matter."""
+Foresight = Callable[[Tensor, StepState], Tensor]
+"""(is_open, state) to the urgency (B, L): an order that is known beforehand."""
 
 
 def confidence(log_p: Tensor) -> Tensor:
@@ -126,11 +136,11 @@ def on_canvas(values: Tensor, is_open: Tensor) -> Tensor:
     )
 
 
-def _leftmost(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
+def _leftmost(is_open: Tensor, state: StepState) -> Tensor:
     return -torch.arange(is_open.shape[1], device=is_open.device).expand_as(is_open).float()
 
 
-def _drawn(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
+def _drawn(is_open: Tensor, state: StepState) -> Tensor:
     return state.priority
 
 
@@ -138,9 +148,13 @@ def _by(urgency: Callable[[Tensor], Tensor]) -> Rank:
     return lambda log_p, is_open, state: on_canvas(urgency(log_p), is_open)
 
 
+def _foreseen(order: Foresight) -> Rank:
+    return lambda log_p, is_open, state: order(is_open, state)
+
+
+FORESIGHTS: Mapping[Order, Foresight] = {"left_to_right": _leftmost, "random": _drawn}
 RANKS: Mapping[Order, Rank] = {
-    "left_to_right": _leftmost,
-    "random": _drawn,
+    **{name: _foreseen(order) for name, order in FORESIGHTS.items()},
     "confidence": _by(confidence),
     "margin": _by(margin),
     "entropy": _by(lambda log_p: -entropy(log_p)),
@@ -204,12 +218,20 @@ def ranked(rank: Rank, amount: Amount) -> Choose:
     """The policy that reveals the first positions of a ranking; in a tie, the leftmost comes first."""
 
     def choose(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
-        urgency = rank(log_p, is_open, state).masked_fill(~is_open, -torch.inf)
-        ranking = urgency.argsort(dim=1, descending=True, stable=True)
-        count = amount(log_p, is_open, ranking, state).maximum(state.budget)
-        return (ranking.argsort(dim=1) < count[:, None]) & is_open
+        ranking = _ranking(rank(log_p, is_open, state), is_open)
+        return _first(ranking, is_open, amount(log_p, is_open, ranking, state).maximum(state.budget))
 
     return choose
+
+
+def _ranking(urgency: Tensor, is_open: Tensor) -> Tensor:
+    """The positions of each row, (B, L), the most urgent open ones first."""
+    return urgency.masked_fill(~is_open, -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+def _first(ranking: Tensor, is_open: Tensor, count: Tensor) -> Tensor:
+    """(B, L) bool: in each row the first `count` (B,) of the ranking."""
+    return (ranking.argsort(dim=1) < count[:, None]) & is_open
 
 
 def best_of_runs(threshold: float, run_threshold: float) -> Choose:
@@ -228,7 +250,13 @@ def best_of_runs(threshold: float, run_threshold: float) -> Choose:
 
 
 def _budgeted(order: Order) -> Policy:
-    return Policy(ranked(RANKS[order], _budget), is_foreseen=order in ("left_to_right", "random"))
+    order_of = FORESIGHTS.get(order)
+
+    def foresee(is_open: Tensor, state: StepState) -> Tensor:
+        assert order_of is not None
+        return _first(_ranking(order_of(is_open, state), is_open), is_open, state.budget)
+
+    return Policy(ranked(RANKS[order], _budget), foresee if order_of else None)
 
 
 def _confident(order: Order | None, own: Order, amount: Amount) -> Policy:
@@ -249,7 +277,7 @@ POLICIES: Mapping[PolicyName, Callable[[PolicyOptions], Policy]] = {
 assert set(POLICIES) == set(get_args(PolicyName))
 
 
-def make_policy(name: PolicyName, options: PolicyOptions = PolicyOptions()) -> Policy:
+def make_policy(name: PolicyName, options: PolicyOptions = DEFAULTS) -> Policy:
     """The policy of that name.
 
     Raises:
