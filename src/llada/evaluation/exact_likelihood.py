@@ -2,8 +2,8 @@
 
 Where the next positions depend only on what is visible so far, the probabilities of the tokens that are revealed
 multiply to that of the text, under the sampler that reveals them in this order and draws each token from the model
-(DUEL, arXiv 2603.01367). Several positions of a step are drawn independently of each other, as a sampler does, and the product is
-exact for that sampler. None of these is the bound, which is over all orders: they are named by their policy.
+(DUEL, arXiv 2603.01367). Several positions of a step are drawn independently of each other, as a sampler does, and the
+product is exact for that sampler. None of these is the bound, which is over all orders: they are named by their policy.
 
 As in the bound, tokens are drawn from all rows of the model. `llada sample` forbids some, MASK for example, which makes
 a text likelier by what the model would have given them.
