@@ -22,7 +22,9 @@ from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.choices import Question, choice_accuracy
 from llada.evaluation.greedy import are_greedy
 from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, block_length_of
-from llada.sampling.unmask import Predict, SamplerConfig, generate, guide, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import Predict, guide, suppress
+from llada.sampling.unmask import generate
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
