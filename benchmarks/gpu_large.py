@@ -27,7 +27,9 @@ from llada.costs.memory import inference_memory
 from llada.costs.parameters import training_flops_per_token
 from llada.data.prepared import PreparedText
 from llada.models import LLaDAConfig, MaskPredictor, NetworkConfig
-from llada.sampling.unmask import Predict, SamplerConfig, generate, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import Predict, suppress
+from llada.sampling.unmask import generate
 from llada.system.device import memory_bytes
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import DataOptions, TrainConfig

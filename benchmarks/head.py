@@ -63,7 +63,8 @@ def make_batch(case: dict[str, Any]) -> tuple[torch.Tensor, NoisyBatch]:
     is_masked = torch.rand(shape, generator=generator).argsort(1) < round(share * case["length"])
     p_mask = torch.full((case["batch"], 1), share)
     x_t = x_0.masked_fill(is_masked, MASK_ID)
-    return x_0, NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], torch.full_like(p_mask, case["length"]))
+    n_maskable, ones = torch.full_like(p_mask, case["length"]), torch.ones_like(p_mask)
+    return x_0, NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], n_maskable, ones)
 
 
 def train_step(case: dict[str, Any], way: str) -> tuple[MaskPredictor, float]:

@@ -28,7 +28,8 @@ from llada.costs.memory import inference_memory, stored_weights, training_memory
 from llada.costs.parameters import total_parameters
 from llada.forward_process import mask_bernoulli
 from llada.objective import loss_weights, masked_nll, weighted_loss
-from llada.sampling.unmask import SamplerConfig, infill
+from llada.sampling.config import SamplerConfig
+from llada.sampling.unmask import infill
 from llada.system.device import choose_device, memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words

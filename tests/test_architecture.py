@@ -88,11 +88,13 @@ def test_root_is_the_mathematics() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "forward_process", "objective"}
 
 
-@pytest.mark.parametrize("module", ["forward_process", "objective", "sampling.unmask"])
+@pytest.mark.parametrize(
+    "module", ["forward_process", "objective", "sampling.config", "sampling.guidance", "sampling.unmask"]
+)
 def test_the_centre_knows_no_network_file_or_configuration(module: str) -> None:
     allowed = {"forward_process", "objective", "system.errors", "system.literals"}
     if module == "sampling.unmask":
-        allowed.add("system.device")  # for where fp64 can be computed
+        allowed |= {"sampling.config", "sampling.guidance", "system.device"}  # the last for where fp64 can be computed
     assert set(imports_of(PACKAGE / f"{module.replace('.', '/')}.py")) <= allowed
 
 

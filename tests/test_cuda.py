@@ -28,7 +28,9 @@ from llada.evaluation.exact_likelihood import measure_exact_nll
 from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.evaluation.windows import cut_windows
 from llada.models import MaskPredictor
-from llada.sampling.unmask import SamplerConfig, generate, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import suppress
+from llada.sampling.unmask import generate
 from llada.system.device import Precision
 from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.log import StepResult

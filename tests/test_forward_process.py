@@ -1,17 +1,27 @@
 """Shape letters: B batch, L length."""
 
+import math
+from statistics import NormalDist
+
 import pytest
 import torch
 from torch import Generator
 
 from llada.forward_process import (
+    LINEAR,
     MIN_MASK_PROBABILITY,
+    SCHEDULES,
+    TIME_SAMPLINGS,
+    Cosine,
+    Polynomial,
     choose_positions,
     mask_bernoulli,
     mask_exact_count,
-    p_mask_at,
+    schedule_by_name,
+    time_sampling_by_name,
     truncate_randomly,
 )
+from tests.support.toys import SCHEDULE_NAMES, TIME_NAMES
 
 MASK = 126336
 
@@ -20,9 +30,123 @@ def ids(rows: int, length: int) -> torch.Tensor:
     return torch.arange(rows * length).reshape(rows, length) % 60 + 3
 
 
-def test_schedule_is_lladas() -> None:
+def test_the_names_that_are_tested_are_all_that_there_are() -> None:
+    assert {name.split(":")[0] for name in SCHEDULE_NAMES} == set(SCHEDULES)
+    assert {name.split(":")[0] for name in TIME_NAMES} == set(TIME_SAMPLINGS)
+
+
+def test_the_linear_schedule_is_lladas() -> None:
     t = torch.tensor([0.0, 0.5, 1.0])
-    assert torch.allclose(p_mask_at(t), torch.tensor([0.001, 0.5005, 1.0]))
+    assert torch.allclose(LINEAR.p_mask(t), torch.tensor([0.001, 0.5005, 1.0]))
+
+
+def test_schedules_have_the_values_of_their_formulas() -> None:
+    t = torch.tensor([0.0, 1 / 3, 0.5, 1.0])
+    assert torch.allclose(Cosine().fraction(t), torch.tensor([0.0, 0.5, 0.5**0.5, 1.0]))  # cos 90, 60, 45, 0 degrees
+    assert torch.allclose(Polynomial(2.0).fraction(t), torch.tensor([0.0, 1 / 9, 0.25, 1.0]))
+    assert float(Polynomial(2.0).p_mask(torch.tensor(0.5))) == pytest.approx(0.001 + 0.999 / 4)
+
+
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_a_schedule_has_its_own_slope_and_inverse(name: str) -> None:
+    schedule = schedule_by_name(name)
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(schedule.fraction(t).sum(), t)
+    assert torch.allclose(schedule.slope(t), slope)
+    assert torch.allclose(schedule.time_at(schedule.fraction(t)), t)
+    ends = torch.tensor([0.0, 1.0])
+    assert schedule.fraction(ends).tolist() == ends.tolist()
+    assert schedule.slope(ends).isfinite().all()
+    assert (schedule.slope(ends) >= 0).all()
+
+
+@pytest.mark.parametrize("name", TIME_NAMES)
+def test_a_density_of_times_is_the_derivative_of_its_quantiles_inverse(name: str) -> None:
+    times = time_sampling_by_name(name)
+    t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    below = torch.cumulative_trapezoid(times.density(t), t)
+    assert float(below[-1]) == pytest.approx(1, rel=1e-6)
+    assert torch.allclose(times.cumulative(t)[1:], below, atol=1e-6)
+    assert torch.allclose(times.quantile(times.cumulative(t)), t)
+    ends = torch.tensor([0.0, 1.0])
+    assert times.quantile(ends).tolist() == pytest.approx(ends.tolist())
+
+
+def test_a_bell_is_a_normal_distribution_between_0_and_1() -> None:
+    normal, t = NormalDist(0.3, 0.2), 0.55
+    inside = normal.cdf(1) - normal.cdf(0)
+    bell, at = time_sampling_by_name("bell:0.3:0.2"), torch.tensor(t, dtype=torch.float64)
+    assert float(bell.density(at)) == pytest.approx(normal.pdf(t) / inside)
+    assert float(bell.cumulative(at)) == pytest.approx((normal.cdf(t) - normal.cdf(0)) / inside)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("cos", "mask_schedule must be one of linear, cosine, polynomial:POWER, not 'cos'"),
+        ("", "not ''"),
+        ("linear:2", "must be one of linear, cosine, polynomial:POWER, not 'linear:2'"),
+        ("polynomial:0.5", r"'polynomial:0.5' cannot be used \(the power .* must be above 0.5, not 0.5\)"),
+        ("polynomial:nan", "must be above 0.5, not nan"),
+        ("polynomial:many", "cannot be used .*'many'"),
+    ],
+)
+def test_schedules_that_do_not_exist_are_refused(name: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        schedule_by_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("normal", "time_sampling must be one of uniform, bell:CENTER:WIDTH, not 'normal'"),
+        ("bell:1.5", "center of a bell must be from 0 to 1"),
+        ("bell:0.5:0", "its width above 0"),
+        ("bell:0.5:0.05", "so rare that they weigh more than 1000"),
+    ],
+)
+def test_times_that_do_not_exist_are_refused(name: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        time_sampling_by_name(name)
+
+
+def test_the_default_noise_is_lladas_to_the_bit() -> None:
+    """Times, then masks, as its pre-training code draws them; and all of it weighs the same."""
+    noisy = mask_bernoulli(ids(8, 30), MASK, Generator().manual_seed(14))
+    generator = Generator().manual_seed(14)
+    t = torch.rand(8, generator=generator)
+    p_mask = (1 - 1e-3) * t[:, None] + 1e-3
+    assert torch.equal(noisy.t, t)
+    assert torch.equal(noisy.p_mask, p_mask)
+    assert torch.equal(noisy.is_masked, torch.rand(8, 30, generator=generator) < p_mask)
+    for draw in (mask_bernoulli, mask_exact_count):
+        assert (draw(ids(300, 7), MASK, Generator().manual_seed(15)).importance == 1).all()
+
+
+@pytest.mark.parametrize("times", TIME_NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_importance_makes_all_counts_count_the_same(schedule: str, times: str) -> None:
+    """Rows of a count, times their importance: with so many rows, stratified, each count has its share of them."""
+    n, n_rows = 7, 40_000
+    noisy = mask_exact_count(
+        ids(n_rows, n), MASK, Generator().manual_seed(16),
+        schedule=schedule_by_name(schedule), times=time_sampling_by_name(times),
+    )  # fmt: skip
+    counts = noisy.is_masked.sum(1)
+    weighed = torch.zeros(n + 1).index_add(0, counts, noisy.importance[:, 0])
+    assert torch.allclose(weighed[1:] / n_rows, torch.full((n,), 1 / n), rtol=5e-3)
+    assert torch.allclose(schedule_by_name(schedule).fraction(noisy.t), counts / n, atol=1e-5)
+
+
+def test_other_times_and_schedules_are_drawn() -> None:
+    bell = mask_bernoulli(
+        ids(4000, 2), MASK, Generator().manual_seed(17), schedule=Cosine(), times=time_sampling_by_name("bell:0.4:0.2")
+    )
+    normal = NormalDist(0.4, 0.2)
+    for t in (0.2, 0.4, 0.7):
+        part = (normal.cdf(t) - normal.cdf(0)) / (normal.cdf(1) - normal.cdf(0))
+        assert abs(float((bell.t < t).float().mean()) - part) < 4 * math.sqrt(part * (1 - part) / 4000)
+    assert torch.allclose(bell.p_mask[:, 0], 0.001 + 0.999 * torch.cos(math.pi / 2 * (1 - bell.t)), atol=1e-6)
 
 
 def test_bernoulli_masks_follow_their_probability() -> None:

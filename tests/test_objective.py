@@ -8,10 +8,28 @@ import torch
 import torch.nn.functional as F
 from torch import Generator
 
-from llada.forward_process import MIN_MASK_PROBABILITY, NoisyBatch, mask_bernoulli, mask_exact_count
+from llada.forward_process import (
+    LINEAR,
+    MIN_MASK_PROBABILITY,
+    MaskSchedule,
+    NoisyBatch,
+    mask_bernoulli,
+    mask_exact_count,
+    schedule_by_name,
+    time_sampling_by_name,
+)
 from llada.models.head import nll_of_features
 from llada.objective import loss_weights, masked_nll, sequence_bounds, token_nll, weighted_loss
-from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor, uniform
+from tests.support.toys import (
+    MASK,
+    N_TOKENS,
+    SCHEDULE_NAMES,
+    TIME_NAMES,
+    enumerated_nelbo,
+    joint_predictor,
+    table_predictor,
+    uniform,
+)
 
 X_0 = torch.tensor([2, 0, 1, 1])
 TABLE = table_predictor(length=4, seed=0)
@@ -24,7 +42,7 @@ def exact_batch(x_0: torch.Tensor, sets: list[tuple[int, ...]]) -> NoisyBatch:
         is_masked[row, list(positions)] = True
     share = is_masked.sum(1, keepdim=True) / len(x_0)
     full = torch.full_like(share, len(x_0))
-    return NoisyBatch(torch.where(is_masked, MASK, x_0), is_masked, share, share[:, 0], full)
+    return NoisyBatch(torch.where(is_masked, MASK, x_0), is_masked, share, share[:, 0], full, torch.ones_like(share))
 
 
 def bounds(predict, x_0: torch.Tensor, noisy: NoisyBatch) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -66,22 +84,76 @@ def test_exact_count_estimator_is_unbiased(complementary: bool) -> None:
     assert stderr < 0.01  # else the line above would say little
 
 
-def test_bernoulli_estimator_is_unbiased_for_its_own_range_of_p() -> None:
-    """E over p ~ U(eps, 1) of sum over sets of p^k (1-p)^(L-k) * CE / p, with the integral over p done numerically."""
-    p = torch.linspace(MIN_MASK_PROBABILITY, 1, 20001, dtype=torch.float64)
-    expected = 0.0
+def time_integral(schedule: MaskSchedule) -> float:
+    """The bound in continuous time: of -alpha'(t) / (1 - alpha(t)) times the expected sum of the cross-entropies.
+
+    Over t from 0 to 1, with alpha and its derivative taken from the probability of a mask alone, divided by L, and by
+    1 - eps, for the range that p has.
+    """
+    t = (torch.linspace(0, 1, 20_001, dtype=torch.float64) ** 2).requires_grad_()  # fine where p is small
+    alpha = 1 - schedule.p_mask(t)
+    (slope,) = torch.autograd.grad(alpha.sum(), t)
+    alpha, time, total = alpha.detach(), t.detach()[1:], 0.0
     for k in range(1, 5):
         for positions in itertools.combinations(range(4), k):
             noisy = exact_batch(X_0, [positions])
             nll = float(masked_nll(TABLE(noisy.x_t), X_0[None], noisy).sum())
-            integral = torch.trapezoid(p ** (k - 1) * (1 - p) ** (4 - k), p) / (1 - MIN_MASK_PROBABILITY)
-            expected += nll * float(integral) / 4
-    assert expected == pytest.approx(enumerated_nelbo(TABLE, X_0), rel=2e-3)  # the same bound, but for eps
+            chance = (1 - alpha) ** k * alpha ** (4 - k)
+            total += nll * float(torch.trapezoid((-slope / (1 - alpha) * chance)[1:], time))
+    return total / 4 / (1 - MIN_MASK_PROBABILITY)
 
+
+def test_the_bound_does_not_depend_on_the_schedule() -> None:
+    """One predictor, one number: that of the enumerated masks, but for eps."""
+    expected = time_integral(LINEAR)
+    assert expected == pytest.approx(enumerated_nelbo(TABLE, X_0), rel=2e-3)
+    for name in SCHEDULE_NAMES:
+        assert time_integral(schedule_by_name(name)) == pytest.approx(expected, rel=1e-3), name
+
+
+@pytest.mark.parametrize("times", TIME_NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_bernoulli_estimator_is_unbiased_for_its_own_range_of_p(schedule: str, times: str) -> None:
     generator = Generator().manual_seed(5)
     x_0 = X_0.expand(60_000, 4)
-    draws = bounds(TABLE, x_0, mask_bernoulli(x_0, MASK, generator))
-    assert abs(float(draws.mean()) - expected) < 4 * float(draws.std()) / len(draws) ** 0.5
+    noisy = mask_bernoulli(
+        x_0, MASK, generator, schedule=schedule_by_name(schedule), times=time_sampling_by_name(times)
+    )
+    draws = bounds(TABLE, x_0, noisy)
+    stderr = float(draws.std()) / len(draws) ** 0.5
+    assert abs(float(draws.mean()) - time_integral(LINEAR)) < 4 * stderr
+    assert stderr < 0.05
+
+
+@pytest.mark.parametrize("times", TIME_NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_exact_counts_drawn_unequally_are_weighed_back(schedule: str, times: str) -> None:
+    """Rows of a batch depend on each other, by strata and complements; batches do not."""
+    how, when, draws = schedule_by_name(schedule), time_sampling_by_name(times), []
+    generator, x_0 = Generator().manual_seed(18), X_0.expand(32, 4)
+    for _ in range(300):
+        noisy = mask_exact_count(x_0, MASK, generator, complementary=True, schedule=how, times=when)
+        draws.append(bounds(TABLE, x_0, noisy).mean())
+    estimates = torch.stack(draws)
+    stderr = float(estimates.std()) / len(draws) ** 0.5
+    assert abs(float(estimates.mean()) - enumerated_nelbo(TABLE, X_0)) < 4 * stderr
+    assert stderr < 0.05
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_loss_that_is_no_bound_weighs_amounts_of_noise_as_without_a_schedule(power: float) -> None:
+    """With one cross-entropy for each count, the weighted mean is the same, however often the counts are drawn."""
+    x_0, losses = torch.zeros(40_000, 5, dtype=torch.long), []
+    for schedule, times in (("linear", "uniform"), ("cosine", "bell")):
+        noisy = mask_exact_count(
+            x_0, MASK, Generator().manual_seed(19),
+            schedule=schedule_by_name(schedule), times=time_sampling_by_name(times),
+        )  # fmt: skip
+        weights = noisy.at_masked(loss_weights(noisy, power))
+        losses.append(float(weighted_loss(noisy.at_masked(noisy.p_mask), weights)))
+    counts = range(1, 6)
+    expected = sum((k / 5) ** (1 - power) * k for k in counts) / sum((k / 5) ** -power * k for k in counts)
+    assert losses == pytest.approx([expected, expected], rel=1e-3)
 
 
 def test_bound_is_above_the_likelihood_and_touches_it_for_exact_conditionals() -> None:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
     from llada.objective import masked_nll as masked_nll
     from llada.objective import sequence_bounds as sequence_bounds
     from llada.objective import weighted_loss as weighted_loss
+    from llada.sampling.config import SamplerConfig as SamplerConfig
+    from llada.sampling.guidance import suppress as suppress
     from llada.sampling.unmask import Canvas as Canvas
-    from llada.sampling.unmask import SamplerConfig as SamplerConfig
     from llada.sampling.unmask import generate as generate
     from llada.sampling.unmask import infill as infill
-    from llada.sampling.unmask import suppress as suppress
     from llada.sampling.unmask import unmask as unmask
     from llada.system.errors import UserError as UserError
 
@@ -32,7 +32,9 @@ _HOMES = {
     "llada.forward_process": ("NoisyBatch", "mask_bernoulli", "mask_exact_count"),
     "llada.checkpoints.load": ("load_checkpoint",),
     "llada.objective": ("loss_weights", "masked_nll", "sequence_bounds", "weighted_loss"),
-    "llada.sampling.unmask": ("Canvas", "SamplerConfig", "generate", "infill", "suppress", "unmask"),
+    "llada.sampling.config": ("SamplerConfig",),
+    "llada.sampling.guidance": ("suppress",),
+    "llada.sampling.unmask": ("Canvas", "generate", "infill", "unmask"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

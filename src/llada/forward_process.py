@@ -4,11 +4,19 @@ Time runs as in LLaDA: t in (0, 1], and **t = 1 is fully masked**. Two ways to d
 one (`mask_bernoulli`) and one of lower variance with the same expectation (`mask_exact_count`). Both return a
 `NoisyBatch`, which is all that the objective needs to know about them.
 
+A `MaskSchedule` says which part of the tokens is masked at a time t, and a `TimeSampling` how often each t is drawn.
+Together they decide which amounts of noise a model sees more often. They do not change what the loss is in expectation:
+what comes too often weighs less (`NoisyBatch.importance`). A new one is a class here and a line in `SCHEDULES` or
+`TIME_SAMPLINGS`.
+
 Shape letters: B batch, L length.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Self
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -30,6 +38,9 @@ class NoisyBatch:
     """(B,) fp32: the time of each row."""
     n_maskable: Tensor
     """(B, 1) fp32: how many tokens of the row could have been masked; L unless some are given."""
+    importance: Tensor
+    """(B, 1) fp32: how often the bound wants this amount of masks, divided by how often it is drawn; 1 if all are drawn
+    equally often."""
 
     def rows(self, index: slice) -> Self:
         """Some rows, that follow each other."""
@@ -51,29 +62,240 @@ class NoisyBatch:
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def p_mask_at(t: Tensor) -> Tensor:
-    """LLaDA's linear schedule, p = (1 - eps) t + eps (GUIDELINES, "Pre-training")."""
-    return (1 - MIN_MASK_PROBABILITY) * t + MIN_MASK_PROBABILITY
+@dataclass(frozen=True)
+class MaskSchedule(ABC):
+    """The part of the tokens that is masked at time t: a function m that rises from m(0) = 0 to m(1) = 1.
+
+    In the papers' letters alpha(t) = 1 - p(t), with p(t) = eps + (1 - eps) m(t). A schedule is m, its slope and its
+    inverse, each from a tensor to a tensor of the same shape and dtype. The forward process draws by it, the objective
+    takes its weights from what was drawn, and the sampler reveals tokens by it.
+    """
+
+    eps: ClassVar[float] = MIN_MASK_PROBABILITY
+
+    @abstractmethod
+    def fraction(self, t: Tensor) -> Tensor:
+        """m(t), the part that is masked."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative m'(t); -alpha'(t) is (1 - eps) of it."""
+
+    @abstractmethod
+    def time_at(self, fraction: Tensor) -> Tensor:
+        """The inverse of m: the time at which this part is masked."""
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        """The probability p(t) that a token is masked: 1 - alpha(t)."""
+        return (1 - self.eps) * self.fraction(t) + self.eps
 
 
-def mask_bernoulli(x_0: Tensor, mask_id: int, generator: Generator, maskable: Tensor | None = None) -> NoisyBatch:
+@dataclass(frozen=True)
+class Linear(MaskSchedule):
+    """LLaDA's schedule: m(t) = t, and so p(t) = (1 - eps) t + eps (GUIDELINES, "Forward process")."""
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return t
+
+    def slope(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def time_at(self, fraction: Tensor) -> Tensor:
+        return fraction
+
+
+@dataclass(frozen=True)
+class Cosine(MaskSchedule):
+    """m(t) = cos(pi/2 (1 - t)): flat near t = 1, so a sampler reveals few tokens at first and many at the end.
+
+    Source: MaskGIT, arXiv 2202.04200; alpha(t) = 1 - cos(pi/2 (1 - t)) in arXiv 2406.04329. MDLM calls another function
+    by this name, alpha(t) = cos(pi/2 t), which is flat at the other end.
+    """
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return (math.pi / 2 * t).sin()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * (math.pi / 2 * (1 - t)).sin()  # a sine has no rounding error below 0 at t = 1
+
+    def time_at(self, fraction: Tensor) -> Tensor:
+        return fraction.asin() * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Polynomial(MaskSchedule):
+    """m(t) = t^power: above 1, little noise comes more often, and a sampler reveals many tokens at first.
+
+    Source: alpha(t) = 1 - t^w in arXiv 2406.04329.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.power < math.inf:
+            raise ValueError(f"the power of a polynomial schedule must be above 0.5, not {self.power:g}")
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+    def slope(self, t: Tensor) -> Tensor:
+        # Below a power of 1 the slope has no limit at t = 0, which is drawn once in 2^24 times. From 0.5 down, the
+        # square of the weight has no mean: hence the check above.
+        return self.power * t.clamp(min=2**-25) ** (self.power - 1)
+
+    def time_at(self, fraction: Tensor) -> Tensor:
+        return fraction ** (1 / self.power)
+
+
+LINEAR = Linear()
+
+
+@dataclass(frozen=True)
+class TimeSampling(ABC):
+    """How often each time t is drawn, by its quantiles: a t whose u is uniform on (0, 1), or stratified there."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time that a part u of the draws is below."""
+
+    @abstractmethod
+    def cumulative(self, t: Tensor) -> Tensor:
+        """The inverse of `quantile`: the part of the draws that is below t."""
+
+    @abstractmethod
+    def density(self, t: Tensor) -> Tensor:
+        """The derivative of `cumulative`."""
+
+
+@dataclass(frozen=True)
+class Uniform(TimeSampling):
+    """All times equally often, as LLaDA does."""
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return u
+
+    def cumulative(self, t: Tensor) -> Tensor:
+        return t
+
+    def density(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Bell(TimeSampling):
+    """Times around a center: a normal distribution cut off at 0 and 1, computed in fp64."""
+
+    center: float = 0.5
+    width: float = 0.25
+    """Standard deviation of the normal distribution before it is cut off."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.center <= 1 and 0 < self.width < math.inf):
+            raise ValueError("the center of a bell must be from 0 to 1, and its width above 0")
+        rarest = float(self.density(torch.tensor([0.0, 1.0])).min())
+        if rarest < MIN_MASK_PROBABILITY:
+            most = 1 / MIN_MASK_PROBABILITY
+            raise ValueError(f"a bell of width {self.width:g} makes times so rare that they weigh more than {most:.0f}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        below, inside = self._cut()
+        t = self.center + self.width * torch.special.ndtri(below + u.double() * inside)
+        return t.clamp(0, 1).to(u.dtype)
+
+    def cumulative(self, t: Tensor) -> Tensor:
+        below, inside = self._cut()
+        return ((torch.special.ndtr(self._z(t)) - below) / inside).to(t.dtype)
+
+    def density(self, t: Tensor) -> Tensor:
+        height = 1 / (self.width * math.sqrt(2 * math.pi) * float(self._cut()[1]))
+        return (height * torch.exp(-(self._z(t) ** 2) / 2)).to(t.dtype)
+
+    def _z(self, t: Tensor) -> Tensor:
+        return (t.double() - self.center) / self.width
+
+    def _cut(self) -> tuple[Tensor, Tensor]:
+        """How much of the whole normal distribution is below t = 0, and how much between 0 and 1."""
+        below, up_to = torch.special.ndtr(self._z(torch.tensor([0.0, 1.0])))
+        return below, up_to - below
+
+
+UNIFORM = Uniform()
+SCHEDULES: dict[str, type[MaskSchedule]] = {"linear": Linear, "cosine": Cosine, "polynomial": Polynomial}
+TIME_SAMPLINGS: dict[str, type[TimeSampling]] = {"uniform": Uniform, "bell": Bell}
+Named = TypeVar("Named", MaskSchedule, TimeSampling)
+
+
+def schedule_by_name(name: str) -> MaskSchedule:
+    """The schedule of this name; its parameters may follow, as in "polynomial:1.5".
+
+    Raises:
+        ValueError: there is none, or its parameters cannot be used.
+    """
+    return _by_name("mask_schedule", name, SCHEDULES)
+
+
+def time_sampling_by_name(name: str) -> TimeSampling:
+    """The time sampling of this name; its parameters may follow, as in "bell:0.5:0.2", its center and its width.
+
+    Raises:
+        ValueError: there is none, or its parameters cannot be used.
+    """
+    return _by_name("time_sampling", name, TIME_SAMPLINGS)
+
+
+def _by_name(argument: str, name: str, kinds: Mapping[str, type[Named]]) -> Named:
+    """The object that a name and its numbers stand for, as in "name:1:2"."""
+    key, *numbers = name.split(":")
+    if key not in kinds or len(numbers) > len(fields(kinds[key])):
+        choices = ", ".join(_form(known, fields(kinds[known])) for known in kinds)
+        raise ValueError(f"{argument} must be one of {choices}, not {name!r}")
+    try:
+        return kinds[key](*map(float, numbers))
+    except ValueError as error:
+        raise ValueError(f"{argument} {name!r} cannot be used ({error})") from error
+
+
+def _form(name: str, parameters: tuple[Field[Any], ...]) -> str:
+    return ":".join([name, *(parameter.name.upper() for parameter in parameters)])
+
+
+def mask_bernoulli(
+    x_0: Tensor,
+    mask_id: int,
+    generator: Generator,
+    maskable: Tensor | None = None,
+    schedule: MaskSchedule = LINEAR,
+    times: TimeSampling = UNIFORM,
+) -> NoisyBatch:
     """LLaDA's forward process: t ~ U(0, 1) for each row, then each token masked with probability p(t).
+
+    With another schedule or other times, p is no longer uniform on (eps, 1). Its density at p(t) is that of t divided
+    by p'(t), and `importance` is 1 / (1 - eps) divided by it.
 
     Args:
         x_0: (B, L) clean token ids, on the CPU, where the generator is too.
         mask_id: the id that stands for MASK.
         maskable: (B, L) bool, False where a token is given (a prompt, padding); None means everywhere.
+        schedule: p(t).
+        times: how often each t is drawn.
 
     Source: arXiv 2502.09992, eq. 1 and algorithm 1; with `maskable`, algorithm 2.
     """
-    t = torch.rand(len(x_0), generator=generator)
-    p_mask = p_mask_at(t)[:, None]
+    t = times.quantile(torch.rand(len(x_0), generator=generator))
+    p_mask = schedule.p_mask(t)[:, None]
     is_masked = torch.rand(x_0.shape, generator=generator) < p_mask
-    return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable)
+    importance = (schedule.slope(t) / times.density(t))[:, None]
+    return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable, importance)
 
 
 def mask_exact_count(
-    x_0: Tensor, mask_id: int, generator: Generator, maskable: Tensor | None = None, complementary: bool = False
+    x_0: Tensor,
+    mask_id: int,
+    generator: Generator,
+    maskable: Tensor | None = None,
+    complementary: bool = False,
+    schedule: MaskSchedule = LINEAR,
+    times: TimeSampling = UNIFORM,
 ) -> NoisyBatch:
     """Exactly k of a row's n maskable tokens are masked, with k uniform on 1..n and spread evenly over the rows.
 
@@ -82,8 +304,12 @@ def mask_exact_count(
     draws from the b-th of B equal slices of 1..n, with one offset shared by all, which takes their variance out of
     the loss.
 
+    The bound wants each count equally often, whatever the schedule: its integral over p of p^(k-1) (1-p)^(n-k) does not
+    depend on the path to p. With another schedule or other times, the count k is drawn where m(t) is in
+    ((k-1)/n, k/n], and `importance` is 1/n divided by how often that is.
+
     Args:
-        x_0, mask_id, maskable: as in `mask_bernoulli`; every row needs a maskable token.
+        x_0, mask_id, maskable, schedule, times: as in `mask_bernoulli`; every row needs a maskable token.
         complementary: rows b and b + B/2 are taken to be the same sequence, and the second masks exactly what the
             first leaves (arXiv 2505.18883), so that together they predict each token once. The complement of a
             fully masked row is fully masked again, which keeps k uniform.
@@ -100,15 +326,26 @@ def mask_exact_count(
         raise ValueError("a row has no maskable token")
 
     u = (torch.arange(n_rows) + torch.rand((), generator=generator)) / n_rows  # stratified on (0, 1)
-    count = (1 + (u * n_maskable).long()).clamp(max=n_maskable)
+    fraction = schedule.fraction(times.quantile(u))
+    count = (1 + (fraction * n_maskable).long()).clamp(max=n_maskable)
+    importance = _importance_of_counts(count, n_maskable, schedule, times)
     is_masked = choose_positions(free[:n_rows], count, generator)
     if complementary:
         remaining = free[:n_rows] & ~is_masked
         remaining[count == n_maskable] = is_masked[count == n_maskable]
         is_masked = torch.cat((is_masked, remaining))
         n_maskable = torch.cat((n_maskable, n_maskable))
+        importance = torch.cat((importance, importance))  # a complement is as rare as what it complements
     p_mask = is_masked.sum(1, keepdim=True) / n_maskable[:, None]
-    return _noisy_batch(x_0, mask_id, is_masked, p_mask, p_mask[:, 0], maskable)
+    t = schedule.time_at(p_mask[:, 0])
+    return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable, importance[:, None])
+
+
+def _importance_of_counts(count: Tensor, n: Tensor, schedule: MaskSchedule, times: TimeSampling) -> Tensor:
+    """(B,) fp32: 1/n, divided by how often the counts (B,) of n (B,) maskable tokens are drawn."""
+    fractions = torch.stack((count - 1, count)).double() / n
+    below, up_to = times.cumulative(schedule.time_at(fractions))
+    return (1 / (n * (up_to - below))).float()
 
 
 def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
@@ -122,7 +359,7 @@ def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
     """
     is_scored = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable
     ones = torch.ones(len(x_0))
-    return NoisyBatch(x_0, is_scored, ones[:, None], ones, is_scored.sum(1, keepdim=True).float())
+    return NoisyBatch(x_0, is_scored, ones[:, None], ones, is_scored.sum(1, keepdim=True).float(), ones[:, None])
 
 
 def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) -> Tensor:
@@ -140,11 +377,17 @@ def truncate_randomly(x_0: Tensor, generator: Generator, probability: float = 0.
 
 
 def _noisy_batch(
-    x_0: Tensor, mask_id: int, is_masked: Tensor, p_mask: Tensor, t: Tensor, maskable: Tensor | None
+    x_0: Tensor,
+    mask_id: int,
+    is_masked: Tensor,
+    p_mask: Tensor,
+    t: Tensor,
+    maskable: Tensor | None,
+    importance: Tensor,
 ) -> NoisyBatch:
     if maskable is None:
         n_maskable = torch.full((len(x_0), 1), float(x_0.shape[1]))
     else:
         is_masked = is_masked & maskable
         n_maskable = maskable.sum(1, keepdim=True).float()
-    return NoisyBatch(x_0.masked_fill(is_masked, mask_id), is_masked, p_mask, t, n_maskable)
+    return NoisyBatch(x_0.masked_fill(is_masked, mask_id), is_masked, p_mask, t, n_maskable, importance)

@@ -8,6 +8,14 @@ and its expectation over the forward process is an upper bound on -log p_theta(x
 Training averages it over a batch; with exactly k masked tokens, p = k/n, it reads (1/k) * sum of cross-entropies, the
 estimator of lower variance that we report (eq. 6).
 
+The expectation is over p uniform on (0, 1), and the bound does not depend on how p is reached. In continuous time it is
+the integral over t of -alpha'(t) / (1 - alpha(t)) times the expected sum of the cross-entropies at the masked positions
+(MDLM, arXiv 2406.07524; Shi et al., arXiv 2406.04329). With p = 1 - alpha(t) and so dp = -alpha'(t) dt, it becomes the
+integral over p of that sum times 1/p, in which no schedule is left. A p that is drawn with another density q(p) is
+weighted back by `NoisyBatch.importance` = 1/q(p), which makes the weight of a row's cross-entropies 1/(q(p) p n): for a
+time t of density g that is -alpha'(t) / (1 - alpha(t)) / (g(t) n). As LLaDA's p, ours starts at eps and not at 0: the
+expectation is then that of p uniform on (eps, 1), for every schedule.
+
 Shape letters: B batch, L length, V vocabulary rows, N masked positions of the whole batch.
 """
 
@@ -47,17 +55,17 @@ def sequence_bounds(nll: Tensor, noisy: NoisyBatch) -> Tensor:
 
 
 def bound_weights(noisy: NoisyBatch) -> Tensor:
-    """(B, 1): the weight 1/(p n) of a masked token's cross-entropy in its row's bound."""
-    return 1 / (noisy.p_mask * noisy.n_maskable)
+    """(B, 1): the weight of a masked token's cross-entropy in its row's bound: importance / (p n)."""
+    return noisy.importance / (noisy.p_mask * noisy.n_maskable)
 
 
 def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "tokens") -> Tensor:
     """(B, 1): the weight of a masked token's cross-entropy in the training loss of the whole batch.
 
     Args:
-        power: weights are in proportion to 1 / p^power. With 1 the loss is the bound. With less it is a weighted mean
-            of cross-entropies, no likelihood, but of lower variance, which learns faster in a short run (arXiv
-            2510.03280, 2602.15014; docs/EXPERIMENTS.md); 0 is the plain mean over the masked tokens.
+        power: weights are in proportion to importance / p^power. With 1 the loss is the bound. With less it is a
+            weighted mean of cross-entropies, no likelihood, but of lower variance, which learns faster in a short run
+            (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md); 0 is the plain mean over the masked tokens.
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Both: GUIDELINES.md.
     """
@@ -65,7 +73,8 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
     if power != 1.0 and average != "tokens":
         raise ValueError("only the bound (power 1) can be averaged by sequences")
     if power != 1.0:
-        weights = noisy.p_mask.clamp(min=MIN_MASK_PROBABILITY) ** -power  # a row without masks has p = 0 and no terms
+        p_mask = noisy.p_mask.clamp(min=MIN_MASK_PROBABILITY)  # a row without masks has p = 0 and no terms
+        weights = noisy.importance * p_mask**-power
         return weights / (weights * noisy.is_masked).sum().clamp(min=1)
     if average == "sequences":
         return bound_weights(noisy) / len(noisy.x_t)

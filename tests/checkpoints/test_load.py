@@ -19,7 +19,8 @@ from llada.checkpoints.folder import load_checkpoint, load_weights, make_predict
 from llada.checkpoints.load import open_model, open_to_measure
 from llada.cli import export
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
-from llada.sampling.unmask import SamplerConfig, generate
+from llada.sampling.config import SamplerConfig
+from llada.sampling.unmask import generate
 from llada.system.errors import UserError
 from tests.support.checkpoints import (
     ILLADA,

@@ -19,7 +19,9 @@ from llada.evaluation.answer_likelihood import (
 from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.greedy import are_greedy
 from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, PredictAt, block_length_of
-from llada.sampling.unmask import Predict, SamplerConfig, generate, guide, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import Predict, guide, suppress
+from llada.sampling.unmask import generate
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer

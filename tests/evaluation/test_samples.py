@@ -131,7 +131,8 @@ def test_judge_of_the_hugging_face_library_adds_up_next_token_losses(tmp_path: P
 def test_causal_model_is_sampled_from_left_to_right() -> None:
     """Filled one after another, its text is the greedy continuation."""
     from llada.models import block_length_of
-    from llada.sampling.unmask import SamplerConfig, generate
+    from llada.sampling.config import SamplerConfig
+    from llada.sampling.unmask import generate
 
     checkpoint = causal_checkpoint(12)
     config = SamplerConfig(steps=6, block_length=block_length_of(checkpoint.model, None))

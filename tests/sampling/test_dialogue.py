@@ -12,8 +12,8 @@ from llada.checkpoints.load import open_model
 from llada.cli import main
 from llada.cli.drawing import draw_tokens
 from llada.models import LLaDAConfig
+from llada.sampling.config import SamplerConfig
 from llada.sampling.dialogue import has_ended
-from llada.sampling.unmask import SamplerConfig
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.chat_template import PlainFormat, chat_format

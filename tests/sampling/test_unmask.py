@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from llada.sampling.unmask import SamplerConfig, generate, guide, infill, suppress, unmask, unmask_budget
+from llada.forward_process import Cosine, Polynomial, schedule_by_name
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import suppress
+from llada.sampling.unmask import generate, infill, unmask, unmask_budget
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, joint_predictor, table_predictor, uniform
+from tests.support.toys import MASK, N_TOKENS, SCHEDULE_NAMES, joint_predictor, table_predictor, uniform
 
 
 def test_budget_is_even_with_the_remainder_first() -> None:
@@ -19,6 +22,55 @@ def test_budget_is_even_with_the_remainder_first() -> None:
 def test_budget_wastes_no_step() -> None:
     assert unmask_budget(torch.tensor([3, 2]), 100).tolist() == [[1, 1, 1], [1, 1, 0]]
     assert unmask_budget(torch.tensor([0]), 5).shape == (1, 0)
+
+
+def test_budget_follows_the_schedule() -> None:
+    """Of 100 tokens, t^2 leaves 81, 64, 49, ... after each of ten steps: odd numbers are revealed."""
+    n = torch.tensor([100])
+    assert unmask_budget(n, 10, Polynomial(2.0)).tolist() == [[19, 17, 15, 13, 11, 9, 7, 5, 3, 1]]
+    # cos(45 degrees) of 1000 are masked after the first of two steps, cos(60) after two of three.
+    assert unmask_budget(torch.tensor([1000]), 2, Cosine()).tolist() == [[293, 707]]
+    assert unmask_budget(torch.tensor([1000]), 3, Cosine()).tolist() == [[134, 366, 500]]
+
+
+def test_budget_of_a_schedule_reveals_something_at_each_step() -> None:
+    """One token at least: of 20 that cos(pi/2 (1 - t)) spreads over 10 steps, the first two get less than that."""
+    assert unmask_budget(torch.tensor([20]), 10, Cosine()).tolist() == [[1, 1, 1, 2, 2, 2, 2, 3, 3, 3]]
+    assert unmask_budget(torch.tensor([10]), 10, Cosine()).tolist() == [[1] * 10]
+    assert unmask_budget(torch.tensor([9, 2]), 100, Cosine()).tolist() == [[1] * 9, [0] * 7 + [1, 1]]
+
+
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_budgets_fill_everything_close_to_the_schedule(name: str) -> None:
+    n, schedule = torch.arange(300), schedule_by_name(name)
+    for steps in (1, 7, 64):
+        budget = unmask_budget(n, steps, schedule)
+        assert torch.equal(budget.sum(1), n)
+        assert bool((budget[n >= steps] >= 1).all())
+        masked = schedule.fraction(torch.arange(steps, -1, -1) / steps)
+        exact = n[:, None] * (masked[:-1] - masked[1:])
+        unlimited = (exact >= 1).all(1)  # no step is raised to one token
+        assert bool((budget - exact)[unlimited].abs().max() < 1)
+
+
+def test_linear_budget_is_lladas_even_split() -> None:
+    """Its get_num_transfer_tokens: the quotient for each step, and one more in the first ones for the remainder."""
+    n = torch.arange(1, 400)
+    for steps in (1, 3, 32, 100):
+        for row, count in zip(unmask_budget(n, steps).tolist(), n.tolist(), strict=True):
+            assert row == [count // steps + (step < count % steps) for step in range(len(row))]
+
+
+def test_the_loop_follows_the_schedule() -> None:
+    template = torch.full((1, 8), MASK)
+    config = SamplerConfig(steps=2, mask_schedule="polynomial:2")
+    states = unmask(table_predictor(8, 2), template, MASK, config)
+    assert [int((state.x_t == MASK).sum()) for state in states] == [2, 0]  # 8 (1/2)^2
+
+
+def test_no_number_of_steps_is_one_for_each_token() -> None:
+    canvas = infill(table_predictor(8, 2), torch.tensor([[0, 1] + [MASK] * 6]), MASK, SamplerConfig(steps=None))
+    assert canvas.nfe == 6
 
 
 def published_generate(predict, prompt: Tensor, steps: int, gen_length: int, block_length: int) -> Tensor:  # type: ignore[no-untyped-def]
@@ -138,40 +190,12 @@ def test_random_remasking_ignores_confidence() -> None:
     assert (sure.x_t[:, 0] == 0).all()
 
 
-def test_guidance_extrapolates_from_the_canvas_without_given_tokens() -> None:
-    predict = table_predictor(length=3, seed=8)
-    x_t = torch.tensor([[1, MASK, 0]])
-    conditional, unconditional = predict(x_t), predict(torch.tensor([[MASK, MASK, MASK]]))
-    guided = guide(predict, x_t != MASK, MASK, cfg_scale=1.5)(x_t)
-    assert torch.allclose(guided, unconditional + 2.5 * (conditional - unconditional))
-
-
-def test_guidance_doubles_the_evaluations_and_keeps_suppressed_tokens_suppressed() -> None:
-    predict = suppress(table_predictor(length=4, seed=9), [0])
-    canvas = infill(predict, torch.tensor([[1, MASK, MASK, 2]]), MASK, SamplerConfig(steps=2, cfg_scale=2.0))
-    assert canvas.nfe == 4
-    assert 0 not in canvas.x_t.tolist()[0]
-
-
-def test_suppressed_tokens_are_never_produced() -> None:
-    template = torch.full((50, 5), MASK)
-    config = SamplerConfig(steps=5, temperature=5.0, remasking="random")
-    canvas = infill(suppress(uniform, [0, 2]), template, MASK, config, Generator().manual_seed(10))
-    assert (canvas.x_t == 1).all()
-
-
 def test_the_same_seed_gives_the_same_text() -> None:
     config = SamplerConfig(steps=3, temperature=1.0, remasking="random")
     first, second = (
         infill(uniform, torch.full((2, 9), MASK), MASK, config, Generator().manual_seed(11)).x_t for _ in range(2)
     )
     assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("remasking", ["entropy", "low-confidence", "", None])
-def test_a_remasking_that_does_not_exist_is_refused(remasking: object) -> None:
-    with pytest.raises(ValueError, match="remasking must be one of 'low_confidence', 'random', not"):
-        SamplerConfig(remasking=remasking)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
@@ -217,11 +241,3 @@ def test_blocks_and_steps_that_do_not_divide_fill_all_the_same(steps: int, block
     canvas = generate(table_predictor(length=8, seed=3), torch.tensor([[1]]), 7, MASK, config)
     assert canvas.nfe == nfe
     assert MASK not in canvas.x_t.tolist()[0]
-
-
-@pytest.mark.parametrize(
-    "values", [{"steps": 0}, {"block_length": 0}, {"temperature": -1.0}, {"cfg_scale": -0.5}], ids=str
-)
-def test_impossible_options_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(values))):
-        SamplerConfig(**values)  # type: ignore[arg-type]

@@ -18,7 +18,9 @@ from llada.checkpoints.dummy import write_random_checkpoint  # noqa: E402
 from llada.cli import main  # noqa: E402
 from llada.data.prepared import PreparedText  # noqa: E402
 from llada.evaluation.lm_eval.model import HarnessModel  # noqa: E402
-from llada.sampling.unmask import SamplerConfig, generate, suppress  # noqa: E402
+from llada.sampling.config import SamplerConfig  # noqa: E402
+from llada.sampling.guidance import suppress  # noqa: E402
+from llada.sampling.unmask import generate  # noqa: E402
 from llada.tokenizers.base import speechless_rows  # noqa: E402
 
 CHOICES = [

@@ -14,6 +14,8 @@ from llada.sampling.unmask import Predict
 
 MASK = 9  # far above the three tokens of the toys, as MASK is above the characters
 N_TOKENS = 3
+SCHEDULE_NAMES = ("linear", "cosine", "polynomial:2", "polynomial:0.75")
+TIME_NAMES = ("uniform", "bell", "bell:0.35:0.3")
 
 
 def uniform(x_t: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ CONFIGURATIONS = {
     "no average": {"optimizer": OptimizerOptions(ema=0.0)},
     "bernoulli": {"noise": NoiseOptions(masking="bernoulli", weight_power=1.0)},
     "plain mean": {"noise": NoiseOptions(weight_power=0.0)},
+    "cosine in a bell": {"noise": NoiseOptions(mask_schedule="cosine", time_sampling="bell")},
     "accumulation": {"batch_size": 2, "accumulate": 3},
     "encoder with dropout": {"network": NetworkOptions("encoder", d_model=16, n_heads=2, n_layers=1, dropout=0.2)},
 }

@@ -27,7 +27,7 @@ from llada.models import (
     tied_head,
 )
 from llada.sampling.dialogue import Assistant
-from llada.sampling.unmask import Predict, suppress
+from llada.sampling.guidance import Predict, suppress
 from llada.system.checksums import check_whole
 from llada.system.device import PrecisionName, memory_bytes
 from llada.system.errors import UserError

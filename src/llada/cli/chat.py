@@ -14,9 +14,9 @@ from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.ending import INTERRUPTED, USAGE_ERROR
-from llada.cli.options import check_positive, make_sampler_config, parse
+from llada.cli.options import check_positive, parse, sampler_for
+from llada.sampling.config import ANSWER, SamplerConfig
 from llada.sampling.dialogue import Answer
-from llada.sampling.unmask import Remasking, SamplerConfig
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
@@ -44,16 +44,7 @@ class ChatOptions:
     """What the model is told beforehand."""
     gen_length: int | None = None
     """Tokens of an answer at most; 128 if left out, or half of the model's length if that is less."""
-    steps: int | None = None
-    """Predictions of an answer; one a token if left out, fewer is faster and worse."""
-    block_length: int | None = 32
-    """Fill blocks of this length from left to right."""
-    temperature: float = 0.0
-    """0 takes the likeliest token, 1 samples from the model."""
-    cfg_scale: float = 0.0
-    """Strength of classifier-free guidance by the dialogue, which doubles the cost."""
-    remasking: Remasking = "low_confidence"
-    """Which predictions stay at each step: the most confident, or random ones."""
+    sampler: SamplerConfig = ANSWER
     seed: int = 0
     """Fixes the answers, if the temperature is above 0."""
     device: DeviceName = "auto"
@@ -68,11 +59,11 @@ class ChatOptions:
 
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(ChatOptions, program.name, arguments, DESCRIPTION)
-    check_positive(options, "gen_length", "steps", "block_length")
+    check_positive(options, "gen_length")
     device, dtype = choose_device(options.device), weights_dtype(options.dtype)
     checkpoint = open_model(options.checkpoint, device, dtype, options.base)
     gen_length = options.gen_length or max(1, min(DEFAULT_LENGTH, checkpoint.config.max_sequence_length // 2))
-    config = make_sampler_config(options, gen_length if options.steps is None else options.steps, checkpoint.model)
+    config = sampler_for(checkpoint.model, options.sampler)
     chat = Chat(checkpoint, config, options, gen_length)
     if options.prompt is not None:
         chat.say(options.prompt)

@@ -48,7 +48,7 @@ class EvaluateOptions:
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
-    options = parse(EvaluateOptions, program.name, arguments, DESCRIPTION)
+    options = parse(EvaluateOptions, program.name, arguments, DESCRIPTION, renamed={"sample_steps": "steps"})
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")

@@ -6,7 +6,7 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -16,7 +16,7 @@ from llada.system.literals import LARGEST, LARGEST_FLOAT
 
 if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
     from llada.models import MaskPredictor
-    from llada.sampling.unmask import SamplerConfig
+    from llada.sampling.config import SamplerConfig
 
 Options = TypeVar("Options")
 
@@ -42,6 +42,7 @@ def parse(
     description: str,
     default: Options | None = None,
     further: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> Options:
     """The options of a command line; prints help and exits where that is asked for.
 
@@ -49,6 +50,7 @@ def parse(
         options: a dataclass; the fields of dataclasses within it become flags without prefix.
         default: the values of what the line leaves out.
         further: names that a misspelled one may have meant besides, of options that were read before.
+        renamed: older names of options, which are still read, and what they are called now.
 
     Raises:
         UserError: a flag that is unknown, lacks its value, or has one of another type or out of range.
@@ -59,7 +61,7 @@ def parse(
             parsed = tyro.cli(
                 options,
                 prog=program,
-                args=list(arguments),
+                args=[_current(argument, renamed or {}) for argument in arguments],
                 description=description,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -68,6 +70,9 @@ def parse(
         if not exit_.code:
             raise
         sentence = _first_sentence(complaint.getvalue())
+        refused = re.match(r"Error parsing \w[\w.]*: (.+)", sentence)  # by a dataclass, which begins with the field
+        if refused:
+            raise UserError(f"--{refused[1]}: correct it.") from None
         near = _nearest(sentence, [*_names(options), *further])
         meant = f": did you mean {near}?" if near else ""
         raise UserError(f"{sentence}{meant} (`{program} --help` lists the options).") from None
@@ -93,6 +98,13 @@ def check_ranges(options: Any) -> None:
                 raise UserError(f"--{name} must be {allowed}, not {shortened(str(value), 30)}: choose another.")
 
 
+def _current(argument: str, renamed: Mapping[str, str]) -> str:
+    """An argument of the command line, by its present name if it is a flag with an older one."""
+    flag, equals, value = argument.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"--{renamed[name]}{equals}{value}" if flag.startswith("--") and name in renamed else argument
+
+
 def _nearest(sentence: str, names: Sequence[str]) -> str | None:
     """The option that an unknown one is most like."""
     unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
@@ -106,8 +118,8 @@ def _names(options: type) -> list[str]:
     """Of all options of a dataclass and of those within it."""
     names = []
     for option in dataclasses.fields(options):
-        inner = option.default_factory if isinstance(option.default_factory, type) else None
-        names += _names(inner) if inner is not None and dataclasses.is_dataclass(inner) else [option.name]
+        inner = option.default_factory if isinstance(option.default_factory, type) else type(option.default)
+        names += _names(inner) if dataclasses.is_dataclass(inner) else [option.name]
     return names
 
 
@@ -127,23 +139,16 @@ def _first_sentence(box: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def make_sampler_config(options: Any, steps: int, model: "MaskPredictor") -> "SamplerConfig":
-    """The sampler that the flags of a command that writes ask for.
+def sampler_for(model: "MaskPredictor", wanted: "SamplerConfig") -> "SamplerConfig":
+    """The sampler that the flags of a command ask for, with the block length of this model.
 
     Raises:
         UserError: they do not work together.
     """
     from llada.models import block_length_of
-    from llada.sampling.unmask import SamplerConfig
 
     try:
-        return SamplerConfig(
-            steps=steps,
-            block_length=block_length_of(model, options.block_length),
-            temperature=options.temperature,
-            cfg_scale=options.cfg_scale,
-            remasking=options.remasking,
-        )
+        return dataclasses.replace(wanted, block_length=block_length_of(model, wanted.block_length))
     except ValueError as error:
         raise UserError(f"These options do not work: {error}.") from error
 

@@ -8,7 +8,7 @@ import torch
 
 from llada.checkpoints.folder import Checkpoint
 from llada.checkpoints.load import open_model
-from llada.cli.options import check_positive
+from llada.cli.options import check_positive, sampler_for
 from llada.cli.scoring import Scored, ScoringOptions, showing
 from llada.evaluation.distributed import ALONE
 from llada.evaluation.samples import (
@@ -21,8 +21,8 @@ from llada.evaluation.samples import (
 )
 from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
-from llada.models import block_length_of
-from llada.sampling.unmask import Remasking, SamplerConfig, infill
+from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.unmask import infill
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell
@@ -45,12 +45,8 @@ class QualityOptions:
     "hf:NAME", a causal model of the Hugging Face library, a folder or a name on the hub."""
     sample_length: int | None = None
     """With --samples: tokens of each; the windows' length if left out."""
-    sample_steps: int | None = None
-    """With --samples: predictions for each; one a token if left out."""
-    temperature: float = 1.0
-    """With --samples: 1 samples from the model, 0 takes the likeliest token."""
-    remasking: Remasking = "random"
-    """With --samples: which predictions stay at each step."""
+    sampler: SamplerConfig = FREE_TEXT
+    """With --samples: how they are written."""
     ngram: int = 30
     """With --samples: characters of an n-gram that counts as copied."""
 
@@ -60,9 +56,9 @@ class QualityOptions:
         Raises:
             UserError: one is out of range.
         """
-        check_positive(self, "samples", "sample_length", "sample_steps", "ngram")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"--temperature must be a number from 0 up, not {self.temperature:g}: correct it.")
+        check_positive(self, "samples", "sample_length", "ngram")
+        if self.sampler.cfg_scale:
+            raise UserError("Samples have no prompt that could guide them: leave out --cfg_scale.")
         if self.samples is None and self != QualityOptions():
             raise UserError("--judge, --sample_length and the like are for samples: add --samples N.")
 
@@ -103,14 +99,7 @@ def write_samples(
 ) -> list[str]:
     """Texts out of nothing."""
     tokenizer, n_samples = checkpoint.tokenizer, options.samples or 0
-    try:
-        block_length = block_length_of(checkpoint.model, None)
-        config = SamplerConfig(
-            steps=options.sample_steps or length, block_length=block_length, temperature=options.temperature,
-            remasking=options.remasking,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"These options do not work: {error}.") from error
+    config = sampler_for(checkpoint.model, options.sampler)
     generator = torch.Generator().manual_seed(scoring.seed)
     texts: list[str] = []
     with showing("sampling", "samples", ALONE) as show:

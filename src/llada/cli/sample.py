@@ -14,8 +14,9 @@ from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
-from llada.cli.options import make_sampler_config, parse
-from llada.sampling.unmask import Remasking, unmask
+from llada.cli.options import parse, sampler_for
+from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.unmask import unmask
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
@@ -40,16 +41,7 @@ class SampleOptions:
     """How many texts to write."""
     gen_length: int | None = None
     """Characters to add to the prompt; what is left of the training length if left out."""
-    steps: int | None = None
-    """Predictions in all; as many as there are characters to fill if left out, fewer is faster and worse."""
-    block_length: int | None = None
-    """Fill blocks of this length from left to right; the whole text at once if left out."""
-    temperature: float = 1.0
-    """1 samples from the model, 0 takes the likeliest character."""
-    cfg_scale: float = 0.0
-    """Strength of classifier-free guidance by the prompt, which doubles the cost."""
-    remasking: Remasking = "random"
-    """Which predictions stay at each step: random ones, as in training, or the most confident ("low_confidence")."""
+    sampler: SamplerConfig = FREE_TEXT
     seed: int = 0
     """Fixes the texts."""
     device: DeviceName = "auto"
@@ -73,8 +65,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
-    steps = max(1, n_masks) if options.steps is None else options.steps
-    config = make_sampler_config(options, steps, checkpoint.model)
+    config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
     start = time.perf_counter()

@@ -28,7 +28,8 @@ from llada.data.batches import TokenBatch, pad_answers
 from llada.forward_process import NoisyBatch, mask_exact_count
 from llada.models import MaskPredictor, PredictAt
 from llada.objective import masked_nll, sequence_bounds
-from llada.sampling.unmask import NOT_FINITE, Predict, guide, suppress
+from llada.sampling.guidance import Predict, guide, suppress
+from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision
 from llada.system.errors import UserError
 
@@ -217,7 +218,8 @@ def mask_answers(batch: TokenBatch, masks: Tensor, mask_id: int) -> NoisyBatch:
     is_masked = torch.zeros_like(is_answer).masked_scatter(is_answer, masks.to(is_answer.device))
     n_maskable = is_answer.sum(1, keepdim=True).float()
     p_mask = is_masked.sum(1, keepdim=True) / n_maskable
-    return NoisyBatch(batch.x_0.masked_fill(is_masked, mask_id), is_masked, p_mask, p_mask[:, 0], n_maskable)
+    x_t, ones = batch.x_0.masked_fill(is_masked, mask_id), torch.ones_like(p_mask)
+    return NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], n_maskable, ones)
 
 
 def logits_at(

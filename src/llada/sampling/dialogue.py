@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
-from llada.sampling.unmask import Predict, SamplerConfig, suppress, unmask
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import Predict, suppress
+from llada.sampling.unmask import unmask
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer, speechless_rows
 from llada.tokenizers.chat_template import ChatFormat, cut_at_end, fitting_prompt

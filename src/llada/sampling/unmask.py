@@ -2,53 +2,27 @@
 
 One loop (`unmask`) does it all. Infilling is the loop on a template; generation is infilling of masks appended to a
 prompt; semi-autoregressive decoding is the loop on one window after another; guidance and suppression turn a predictor
-into another predictor. Argument names are LLaDA's public ones (arXiv 2502.09992, section 2.4, algorithms 4 and 5).
+into another predictor (guidance.py). Argument names are LLaDA's public ones (config.py; arXiv 2502.09992, section 2.4,
+algorithms 4 and 5).
 
 Shape letters: B batch, L length, V vocabulary rows, S steps, N open positions.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
+from llada.forward_process import LINEAR, MaskSchedule, schedule_by_name
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import CountedPredictor, Predict, guide
 from llada.system.device import fp64_device, to_fp64
 from llada.system.errors import UserError
-from llada.system.literals import check_literals
 
+ROUNDING_DECIMALS = 9  # of parts of a budget, which fp64 has with an error of about 1e-13
+ROUNDING = 10.0**-ROUNDING_DECIMALS
 NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
-
-Predict = Callable[[Tensor], Tensor]
-"""A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
-Remasking = Literal["low_confidence", "random"]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a canvas is filled; LLaDA's public argument names."""
-
-    steps: int = 128
-    """Predictions in all: at least one a block, and no more than there are tokens to fill."""
-    block_length: int | None = None
-    """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
-    temperature: float = 0.0
-    """Of the tokens; 0 takes the likeliest, 1 samples from the model."""
-    cfg_scale: float = 0.0
-    """Strength of classifier-free guidance, which doubles the cost; 0 is none."""
-    remasking: Remasking = "low_confidence"
-    """Which predictions stay at each step: the most confident (the others are masked again), or random ones."""
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
-        if self.block_length is not None and self.block_length < 1:
-            raise ValueError(f"block_length must be at least 1, not {self.block_length}")
-        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):
-            raise ValueError("temperature and cfg_scale must be numbers from 0 up")
 
 
 @dataclass(frozen=True)
@@ -103,12 +77,13 @@ def unmask(
     check_shape(template)
     counted = CountedPredictor(predict)
     guided = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
-    x_t = template
+    schedule, x_t = schedule_by_name(config.mask_schedule), template
     windows = _windows(template == mask_id, config.block_length)
-    for window, window_steps in zip(windows, _share_evenly(config.steps, len(windows)), strict=True):
+    steps = config.steps or (int((template == mask_id).sum(1).max()) if windows else 0)
+    for window, window_steps in zip(windows, _share_evenly(steps, len(windows)), strict=True):
         to_fill = torch.zeros_like(template, dtype=torch.bool)
         to_fill[:, window] = x_t[:, window] == mask_id
-        budget = unmask_budget(to_fill.sum(1), window_steps)
+        budget = unmask_budget(to_fill.sum(1), window_steps, schedule)
         for n_now in budget.T:
             is_open = to_fill & (x_t == mask_id)
             # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
@@ -133,60 +108,37 @@ def check_shape(ids: Tensor) -> None:
         )
 
 
-def unmask_budget(n_masked: Tensor, steps: int) -> Tensor:
-    """How many tokens to fill at each step: (B, S), even, with the remainder in the first steps, as LLaDA does.
+def unmask_budget(n_masked: Tensor, steps: int, schedule: MaskSchedule = LINEAR) -> Tensor:
+    """How many tokens to fill at each step: (B, S), the parts that the schedule reveals in S equal intervals of time.
+
+    A step that reveals nothing would be wasted, so each reveals one token at least where there are enough of them. The
+    parts are rounded so that they add up: down, with one more for those that lose most by it, the first ones in case of
+    a tie. For the linear schedule that is an even split with the remainder in the first steps, as LLaDA does.
 
     Args:
         n_masked: (B,) tokens to fill in each row.
-        steps: at most so many steps; S is smaller where no row has as many tokens, since a step without any is wasted.
+        steps: at most so many steps; S is smaller where no row has as many tokens.
+        schedule: the part that is masked at each time; time runs from 1 to 0.
     """
     steps = min(steps, int(n_masked.max())) if n_masked.numel() else 0
-    if steps == 0:
-        return torch.zeros(len(n_masked), 0, dtype=torch.long, device=n_masked.device)
-    step = torch.arange(steps, device=n_masked.device)
-    return n_masked[:, None] // steps + (step < n_masked[:, None] % steps)
+    n = n_masked[:, None].cpu()
+    masked = schedule.fraction(torch.arange(steps, -1, -1, dtype=torch.float64) / max(1, steps))
+    wanted = _at_least_one(n * (masked[:-1] - masked[1:]), n >= steps)
+    whole = (wanted + ROUNDING).floor()
+    lost = (wanted - whole).round(decimals=ROUNDING_DECIMALS)
+    budget = whole.long() + most_confident(lost, n[:, 0] - whole.sum(1))
+    return budget.to(n_masked.device)
 
 
-class CountedPredictor:
-    """A predictor that counts its calls."""
-
-    def __init__(self, predict: Predict) -> None:
-        self.predict = predict
-        self.nfe = 0
-
-    def __call__(self, x_t: Tensor) -> Tensor:
-        self.nfe += 1
-        return self.predict(x_t)
-
-
-def guide(predict: Predict, given: Tensor, mask_id: int, cfg_scale: float) -> Predict:
-    """Unsupervised classifier-free guidance: logits move away from those of the canvas without its `given` tokens.
-
-    logits = unconditional + (cfg_scale + 1) * (conditional - unconditional); two calls a step (arXiv
-    2410.18514, section 3; `given` is (B, L) bool).
-    """
-
-    def guided(x_t: Tensor) -> Tensor:
-        conditional = predict(x_t)
-        unconditional = predict(x_t.masked_fill(given, mask_id))
-        # Where a token is suppressed both are -inf, and their difference would be NaN.
-        difference = torch.where(conditional.isneginf(), 0.0, conditional - unconditional)
-        return torch.where(conditional.isneginf(), conditional, unconditional + (cfg_scale + 1) * difference)
-
-    return guided
-
-
-def suppress(predict: Predict, rows: Sequence[int]) -> Predict:
-    """A predictor that never gives any probability to the tokens of these rows (columns of the logits)."""
-    columns = torch.tensor(list(rows), dtype=torch.long)
-
-    def suppressed(x_t: Tensor) -> Tensor:
-        nonlocal columns
-        logits = predict(x_t)
-        columns = columns.to(logits.device)  # once
-        return logits.index_fill(-1, columns, -torch.inf)
-
-    return suppressed
+def _at_least_one(parts: Tensor, has_enough: Tensor) -> Tensor:
+    """Parts (B, S) of unchanged sums: where a row has enough (B, 1), those below 1 are 1, and the others less alike."""
+    is_low, raised = torch.zeros_like(parts, dtype=torch.bool), parts
+    while bool((is_new := has_enough & ~is_low & (raised < 1 - ROUNDING)).any()):
+        is_low = is_low | is_new
+        rest = parts.masked_fill(is_low, 0)
+        scale = (parts.sum(1, keepdim=True) - is_low.sum(1, keepdim=True)) / rest.sum(1, keepdim=True)
+        raised = torch.where(has_enough, torch.where(is_low, 1.0, rest * scale), parts)
+    return raised
 
 
 def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator | None) -> tuple[Tensor, Tensor]:

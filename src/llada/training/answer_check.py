@@ -12,7 +12,9 @@ from torch import Tensor
 
 from llada.data.sft import Answers, Pair
 from llada.models import MaskPredictor
-from llada.sampling.unmask import SamplerConfig, infill, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import suppress
+from llada.sampling.unmask import infill
 from llada.tokenizers.base import speechless_rows
 from llada.tokenizers.chat_template import cut_at_end
 

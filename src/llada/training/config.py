@@ -13,6 +13,7 @@ from tyro.conf import arg
 from llada.checkpoints.lora import LoraOptions
 from llada.data.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
 from llada.data.prepared import DEFAULT_FOLDER
+from llada.forward_process import MaskSchedule, TimeSampling, schedule_by_name, time_sampling_by_name
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig
 from llada.optim.adamw import StateName
 from llada.optim.muon import ScheduleName
@@ -187,6 +188,18 @@ class NoiseOptions(Checked):
     """Weights of the loss are 1 / p^weight_power: 1 is the bound, LLaDA's loss; less learns faster in a short run."""
     random_length: float = 0.01
     """Share of batches that are cut to a random length, as LLaDA does."""
+    mask_schedule: str = "linear"
+    """Part that is masked at time t: "linear" (LLaDA's), "cosine" or "polynomial:2", with the power to take."""
+    time_sampling: str = "uniform"
+    """How often a time is drawn: "uniform", or "bell:0.5:0.25", around a time with a width; the loss weighs it back."""
+
+    @property
+    def schedule(self) -> MaskSchedule:
+        return schedule_by_name(self.mask_schedule)
+
+    @property
+    def times(self) -> TimeSampling:
+        return time_sampling_by_name(self.time_sampling)
 
 
 @dataclass(frozen=True)
@@ -280,6 +293,7 @@ class TrainConfig:
         self._check_ranges()
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps both say how long the run is: give one of them.")
+        self._check_schedule()
         if self.noise.complementary and self.network.network == "causal":
             raise UserError("A causal network learns without masks: leave out --complementary.")
         if self.noise.complementary and self.noise.masking == "bernoulli":
@@ -297,6 +311,17 @@ class TrainConfig:
         if self.epochs is None and self.steps is None and self.minutes is None:
             raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
         self._check_fine_tuning()
+
+    def _check_schedule(self) -> None:
+        noise, default = self.noise, NoiseOptions()
+        try:
+            noise.schedule, noise.times  # noqa: B018
+        except ValueError as error:
+            raise UserError(f"--{error}: choose another.") from error
+        if self.network.network == "causal":
+            for name in ("mask_schedule", "time_sampling"):
+                if getattr(noise, name) != getattr(default, name):
+                    raise UserError(f"A causal network learns without masks: leave out --{name}.")
 
     def _check_fine_tuning(self) -> None:
         optimizer = self.optimizer

@@ -16,7 +16,9 @@ from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import cut_windows, evenly_spread
 from llada.models import MaskPredictor, block_length_of
 from llada.objective import Average
-from llada.sampling.unmask import SamplerConfig, infill, suppress
+from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import suppress
+from llada.sampling.unmask import infill
 from llada.training.answer_check import check_answers
 from llada.training.plan import RunPlan
 

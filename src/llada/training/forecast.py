@@ -25,6 +25,7 @@ from llada.optim.adamw import MOMENT_BYTES
 from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, duration_in_words
+from llada.training.config import NoiseOptions
 from llada.training.plan import RunPlan, count_steps
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
@@ -260,10 +261,13 @@ def _data_in_words(plan: RunPlan) -> tuple[str, str]:
 
 
 def _noise_in_words(plan: RunPlan) -> str:
-    noise = plan.config.noise
-    if noise.masking == "bernoulli":
-        return "Bernoulli masks"
-    return "exact-count masks in complementary pairs" if noise.complementary else "exact-count masks"
+    noise, default = plan.config.noise, NoiseOptions()
+    masks = "Bernoulli masks" if noise.masking == "bernoulli" else "exact-count masks"
+    if noise.complementary:
+        masks += " in complementary pairs"
+    if noise.mask_schedule != default.mask_schedule:
+        masks += f", {noise.mask_schedule} schedule"
+    return masks if noise.time_sampling == default.time_sampling else f"{masks}, {noise.time_sampling} times"
 
 
 def _length_in_words(plan: RunPlan) -> str:

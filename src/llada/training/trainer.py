@@ -124,8 +124,10 @@ class Trainer:
         if noise.complementary:
             batch = batch.twice()
         if noise.masking == "bernoulli":
-            return batch, mask_bernoulli(batch.x_0, mask_id, generator, batch.maskable)
-        return batch, mask_exact_count(batch.x_0, mask_id, generator, batch.maskable, noise.complementary)
+            return batch, mask_bernoulli(batch.x_0, mask_id, generator, batch.maskable, noise.schedule, noise.times)
+        return batch, mask_exact_count(
+            batch.x_0, mask_id, generator, batch.maskable, noise.complementary, noise.schedule, noise.times
+        )
 
     def train_step(self, by_time: LossByTime) -> StepResult:
         """One update of the weights, or none if its loss or gradient is non-finite (guard.py)."""

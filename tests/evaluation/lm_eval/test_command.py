@@ -66,7 +66,10 @@ def test_command_prints_the_numbers(
         (["--tasks", "made_text", "--model_args", "checkpoint=x,mcnum=8"], r'can not match "mcnum".*mc_num'),
         (["--tasks", "made_text", "--model_args", "checkpoint=x,mc_num=3"], "mc_num=3 is not an even number"),
         (["--tasks", "made_text", "--model_args", "checkpoint=x,mc_num=2.5"], "2.5 is not a whole number"),
-        (["--tasks", "made_text", "--model_args", "checkpoint=x,temperature=-1"], "must be numbers from 0 up"),
+        (
+            ["--tasks", "made_text", "--model_args", "checkpoint=x,temperature=-1"],
+            "temperature must be a number from 0 up, not -1",
+        ),
         (
             ["--tasks", "made_text", "--model_args", "checkpoint=x", "--batch_size", "auto"],
             "auto is not a whole number",

@@ -32,7 +32,8 @@ from llada.evaluation.lm_eval.options import HarnessOptions, Writing, company_ba
 from llada.evaluation.lm_eval.rolling import text_bound
 from llada.evaluation.nelbo import BoundOptions, nll_by_model
 from llada.models.predictor import block_length_of
-from llada.sampling.unmask import suppress, unmask
+from llada.sampling.guidance import suppress
+from llada.sampling.unmask import unmask
 from llada.system.device import choose_device, choose_precision
 from llada.system.errors import UserError
 from llada.tokenizers.base import speechless_rows
@@ -64,7 +65,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         self.precision = precision
         self.mask_id, self.max_length = checkpoint.tokenizer.mask_id, checkpoint.config.max_sequence_length
         self.is_causal = checkpoint.model.is_causal
-        if self.is_causal and options.cfg_scale:
+        if self.is_causal and options.sampler.cfg_scale:
             raise UserError(f"{options.checkpoint} is autoregressive, and has no guidance: leave out cfg_scale.")
         self.form = chat_format(checkpoint.tokenizer)
         self.end_ids = self.form.end_ids | checkpoint.further_end_ids
@@ -100,7 +101,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         options, is_greedy, quiet = self.options, [False] * len(unique), self._is_quiet(disable_tqdm)
         with tqdm(total=1.0, desc="likelihoods", disable=quiet, bar_format="{l_bar}{bar} {elapsed}") as bar:
             likelihoods = log_likelihoods(
-                self.predict_at, unique, self.mask_id, mc_num=options.mc_num, cfg_scale=options.cfg_scale,
+                self.predict_at, unique, self.mask_id, mc_num=options.mc_num, cfg_scale=options.sampler.cfg_scale,
                 batch_size=options.batch_size, seed=options.seed, device=self._device,
                 on_progress=lambda fraction_done: bar.update(fraction_done - bar.n),
             )  # fmt: skip
@@ -113,7 +114,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         if options.check_greedy:
             is_greedy = are_greedy(
                 self.predict_at, unique, self.mask_id, forbidden=self.checkpoint.tokenizer.forbidden_rows,
-                cfg_scale=options.cfg_scale, batch_size=options.batch_size, device=self._device,
+                cfg_scale=options.sampler.cfg_scale, batch_size=options.batch_size, device=self._device,
             )  # fmt: skip
         return [(x.nats, y) for x, y in zip(likelihoods, is_greedy, strict=True)]
 
@@ -230,7 +231,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return {
             "model_num_parameters": parameters,
             "model_dtype": str(self.precision.dtype),
-            "options": vars(self.options),
+            "options": self.options.to_json(),
         }
 
     # -- several processes, which exchange numbers on the CPU ---------------------------------------------------------

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import dacite
 
 from llada.checkpoints.folder import DtypeName
-from llada.sampling.unmask import Remasking, SamplerConfig
+from llada.sampling.config import BENCHMARK, SamplerConfig
 from llada.system.device import PrecisionName
 from llada.system.errors import UserError
 from llada.system.literals import check_literals
 
 LENGTH_SETTINGS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+SAMPLER_KEYS = tuple(field.name for field in fields(SamplerConfig))
 USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
 
 
@@ -25,21 +26,15 @@ class HarnessOptions:
     """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
     mc_num: int = 128
     """Draws for the likelihood of an answer; answers with fewer masks than that are evaluated exactly."""
-    cfg_scale: float = 0.0
-    """Strength of classifier-free guidance by the prompt, for likelihoods and for writing."""
     check_greedy: bool = True
     """Find out whether an answer is what greedy decoding writes; without, tasks that ask are told no."""
     masks_per_window: int = 8
     """Draws for each window of a text."""
     gen_length: int | None = None
     """Tokens to write; what the task says if left out."""
-    steps: int | None = None
-    """Predictions in all; one a token if left out."""
-    block_length: int | None = None
-    """Write blocks of this length from left to right; all at once if left out."""
-    temperature: float = 0.0
-    """Of a task that does not ask for one (`do_sample`)."""
-    remasking: Remasking = "low_confidence"
+    sampler: SamplerConfig = BENCHMARK
+    """How text is written, each of its options a key beside the others. Its cfg_scale guides likelihoods, too, and its
+    temperature is for tasks that do not ask for one (`do_sample`)."""
     seed: int = 0
     """Fixes masks and samples."""
     precision: PrecisionName = "auto"
@@ -64,10 +59,11 @@ class HarnessOptions:
         """
         try:
             config = dacite.Config(strict=True, type_hooks={str: str, float: float, int: _whole_number})
-            options = dacite.from_dict(cls, dict(values), config)
-            options.writing_config(1, {})
+            ours = {key: value for key, value in values.items() if key not in SAMPLER_KEYS}
+            sampler = {**asdict(BENCHMARK), **{key: values[key] for key in SAMPLER_KEYS if key in values}}
+            options = dacite.from_dict(cls, {**ours, "sampler": sampler}, config)
         except (dacite.DaciteError, ValueError) as error:
-            names = ", ".join(field.name for field in fields(cls))
+            names = ", ".join([*(field.name for field in fields(cls) if field.name != "sampler"), *SAMPLER_KEYS])
             raise UserError(f"--model_args cannot be used ({error}): its keys are {names}.") from error
         for name in ("mc_num", "masks_per_window"):
             if (value := getattr(options, name)) < 2 or value % 2:
@@ -87,18 +83,18 @@ class HarnessOptions:
         Raises:
             UserError: the temperature cannot be used.
         """
-        temperature = float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.temperature
+        temperature = float(asked.get("temperature", 1.0)) if asked.get("do_sample") else self.sampler.temperature
         if asked.get("do_sample") and not 0 <= temperature < math.inf:
             raise UserError(
                 f"The task asks for a temperature of {temperature:g}: correct its generation_kwargs to 0 or more."
             )
-        return SamplerConfig(
-            steps=gen_length if self.steps is None else self.steps,
-            block_length=self.block_length,
-            temperature=temperature,
-            cfg_scale=self.cfg_scale,
-            remasking=self.remasking,
-        )
+        steps = gen_length if self.sampler.steps is None else self.sampler.steps
+        return replace(self.sampler, steps=steps, temperature=temperature)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options by the keys of `--model_args`."""
+        content = asdict(self)
+        return {**content.pop("sampler"), **content}
 
 
 @dataclass(frozen=True)
