@@ -28,7 +28,7 @@ from llada.data.batches import TokenBatch, pad_answers
 from llada.forward_process import NoisyBatch, mask_exact_count
 from llada.models import MaskPredictor, PredictAt
 from llada.objective import masked_nll, sequence_bounds
-from llada.sampling.guidance import Predict, guide, suppress
+from llada.sampling.guidance import guide, suppress
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision
 from llada.system.errors import UserError
@@ -232,13 +232,11 @@ def logits_at(
     forbidden: Sequence[int] = (),
 ) -> Tensor:
     """Logits (N, V) at the positions, guided by the prompt and without the forbidden tokens."""
-    attention_mask = batch.needed_attention_mask
-    predict: Predict = lambda x_t: predict_at(x_t, attention_mask=attention_mask, positions=positions)  # noqa: E731
     if forbidden:
-        predict = suppress(predict, forbidden)
+        predict_at = suppress(predict_at, forbidden)
     if cfg_scale:
-        predict = guide(predict, batch.is_given, mask_id, cfg_scale)
-    return predict(x_t)
+        predict_at = guide(predict_at, batch.is_given, mask_id, cfg_scale)
+    return predict_at(x_t, attention_mask=batch.needed_attention_mask, positions=positions)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -13,34 +13,47 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llada.forward_process import schedule_by_name
-from llada.system.literals import check_literals
+from llada.sampling.policies import PolicyName, PolicyOptions
 
 Remasking = Literal["low_confidence", "random"]
 
 
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Decides how masked places are filled; the names are LLaDA's public ones."""
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(PolicyOptions):
+    """Decides how masked places are filled; the names are LLaDA's public ones, and those of the policies."""
 
     steps: int | None = 128
-    """Predictions in all, at least one a block; None is one for each token to fill. Fewer are faster and worse."""
+    """Evaluations of the network, at least one a block; None is one for each token to fill. Fewer are faster and worse.
+    A policy that decides how many tokens it reveals may need fewer."""
     block_length: int | None = None
     """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
     temperature: float = 0.0
     """Of the tokens; 0 takes the likeliest, 1 samples from the model."""
     cfg_scale: float = 0.0
     """Strength of classifier-free guidance by what is given, which doubles the cost; 0 is none."""
+    top_k: int | None = None
+    """Draw from so many of the likeliest tokens only; None is all."""
+    top_p: float | None = None
+    """Draw from the fewest of the likeliest tokens that have this probability together; None is all."""
     remasking: Remasking = "low_confidence"
-    """Which predictions stay at each step: the most confident (the others are masked again), or random ones."""
+    """LLaDA's choice of the predictions that stay at each step: the most confident (the others are masked again), or
+    random ones. The first has no exact likelihood, because it looks at the tokens that were drawn."""
+    policy: PolicyName | None = None
+    """Sampling policy, which chooses positions before tokens are drawn and has an exact likelihood; None is LLaDA's
+    remasking."""
     mask_schedule: str = "linear"
     """How many tokens a step fills: "linear", equally many; "cosine", few at first; "polynomial:2", many at first."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
+        super().__post_init__()
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1, not {self.block_length}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be a probability above 0, not {self.top_p}")
         schedule_by_name(self.mask_schedule)
         for name in ("temperature", "cfg_scale"):
             if not 0 <= getattr(self, name) < math.inf:

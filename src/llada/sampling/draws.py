@@ -11,6 +11,9 @@ from torch import Generator, Tensor
 
 from llada.system.device import to_fp64
 
+Generators = Generator | Sequence[Generator] | None
+"""A generator for all rows, one for each row, or torch's global one."""
+
 
 def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Log-probabilities (R, V) as they are drawn from: first the temperature, then the likeliest tokens only.
@@ -59,7 +62,7 @@ def draw(log_p: Tensor, uniform: Tensor) -> Tensor:
     return token.minimum(last).to(log_p.device)
 
 
-def uniforms(counts: Sequence[int], generators: Sequence[Generator] | Generator | None) -> Tensor:
+def uniforms(counts: Sequence[int], generators: Generators) -> Tensor:
     """Numbers in [0, 1) fp64, so many for each row, one row after the other.
 
     Args:

@@ -10,14 +10,18 @@ Shape letters: B batch, L length, V vocabulary rows, S steps, N open positions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from llada.forward_process import LINEAR, MaskSchedule, schedule_by_name
+from llada.models import PredictAt
 from llada.sampling.config import SamplerConfig
+from llada.sampling.draws import Generators, draw, shaped, uniforms
 from llada.sampling.guidance import CountedPredictor, Predict, guide
-from llada.system.device import fp64_device, to_fp64
+from llada.sampling.policies import Policy, PolicyName, StepState, make_policy, on_canvas
+from llada.system.device import to_fp64
 from llada.system.errors import UserError
 
 ROUNDING_DECIMALS = 9  # of parts of a budget, which fp64 has with an error of about 1e-13
@@ -33,6 +37,12 @@ class Canvas:
     """(B, L) token ids, MASK where nothing is decided."""
     nfe: int
     """Number of function evaluations of the mask predictor so far."""
+    revealed: Tensor | None = None
+    """(B, L) bool: what this step revealed; None before the first."""
+    asked: Tensor | None = None
+    """(B, L) bool: the N positions at which there are predictions."""
+    log_p: Tensor | None = None
+    """(N, V) log-probabilities at the asked positions, in row order, as the model has them."""
 
 
 def generate(
@@ -41,7 +51,7 @@ def generate(
     gen_length: int,
     mask_id: int,
     config: SamplerConfig,
-    generator: Generator | None = None,
+    generator: Generators = None,
 ) -> Canvas:
     """Text (B, P + gen_length) that goes on from a prompt (B, P): the infilling of masks appended to it."""
     check_shape(prompt)
@@ -50,7 +60,7 @@ def generate(
 
 
 def infill(
-    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
+    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generators = None
 ) -> Canvas:
     """A template (B, L) with every MASK replaced by a token and every other token kept: the last state of `unmask`."""
     canvas = Canvas(template, 0)
@@ -61,39 +71,145 @@ def infill(
 
 @torch.no_grad()
 def unmask(
-    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generator | None = None
+    predict: Predict,
+    template: Tensor,
+    mask_id: int,
+    config: SamplerConfig,
+    generator: Generators = None,
+    attention_mask: Tensor | None = None,
 ) -> Iterator[Canvas]:
     """Fill a template step by step, yielding the canvas after each step.
 
     Args:
         predict: token ids (B, L) to logits (B, L, V); gives -inf to what may not be produced (`suppress`).
         template: (B, L) token ids; what is not MASK is given and never rewritten.
-        generator: source of randomness, on the CPU; the global one if None.
+        generator: source of randomness, on the CPU; the global one if None. With one for each row, a row is filled as
+            it would be alone.
+        attention_mask: (B, L) bool, False where a token is padding.
 
     Raises:
-        ValueError: the template has another number of dimensions.
+        ValueError: the template has another number of dimensions, or the generators are not one for each row.
         UserError: the predictions are not finite numbers.
     """
     check_shape(template)
     counted = CountedPredictor(predict)
     guided = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
-    schedule, x_t = schedule_by_name(config.mask_schedule), template
-    windows = _windows(template == mask_id, config.block_length)
-    steps = config.steps or (int((template == mask_id).sum(1).max()) if windows else 0)
-    for window, window_steps in zip(windows, _share_evenly(steps, len(windows)), strict=True):
-        to_fill = torch.zeros_like(template, dtype=torch.bool)
-        to_fill[:, window] = x_t[:, window] == mask_id
-        budget = unmask_budget(to_fill.sum(1), window_steps, schedule)
+    step = _make_step(config, template, generator)
+    x_t = template
+    for to_fill, budget in _budgets(template, mask_id, config):
         for n_now in budget.T:
             is_open = to_fill & (x_t == mask_id)
-            # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
-            token, confidence = _predict_tokens(guided(x_t)[is_open], config, generator)
-            place = confidence.device  # the CPU, if that of x_t has no fp64
-            everywhere = torch.full(x_t.shape, -torch.inf, dtype=confidence.dtype, device=place)
-            everywhere = everywhere.masked_scatter(is_open.to(place), confidence)
-            chosen = most_confident(everywhere, n_now.to(place)).to(x_t.device) & is_open
-            x_t = torch.where(chosen, x_t.masked_scatter(is_open, token), x_t)
-            yield Canvas(x_t, counted.nfe)
+            if not step.has_budget and not bool(is_open.any()):  # it needed fewer steps
+                break
+            chosen = step(guided, x_t, is_open, n_now, attention_mask)
+            x_t = torch.where(chosen.revealed, x_t.masked_scatter(chosen.revealed, chosen.tokens), x_t)
+            yield Canvas(x_t, counted.nfe, chosen.revealed, chosen.asked, chosen.log_p)
+
+
+def _budgets(template: Tensor, mask_id: int, config: SamplerConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each window what is to be filled, (B, L) bool, and how many tokens at each of its steps, (B, S)."""
+    is_masked, schedule = template == mask_id, schedule_by_name(config.mask_schedule)
+    windows = _windows(is_masked, config.block_length)
+    steps = config.steps or (int(is_masked.sum(1).max()) if windows else 0)
+    for window, window_steps in zip(windows, _share_evenly(steps, len(windows)), strict=True):
+        to_fill = torch.zeros_like(is_masked)
+        to_fill[:, window] = is_masked[:, window]
+        yield to_fill, unmask_budget(to_fill.sum(1), window_steps, schedule)
+
+
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+class Chosen(NamedTuple):
+    """What a step decides."""
+
+    revealed: Tensor
+    """(B, L) bool"""
+    tokens: Tensor
+    """(R,) of the revealed positions, in row order."""
+    asked: Tensor
+    """(B, L) bool: where there are predictions."""
+    log_p: Tensor
+    """(N, V) at the asked positions."""
+
+
+@dataclass(frozen=True)
+class ChooseThenDraw:
+    """A step of a policy: the positions are chosen by what is visible, then their tokens are drawn."""
+
+    policy: Policy
+    config: SamplerConfig
+    priority: Tensor
+    """(B, L) for the order "random"."""
+    generator: Generators
+
+    @property
+    def has_budget(self) -> bool:
+        return self.policy.has_budget
+
+    def __call__(
+        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
+    ) -> Chosen:
+        state = StepState(n_now, self.priority)
+        asked = self.policy.foresee(is_open, state) if self.policy.foresee else is_open
+        log_p = finite(predict_at(x_t, attention_mask=attention_mask, positions=asked)).float().log_softmax(-1)
+        revealed = asked if self.policy.foresee else self.policy.choose(log_p, is_open, state)
+        config = self.config
+        drawn_from = shaped(log_p[revealed[asked]], config.temperature, config.top_k, config.top_p)
+        if config.temperature == 0:
+            return Chosen(revealed, drawn_from.argmax(-1), asked, log_p)
+        return Chosen(revealed, draw(drawn_from, uniforms(revealed.sum(1).tolist(), self.generator)), asked, log_p)
+
+
+@dataclass(frozen=True)
+class DrawThenChoose:
+    """LLaDA's step: a token is drawn at every open position, and the most confident ones stay.
+
+    Since the choice looks at the tokens, the text has no exact likelihood under it (arXiv 2603.01367).
+    """
+
+    config: SamplerConfig
+    generator: Generators
+    has_budget = True
+
+    def __call__(
+        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
+    ) -> Chosen:
+        # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
+        logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
+        config, log_p = self.config, logits.float().log_softmax(-1)
+        token = logits.argmax(-1)
+        if config.temperature > 0:
+            drawn_from = shaped(log_p, config.temperature, config.top_k, config.top_p)
+            token = draw(drawn_from, uniforms(is_open.sum(1).tolist(), self.generator))
+        # In bf16 confidences tie near 1, and ties make the order depend on hardware.
+        probability = to_fp64(logits).softmax(-1)
+        confidence = probability.gather(-1, token[..., None].to(probability.device))[..., 0]
+        everywhere = on_canvas(confidence, is_open.to(confidence.device))  # the CPU, if that of x_t has no fp64
+        chosen = most_confident(everywhere, n_now.to(confidence.device)).to(x_t.device) & is_open
+        return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
+
+
+def _make_step(config: SamplerConfig, template: Tensor, generator: Generators) -> ChooseThenDraw | DrawThenChoose:
+    if generator is not None and not isinstance(generator, Generator) and len(generator) != len(template):
+        raise ValueError(f"{len(generator)} generators do not go with {len(template)} rows")
+    name: PolicyName | None = "random" if config.policy is None and config.remasking == "random" else config.policy
+    if name is None:
+        return DrawThenChoose(config, generator)
+    n_rows, length = template.shape
+    priority = uniforms([length] * n_rows, generator).view(n_rows, length).float().to(template.device)
+    return ChooseThenDraw(make_policy(name, config), config, priority, generator)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits, unless they are of a broken model.
+
+    Raises:
+        UserError: a position has a logit that is NaN or infinitely high, or none above minus infinity.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):  # what is suppressed is minus infinity, which no maximum shows
+        raise UserError(NOT_FINITE)
+    return logits
 
 
 def check_shape(ids: Tensor) -> None:
@@ -139,29 +255,6 @@ def _at_least_one(parts: Tensor, has_enough: Tensor) -> Tensor:
         scale = (parts.sum(1, keepdim=True) - is_low.sum(1, keepdim=True)) / rest.sum(1, keepdim=True)
         raised = torch.where(has_enough, torch.where(is_low, 1.0, rest * scale), parts)
     return raised
-
-
-def _predict_tokens(logits: Tensor, config: SamplerConfig, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """A token for each of N positions and the confidence in it, both (N,), from logits (N, V).
-
-    The confidence is in fp64, where the device has it (`fp64_device`). Tokens are drawn by the Gumbel trick in fp64; in
-    fp32 it acts like a lower temperature (arXiv 2409.02908).
-
-    Raises:
-        UserError: a position has a logit that is NaN or infinitely high, or none above minus infinity.
-    """
-    if not bool(logits.amax(-1).isfinite().all()):  # what is suppressed is minus infinity, which no maximum shows
-        raise UserError(NOT_FINITE)
-    if config.temperature > 0:
-        uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(fp64_device(logits.device))
-        gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
-        token = (to_fp64(logits) / config.temperature + gumbel).argmax(-1).to(logits.device)
-    else:
-        token = logits.argmax(-1)
-    if config.remasking == "random":
-        return token, torch.rand(token.shape, generator=generator).to(logits.device)
-    probability = to_fp64(logits).softmax(-1)  # bf16 confidences tie near 1, and ties make the order depend on hardware
-    return token, probability.gather(-1, token[..., None].to(probability.device))[..., 0]
 
 
 def most_confident(confidence: Tensor, count: Tensor) -> Tensor:
