@@ -10,6 +10,7 @@ from llada.cli.export import ExportOptions
 from llada.cli.options import RANGES, check_ranges, parse
 from llada.cli.sample import SampleOptions
 from llada.cli.size_report import SizeOptions
+from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 from llada.training.config import LARGEST_SEED, TrainConfig
@@ -87,6 +88,32 @@ def test_a_flag_that_is_like_none_is_only_refused() -> None:
     with pytest.raises(UserError) as refusal:
         parse(SampleOptions, "llada x", ["--checkpoint", "a", "--qqqqqq", "1"], "")
     assert "did you mean" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (SampleOptions, SamplerConfig(steps=None, temperature=1.0, remasking="random")),
+        (ChatOptions, SamplerConfig(steps=None, block_length=32)),
+    ],
+)
+def test_commands_that_write_have_the_sampler_of_their_purpose(options: type, expected: SamplerConfig) -> None:
+    line = ["--checkpoint", "a"]
+    assert parse(options, "llada x", line, "").sampler == expected
+    changed = parse(options, "llada x", [*line, "--steps", "3", "--cfg-scale", "2", "--mask_schedule", "cosine"], "")
+    assert changed.sampler == dataclasses.replace(expected, steps=3, cfg_scale=2.0, mask_schedule="cosine")
+
+
+def test_a_flag_that_a_nested_dataclass_refuses_is_named() -> None:
+    with pytest.raises(UserError, match=r"^--block_length must be at least 1, not 0: correct it\.$"):
+        parse(ChatOptions, "llada x", ["--checkpoint", "a", "--block_length", "0"], "")
+
+
+@pytest.mark.parametrize("flags", [["--sample_steps", "4"], ["--sample-steps=4"], ["--steps", "4"]])
+def test_older_names_of_flags_are_read(flags: list[str]) -> None:
+    line = ["--checkpoint", "a", "--samples", "1", *flags]
+    options = parse(EvaluateOptions, "llada x", line, "", renamed={"sample_steps": "steps"})
+    assert options.quality.sampler == SamplerConfig(steps=4, temperature=1.0, remasking="random")
 
 
 def test_a_misspelled_command_is_answered_with_the_right_one(llada) -> None:  # type: ignore[no-untyped-def]
