@@ -23,10 +23,12 @@ from llada.training.run_folder import RunFolder
 from scripts import film_strip
 from tests.support.commands import PATIENCE
 from tests.support.documents import ROOT, anchors_of, code_blocks, commands_of, inline_code, words_of
+from tests.test_architecture import LAYERS
 
 NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "shakespeare/SHAKESPEARE_README.md")
 DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGE = ROOT / "src" / "llada"
+CHARACTERS = f"{string.ascii_letters}:?,.'*<>"  # that the prompts and templates of the pages have
 
 # What makes a command small enough for a test, by its name.
 SMALLER = {
@@ -76,7 +78,7 @@ def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
     """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
-    (tmp_path / "my.txt").write_text(f"{text}{string.ascii_letters}:?,.'", encoding="utf-8")
+    (tmp_path / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     write_random_checkpoint(tmp_path / "checkpoint", text)
     (dialogues,) = code_blocks(ROOT / "README.md", "json")
     (tmp_path / "dialogues.jsonl").write_text(dialogues)
@@ -90,18 +92,30 @@ def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> No
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
-def test_every_python_block_of_the_readme_runs(text: str, tmp_path: Path) -> None:
-    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+@pytest.fixture(scope="module")
+def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run in runs/demo and a prepared text in shakespeare_dataset, both tiny."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     for line in (
         "llada prepare --input my.txt --sequence_length 100",
+        "llada prepare --input my.txt --sequence_length 100 --output_dir shakespeare_dataset",
         "llada train --preset tiny --output_dir runs/demo",
     ):
-        assert run_small(line, tmp_path).returncode == 0
-    for block in code_blocks(ROOT / "README.md", "python"):
-        result = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert result.returncode == 0, result.stderr
+        assert run_small(line, folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if code_blocks(path, "python")], ids=lambda path: path.name
+)
+def test_python_of_every_page_runs(path: Path, after_the_demo: Path) -> None:
+    """The blocks of a page in one process, as a reader would type them one after the other."""
+    program = "\n".join(code_blocks(path, "python"))
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=after_the_demo, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -231,6 +245,14 @@ def test_file_tree_of_the_readme_is_complete() -> None:
     rooms = {path.parent.name + "/" for path in (ROOT / "src" / "llada").glob("*/__init__.py")}
     modules = {path.name for path in (ROOT / "src" / "llada").glob("[a-z]*.py")}
     assert {line.split()[0] for line in package.splitlines() if line.startswith("  ")} == rooms | modules
+
+
+def test_every_folder_has_its_floor_in_contributing() -> None:
+    """The table of layers is that of the architecture test."""
+    rows = re.findall(
+        r"^\| (\d+) \| `([a-z_]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {name: int(floor) for floor, name in rows} == {k: v for k, v in LAYERS.items() if k != "__main__"}
 
 
 @pytest.fixture
