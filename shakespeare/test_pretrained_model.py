@@ -121,7 +121,7 @@ def test_a_fine_tuning_step_lowers_the_loss() -> None:
 
     def loss() -> Tensor:
         nll = masked_nll(model(noisy.x_t, positions=noisy.is_masked), x_0.to(device), noisy)
-        return weighted_loss(nll, noisy, loss_weights(noisy))
+        return weighted_loss(nll, noisy.at_masked(loss_weights(noisy)))
 
     before = loss()
     before.backward()

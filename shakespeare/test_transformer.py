@@ -87,7 +87,7 @@ def loss_of(network: LLaDA | Encoder, x_0: Tensor) -> Tensor:
     """LLaDA's loss, under the same masks whenever it is asked for."""
     noisy = mask_exact_count(x_0, MASK_ROW, torch.Generator().manual_seed(2))
     logits = MaskPredictor(network, MASK_ROW, MASK_ROW)(noisy.x_t, positions=noisy.is_masked)
-    return weighted_loss(masked_nll(logits, x_0, noisy), noisy, loss_weights(noisy))
+    return weighted_loss(masked_nll(logits, x_0, noisy), noisy.at_masked(loss_weights(noisy)))
 
 
 def test_a_step_lowers_the_loss() -> None:

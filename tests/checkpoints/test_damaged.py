@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.checkpoints import ENCODER, LLADA, MOE, assert_refused, edit_json, save_new, save_small, write_by_hand
 from safetensors.torch import load_file, save_file
-from tests.support.sentences import assert_one_sentence
 
 from llada.checkpoints import safetensors as weights_module
 from llada.checkpoints.folder import load_checkpoint
-from llada.system.errors import UserError
-from llada.models import NetworkConfig
-from llada.tokenizers.char import CharTokenizer
 from llada.checkpoints.safetensors import StoredWeights
+from llada.models import NetworkConfig
+from llada.system.errors import UserError
+from llada.tokenizers.char import CharTokenizer
+from tests.support.checkpoints import (
+    ENCODER,
+    LLADA,
+    MOE,
+    assert_refused,
+    edit_json,
+    save_new,
+    save_small,
+    write_by_hand,
+)
+from tests.support.sentences import assert_one_sentence
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llada.models import LLaDAConfig
-from llada.costs.parameters import total_parameters
-from llada.checkpoints.hub import LLADA_8B
 from llada.checkpoints.dummy import NORM_STD, random_network
+from llada.checkpoints.hub import LLADA_8B
+from llada.costs.parameters import total_parameters
+from llada.models import LLaDAConfig
 
 SMALL: LLaDAConfig = replace(
     LLADA_8B, d_model=64, n_heads=2, n_kv_heads=2, n_layers=2, mlp_hidden_size=192, vocab_size=512, mask_token_id=511,

@@ -8,14 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.checkpoints import BOTH, LLADA, SMALL_KV, TOKENIZER, X_T, assert_refused, edit_json, save_new, save_small
 from safetensors.torch import load_file
-from tests.support.sentences import assert_one_sentence
 
 from llada.checkpoints import folder as checkpoint_module
 from llada.checkpoints.folder import find_checkpoint, load_checkpoint, make_predictor, save_weights
-from llada.system.errors import UserError
 from llada.models import NetworkConfig
+from llada.system.errors import UserError
+from tests.support.checkpoints import (
+    BOTH,
+    LLADA,
+    SMALL_KV,
+    TOKENIZER,
+    X_T,
+    assert_refused,
+    edit_json,
+    save_new,
+    save_small,
+)
+from tests.support.sentences import assert_one_sentence
 
 # Where transformers finds LLaDA's class, in the repository that has it; the official file says the same of its own.
 PUBLISHED_CLASSES = {

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer as FastTokenizer
 
 from llada.checkpoints import hub as pretrained
-from llada.checkpoints.folder import load_checkpoint, read_tokenizer, save_weights
-from llada.cli.size_report import SizeOptions, make_report
-from llada.system.errors import UserError
-from llada.costs.parameters import total_parameters
-from llada.checkpoints.hub import LLADA_8B, fetch, read_published_config
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.tokenizers.bpe import BPETokenizer
+from llada.checkpoints.folder import load_checkpoint, read_tokenizer, save_weights
+from llada.checkpoints.hub import LLADA_8B, fetch, read_published_config
+from llada.cli.size_report import SizeOptions, make_report
+from llada.costs.parameters import total_parameters
 from llada.data.prepared import PreparedText, retokenise, text_for
+from llada.system.errors import UserError
+from llada.tokenizers.bpe import BPETokenizer
 from llada.tokenizers.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS
 
 

@@ -8,6 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import llada
+from llada.checkpoints import folder as checkpoint_module
+from llada.checkpoints import load as opening
+from llada.checkpoints.dummy import write_random_checkpoint
+from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, weights_dtype
+from llada.checkpoints.load import open_model, open_to_measure
+from llada.cli import export
+from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
+from llada.sampling.unmask import SamplerConfig, generate
+from llada.system.errors import UserError
 from tests.support.checkpoints import (
     ILLADA,
     LLADA,
@@ -20,20 +33,7 @@ from tests.support.checkpoints import (
     save_small,
     write_by_hand,
 )
-from safetensors.torch import load_file, save_file
 from tests.support.sentences import assert_one_sentence
-from torch import Tensor
-
-import llada
-from llada.checkpoints import folder as checkpoint_module
-from llada.checkpoints import load as opening
-from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, weights_dtype
-from llada.cli import export
-from llada.system.errors import UserError
-from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
-from llada.checkpoints.load import open_model, open_to_measure
-from llada.checkpoints.dummy import write_random_checkpoint
-from llada.sampling.unmask import SamplerConfig, generate
 
 
 @pytest.fixture

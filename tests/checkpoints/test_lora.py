@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.support.small_adapters import ALL, ENCODER, ILLADA, LLADA, MOE, OPTIONS, ROWS, adapted, build, draw, logits, peft, stored
 from torch import nn
 
+from llada.checkpoints.fingerprint import base_fingerprint
 from llada.checkpoints.lora import (
     LoraOptions,
     adapter_weights,
@@ -27,11 +27,25 @@ from llada.checkpoints.lora import (
     save_adapter,
     target_pattern,
 )
-from llada.system.errors import UserError
-from llada.checkpoints.fingerprint import base_fingerprint
-from llada.models import NetworkConfig, recompute_activations
 from llada.costs.memory import lora_parameters
+from llada.models import NetworkConfig, recompute_activations
 from llada.models.embedding import Table
+from llada.system.errors import UserError
+from tests.support.small_adapters import (
+    ALL,
+    ENCODER,
+    ILLADA,
+    LLADA,
+    MOE,
+    OPTIONS,
+    ROWS,
+    adapted,
+    build,
+    draw,
+    logits,
+    peft,
+    stored,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.small_adapters import ENCODER, LLADA, OPTIONS, SHAPE, adapted, build, logits, stored
 from torch import Tensor
 
 from llada.checkpoints.lora import LoraOptions, add_adapter, base_of_adapter, is_adapted, load_adapter, quantise
-from llada.system.errors import UserError
 from llada.models import LLaDAConfig
+from llada.system.errors import UserError
+from tests.support.small_adapters import ENCODER, LLADA, OPTIONS, SHAPE, adapted, build, logits, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.small_adapters import ILLADA, LLADA, MOE, build, draw, logits, peft, stored
 
-from llada.checkpoints.lora_patterns import find_targets
 from llada.checkpoints.lora import adapter_weights, load_adapter, save_adapter
-from llada.system.errors import UserError
+from llada.checkpoints.lora_patterns import find_targets
 from llada.system.bitsandbytes import importing_bitsandbytes
+from llada.system.errors import UserError
+from tests.support.small_adapters import ILLADA, LLADA, MOE, build, draw, logits, peft, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

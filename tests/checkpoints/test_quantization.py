@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.small_adapters import ALL, LLADA, OPTIONS, ROWS, SHAPE, build, draw, logits
 from torch import Tensor, nn
 
 from llada.checkpoints.lora import adapter_weights, add_adapter, load_adapter, merge_adapter, quantise, save_adapter
-from llada.models import LLaDAConfig, Network, NetworkConfig
 from llada.costs.memory import NF4_BYTES, stored_weights
+from llada.models import LLaDAConfig, Network, NetworkConfig
+from tests.support.small_adapters import ALL, LLADA, OPTIONS, ROWS, SHAPE, build, draw, logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from llada.checkpoints import safetensors as weights_module
+from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, save_weights
+from llada.checkpoints.safetensors import StoredWeights, save_tensors
+from llada.models import NetworkConfig
 from tests.support.checkpoints import (
     BOTH,
     ILLADA,
@@ -21,12 +27,6 @@ from tests.support.checkpoints import (
     snapshot,
     write_by_hand,
 )
-from safetensors.torch import load_file, save_file
-
-from llada.checkpoints import safetensors as weights_module
-from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, save_weights
-from llada.models import NetworkConfig
-from llada.checkpoints.safetensors import StoredWeights, save_tensors
 
 
 @pytest.fixture

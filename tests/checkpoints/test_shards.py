@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.checkpoints import LLADA, TOKENIZER, assert_refused, edit_json, save_small, snapshot
 from safetensors.torch import load_file, save_file
 
 from llada.checkpoints.folder import load_checkpoint, make_predictor, save_weights
+from tests.support.checkpoints import LLADA, TOKENIZER, assert_refused, edit_json, save_small, snapshot
 
 
 @pytest.fixture

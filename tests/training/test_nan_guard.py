@@ -14,9 +14,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from llada.data.prepared import PreparedText
+from llada.optim import adamw
 from llada.optim import muon as optim
 from llada.optim.adamw import AdamW16
-from llada.optim.muon import ExponentialAverage, Muon, adamw
+from llada.optim.muon import ExponentialAverage, Muon
 from llada.system.errors import UserError
 from llada.training.config import DataOptions, TrainConfig
 from llada.training.diagnostics import SPIKE_WINDOW, SpikeWatch

@@ -14,8 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Generator, Tensor
 
 from llada.checkpoints.folder import save_weights
-from llada.system.files import folder_written_whole
 from llada.models import ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, Network, build_network
+from llada.system.files import folder_written_whole
 from llada.system.literals import check_literal
 from llada.tokenizers.bpe import MODEL_FILE, NAMES_FILE, BPETokenizer
 from llada.tokenizers.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS

@@ -13,21 +13,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llada.checkpoints.run_layout import candidates, while_there
+from llada.checkpoints.safetensors import StoredWeights, has_weights, save_tensors, some_of
+from llada.checkpoints.tensor_names import plain_names
+from llada.models import (
+    MaskPredictor,
+    NetworkConfig,
+    build_network,
+    config_from_json,
+    config_to_json,
+    expected_shapes,
+    mask_name,
+    tied_head,
+)
 from llada.sampling.dialogue import Assistant
-from llada.tokenizers.chat_template import ChatFormat, chat_format
+from llada.sampling.unmask import Predict, suppress
+from llada.system.checksums import check_whole
+from llada.system.device import PrecisionName, memory_bytes
 from llada.system.errors import UserError
 from llada.system.files import read_json, write_json
-from llada.system.device import PrecisionName, memory_bytes
-from llada.system.checksums import check_whole
-from llada.models import MaskPredictor, NetworkConfig, build_network, config_from_json, config_to_json, expected_shapes, mask_name, tied_head
 from llada.system.format import bytes_in_words
-from llada.checkpoints.run_layout import candidates, while_there
-from llada.sampling.unmask import Predict, suppress
 from llada.system.literals import check_literal
-from llada.checkpoints.tensor_names import plain_names
-from llada.tokenizers.bpe import NAMES_FILE, find_token
 from llada.tokenizers.base import Tokenizer, find_mask_row, load_tokenizer
-from llada.checkpoints.safetensors import StoredWeights, has_weights, save_tensors, some_of
+from llada.tokenizers.bpe import NAMES_FILE, find_token
+from llada.tokenizers.chat_template import ChatFormat, chat_format
 
 logger = logging.getLogger(__name__)
 

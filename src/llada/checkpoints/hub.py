@@ -12,15 +12,15 @@ from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HFValidationError
 
 from llada.checkpoints.folder import CONFIG_FILE, find_checkpoint, read_config_file
+from llada.checkpoints.run_layout import followed
+from llada.checkpoints.safetensors import weight_files
+from llada.costs.memory import stored_weights
+from llada.models import LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.system.errors import UserError
 from llada.system.files import read_json
-from llada.models import LLaDAConfig, LLaDAMoEConfig, NetworkConfig
-from llada.costs.memory import stored_weights
 from llada.system.format import bytes_in_words
-from llada.checkpoints.run_layout import followed
 from llada.tokenizers.bpe import MODEL_FILE
 from llada.tokenizers.char import MASK, SPECIAL_IDS
-from llada.checkpoints.safetensors import weight_files
 
 # From config.json of LLaDA-8B-Instruct; its siblings have the same network (arXiv 2502.09992, table 5; 2505.19223).
 LLADA_8B = LLaDAConfig(

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llada.checkpoints.fingerprint import FINGERPRINT, KINDS, forget_fingerprints, keep_fingerprint
 from llada.checkpoints.lora_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -27,16 +28,15 @@ from llada.checkpoints.lora_files import (
     read_lora_values,
 )
 from llada.checkpoints.lora_patterns import PATTERN_FIELDS, find_targets
-from llada.system.errors import UserError
-from llada.system.files import write_json
-from llada.checkpoints.fingerprint import FINGERPRINT, KINDS, forget_fingerprints, keep_fingerprint
 from llada.checkpoints.quantization import is_quantised, restore_from_four_bits, store_in_four_bits
+from llada.checkpoints.safetensors import some_of, sort_metadata, write_safetensors
+from llada.checkpoints.tensor_names import plain_names
+from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.checksums import check_whole
-from llada.models import Network
+from llada.system.errors import UserError
+from llada.system.files import write_json
 from llada.system.literals import check_literal, check_literals
-from llada.checkpoints.tensor_names import plain_names
-from llada.checkpoints.safetensors import some_of, sort_metadata, write_safetensors
 
 ADAPTER = "default"  # peft's name of the only adapter of a network
 FILE_PREFIX = "base_model.model."  # of tensor names in peft's files

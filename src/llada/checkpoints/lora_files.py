@@ -12,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llada.checkpoints.safetensors import check_header
 from llada.system.errors import UserError
 from llada.system.files import read_json
-from llada.checkpoints.safetensors import check_header
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS_FILE = "adapter_model.bin"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.errors import UserError
-from llada.models import Network
 
 BLOCK = 64  # weights that share a scale
 ROUTER = "mlp.gate"
