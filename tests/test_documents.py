@@ -205,6 +205,16 @@ def test_picture_of_unmasking_is_drawn_from_the_run_that_is_shown() -> None:
     assert film_strip.draw(film_strip.read_stages(stages)) == picture
 
 
+def test_film_strip_marks_what_is_new_and_keeps_each_character_in_its_place() -> None:
+    printed = "--- 2 of 2 masked\na░░\n--- 1 of 2 masked\na░c\na\nc\n"  # as `llada sample --frames 2` does
+    stages = film_strip.read_stages(printed)
+    assert stages == ["a░░", "a░c", "a\nc"]
+    assert film_strip.kinds(stages[1], stages[0]) == ["old", "mask", "new"]
+    assert film_strip.places(stages[-1]) == [(0, 0), (0, 1), (1, 0)]
+    with pytest.raises(ValueError, match="no stages"):
+        film_strip.read_stages("a\nc\n")
+
+
 def test_citation_has_the_version_of_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
