@@ -103,7 +103,7 @@ def naive_rotary(x: Tensor, theta: float) -> Tensor:
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """One head, each (L, C); keys where `attention_mask` (L,) is False get no weight; if it is nowhere True, all the same."""
+    """One head, each (L, C); keys where `attention_mask` (L,) is False get no weight; if all are, all get the same."""
     scores = q @ k.T / math.sqrt(q.shape[-1])
     if attention_mask is not None:
         scores = torch.where(attention_mask, scores, -torch.inf) if attention_mask.any() else torch.zeros_like(scores)
