@@ -19,7 +19,14 @@ from torch import Generator, Tensor
 
 from llada.checkpoints.folder import Checkpoint, load_checkpoint
 from llada.data.prepared import DEFAULT_FOLDER, PreparedText
-from llada.evaluation.answer_likelihood import Item, Padded, all_masks, estimate_from_rows, predict_by_model
+from llada.evaluation.answer_likelihood import (
+    Item,
+    all_masks,
+    estimate_from_rows,
+    mask_answers,
+    pad_items,
+    predict_by_model,
+)
 from llada.forward_process import mask_exact_count
 from llada.objective import masked_nll, sequence_bounds
 from llada.system.device import Precision
@@ -58,9 +65,9 @@ def bounds_of_all_masks(checkpoint: Checkpoint, item: Item) -> Tensor:
     predict_at = predict_by_model(checkpoint.model, Precision(torch.float32, ""))
     bounds = []
     for masks in all_masks(len(item.answer))[0].split(256):
-        padded = Padded.of([item] * len(masks), "cpu")
-        noisy = padded.noisy(masks.flatten(), checkpoint.tokenizer.mask_id)
-        nll = masked_nll(predict_at(noisy.x_t, None, noisy.is_masked), padded.x_0, noisy)
+        batch = pad_items([item] * len(masks), "cpu")
+        noisy = mask_answers(batch, masks.flatten(), checkpoint.tokenizer.mask_id)
+        nll = masked_nll(predict_at(noisy.x_t, positions=noisy.is_masked), batch.x_0, noisy)
         bounds.append(sequence_bounds(nll, noisy).double())
     return torch.cat(bounds)
 

@@ -18,8 +18,9 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from llada.checkpoints.folder import load_checkpoint
+from llada.data.batches import TokenBatch
 from llada.data.prepared import DEFAULT_FOLDER, PreparedText
-from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
+from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.evaluation.standard_errors import in_words, mean_stderr
 from llada.evaluation.windows import cut_windows
 from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count
@@ -54,18 +55,18 @@ def main() -> None:
     checkpoint = load_checkpoint(options.checkpoint, device)
     mask_id, data = checkpoint.tokenizer.mask_id, PreparedText.open(options.data_dir)
     windows = cut_windows(data.tokens("val"), checkpoint.config.max_sequence_length, options.windows)
-    nll_at = nll_by_model(checkpoint.model, choose_precision("auto", device))
+    nll = nll_by_model(checkpoint.model, choose_precision("auto", device))
 
     @torch.inference_mode()
     def by_rows(draw: Draw, seed: int) -> float:
         generator, bounds = Generator().manual_seed(seed), []
         for rows in windows.repeat_interleave(options.masks, 0).split(32):
             noisy = draw(rows, generator)
-            bounds.append(sequence_bounds(nll_at(noisy, rows, None), noisy).double())
+            bounds.append(sequence_bounds(nll.at_masked(noisy, TokenBatch(rows)), noisy).double())
         return float(torch.cat(bounds).mean())
 
     def ours(seed: int) -> tuple[float, float | None]:
-        result = estimate_nelbo(nll_at, windows, mask_id, masks_per_window=options.masks, seed=seed)
+        result = estimate_nelbo(nll, TokenBatch(windows), BoundOptions(options.masks, seed=seed))
         return result.nelbo_nats_per_token, result.mask_stderr
 
     own = [ours(seed) for seed in range(options.repeats)]

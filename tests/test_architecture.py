@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -62,6 +63,31 @@ def test_imports_point_downward(path: Path) -> None:
     for imported in imports_of(path):
         room, below = room_of(module), room_of(imported)
         assert room == below or LAYERS[below] < LAYERS[room], f"{module} must not import {imported}"
+
+
+def named_in(path: Path) -> set[str]:
+    """The package's own modules that a file imports, or names in a string, dotted or as a file next to it."""
+    constants = (node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_constant(node))
+    strings = [value for value in constants if isinstance(value, str)]
+    own_folder = path.parent.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else ()
+    neighbours = {".".join((*own_folder, text.removesuffix(".py"))) for text in strings if text.endswith(".py")}
+    return {*imports_of(path), *(text.split(":")[0].removeprefix("llada.") for text in strings), *neighbours}
+
+
+def is_constant(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant)
+
+
+def test_no_module_is_imported_by_tests_only() -> None:
+    """But by another module, a benchmark or one of the founding scripts, or entered as a command."""
+    from llada.cli import COMMANDS
+
+    entered = {"__main__", "cli.harness", *(f"cli.{command}" for command in COMMANDS)}
+    named = {name for path in FILES for name in named_in(path) - {module_name(path)}}
+    for folder in ("benchmarks", "shakespeare"):
+        named |= {name for path in (PACKAGE.parents[1] / folder).glob("*.py") for name in named_in(path)}
+    modules = {module_name(path) for path in FILES if path.stem != "__init__"}
+    assert modules - entered - named == set()
 
 
 def test_root_is_the_mathematics() -> None:

@@ -22,9 +22,10 @@ from torch import Tensor
 from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import read_config, read_tokenizer
 from llada.checkpoints.lora import adapter_weights
+from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText, text_for
 from llada.evaluation.exact_likelihood import measure_exact_nll
-from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
+from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.evaluation.windows import cut_windows
 from llada.models import MaskPredictor
 from llada.sampling.config import SamplerConfig
@@ -302,9 +303,8 @@ def test_bf16_is_fp32_up_to_rounding(config: TrainConfig, data: PreparedText, re
 
 
 def nelbo(model: MaskPredictor, data: PreparedText, precision: Precision, device: str) -> float:
-    windows = cut_windows(data.tokens("val"), 48, 8)
-    nll_at = nll_by_model(model, precision)
-    return estimate_nelbo(nll_at, windows, data.tokenizer.mask_id, device=device).nelbo_nats_per_token
+    windows = TokenBatch(cut_windows(data.tokens("val"), 48, 8))
+    return estimate_nelbo(nll_by_model(model, precision), windows, BoundOptions(device=device)).nelbo_nats_per_token
 
 
 def test_likelihoods_are_those_of_a_cpu(config: TrainConfig, data: PreparedText, record_property: Any) -> None:
@@ -312,12 +312,12 @@ def test_likelihoods_are_those_of_a_cpu(config: TrainConfig, data: PreparedText,
     model = trained(config, data)
     models = {ON: model, "cpu": copy.deepcopy(model).to("cpu")}
     bounds = [nelbo(models[device], data, FP32, device) for device in (ON, "cpu")]
-    windows = cut_windows(data.tokens("val"), 48, 4)
+    windows = TokenBatch(cut_windows(data.tokens("val"), 48, 4))
     exact = {
         device: [
             measure_exact_nll(
-                lambda x_t, asked, attended, device=device: models[device](x_t, attended, asked), windows,  # type: ignore[misc]
-                data.tokenizer.mask_id, order="left_to_right", positions_per_step=at_once, device=device,
+                models[device], windows, data.tokenizer.mask_id, order="left_to_right", positions_per_step=at_once,
+                device=device,
             ).nll_nats_per_token
             for at_once in (1, 4)
         ]

@@ -28,7 +28,7 @@ from llada.checkpoints.lora import (
     target_pattern,
 )
 from llada.costs.memory import lora_parameters
-from llada.models import NetworkConfig, recompute_activations
+from llada.models import NetworkConfig, checkpoint_activations
 from llada.models.embedding import Table
 from llada.system.errors import UserError
 from tests.support.small_adapters import (
@@ -275,7 +275,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     for recomputes in (False, True):
         network = adapted(LLADA)
         if recomputes:
-            recompute_activations(network)
+            checkpoint_activations(network)
         network(ROWS).square().sum().backward()
         gradients.append([weight.grad for weight in adapter_weights(network).values()])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))

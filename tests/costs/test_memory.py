@@ -22,7 +22,7 @@ from llada.costs.memory import (
     training_memory,
 )
 from llada.costs.parameters import matrix_parameters, total_parameters
-from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network, recompute_activations
+from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network, checkpoint_activations
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import AT_ONCE, MOMENT_BYTES
 from tests.support.networks import kept_for_backward
@@ -125,7 +125,7 @@ def test_recomputed_layers_keep_their_inputs_only_and_give_the_same_gradients(co
         torch.manual_seed(0)
         network = build_network(config).train()
         if recomputes:
-            recompute_activations(network)
+            checkpoint_activations(network)
         torch.manual_seed(1)
         network(rows).logsumexp(-1).sum().backward()
         gradients.append([p.grad for p in network.parameters()])

@@ -148,7 +148,7 @@ def test_answers_are_padded_with_eos_that_is_learned() -> None:
     pairs = [pair("ab", "c"), pair("a", "bcdef"), pair("a", "b"), pair("b", "a")]
     draw = answers(pairs, batch_size=4, padded_together=2, end_id=EOS, seed=0)
     batch = draw(0, Generator())
-    assert batch.attended is None
+    assert batch.attention_mask is None
     assert batch.maskable is not None
     rows = {tuple(row[:9].tolist()): maskable for row, maskable in zip(batch.x_0, batch.maskable, strict=True)}
     assert len(rows) == 4
@@ -192,8 +192,12 @@ def test_the_loss_is_that_of_the_guidelines() -> None:
 
 def test_measured_answers_do_not_depend_on_their_padding() -> None:
     pairs = [pair("ab", "c"), pair("a", "bcdef")]
-    x_0, maskable, attended = pad_answers(pairs, EOS)
-    for p, ids, scored, seen in zip(pairs, x_0, maskable, attended, strict=True):
-        assert tuple(ids[: len(p.ids)].tolist()) == p.ids
-        assert seen.tolist() == [i < len(p.ids) for i in range(len(ids))]
+    batch = pad_answers(pairs, EOS)
+    assert batch.attention_mask is not None
+    for p, ids, scored, given, is_text in zip(
+        pairs, batch.x_0, batch.is_maskable, batch.is_given, batch.attention_mask, strict=True
+    ):
+        assert tuple(ids.tolist()) == (*p.ids, *[EOS] * (len(ids) - len(p.ids)))
+        assert is_text.tolist() == [i < len(p.ids) for i in range(len(ids))]
+        assert given.tolist() == [i < p.n_given for i in range(len(ids))]
         assert scored.tolist() == [p.n_given <= i < len(p.ids) for i in range(len(ids))]

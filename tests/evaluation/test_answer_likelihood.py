@@ -12,23 +12,20 @@ from torch import Tensor
 from llada.checkpoints.folder import make_predictor
 from llada.evaluation.answer_likelihood import (
     Item,
-    LogLikelihood,
-    PredictAt,
     all_masks,
     log_likelihoods,
     predict_by_model,
 )
 from llada.evaluation.causal import causal_log_likelihoods
-from llada.evaluation.choices import Question, choice_accuracy
 from llada.evaluation.greedy import are_greedy
-from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, block_length_of
+from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, PredictAt, block_length_of
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import Predict, guide, suppress
 from llada.sampling.unmask import generate
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
-from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor
+from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, joint_predictor, table_predictor
 
 FP32 = Precision(torch.float32, "")
 TOKENIZER = CharTokenizer("abcdefgh ")
@@ -37,12 +34,11 @@ TOKENIZER = CharTokenizer("abcdefgh ")
 def at(predict: Predict, length: int = 4) -> PredictAt:
     """Of a predictor over whole rows of one length; shorter ones may not come, longer ones do not exist."""
 
-    def predict_at(x_t: Tensor, attended: Tensor | None, positions: Tensor) -> Tensor:
+    def checked(x_t: Tensor) -> Tensor:
         assert x_t.shape[1] == length
-        assert attended is None
-        return predict(x_t)[positions]
+        return predict(x_t)
 
-    return predict_at
+    return at_positions(checked)
 
 
 def enumerated(predict: Predict, item: Item) -> float:
@@ -59,7 +55,7 @@ def enumerated(predict: Predict, item: Item) -> float:
 
 
 def everywhere(predict_at: PredictAt, x_t: Tensor) -> Tensor:
-    return predict_at(x_t, None, torch.ones_like(x_t, dtype=torch.bool)).view(*x_t.shape, -1)
+    return predict_at(x_t, positions=torch.ones_like(x_t, dtype=torch.bool)).view(*x_t.shape, -1)
 
 
 def random_items(n_items: int, vocabulary: range = range(3, 12)) -> list[Item]:
@@ -187,17 +183,17 @@ def test_neither_batch_nor_company_nor_order_matters(networks, name: str, cfg_sc
 
 
 def test_answers_of_one_length_are_masked_alike() -> None:
-    seen: list[Tensor] = []
+    masked: list[Tensor] = []
 
-    def predict_at(x_t: Tensor, attended: Tensor | None, positions: Tensor) -> Tensor:
-        seen.append(positions)
+    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+        masked.append(positions)
         return torch.zeros(int(positions.sum()), N_TOKENS)
 
     prompt = (1, 2)
     items = [Item(prompt, (0, 0, 1, 2, 0)), Item(prompt, (2, 2, 2, 1, 1)), Item((2, 1), (2, 2, 2, 1, 1))]
     log_likelihoods(predict_at, items, MASK, mc_num=16, batch_size=16)
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
+    assert torch.equal(masked[0], masked[1])
+    assert not torch.equal(masked[0], masked[2])
 
 
 def test_an_empty_answer_is_certain(networks) -> None:  # type: ignore[no-untyped-def]
@@ -209,11 +205,11 @@ def test_an_empty_answer_is_certain(networks) -> None:  # type: ignore[no-untype
 
 
 def test_progress_ends_at_one() -> None:
-    shares: list[float] = []
+    fractions: list[float] = []
     log_likelihoods(
-        at(table_predictor(4, 0)), [Item((0,), (1, 2, 0))] * 3, MASK, batch_size=4, on_progress=shares.append
+        at(table_predictor(4, 0)), [Item((0,), (1, 2, 0))] * 3, MASK, batch_size=4, on_progress=fractions.append
     )
-    assert shares == [4 / 21, 8 / 21, 12 / 21, 16 / 21, 20 / 21, 1.0]
+    assert fractions == [4 / 21, 8 / 21, 12 / 21, 16 / 21, 20 / 21, 1.0]
 
 
 # -- greedy decoding --------------------------------------------------------------------------------------------------
@@ -293,7 +289,7 @@ def test_a_prompt_gives_way_and_an_answer_does_not() -> None:
 
 
 def test_a_broken_model_is_named() -> None:
-    broken: PredictAt = lambda x_t, attended, positions: torch.full((int(positions.sum()), 3), math.nan)  # noqa: E731
+    broken = at_positions(lambda x_t: torch.full((*x_t.shape, 3), math.nan))
     with pytest.raises(UserError, match="not finite numbers"):
         log_likelihoods(broken, [Item((), (0, 1))], MASK)
     with pytest.raises(UserError, match="not finite numbers"):
@@ -310,33 +306,3 @@ def test_odd_draws_and_empty_batches_are_refused() -> None:
         log_likelihoods(predict_at, [item], MASK, batch_size=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         are_greedy(predict_at, [item], MASK, batch_size=0)
-
-
-# -- multiple choice --------------------------------------------------------------------------------------------------
-
-
-def likelihoods(*nats: float) -> list[LogLikelihood]:
-    return [LogLikelihood(value, 0.0, 1) for value in nats]
-
-
-def test_accuracy_by_sum_and_by_length() -> None:
-    questions = [
-        Question((1,), ((1,), (1, 1)), lengths=(1, 4), right=1),  # -1 > -2, but -1 < -0.5 a character
-        Question((1,), ((1,), (1, 1), (2,)), lengths=(2, 2, 2), right=2),
-        Question((1,), ((1,), (2,)), lengths=(1, 1), right=0),  # a tie goes to the first
-    ]
-    result = choice_accuracy(questions, likelihoods(-1, -2, -3, -2, -1, -5, -5))
-    assert (result.chosen, result.chosen_norm) == ((0, 2, 0), (1, 2, 0))
-    assert result.accuracy == pytest.approx(2 / 3)
-    assert result.stderr == pytest.approx(np.std([0, 1, 1], ddof=1) / 3**0.5)
-    assert (result.accuracy_norm, result.norm_stderr) == (1.0, 0.0)
-
-
-def test_one_question_has_no_error_and_numbers_must_fit() -> None:
-    question = Question((1,), ((1,), (2,)), (1, 1), 0)
-    assert choice_accuracy([question], likelihoods(-1, -2)).stderr is None
-    assert question.items == [Item((1,), (1,)), Item((1,), (2,))]
-    with pytest.raises(ValueError, match="for each of their choices"):
-        choice_accuracy([question], likelihoods(-1))
-    with pytest.raises(ValueError, match="must be questions"):
-        choice_accuracy([], [])

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import llada.cli.compare as compare_command
 from llada.checkpoints.folder import make_predictor, save_weights
+from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.evaluation.compare import compare, two_sided
-from llada.evaluation.nelbo import Bounds, draw_bounds, nll_by_logits
+from llada.evaluation.nelbo import BoundOptions, Bounds, draw_bounds, nll_by_logits
 from llada.models import EncoderConfig, MaskPredictor
-from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
+from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, table_predictor
 
 FIRST, SECOND = table_predictor(length=4, seed=3), table_predictor(length=4, seed=3)
 NUDGE = 0.1 * torch.randn(N_TOKENS, generator=torch.Generator().manual_seed(1)).double()
@@ -28,8 +29,8 @@ def windows(n: int, seed: int = 0) -> Tensor:
 
 
 def bounds_of(nudge: Tensor, text: Tensor, masks: int = 4, seed: int = 0) -> Bounds:
-    nll_at = nll_by_logits(lambda x_t, m: (FIRST(x_t) + nudge)[m])
-    return draw_bounds(nll_at, text, MASK, masks_per_window=masks, batch_size=1000, seed=seed)
+    nll = nll_by_logits(at_positions(lambda x_t: FIRST(x_t) + nudge), MASK)
+    return draw_bounds(nll, TokenBatch(text), BoundOptions(masks, batch_size=1000, seed=seed))
 
 
 def test_difference_is_that_of_the_bounds_and_known_better_than_they_are() -> None:
@@ -62,11 +63,10 @@ def test_p_values_are_even_where_there_is_no_difference() -> None:
     p_values = []
     for seed in range(400):
         text = windows(60, seed)
+        options = BoundOptions(masks_per_window=2, batch_size=1000, seed=seed)
         first, second = (
-            draw_bounds(
-                nll_by_logits(lambda x, m, f=f: f(x)[m]), text, MASK, masks_per_window=2, batch_size=1000, seed=seed
-            )
-            for f in (FIRST, renamed)
+            draw_bounds(nll_by_logits(at_positions(predict), MASK), TokenBatch(text), options)
+            for predict in (FIRST, renamed)
         )
         p_values.append(compare(first, second).p_value or 0.0)
     assert 0.025 <= float(np.mean(np.array(p_values) < 0.05)) <= 0.085  # 4 standard errors of 400 draws
@@ -75,13 +75,13 @@ def test_p_values_are_even_where_there_is_no_difference() -> None:
 def test_false_alarms_are_as_many_as_they_should_be_at_the_fewest_windows() -> None:
     """Differences without any effect, of two draws a window: the normal distribution would have 0.060 of them."""
     generator = torch.Generator().manual_seed(0)
-    share = torch.linspace(0.01, 1, 60, dtype=torch.float64).view(30, 1, 2)
-    nothing = Bounds(torch.zeros(30, 1, 2, dtype=torch.float64), share)
+    mask_ratio = torch.linspace(0.01, 1, 60, dtype=torch.float64).view(30, 1, 2)
+    nothing = Bounds(torch.zeros(30, 1, 2, dtype=torch.float64), mask_ratio)
     alarms, n = 0, 5000
     for _ in range(n):
         of_text = torch.randn(30, 1, 1, generator=generator, dtype=torch.float64)
         values = of_text + 0.5 * torch.randn(30, 1, 2, generator=generator, dtype=torch.float64)
-        alarms += (compare(Bounds(values, share), nothing).p_value or 0.0) < 0.05
+        alarms += (compare(Bounds(values, mask_ratio), nothing).p_value or 0.0) < 0.05
     assert abs(alarms / n - 0.05) < 2.7 * (0.05 * 0.95 / n) ** 0.5
 
 

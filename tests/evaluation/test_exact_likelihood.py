@@ -7,23 +7,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.data.batches import TokenBatch
 from llada.evaluation.exact_likelihood import ORDERS, Order, exact_nll, measure_exact_nll
+from llada.models import PredictAt
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, joint_predictor, table_predictor
+from tests.support.toys import MASK, N_TOKENS, at_positions, joint_predictor, table_predictor
 
 TABLE = table_predictor(length=4, seed=3)
 ALL_TEXTS = torch.tensor(list(itertools.product(range(N_TOKENS), repeat=4)))
 
 
-def table_at(x_t: Tensor, asked: Tensor, attended: Tensor | None) -> Tensor:
-    return TABLE(x_t)[asked]
+TABLE_AT = at_positions(TABLE)
+
+
+def nll_of(predict_at: PredictAt, texts: Tensor, order: Order, positions_per_step: int = 1) -> Tensor:
+    return exact_nll(predict_at, TokenBatch(texts), MASK, order=order, positions_per_step=positions_per_step)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("positions_per_step", [1, 2, 3, 4])
 def test_probabilities_of_all_texts_add_up_to_one(order: Order, positions_per_step: int) -> None:
     """Whatever the model: each order, whole or in parts, is the distribution of a sampler."""
-    nll = exact_nll(table_at, ALL_TEXTS, MASK, order=order, positions_per_step=positions_per_step)
+    nll = nll_of(TABLE_AT, ALL_TEXTS, order, positions_per_step)
     assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
@@ -31,9 +36,7 @@ def test_probabilities_of_all_texts_add_up_to_one(order: Order, positions_per_st
 def test_a_model_of_a_joint_distribution_has_its_likelihood_in_any_order(order: Order) -> None:
     joint = torch.rand(N_TOKENS, N_TOKENS, N_TOKENS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     joint /= joint.sum()
-    predict = joint_predictor(joint)
-    texts = ALL_TEXTS[:27, 1:]
-    nll = exact_nll(lambda x_t, asked, _: predict(x_t)[asked], texts, MASK, order=order)
+    nll = nll_of(at_positions(joint_predictor(joint)), ALL_TEXTS[:27, 1:], order)
     assert nll.tolist() == pytest.approx((-joint.log()).flatten().tolist(), rel=1e-5)
 
 
@@ -55,12 +58,12 @@ def naive(x_0: list[int], order: Order, at_once: int) -> float:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_equals_the_chain_rule_written_out(order: Order, at_once: int) -> None:
-    nll = exact_nll(table_at, ALL_TEXTS[::9], MASK, order=order, positions_per_step=at_once)
+    nll = nll_of(TABLE_AT, ALL_TEXTS[::9], order, at_once)
     assert nll.tolist() == pytest.approx([naive(row, order, at_once) for row in ALL_TEXTS[::9].tolist()], rel=1e-5)
 
 
 def test_orders_differ() -> None:
-    values = {order: round(float(exact_nll(table_at, ALL_TEXTS[5:6], MASK, order=order)), 4) for order in ORDERS}
+    values = {order: round(float(nll_of(TABLE_AT, ALL_TEXTS[5:6], order)), 4) for order in ORDERS}
     assert len(set(values.values())) > 1
 
 
@@ -68,14 +71,15 @@ def test_given_tokens_are_conditions() -> None:
     """p(x[2], x[3] | x[0], x[1]): over the last two, probabilities add up to one."""
     texts = ALL_TEXTS[:9]  # the first two tokens are the same in all
     maskable = torch.tensor([False, False, True, True]).expand(9, 4)
-    nll = exact_nll(table_at, texts, MASK, order="confidence", maskable=maskable)
+    nll = exact_nll(TABLE_AT, TokenBatch(texts, maskable), MASK, order="confidence")
     assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_mean_over_windows_does_not_depend_on_the_batch_size() -> None:
-    results = [measure_exact_nll(table_at, ALL_TEXTS, MASK, order="margin", batch_size=size) for size in (1, 7, 100)]
+    windows = TokenBatch(ALL_TEXTS)
+    results = [measure_exact_nll(TABLE_AT, windows, MASK, order="margin", batch_size=size) for size in (1, 7, 100)]
     assert len({round(result.nll_nats_per_token, 6) for result in results}) == 1
-    per_window = exact_nll(table_at, ALL_TEXTS, MASK, order="margin") / 4
+    per_window = nll_of(TABLE_AT, ALL_TEXTS, "margin") / 4
     assert results[0].nll_nats_per_token == pytest.approx(float(per_window.mean()))
     assert results[0].nll_stderr == pytest.approx(float(per_window.std()) / 9)
     assert (results[0].windows, results[0].tokens_scored, results[0].nfe) == (81, 324, 4)
@@ -83,6 +87,6 @@ def test_mean_over_windows_does_not_depend_on_the_batch_size() -> None:
 
 def test_broken_model_and_no_position_a_step_are_refused() -> None:
     with pytest.raises(UserError, match="not finite numbers"):
-        exact_nll(lambda x, m, _: torch.full((int(m.sum()), 3), math.nan), ALL_TEXTS, MASK, order="left_to_right")
+        nll_of(at_positions(lambda x_t: torch.full((*x_t.shape, 3), math.nan)), ALL_TEXTS, "left_to_right")
     with pytest.raises(ValueError, match="at least 1, not 0"):
-        exact_nll(table_at, ALL_TEXTS, MASK, order="margin", positions_per_step=0)
+        nll_of(TABLE_AT, ALL_TEXTS, "margin", positions_per_step=0)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,20 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.evaluation.distributed import Share
-from llada.evaluation.nelbo import draw_bounds, estimate_nelbo, nll_by_logits, nll_by_model
+from llada.data.batches import TokenBatch
+from llada.evaluation.distributed import Shard
+from llada.evaluation.nelbo import (
+    BoundOptions,
+    Nelbo,
+    TokenNll,
+    draw_bounds,
+    estimate_nelbo,
+    nll_by_logits,
+    nll_by_model,
+)
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
-from llada.forward_process import NoisyBatch, mask_bernoulli
+from llada.forward_process import mask_bernoulli
 from llada.models import LLaDAConfig, MaskPredictor, build_network
-from llada.objective import masked_nll, sequence_bounds
+from llada.objective import sequence_bounds
 from llada.system.device import choose_precision
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
+from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, table_predictor
 
 TABLE = table_predictor(length=4, seed=3)
 
 
-TABLE_AT = nll_by_logits(lambda x_t, is_masked: TABLE(x_t)[is_masked])
+TABLE_NLL = nll_by_logits(at_positions(TABLE), MASK)
+
+
+def measure(nll: TokenNll, text: Tensor, **options: Any) -> Nelbo:
+    return estimate_nelbo(nll, TokenBatch(text), BoundOptions(**options))
+
+
+def same_everywhere(logits: Tensor) -> TokenNll:
+    """Of a model that gives each position the same logits (V,), whatever is there."""
+    return nll_by_logits(at_positions(lambda x_t: logits.expand(*x_t.shape, -1)), MASK)
 
 
 def windows(n: int) -> Tensor:
@@ -31,9 +50,7 @@ def windows(n: int) -> Tensor:
 
 
 def test_uniform_predictor_gives_log_v_without_error() -> None:
-    result = estimate_nelbo(
-        nll_by_logits(lambda x_t, m: torch.zeros(int(m.sum()), N_TOKENS)), windows(33), MASK, masks_per_window=4
-    )
+    result = measure(same_everywhere(torch.zeros(N_TOKENS)), windows(33), masks_per_window=4)
     assert result.nelbo_nats_per_token == pytest.approx(math.log(N_TOKENS), abs=1e-6)
     assert result.nelbo_stderr == pytest.approx(0, abs=1e-6)
     assert result.bits_per_token == pytest.approx(math.log2(N_TOKENS), abs=1e-6)
@@ -44,18 +61,14 @@ def test_unigram_predictor_gives_the_unigram_cross_entropy() -> None:
     log_p = torch.tensor([0.5, 0.3, 0.2]).log()
     text = windows(50)
     expected = -float(log_p[text].mean())
-    result = estimate_nelbo(
-        nll_by_logits(lambda x_t, m: log_p.expand(int(m.sum()), 3)), text, MASK, masks_per_window=400
-    )
+    result = measure(same_everywhere(log_p), text, masks_per_window=400)
     assert result.nelbo_nats_per_token == pytest.approx(expected, abs=0.005)
 
 
 def test_estimate_agrees_with_enumeration() -> None:
     text = windows(20)
     expected = sum(enumerated_nelbo(TABLE, row) for row in text) / 20
-    estimates = [
-        estimate_nelbo(TABLE_AT, text, MASK, masks_per_window=10, seed=seed).nelbo_nats_per_token for seed in range(60)
-    ]
+    estimates = [measure(TABLE_NLL, text, masks_per_window=10, seed=seed).nelbo_nats_per_token for seed in range(60)]
     stderr = float(np.std(estimates, ddof=1)) / len(estimates) ** 0.5
     assert abs(float(np.mean(estimates)) - expected) < 4 * stderr
     assert stderr < 0.01
@@ -71,7 +84,7 @@ def test_95_percent_of_intervals_over_texts_hold_the_bound_of_all_texts() -> Non
     estimates: list[tuple[float, float | None]] = []
     for seed in range(600):
         text = torch.randint(0, N_TOKENS, (60, 4), generator=torch.Generator().manual_seed(1000 + seed))
-        result = estimate_nelbo(TABLE_AT, text, MASK, masks_per_window=4, batch_size=1000, seed=seed)
+        result = measure(TABLE_NLL, text, masks_per_window=4, batch_size=1000, seed=seed)
         estimates.append((result.nelbo_nats_per_token, result.nelbo_stderr))
     assert 0.93 <= coverage(estimates, truth) <= 0.97
 
@@ -84,16 +97,10 @@ def test_95_percent_of_intervals_over_masks_hold_the_bound_of_this_text() -> Non
 
     text = windows(60)
     truth = float(np.mean([enumerated_nelbo(steep, row) for row in text]))
+    steep_nll = nll_by_logits(at_positions(steep), MASK)
     estimates: list[tuple[float, float | None]] = []
     for seed in range(1200):
-        result = estimate_nelbo(
-            nll_by_logits(lambda x_t, is_masked: steep(x_t)[is_masked]),
-            text,
-            MASK,
-            masks_per_window=6,
-            batch_size=1000,
-            seed=seed,
-        )
+        result = measure(steep_nll, text, masks_per_window=6, batch_size=1000, seed=seed)
         estimates.append((result.nelbo_nats_per_token, result.mask_stderr))
     assert 0.93 <= coverage(estimates, truth) <= 0.97
 
@@ -102,15 +109,13 @@ def official_estimate(text: Tensor, masks_per_window: int, generator: torch.Gene
     """As LLaDA's forward process has it: t ~ U(0, 1) for each mask by itself, tokens masked independently."""
     rows = text.repeat(masks_per_window, 1)
     noisy = mask_bernoulli(rows, MASK, generator)
-    bounds = sequence_bounds(TABLE_AT(noisy, rows, None), noisy)
+    bounds = sequence_bounds(TABLE_NLL.at_masked(noisy, TokenBatch(rows)), noisy)
     return float(bounds.double().mean())
 
 
 def test_variance_is_a_fifth_of_the_independent_estimator_at_most() -> None:
     text = windows(40)
-    ours = [
-        estimate_nelbo(TABLE_AT, text, MASK, masks_per_window=4, seed=seed).nelbo_nats_per_token for seed in range(150)
-    ]
+    ours = [measure(TABLE_NLL, text, masks_per_window=4, seed=seed).nelbo_nats_per_token for seed in range(150)]
     generator = torch.Generator().manual_seed(0)
     independent = [official_estimate(text, 4, generator) for _ in range(150)]
     assert np.mean(ours) == pytest.approx(np.mean(independent), abs=0.06)
@@ -118,21 +123,21 @@ def test_variance_is_a_fifth_of_the_independent_estimator_at_most() -> None:
 
 
 def test_masks_are_drawn_until_the_error_is_as_small_as_wished() -> None:
-    few = estimate_nelbo(TABLE_AT, windows(30), MASK, masks_per_window=4)
+    few = measure(TABLE_NLL, windows(30), masks_per_window=4)
     assert few.mask_stderr is not None
     assert few.mask_stderr > 0.01
-    enough = estimate_nelbo(TABLE_AT, windows(30), MASK, masks_per_window=4, target_stderr=0.01)
+    enough = measure(TABLE_NLL, windows(30), masks_per_window=4, target_stderr=0.01)
     assert enough.mask_stderr is not None
     assert enough.mask_stderr <= 0.01
     # Variance goes with 1 / M, so no more masks were drawn than that asks for, but for what the first few mislead.
     assert enough.masks_per_window < 2 * few.masks_per_window * (few.mask_stderr / 0.01) ** 2
-    same = estimate_nelbo(TABLE_AT, windows(30), MASK, masks_per_window=enough.masks_per_window)
+    same = measure(TABLE_NLL, windows(30), masks_per_window=enough.masks_per_window)
     assert same.nelbo_nats_per_token == enough.nelbo_nats_per_token
 
 
 def test_an_unreachable_target_ends_at_the_most_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llada.evaluation.nelbo.MOST_MASKS", 64)
-    result = estimate_nelbo(TABLE_AT, windows(5), MASK, target_stderr=1e-9)
+    result = measure(TABLE_NLL, windows(5), target_stderr=1e-9)
     assert result.masks_per_window == 64
     assert result.mask_stderr is not None
     assert result.mask_stderr > 1e-9
@@ -140,36 +145,37 @@ def test_an_unreachable_target_ends_at_the_most_masks(monkeypatch: pytest.Monkey
 
 def test_a_target_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="target_stderr above 0"):
-        estimate_nelbo(TABLE_AT, windows(4), MASK, target_stderr=0.0)
+        measure(TABLE_NLL, windows(4), target_stderr=0.0)
 
 
 @pytest.mark.parametrize("processes", [2, 5])
-def test_shares_of_several_processes_make_up_the_whole(processes: int) -> None:
+def test_shards_of_several_processes_make_up_the_whole(processes: int) -> None:
     """What each process would add to the sum, added up here."""
 
-    class Spy(Share):
+    class Spy(Shard):
         def sum(self, values: Tensor) -> Tensor:
             parts.append(values.clone())
             return values
 
     parts: list[Tensor] = []
     for rank in range(processes):
-        draw_bounds(TABLE_AT, windows(23), MASK, masks_per_window=2, batch_size=3, share=Spy(rank, processes))
-    whole = draw_bounds(TABLE_AT, windows(23), MASK, masks_per_window=2)
+        options = BoundOptions(masks_per_window=2, batch_size=3, shard=Spy(rank, processes))
+        draw_bounds(TABLE_NLL, TokenBatch(windows(23)), options)
+    whole = draw_bounds(TABLE_NLL, TokenBatch(windows(23)), BoundOptions(masks_per_window=2))
     assert torch.stack(parts).sum(0).mean() == pytest.approx(float(whole.values.mean()), rel=1e-9)
     assert all(int((part != 0).sum()) <= -(-46 // processes) for part in parts)
 
 
 def test_a_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert Share(3, 8).device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert Share(3, 8).device(torch.device("cpu")) == torch.device("cpu")
-    assert Share().device(torch.device("cuda", 2)) == torch.device("cuda", 2)
+    assert Shard(3, 8).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Shard(3, 8).device(torch.device("cpu")) == torch.device("cpu")
+    assert Shard().device(torch.device("cuda", 2)) == torch.device("cuda", 2)
 
 
 def test_table_by_t_has_the_mean_of_each_count_and_the_bound_as_its_mean() -> None:
     """With 4 tokens, counts 1 to 4 fall into four of the ten bins, each the mean cross-entropy at that count."""
-    result = estimate_nelbo(TABLE_AT, windows(40), MASK, masks_per_window=100)
+    result = measure(TABLE_NLL, windows(40), masks_per_window=100)
     rows = {row.t_to: row for row in result.by_t if row.draws}
     assert sorted(rows) == [0.3, 0.5, 0.8, 1.0]
     nats = [row.nats for row in rows.values() if row.nats is not None]
@@ -181,7 +187,7 @@ def test_table_by_t_has_the_mean_of_each_count_and_the_bound_as_its_mean() -> No
 def test_perfect_predictor_has_a_bound_of_nothing() -> None:
     text = torch.arange(4).remainder(N_TOKENS).expand(10, 4)
     certain = torch.full((4, N_TOKENS), -50.0).scatter(1, text[0][:, None], 50.0)
-    result = estimate_nelbo(nll_by_logits(lambda x_t, m: certain.expand(len(m), 4, N_TOKENS)[m]), text, MASK)
+    result = measure(nll_by_logits(at_positions(lambda x_t: certain.expand(len(x_t), 4, N_TOKENS)), MASK), text)
     assert result.nelbo_nats_per_token == pytest.approx(0, abs=1e-9)
 
 
@@ -191,13 +197,12 @@ def test_causal_model_is_scored_in_one_pass_without_masks() -> None:
     bigram = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.3, 0.3, 0.4]]).log()
     calls = []
 
-    def predict_at(x_t: Tensor, is_masked: Tensor) -> Tensor:
+    def predict(x_t: Tensor) -> Tensor:
         calls.append(len(x_t))
-        logits = torch.cat((first.expand(len(x_t), 1, 3), bigram[x_t[:, :-1]]), dim=1)
-        return logits[is_masked]
+        return torch.cat((first.expand(len(x_t), 1, 3), bigram[x_t[:, :-1]]), dim=1)
 
     text = windows(10)
-    result = estimate_nelbo(nll_by_logits(predict_at), text, MASK, is_causal=True, target_stderr=1e-9)
+    result = measure(nll_by_logits(at_positions(predict), MASK, is_causal=True), text, target_stderr=1e-9)
     by_hand = [
         -(float(first[row[0]]) + sum(float(bigram[a, b]) for a, b in itertools.pairwise(row))) / 4
         for row in text.tolist()
@@ -220,7 +225,7 @@ def test_given_tokens_are_read_and_not_scored() -> None:
 
 
 def test_bits_a_byte_and_a_word_are_of_the_same_text() -> None:
-    result = estimate_nelbo(nll_by_logits(lambda x_t, m: torch.zeros(int(m.sum()), 4)), windows(25), MASK)
+    result = measure(same_everywhere(torch.zeros(4)), windows(25))
     size = TextSize.of("né à" * 25)  # 100 characters, 4 bytes of 6 a piece, 26 words
     assert (size.characters, size.bytes, size.words) == (100, 150, 26)
     bits = result.bits_per(size)
@@ -236,31 +241,30 @@ def test_texts_apart_share_no_word_at_their_edges() -> None:
 
 
 def test_result_does_not_depend_on_the_batch_size() -> None:
-    found = [estimate_nelbo(TABLE_AT, windows(23), MASK, batch_size=size) for size in (1, 7, 17, 64)]
+    found = [measure(TABLE_NLL, windows(23), batch_size=size) for size in (1, 7, 17, 64)]
     assert len({(result.nelbo_nats_per_token, result.nelbo_stderr, result.mask_stderr) for result in found}) == 1
 
 
 def test_progress_ends_at_the_result() -> None:
-    seen: list[tuple[float, float]] = []
-    result = estimate_nelbo(
-        TABLE_AT, windows(8), MASK, masks_per_window=4, batch_size=5, on_progress=lambda *state: seen.append(state)
-    )
-    assert seen[-1] == (1.0, pytest.approx(result.nelbo_nats_per_token))
-    assert [share for share, _ in seen] == sorted(share for share, _ in seen)
+    states: list[tuple[float, float]] = []
+    options = BoundOptions(masks_per_window=4, batch_size=5)
+    result = estimate_nelbo(TABLE_NLL, TokenBatch(windows(8)), options, lambda *state: states.append(state))
+    assert states[-1] == (1.0, pytest.approx(result.nelbo_nats_per_token))
+    assert [fraction_done for fraction_done, _ in states] == sorted(fraction_done for fraction_done, _ in states)
 
 
 def test_broken_model_is_named() -> None:
     with pytest.raises(UserError, match="not finite numbers"):
-        estimate_nelbo(nll_by_logits(lambda x_t, m: torch.full((int(m.sum()), N_TOKENS), math.nan)), windows(4), MASK)
+        measure(same_everywhere(torch.full((N_TOKENS,), math.nan)), windows(4))
 
 
 def test_odd_number_of_masks_is_refused() -> None:
     with pytest.raises(ValueError, match="even number of them, not 3"):
-        estimate_nelbo(TABLE_AT, windows(4), MASK, masks_per_window=3)
+        measure(TABLE_NLL, windows(4), masks_per_window=3)
 
 
 def test_one_window_has_no_error() -> None:
-    result = estimate_nelbo(TABLE_AT, windows(1), MASK)
+    result = measure(TABLE_NLL, windows(1))
     assert result.nelbo_stderr is None
     assert result.to_json()["nelbo_stderr"] is None
     assert result.with_error(2) == f"{result.nelbo_nats_per_token:.2f} (one window, no error)"
@@ -268,7 +272,7 @@ def test_one_window_has_no_error() -> None:
 
 def test_empty_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        estimate_nelbo(TABLE_AT, windows(4), MASK, batch_size=0)
+        measure(TABLE_NLL, windows(4), batch_size=0)
 
 
 def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
@@ -280,23 +284,24 @@ def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
         cut_windows(tokens, 12)
 
 
-def nll_by_counting(noisy: NoisyBatch, x_0: Tensor, attended: Tensor | None) -> Tensor:
-    """Every token is as likely as it is frequent among those that are seen, and one more of each."""
-    seen = ~noisy.is_masked if attended is None else ~noisy.is_masked & attended
-    counts = 1 + (F.one_hot(x_0, N_TOKENS) * seen[..., None]).sum(1)
-    return masked_nll(counts.log()[:, None].expand(*x_0.shape, N_TOKENS), x_0, noisy)
+def predict_by_counting(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+    """Every token is as likely as it is frequent among those that are attended to, and one more of each."""
+    counted = (x_t != MASK) if attention_mask is None else (x_t != MASK) & attention_mask
+    counts = 1 + (F.one_hot(x_t.masked_fill(x_t == MASK, 0), N_TOKENS) * counted[..., None]).sum(1)
+    return counts.log()[:, None].expand(*x_t.shape, N_TOKENS)[positions]
 
 
 def test_padding_moves_the_bound_no_more_than_other_masks_do() -> None:
     text = (torch.rand(40, 12, generator=torch.Generator().manual_seed(0)) < 0.8).long() + 1
     padded, real = torch.zeros(40, 20, dtype=torch.long), (torch.arange(20) < 12).expand(40, 20)
     padded[:, :12] = text
-    alone = estimate_nelbo(nll_by_counting, text, MASK, masks_per_window=64)
-    beside = estimate_nelbo(nll_by_counting, padded, MASK, maskable=real, attended=real, masks_per_window=64)
+    nll, options = nll_by_logits(predict_by_counting, MASK), BoundOptions(masks_per_window=64)
+    alone = estimate_nelbo(nll, TokenBatch(text), options)
+    beside = estimate_nelbo(nll, TokenBatch(padded, real, real), options)
     assert alone.mask_stderr is not None
     assert alone.tokens_scored == beside.tokens_scored
     assert beside.nelbo_nats_per_token == pytest.approx(alone.nelbo_nats_per_token, abs=5 * alone.mask_stderr)
-    as_text = estimate_nelbo(nll_by_counting, padded, MASK, maskable=real, masks_per_window=64)
+    as_text = estimate_nelbo(nll, TokenBatch(padded, real), options)
     assert as_text.nelbo_nats_per_token > alone.nelbo_nats_per_token + 20 * alone.mask_stderr
 
 
@@ -313,7 +318,7 @@ def test_bf16_has_the_bound_of_fp32_to_5_thousandths() -> None:
     model, device = MaskPredictor(network, MASK, 3).eval(), torch.device("cpu")
     text = torch.randint(0, N_TOKENS, (40, 32), generator=torch.Generator().manual_seed(0))
     first, second = (
-        estimate_nelbo(nll_by_model(model, choose_precision(name, device)), text, MASK).nelbo_nats_per_token
+        measure(nll_by_model(model, choose_precision(name, device)), text).nelbo_nats_per_token
         for name in ("fp32", "bf16")
     )
     assert first != second

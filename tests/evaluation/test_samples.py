@@ -8,8 +8,17 @@ import torch
 from torch import Generator
 
 from llada.checkpoints.folder import Checkpoint
-from llada.evaluation.judge import Piece, cut_pieces, judge_by_checkpoint, judge_by_transformers
-from llada.evaluation.samples import Mean, copied_shares, entropy, measure_quality, words_of
+from llada.evaluation.samples import (
+    Mean,
+    Piece,
+    copied_shares,
+    cut_pieces,
+    entropy,
+    judge_by_checkpoint,
+    judge_by_transformers,
+    measure_quality,
+    words_of,
+)
 from llada.models import EncoderConfig, MaskPredictor, build_network
 from llada.system.device import choose_precision
 from llada.system.errors import UserError

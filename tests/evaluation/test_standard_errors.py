@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from llada.data.batches import TokenBatch
 from llada.evaluation.compare import compare
-from llada.evaluation.nelbo import Bounds, NllAt, draw_bounds
+from llada.evaluation.nelbo import BoundOptions, Bounds, TokenNll, draw_bounds
 from llada.evaluation.standard_errors import in_words, mean_stderr
 from llada.forward_process import NoisyBatch
 
@@ -28,23 +29,23 @@ def texts(n_windows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return rows, torch.arange(LENGTH) < lengths[:, None], hardness
 
 
-def model(hardness: Tensor) -> NllAt:
+def model(hardness: Tensor) -> TokenNll:
     """Cross-entropies a (1 + (k / n)^2) of a window of hardness a with k of n tokens masked.
 
     Its bound is a (1 + (n + 1) (2 n + 1) / 6 n^2): 2 a where n is 1, 1.3434 a where it is 50, `TRUTH` over all texts.
     """
 
-    def nll_at(noisy: NoisyBatch, x_0: Tensor, attended: Tensor | None) -> Tensor:
-        share = noisy.p_mask[:, :1].expand(x_0.shape)
-        return (hardness[x_0] * (1 + share**2))[noisy.is_masked]
+    def at_masked(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
+        mask_ratio = noisy.p_mask[:, :1].expand(batch.x_0.shape)
+        return (hardness[batch.x_0] * (1 + mask_ratio**2))[noisy.is_masked]
 
-    return nll_at
+    return TokenNll(at_masked, MASK)
 
 
 def drawn(n_windows: int, seed: int, easier: float = 0.0) -> Bounds:
     rows, maskable, hardness = texts(n_windows, seed)
-    at = model(hardness - easier)
-    return draw_bounds(at, rows, MASK, maskable=maskable, masks_per_window=2, batch_size=1000, seed=seed)
+    options = BoundOptions(masks_per_window=2, batch_size=1000, seed=seed)
+    return draw_bounds(model(hardness - easier), TokenBatch(rows, maskable), options)
 
 
 def coverage(results: list[tuple[float, float | None]], truth: float) -> float:
@@ -53,7 +54,7 @@ def coverage(results: list[tuple[float, float | None]], truth: float) -> float:
 
 
 def test_windows_of_unequal_length_have_errors_that_hold() -> None:
-    """A share of 1 is every draw of a short window: taking out what draws of a share have in common hides that."""
+    """A ratio of 1 is every draw of a short window: taking out what draws of a ratio have in common hides that."""
     bounds = [drawn(60, seed) for seed in range(500)]
     estimates = [each.estimate() for each in bounds]
     assert 0.93 <= coverage([(each.mean, each.stderr) for each in estimates], TRUTH) <= 0.98
@@ -73,8 +74,8 @@ def test_the_masks_of_few_windows_have_errors_that_hold(n_windows: int) -> None:
     truth = 1.3434 * float(hardness.mean())
     results = []
     for seed in range(200):
-        bounds = draw_bounds(model(hardness), rows, MASK, masks_per_window=256, batch_size=2000, seed=seed)
-        estimate = bounds.estimate()
+        options = BoundOptions(masks_per_window=256, batch_size=2000, seed=seed)
+        estimate = draw_bounds(model(hardness), TokenBatch(rows), options).estimate()
         results.append((estimate.mean, estimate.mask_stderr))
     assert 0.9 <= coverage(results, truth) <= 0.99
 

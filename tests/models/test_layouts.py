@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from llada.models import ILLaDA, LLaDAConfig, LLaDAMoE, LLaDAMoEConfig, build_network, recompute_activations
+from llada.models import ILLaDA, LLaDAConfig, LLaDAMoE, LLaDAMoEConfig, build_network, checkpoint_activations
 from llada.models import llama_layers as decoder
 from llada.models.llada import rotary_table
 from llada.models.llada_moe import Experts
@@ -36,7 +36,9 @@ def naive_experts(weights: dict[str, Tensor], prefix: str, h: Tensor, config: LL
     return torch.stack(outputs)  # type: ignore[arg-type]
 
 
-def naive_logits_of(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, visible: Tensor | None) -> Tensor:
+def naive_logits_of(
+    weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, attention_mask: Tensor | None
+) -> Tensor:
     """The published forward pass of one sequence (L,), to logits (L, V)."""
     width, eps = config.d_model // config.n_heads, config.rms_norm_eps
     is_moe = isinstance(config, LLaDAMoEConfig)
@@ -55,7 +57,7 @@ def naive_logits_of(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tenso
                 own_q = naive_rms_norm(own_q, weights[f"{layer}.self_attn.q_norm.weight"], eps)
                 own_k = naive_rms_norm(own_k, weights[f"{layer}.self_attn.k_norm.weight"], eps)
             turned = (naive_rotary(part, config.rope_theta) for part in (own_q, own_k))
-            heads.append(naive_attention(*turned, own_v, visible))
+            heads.append(naive_attention(*turned, own_v, attention_mask))
         x = x + torch.cat(heads, dim=-1) @ weights[f"{layer}.self_attn.o_proj.weight"].T
         h = naive_rms_norm(x, weights[f"{layer}.post_attention_layernorm.weight"], eps)
         if isinstance(config, LLaDAMoEConfig):
@@ -70,7 +72,7 @@ def naive_logits(network: ILLaDA | LLaDAMoE, rows: Tensor, attention_mask: Tenso
     masks = [None] * len(rows) if attention_mask is None else list(attention_mask.bool())
     weights = dict(network.named_parameters())
     pairs = zip(rows, masks, strict=True)
-    return torch.stack([naive_logits_of(weights, network.config, row, visible) for row, visible in pairs])
+    return torch.stack([naive_logits_of(weights, network.config, row, attention_mask) for row, attention_mask in pairs])
 
 
 # --- the function that the networks compute
@@ -249,7 +251,7 @@ def test_training_works_in_both_types_and_under_autocast(config: LLaDAConfig, dt
 @both_layouts
 def test_recomputed_layers_have_the_same_gradients(config: LLaDAConfig) -> None:
     plain, recomputed, rows = random_network(config), random_network(config), random_rows(2, 8)
-    recompute_activations(recomputed)
+    checkpoint_activations(recomputed)
     n_passes = []
     for network in (plain, recomputed):
         norms: list[str] = []  # the first part of each layer, whenever that runs

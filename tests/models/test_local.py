@@ -152,8 +152,8 @@ def test_padding_changes_nothing() -> None:
     network = trained_network()
     rows = torch.randint(0, 6, (1, 11), generator=torch.Generator().manual_seed(2))
     padded = torch.cat((rows, torch.full((1, 6), 3)), dim=1)
-    attended = torch.arange(17)[None] < 11
-    torch.testing.assert_close(network(padded, attended)[:, :11], network(rows), rtol=1e-4, atol=1e-4)
+    attention_mask = torch.arange(17)[None] < 11
+    torch.testing.assert_close(network(padded, attention_mask)[:, :11], network(rows), rtol=1e-4, atol=1e-4)
     assert bool(network(torch.cat((rows, rows)), torch.stack((torch.ones(11), torch.zeros(11)))).isfinite().all())
 
 

@@ -65,10 +65,10 @@ def test_causal_prediction_depends_on_what_is_before_alone() -> None:
 @torch.no_grad()
 def test_causal_row_with_padding_has_the_logits_of_the_row_alone() -> None:
     network, rows = random_network(CAUSAL), random_rows(2, 9)
-    visible = torch.ones(2, 9)
-    visible[0, 6:] = 0
-    assert_near(network(rows, visible)[0, :6], network(rows[:1, :6])[0])
-    assert_near(network(rows, visible)[1], network(rows[1:])[0])
+    attention_mask = torch.ones(2, 9)
+    attention_mask[0, 6:] = 0
+    assert_near(network(rows, attention_mask)[0, :6], network(rows[:1, :6])[0])
+    assert_near(network(rows, attention_mask)[1], network(rows[1:])[0])
 
 
 @pytest.mark.parametrize("config", [*LLADAS.values(), ENCODER, CAUSAL], ids=[*LLADAS.keys(), "encoder", "causal"])

@@ -102,16 +102,18 @@ def naive_rotary(x: Tensor, theta: float) -> Tensor:
     return torch.cat((z.real, z.imag), dim=-1).to(x.dtype)
 
 
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """One head, each (L, C); keys that are not `visible` (L,) get no weight, and if none is, all get the same."""
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """One head, each (L, C); keys where `attention_mask` (L,) is False get no weight; if all are, all get the same."""
     scores = q @ k.T / math.sqrt(q.shape[-1])
-    if visible is not None:
-        scores = torch.where(visible, scores, -torch.inf) if visible.any() else torch.zeros_like(scores)
+    if attention_mask is not None:
+        scores = torch.where(attention_mask, scores, -torch.inf) if attention_mask.any() else torch.zeros_like(scores)
     weights = torch.exp(scores - scores.max(dim=-1, keepdim=True).values)
     return (weights / weights.sum(-1, keepdim=True)) @ v
 
 
-def naive_llada(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, visible: Tensor | None = None) -> Tensor:
+def naive_llada(
+    weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
     """The published forward pass of one sequence (L,), to logits (L, V)."""
     width = config.d_model // config.n_heads
     heads_per_kv_head = config.n_heads // (config.n_kv_heads or config.n_heads)
@@ -126,7 +128,7 @@ def naive_llada(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, v
             group = slice(shared * width, (shared + 1) * width)
             turned_q = naive_rotary(q[:, own], config.rope_theta)
             turned_k = naive_rotary(k[:, group], config.rope_theta)
-            heads.append(naive_attention(turned_q, turned_k, v[:, group], visible))
+            heads.append(naive_attention(turned_q, turned_k, v[:, group], attention_mask))
         x = x + torch.cat(heads, dim=-1) @ layer["attn_out"].T
         h = naive_rms_norm(x, layer["ff_norm"], config.rms_norm_eps)
         gate = h @ layer["ff_proj"].T
@@ -136,7 +138,7 @@ def naive_llada(weights: dict[str, Tensor], config: LLaDAConfig, rows: Tensor, v
 
 
 def naive_encoder(
-    weights: dict[str, Tensor], config: EncoderConfig, rows: Tensor, visible: Tensor | None = None
+    weights: dict[str, Tensor], config: EncoderConfig, rows: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
     """The pre-norm encoder, or decoder, of one sequence (L,), to logits (L, V)."""
     width = config.d_model // config.n_heads
@@ -147,8 +149,8 @@ def naive_encoder(
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (config.d_model,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
 
-    if visible is not None and not visible.any():
-        visible = None  # nothing to hide the rest behind
+    if attention_mask is not None and not attention_mask.any():
+        attention_mask = None  # nothing to hide the rest behind
     positions = torch.arange(len(rows))
     if config.is_causal:
         rows = torch.tensor([config.mask_token_id, *rows.tolist()[:-1]])
@@ -166,16 +168,16 @@ def naive_encoder(
                 ]
                 heads.append(torch.cat(queries))
             else:
-                heads.append(naive_attention(q[:, own], k[:, own], v[:, own], visible))
+                heads.append(naive_attention(q[:, own], k[:, own], v[:, own], attention_mask))
         x = x + linear(torch.cat(heads, dim=-1), f"layers.{i}.attention_out")
         up = linear(norm(x, f"layers.{i}.feed_forward_norm"), f"layers.{i}.up")
         x = x + linear(up * (1 + torch.erf(up / math.sqrt(2))) / 2, f"layers.{i}.down")
     return linear(norm(x, "output_norm"), "output")
 
 
-def naive_logits(network: LLaDA | Encoder, rows: Tensor, visible: Tensor | None = None) -> Tensor:
+def naive_logits(network: LLaDA | Encoder, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """(B, L, V), each row by itself."""
-    masks = [None] * len(rows) if visible is None else list(visible.bool())
+    masks = [None] * len(rows) if attention_mask is None else list(attention_mask.bool())
     naive = naive_llada if isinstance(network, LLaDA) else naive_encoder
     weights = dict(network.named_parameters())
     return torch.stack([naive(weights, network.config, row, mask) for row, mask in zip(rows, masks, strict=True)])  # type: ignore[arg-type]

@@ -16,12 +16,13 @@ import torch
 from rich.console import Console
 from torch import Generator
 
+from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.evaluation.answer_likelihood import Item, log_likelihoods, predict_by_model
 from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.exact_likelihood import ORDERS, Order, exact_nll
 from llada.evaluation.greedy import are_greedy
-from llada.evaluation.nelbo import estimate_nelbo, nll_by_model
+from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.models import LLaDAConfig, MaskPredictor, build_network
 from llada.sampling.config import SamplerConfig
 from llada.sampling.unmask import infill
@@ -152,18 +153,17 @@ def test_it_measures_the_same_bound_and_likelihoods() -> None:
     items = [Item((3, 4), (5, 6, 7)), Item((4,), (3, 8))]
     measured = []
     for model, device in zip(models(), ("cpu", "mps"), strict=True):
-        nll_at = nll_by_model(model, Precision(torch.float32, "a test"))
+        nll = nll_by_model(model, Precision(torch.float32, "a test"))
         predict_at = predict_by_model(model, Precision(torch.float32, "a test"))
-        on_device = windows.to(device)
-        logits = lambda x_t, at, seen, model=model: model(x_t, seen)[at]  # noqa: E731
+        options, on_device = BoundOptions(masks_per_window=2, device=device), TokenBatch(windows).to(device)
         orders: list[Order] = list(ORDERS)
         measured.append(
             [
-                estimate_nelbo(nll_at, windows, MASK, masks_per_window=2, device=device).nelbo_nats_per_token,
+                estimate_nelbo(nll, TokenBatch(windows), options).nelbo_nats_per_token,
                 [result.nats for result in log_likelihoods(predict_at, items, MASK, mc_num=4, device=device)],
                 are_greedy(predict_at, items, MASK, device=device),
                 [result.nats for result, _ in causal_log_likelihoods(predict_at, items, device=device)],
-                [exact_nll(logits, on_device, MASK, order=order).tolist() for order in orders],
+                [exact_nll(predict_at, on_device, MASK, order=order).tolist() for order in orders],
             ]
         )
     assert measured[0] == measured[1]

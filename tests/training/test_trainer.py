@@ -172,8 +172,8 @@ def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, da
         batch, noisy = trainer.make_batch(step)
         if batch.maskable is not None:
             assert not (noisy.is_masked & (batch.x_0 == data.tokenizer.pad_id)).any()
-            assert batch.attended is not None
-            assert torch.equal(batch.attended, batch.maskable)
+            assert batch.attention_mask is not None
+            assert torch.equal(batch.attention_mask, batch.maskable)
             n_text += int(batch.maskable.sum()) // 2  # each sequence is there twice
         else:
             n_text += batch.x_0.numel() // 2

@@ -14,7 +14,7 @@ from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
 from llada.evaluation.compare import Difference, compare
-from llada.evaluation.distributed import Share, joined
+from llada.evaluation.distributed import Shard, joined
 from llada.evaluation.nelbo import Bounds, draw_bounds
 from llada.evaluation.standard_errors import in_words
 from llada.system.device import choose_precision
@@ -40,8 +40,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
     scoring.check()
     if scoring.target_stderr is not None:
         raise UserError("Both are masked alike, so often as --masks_per_window says: leave out --target_stderr.")
-    with joined() as share:
-        return _compare(options, share)
+    with joined() as shard:
+        return _compare(options, shard)
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Measured:
     is_causal: bool
 
 
-def _compare(options: CompareOptions, share: Share) -> int:
+def _compare(options: CompareOptions, shard: Shard) -> int:
     """One model after the other, so that there is never more than one in memory."""
     scoring = options.scoring
-    device = device_of(scoring.device, share)
+    device = device_of(scoring.device, shard)
     are_adapters = [find_adapter(Path(name)) is not None for name in (options.first, options.second)]
     if scoring.base is not None and not any(are_adapters):
         raise UserError("Neither model is an adapter that has a base: leave out --base.")
@@ -69,29 +69,24 @@ def _compare(options: CompareOptions, share: Share) -> int:
             "`llada evaluate`."
         )
     scored = what_to_score(scoring, first)
-    check_length(scored.x_0.shape[1], longest)
-    measured = [_measure(first, scored, scoring, device, share)]
+    check_length(scored.batch.x_0.shape[1], longest)
+    measured = [_measure(first, scored, scoring, device, shard)]
     del first
     second = open_to_measure(options.second, device, scoring.dtype, scoring.precision, second_base)
-    measured.append(_measure(second, scored, scoring, device, share))
+    measured.append(_measure(second, scored, scoring, device, shard))
     result = compare(*(model.bounds for model in measured))
-    if share.rank == 0:
+    if shard.rank == 0:
         tell(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, measured, tokenizer.unit))
     return 0
 
 
 def _measure(
-    checkpoint: Checkpoint, scored: Scored, scoring: ScoringOptions, device: torch.device, share: Share
+    checkpoint: Checkpoint, scored: Scored, scoring: ScoringOptions, device: torch.device, shard: Shard
 ) -> Measured:
-    precision, is_causal = choose_precision(scoring.precision, device), checkpoint.model.is_causal
-    with showing(f"evaluating {checkpoint.folder.name}", "NELBO", share) as show:
-        bounds = draw_bounds(
-            nll_of(checkpoint, precision), scored.x_0, checkpoint.tokenizer.mask_id,
-            maskable=scored.maskable, attended=scored.attended, masks_per_window=scoring.masks_per_window,
-            is_causal=is_causal, batch_size=scoring.batch_size, seed=scoring.seed, device=device, share=share,
-            on_progress=show,
-        )  # fmt: skip
-    return Measured(bounds, checkpoint.folder, is_causal)
+    nll = nll_of(checkpoint, choose_precision(scoring.precision, device))
+    with showing(f"evaluating {checkpoint.folder.name}", "NELBO", shard) as show:
+        bounds = draw_bounds(nll, scored.batch, scoring.bound_options(device, shard), show)
+    return Measured(bounds, checkpoint.folder, nll.is_causal)
 
 
 def _in_words(result: Difference, scored: Scored, models: Sequence[Measured], unit: str) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from llada.checkpoints.folder import Checkpoint
 from llada.checkpoints.load import open_to_measure
@@ -14,8 +13,9 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.cli.quality import QualityOptions, measure_samples
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
+from llada.evaluation.answer_likelihood import predict_by_model
 from llada.evaluation.curve import check_picture, draw_curve
-from llada.evaluation.distributed import Share, joined
+from llada.evaluation.distributed import Shard, joined
 from llada.evaluation.exact_likelihood import ExactNll, Order, measure_exact_nll
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.system.device import Precision, choose_precision
@@ -34,7 +34,7 @@ class EvaluateOptions:
     """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     by_t: bool = False
-    """Print the cross-entropy by the share of masked tokens, too."""
+    """Print the cross-entropy by the ratio of masked tokens, too."""
     curve: Path | None = None
     """Draw it into this picture."""
     order: Order | None = None
@@ -60,18 +60,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
         check_picture(options.curve)
     if options.order and (options.by_t or options.curve):
         raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --order.")
-    with joined() as share:
-        return _measure(options, share)
+    with joined() as shard:
+        return _measure(options, shard)
 
 
-def _measure(options: EvaluateOptions, share: Share) -> int:
-    device = device_of(options.scoring.device, share)
+def _measure(options: EvaluateOptions, shard: Shard) -> int:
+    device = device_of(options.scoring.device, shard)
     precision = choose_precision(options.scoring.precision, device)
     scoring = options.scoring
     checkpoint = open_to_measure(options.checkpoint, device, scoring.dtype, scoring.precision, scoring.base)
     scored = what_to_score(options.scoring, checkpoint)
     if options.quality.samples is not None:
-        if share.processes > 1:
+        if shard.processes > 1:
             raise UserError("Samples are written by one process: start it without torchrun.")
         return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
     if options.curve is not None and checkpoint.model.is_causal:
@@ -79,17 +79,17 @@ def _measure(options: EvaluateOptions, share: Share) -> int:
     if options.order is not None:
         if checkpoint.model.is_causal and (options.order, options.positions_per_step) != ("left_to_right", 1):
             raise UserError("A causal model writes from left to right, one by one: take --order left_to_right.")
-        exact = _exact(options, checkpoint, scored, device, precision, share)
-        return _tell(options, exact.to_json(), _exact_in_words(exact, scored, checkpoint), share)
-    result = _bound(options, checkpoint, scored, device, precision, share)
-    if options.curve is not None and share.rank == 0:
+        exact = _exact(options, checkpoint, scored, device, precision, shard)
+        return _tell(options, exact.to_json(), _exact_in_words(exact, scored, checkpoint), shard)
+    result = _bound(options, checkpoint, scored, device, precision, shard)
+    if options.curve is not None and shard.rank == 0:
         draw_curve(result, options.curve)
     content = {**result.to_json(), **(result.bits_per(scored.size) if scored.size else {})}
-    return _tell(options, content, _bound_in_words(result, options, scored, checkpoint), share)
+    return _tell(options, content, _bound_in_words(result, options, scored, checkpoint), shard)
 
 
-def _tell(options: EvaluateOptions, content: dict[str, object], words: str, share: Share) -> int:
-    if share.rank == 0:
+def _tell(options: EvaluateOptions, content: dict[str, object], words: str, shard: Shard) -> int:
+    if shard.rank == 0:
         tell(json.dumps(content) if options.scoring.json else words)
     return 0
 
@@ -100,16 +100,11 @@ def _bound(
     scored: Scored,
     device: torch.device,
     precision: Precision,
-    share: Share,
+    shard: Shard,
 ) -> Nelbo:
-    scoring = options.scoring
-    with showing("evaluating", "NELBO", share) as show:
-        return estimate_nelbo(
-            nll_of(checkpoint, precision), scored.x_0, checkpoint.tokenizer.mask_id,
-            maskable=scored.maskable, attended=scored.attended, masks_per_window=scoring.masks_per_window,
-            target_stderr=scoring.target_stderr, is_causal=checkpoint.model.is_causal, batch_size=scoring.batch_size,
-            seed=scoring.seed, device=device, share=share, on_progress=show,
-        )  # fmt: skip
+    nll, bound_options = nll_of(checkpoint, precision), options.scoring.bound_options(device, shard)
+    with showing("evaluating", "NELBO", shard) as show:
+        return estimate_nelbo(nll, scored.batch, bound_options, show)
 
 
 def _exact(
@@ -118,20 +113,15 @@ def _exact(
     scored: Scored,
     device: torch.device,
     precision: Precision,
-    share: Share,
+    shard: Shard,
 ) -> ExactNll:
     assert options.order is not None
-
-    def predict_at(x_t: Tensor, asked: Tensor, attended: Tensor | None) -> Tensor:
-        with precision.autocast(x_t.device):
-            logits: Tensor = checkpoint.model(x_t, attended, asked)
-        return logits
-
-    with showing("evaluating", "NLL", share) as show:
+    predict_at = predict_by_model(checkpoint.model, precision)
+    with showing("evaluating", "NLL", shard) as show:
         return measure_exact_nll(
-            predict_at, scored.x_0, checkpoint.tokenizer.mask_id, order=options.order,
-            positions_per_step=options.positions_per_step, maskable=scored.maskable, attended=scored.attended,
-            batch_size=options.scoring.batch_size, device=device, share=share, on_progress=show,
+            predict_at, scored.batch, checkpoint.tokenizer.mask_id, order=options.order,
+            positions_per_step=options.positions_per_step, batch_size=options.scoring.batch_size, device=device,
+            shard=shard, on_progress=show,
         )  # fmt: skip
 
 

@@ -11,8 +11,14 @@ from llada.checkpoints.load import open_model
 from llada.cli.options import check_positive, sampler_for
 from llada.cli.scoring import Scored, ScoringOptions, showing
 from llada.evaluation.distributed import ALONE
-from llada.evaluation.judge import Judge, judge_by_checkpoint, judge_by_transformers
-from llada.evaluation.samples import Mean, Quality, measure_quality
+from llada.evaluation.samples import (
+    Judge,
+    Mean,
+    Quality,
+    judge_by_checkpoint,
+    judge_by_transformers,
+    measure_quality,
+)
 from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
 from llada.sampling.config import FREE_TEXT, SamplerConfig
@@ -69,7 +75,7 @@ def measure_samples(
     if scored.data is None:
         raise UserError("Samples are measured against a text: leave out --chat and name it by --data_dir.")
     judge = _open_judge(options.judge, checkpoint, device, precision)
-    length = options.sample_length or scored.x_0.shape[1]
+    length = options.sample_length or scored.batch.x_0.shape[1]
     checkpoint.check_length(length)
     held_out = cut_windows(scored.data.tokens(scoring.split), length, HELD_OUT)
     start = time.perf_counter()

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from llada.checkpoints.folder import CONFIG_FILE, Checkpoint, DtypeName
 from llada.cli.options import check_positive
-from llada.data.batches import pad_answers
+from llada.data.batches import TokenBatch, pad_answers
 from llada.data.prepared import PreparedText, Split, text_for
 from llada.data.sft import Answers, read_pairs
-from llada.evaluation.distributed import Share
-from llada.evaluation.nelbo import NllAt, nll_by_model
+from llada.evaluation.distributed import Shard
+from llada.evaluation.nelbo import BoundOptions, TokenNll, nll_by_model
 from llada.evaluation.windows import TextSize, cut_windows, scored_places
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, Precision, PrecisionName, choose_device
@@ -77,6 +77,10 @@ class ScoringOptions:
         if self.chat is not None:
             self.check_for_dialogues(": leave it out with --chat")
 
+    def bound_options(self, device: torch.device, shard: Shard) -> BoundOptions:
+        """How a bound is estimated, in this process."""
+        return BoundOptions(self.masks_per_window, self.target_stderr, self.batch_size, self.seed, device, shard)
+
     def check_for_dialogues(self, remedy: str) -> None:
         """Refuse what says something of a text only."""
         defaults = ScoringOptions()
@@ -89,10 +93,8 @@ class ScoringOptions:
 class Scored:
     """What is scored: W rows of ids, and in words."""
 
-    x_0: Tensor
+    batch: TokenBatch
     words: str
-    maskable: Tensor | None = None
-    attended: Tensor | None = None
     size: TextSize | None = None
     """Of a text."""
     data: PreparedText | None = None
@@ -113,9 +115,8 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
     windows = cut_windows(data.tokens(options.split), length, options.windows, options.prefix)
     given = f", the first {options.prefix} given" if options.prefix else ""
     return Scored(
-        windows,
+        TokenBatch(windows, scored_places(windows, options.prefix)),
         f"{len(windows)} windows of {length}{given}, of the {options.split} split",
-        scored_places(windows, options.prefix),
         size=_size_of(windows[:, options.prefix :], checkpoint, in_one=options.windows is None),
         data=data,
     )
@@ -146,8 +147,7 @@ def _answers(checkpoint: Checkpoint, path: Path, most: int | None, trained_on: D
     n_all, n = len(pairs), min(len(pairs), most or len(pairs))
     pairs = [pairs[i * n_all // n] for i in range(n)]
     of_all = f" of {n_all}" if n < n_all else ""
-    x_0, maskable, attended = pad_answers(pairs, tokenizer.eos_id)
-    return Scored(x_0, f"{n}{of_all} answers of {path}{left_out}", maskable, attended)
+    return Scored(pad_answers(pairs, tokenizer.eos_id), f"{n}{of_all} answers of {path}{left_out}")
 
 
 def _data_options_of(checkpoint: Path) -> DataOptions:
@@ -156,26 +156,28 @@ def _data_options_of(checkpoint: Path) -> DataOptions:
     return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
 
 
-def nll_of(checkpoint: Checkpoint, precision: Precision) -> NllAt:
+def nll_of(checkpoint: Checkpoint, precision: Precision) -> TokenNll:
     """The checkpoint's cross-entropies."""
     return nll_by_model(checkpoint.model, precision)
 
 
-def device_of(name: DeviceName, share: Share) -> torch.device:
+def device_of(name: DeviceName, shard: Shard) -> torch.device:
     """The device of this process; of several, each has a GPU of its own where there are as many."""
-    return share.device(choose_device(name))
+    return shard.device(choose_device(name))
 
 
 @contextmanager
-def showing(verb: str, what: str, share: Share) -> Iterator[Callable[[float, float], None]]:
-    """A bar in the terminal, and what to tell it: the share done and the mean so far."""
+def showing(verb: str, what: str, shard: Shard) -> Iterator[Callable[[float, float], None]]:
+    """A bar in the terminal, and the function that moves it: the fraction done, the mean so far."""
     console = StderrConsole()
     columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
-    hidden = not console.is_terminal or share.rank > 0
+    hidden = not console.is_terminal or shard.rank > 0
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=1.0, status="")
 
-        def show(done: float, mean: float) -> None:
-            progress.update(task, completed=done, status="" if math.isnan(mean) else f"{what} so far {mean:.3f}")
+        def show(fraction_done: float, mean: float) -> None:
+            progress.update(
+                task, completed=fraction_done, status="" if math.isnan(mean) else f"{what} so far {mean:.3f}"
+            )
 
         yield show

@@ -74,7 +74,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         trainer = Trainer(plan, folder, resume, start, changed_data)
         if resume:
             folder.prune(config.keep)  # a kill may have come in between
-        if trainer.share_done() >= 1:
+        if trainer.fraction_done() >= 1:
             note(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
             return 0
         if resume:
@@ -87,7 +87,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
-    if trainer.share_done() < 1:
+    if trainer.fraction_done() < 1:
         command = f"{program.call} --resume {shlex.quote(str(folder.path))}"
         say(f"Stopped; saved after step {folder.last_step}. Go on with: {command}")
         return STOPPED_AND_SAVED

@@ -5,7 +5,7 @@ Shape letters: B batch, L length.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,29 @@ from llada.system.errors import UserError
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Clean ids (B, L), and what of them may be masked and seen."""
+    """Clean ids (B, L), and which of them may be masked and attended to."""
 
     x_0: Tensor
     maskable: Tensor | None = None
     """(B, L) bool, False where a token is given or padding; None means everywhere."""
-    attended: Tensor | None = None
-    """(B, L) bool, False where a token is padding that is not to be seen; None means everywhere."""
+    attention_mask: Tensor | None = None
+    """(B, L) bool, False where a token is padding that must not be attended to; None means everywhere."""
 
-    def rows(self, index: slice) -> Self:
+    def __len__(self) -> int:
+        """B"""
+        return len(self.x_0)
+
+    @property
+    def is_maskable(self) -> Tensor:
+        """`maskable` in full."""
+        return torch.ones_like(self.x_0, dtype=torch.bool) if self.maskable is None else self.maskable
+
+    @property
+    def is_given(self) -> Tensor:
+        """(B, L) bool: tokens that are neither masked ever nor padding, those of a prompt for example."""
+        return ~self.is_maskable if self.attention_mask is None else ~self.is_maskable & self.attention_mask
+
+    def rows(self, index: slice | Tensor) -> Self:
         return self._map(lambda tensor: tensor[index])
 
     def columns(self, length: int) -> Self:
@@ -41,12 +55,21 @@ class TokenBatch:
             return self.x_0.shape[1]
         return int(self.maskable.any(0).nonzero().max()) + 1
 
+    @property
+    def needed_attention_mask(self) -> Tensor | None:
+        """None if there is no padding: attention is faster without a mask. Waits for the device that it is on."""
+        mask = self.attention_mask
+        return None if mask is None or bool(mask.all()) else mask
+
     def twice(self) -> Self:
         """All rows, and all rows again."""
         return self._map(lambda tensor: tensor.repeat(2, 1))
 
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device))
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        parts = (self.x_0, self.maskable, self.attended)
+        parts = (self.x_0, self.maskable, self.attention_mask)
         return type(self)(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
 
@@ -92,8 +115,8 @@ def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatc
 def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id: int, seed: int) -> DrawBatch:
     """Prompts and answers, each once an epoch; the answers of some are made equally long by EOS, as LLaDA does.
 
-    That padding is seen, masked and learned like any other token of the answer (GUIDELINES, 5), so the model learns
-    where an answer ends.
+    That padding is attended to, masked and learned like any other token of the answer (GUIDELINES, 5), so the model
+    learns where an answer ends.
 
     Args:
         padded_together: so many rows at a time are padded to the longest of them; what follows in a row is no part of
@@ -116,16 +139,29 @@ def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id
     return draw
 
 
-def pad_answers(pairs: Sequence[Pair], end_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and answers side by side for measuring: ids, what is scored, and what is seen, each (B, L).
+class Answered(Protocol):
+    """A prompt with its answer."""
 
-    The padding is neither seen nor scored, so that what is measured of an answer does not depend on the others.
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of both."""
+
+    @property
+    def n_given(self) -> int:
+        """How many of them are the prompt."""
+
+
+def pad_answers(pairs: Sequence[Answered], pad_id: int) -> TokenBatch:
+    """Prompts and answers for measuring, with padding behind them.
+
+    The padding is neither attended to nor scored, so that what is measured of an answer does not depend on the others.
     """
     length = max(len(pair.ids) for pair in pairs)
-    x_0 = torch.tensor([[*pair.ids, *[end_id] * (length - len(pair.ids))] for pair in pairs])
+    x_0 = torch.tensor([[*pair.ids, *[pad_id] * (length - len(pair.ids))] for pair in pairs], dtype=torch.long)
     column = torch.arange(length)
-    attended = column < torch.tensor([len(pair.ids) for pair in pairs])[:, None]
-    return x_0, attended & (column >= torch.tensor([pair.n_given for pair in pairs])[:, None]), attended
+    is_text = column < torch.tensor([len(pair.ids) for pair in pairs])[:, None]
+    is_prompt = column < torch.tensor([pair.n_given for pair in pairs])[:, None]
+    return TokenBatch(x_0, is_text & ~is_prompt, is_text)
 
 
 def _shuffled(step: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:

@@ -24,16 +24,14 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
+from llada.data.batches import TokenBatch, pad_answers
 from llada.forward_process import NoisyBatch, mask_exact_count
-from llada.models import MaskPredictor
+from llada.models import MaskPredictor, PredictAt
 from llada.objective import masked_nll, sequence_bounds
 from llada.sampling.guidance import Predict, guide, suppress
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision
 from llada.system.errors import UserError
-
-PredictAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""From `x_t` (B, L), `attended` (B, L) bool where some are padding, and `positions` (B, L) bool to logits (N, V)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,16 @@ class Item:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of both."""
+        return (*self.prompt, *self.answer)
+
+    @property
+    def n_given(self) -> int:
+        """How many of them are the prompt."""
+        return len(self.prompt)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -75,9 +83,9 @@ class LogLikelihood:
 def predict_by_model(model: MaskPredictor, precision: Precision) -> PredictAt:
     """Logits in fp32, computed at the masked positions only."""
 
-    def predict_at(x_t: Tensor, attended: Tensor | None, positions: Tensor) -> Tensor:
+    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
         with precision.autocast(x_t.device):
-            return model(x_t, attended, positions).float()
+            return model(x_t, attention_mask=attention_mask, positions=positions).float()
 
     return predict_at
 
@@ -96,7 +104,7 @@ def log_likelihoods(
     batch_size: int = 32,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    on_progress: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda fraction_done: None,
 ) -> list[LogLikelihood]:
     """The conditional log-likelihood of each item's answer, which depends on nothing but item, model and seed.
 
@@ -109,7 +117,7 @@ def log_likelihoods(
             masks up to which an answer is not sampled, but evaluated under each of them once.
         cfg_scale: strength of classifier-free guidance by the prompt, which doubles the cost.
         batch_size: rows (an item masked once) that go through the network together.
-        on_progress: told the share done, after each batch.
+        on_progress: given the fraction done, after each batch.
 
     Raises:
         ValueError: an odd `mc_num`, or a `batch_size` below 1.
@@ -123,10 +131,10 @@ def log_likelihoods(
     rows = _masked_rows(items, mc_num, seed)
     while batch := list(islice(rows, batch_size)):
         index = [i for i, _ in batch]
-        padded = Padded.of([items[i] for i in index], device)
-        noisy = padded.noisy(torch.cat([is_masked for _, is_masked in batch]), mask_id)
-        logits = logits_at(predict_at, padded, noisy.x_t, noisy.is_masked, mask_id, cfg_scale)
-        bounds = sequence_bounds(masked_nll(logits, padded.x_0, noisy), noisy)
+        clean = pad_items([items[i] for i in index], device)
+        noisy = mask_answers(clean, torch.cat([is_masked for _, is_masked in batch]), mask_id)
+        logits = logits_at(predict_at, clean, noisy.x_t, noisy.is_masked, mask_id, cfg_scale)
+        bounds = sequence_bounds(masked_nll(logits, clean.x_0, noisy), noisy)
         for i, value in zip(index, bounds.tolist(), strict=True):
             values[i].append(value)
         n_done += len(batch)
@@ -199,61 +207,24 @@ def estimate_from_rows(values: Tensor, n: int, mc_num: int) -> LogLikelihood:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Items of unequal length as one batch, with padding behind them."""
+def pad_items(items: Sequence[Item], device: torch.device | str) -> TokenBatch:
+    """Items of unequal length as one batch, whose answers are maskable."""
+    return pad_answers(items, pad_id=0).to(device)  # any id will do, since no network attends to it
 
-    x_0: Tensor
-    """(B, L) ids; padding is 0, which no network sees, since it is not attended to."""
-    n_prompt: Tensor
-    """(B, 1)"""
-    n_all: Tensor
-    """(B, 1), without the padding."""
 
-    @classmethod
-    def of(cls, items: Sequence[Item], device: torch.device | str) -> Self:
-        length = max(map(len, items))
-        x_0 = [[*item.prompt, *item.answer, *[0] * (length - len(item))] for item in items]
-        parts = (x_0, [[len(item.prompt)] for item in items], [[len(item)] for item in items])
-        return cls(*(torch.tensor(part, dtype=torch.long, device=device) for part in parts))
-
-    @property
-    def is_prompt(self) -> Tensor:
-        """(B, L) bool"""
-        return self._column < self.n_prompt
-
-    @property
-    def is_answer(self) -> Tensor:
-        """(B, L) bool"""
-        return (self._column >= self.n_prompt) & (self._column < self.n_all)
-
-    @property
-    def attended(self) -> Tensor | None:
-        """(B, L) bool, False where there is padding; None if there is none."""
-        is_text = self._column < self.n_all
-        return None if bool(is_text.all()) else is_text
-
-    @property
-    def _column(self) -> Tensor:
-        return torch.arange(self.x_0.shape[1], device=self.x_0.device)
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, as long as before."""
-        return type(self)(self.x_0[index], self.n_prompt[index], self.n_all[index])
-
-    def noisy(self, masks: Tensor, mask_id: int) -> NoisyBatch:
-        """The batch with its answers masked: `masks` are theirs, bool, one row's behind the other's."""
-        is_answer = self.is_answer
-        is_masked = torch.zeros_like(is_answer).masked_scatter(is_answer, masks.to(is_answer.device))
-        n_maskable = is_answer.sum(1, keepdim=True).float()
-        p_mask = is_masked.sum(1, keepdim=True) / n_maskable
-        x_t, ones = self.x_0.masked_fill(is_masked, mask_id), torch.ones_like(p_mask)
-        return NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], n_maskable, ones)
+def mask_answers(batch: TokenBatch, masks: Tensor, mask_id: int) -> NoisyBatch:
+    """The batch with its answers masked: `masks` are theirs, bool, one row's behind the other's."""
+    is_answer = batch.is_maskable
+    is_masked = torch.zeros_like(is_answer).masked_scatter(is_answer, masks.to(is_answer.device))
+    n_maskable = is_answer.sum(1, keepdim=True).float()
+    p_mask = is_masked.sum(1, keepdim=True) / n_maskable
+    x_t, ones = batch.x_0.masked_fill(is_masked, mask_id), torch.ones_like(p_mask)
+    return NoisyBatch(x_t, is_masked, p_mask, p_mask[:, 0], n_maskable, ones)
 
 
 def logits_at(
     predict_at: PredictAt,
-    padded: Padded,
+    batch: TokenBatch,
     x_t: Tensor,
     positions: Tensor,
     mask_id: int,
@@ -261,12 +232,12 @@ def logits_at(
     forbidden: Sequence[int] = (),
 ) -> Tensor:
     """Logits (N, V) at the positions, guided by the prompt and without the forbidden tokens."""
-    attended = padded.attended
-    predict: Predict = lambda x_t: predict_at(x_t, attended, positions)  # noqa: E731
+    attention_mask = batch.needed_attention_mask
+    predict: Predict = lambda x_t: predict_at(x_t, attention_mask=attention_mask, positions=positions)  # noqa: E731
     if forbidden:
         predict = suppress(predict, forbidden)
     if cfg_scale:
-        predict = guide(predict, padded.is_prompt, mask_id, cfg_scale)
+        predict = guide(predict, batch.is_given, mask_id, cfg_scale)
     return predict(x_t)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from llada.evaluation.answer_likelihood import Item, LogLikelihood, Padded, PredictAt, check_batch_size
+from llada.evaluation.answer_likelihood import Item, LogLikelihood, check_batch_size, pad_items
+from llada.models import PredictAt
 from llada.objective import token_nll
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import to_fp64
@@ -37,11 +38,12 @@ def causal_log_likelihoods(
     results = [(LogLikelihood(0.0, 0.0, 0), True)] * len(items)  # of what is empty
     for first in range(0, len(order), batch_size):
         index = order[first : first + batch_size]
-        padded = Padded.of([items[i] for i in index], device)
-        is_answer = padded.is_answer
+        batch = pad_items([items[i] for i in index], device)
+        is_answer = batch.is_maskable
         if not bool(is_answer.any()):
             continue
-        logits, targets = predict_at(padded.x_0, padded.attended, is_answer), padded.x_0[is_answer]
+        logits = predict_at(batch.x_0, attention_mask=batch.needed_attention_mask, positions=is_answer)
+        targets = batch.x_0[is_answer]
         row, log_p = is_answer.nonzero()[:, 0], to_fp64(-token_nll(logits, targets))
         nats = torch.zeros(len(index), device=log_p.device, dtype=torch.float64)
         nats = nats.index_add(0, row.to(log_p.device), log_p)

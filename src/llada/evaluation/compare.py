@@ -39,10 +39,11 @@ def compare(first: Bounds, second: Bounds) -> Difference:
     """
     if len(first.values) != len(second.values):
         raise ValueError("bounds of different windows cannot be compared")
-    values, share = first.values - second.values, second.share if first.values.shape[1:] == (1, 1) else first.share
-    if first.values.shape == second.values.shape and not first.share.equal(second.share):
+    values = first.values - second.values
+    mask_ratio = second.mask_ratio if first.values.shape[1:] == (1, 1) else first.mask_ratio
+    if first.values.shape == second.values.shape and not first.mask_ratio.equal(second.mask_ratio):
         raise ValueError("bounds under different masks cannot be compared")
-    estimate = estimate_mean(values, share, first.same_counts)
+    estimate = estimate_mean(values, mask_ratio, first.same_counts)
     # Not the error of `estimate`, from which the mean of each level is taken out: here that gains little, since most of
     # what the counts do is common to both models, and costs degrees of freedom that nobody counts.
     stderr, p_value = mean_stderr(values.mean((1, 2))), None

@@ -1,4 +1,4 @@
-"""The cross-entropy by the share of masked tokens, as a picture."""
+"""The cross-entropy by the ratio of masked tokens, as a picture."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sharing the rows of an evaluation among processes, started by `torchrun`; the result is the same for any number.
+"""Splitting the rows of an evaluation among processes, started by `torchrun`; the result is the same for any number.
 
 Shape letters: N rows.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several processes does."""
+class Shard:
+    """The part of the rows that one of several processes computes."""
 
     rank: int = 0
     processes: int = 1
@@ -38,11 +38,11 @@ class Share:
         return torch.device("cuda", int(number) if number else self.rank % torch.cuda.device_count())
 
 
-ALONE = Share()
+ALONE = Shard()
 
 
-def join() -> Share:
-    """This process's share, by the variables that `torchrun` sets; all of it if it was started alone.
+def join() -> Shard:
+    """This process's shard, by the variables that `torchrun` sets; all of it if it was started alone.
 
     The processes then know each other: they exchange numbers on the CPU, over gloo.
     """
@@ -51,15 +51,15 @@ def join() -> Share:
         return ALONE
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return Share(dist.get_rank(), processes)
+    return Shard(dist.get_rank(), processes)
 
 
 @contextmanager
-def joined() -> Iterator[Share]:
+def joined() -> Iterator[Shard]:
     """`join`, and part at the end: a process that just ends while others are talking to it is aborted."""
-    share = join()
+    shard = join()
     try:
-        yield share
+        yield shard
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

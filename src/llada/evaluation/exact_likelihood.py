@@ -20,8 +20,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from llada.evaluation.distributed import ALONE, Share
+from llada.data.batches import TokenBatch
+from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.standard_errors import mean_stderr, over_windows
+from llada.models import PredictAt
 from llada.sampling.unmask import NOT_FINITE, most_confident
 from llada.system.device import fp64_device, to_fp64
 from llada.system.errors import UserError
@@ -29,8 +31,6 @@ from llada.system.literals import check_literal
 
 Order = Literal["left_to_right", "confidence", "margin", "entropy"]
 ORDERS: Sequence[Order] = get_args(Order)
-PredictAt = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_t, positions, attended), each (B, L), to the logits (N, V) at those positions, in row order."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,24 @@ class ExactNll:
 
 def measure_exact_nll(
     predict_at: PredictAt,
-    windows: Tensor,
+    windows: TokenBatch,
     mask_id: int,
     *,
     order: Order,
     positions_per_step: int = 1,
-    maskable: Tensor | None = None,
-    attended: Tensor | None = None,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
-    share: Share = ALONE,
-    on_progress: Callable[[float, float], None] = lambda share, running_mean: None,
+    shard: Shard = ALONE,
+    on_progress: Callable[[float, float], None] = lambda fraction_done, running_mean: None,
 ) -> ExactNll:
     """The mean over windows (W, L) of `exact_nll` a maskable token; no randomness is in it.
 
-    The arguments are those of `exact_nll` and of `nelbo.draw_bounds`.
+    The arguments are those of `exact_nll` and of `nelbo.BoundOptions`.
     """
     start = time.perf_counter()
-    free = torch.ones_like(windows, dtype=torch.bool) if maskable is None else maskable
+    n_maskable = windows.is_maskable.sum(1)
     per_window = torch.zeros(len(windows), dtype=torch.float64)
-    own = share.of(per_window)
+    own = shard.of(per_window)
     for first in range(0, len(own), batch_size):
         rows = own[first : first + batch_size]
         done = own[: first + len(rows)]
@@ -87,13 +85,12 @@ def measure_exact_nll(
             mean = float(per_window[done].sum()) / first if first else math.nan  # nothing is known in the first batch
             on_progress((first + part * n) / len(own), mean)
 
-        seen = None if attended is None else attended[rows].to(device)
         nll = exact_nll(
-            predict_at, windows[rows].to(device), mask_id, order=order, positions_per_step=positions_per_step,
-            maskable=free[rows].to(device), attended=seen, on_progress=show,
+            predict_at, windows.rows(rows).to(device), mask_id, order=order, positions_per_step=positions_per_step,
+            on_progress=show,
         )  # fmt: skip
-        per_window[rows] = nll.cpu() / free[rows].sum(1)
-    per_window = share.sum(per_window)
+        per_window[rows] = nll.cpu() / n_maskable[rows]
+    per_window = shard.sum(per_window)
     mean = float(per_window.mean())
     return ExactNll(
         order=order,
@@ -102,8 +99,8 @@ def measure_exact_nll(
         nll_stderr=mean_stderr(per_window),
         bits_per_token=mean / math.log(2),
         windows=len(windows),
-        tokens_scored=int(free.sum()),
-        nfe=-(-int(free.sum(1).max()) // positions_per_step),
+        tokens_scored=int(n_maskable.sum()),
+        nfe=-(-int(n_maskable.max()) // positions_per_step),
         seconds=time.perf_counter() - start,
     )
 
@@ -111,26 +108,21 @@ def measure_exact_nll(
 @torch.inference_mode()
 def exact_nll(
     predict_at: PredictAt,
-    x_0: Tensor,
+    batch: TokenBatch,
     mask_id: int,
     *,
     order: Order,
     positions_per_step: int = 1,
-    maskable: Tensor | None = None,
-    attended: Tensor | None = None,
-    on_progress: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda fraction_done: None,
 ) -> Tensor:
     """-log p(x_0) of each row under the order: (B,) fp64, in nats, of the maskable tokens given the others.
 
-    It is on the device of x_0, or on the CPU if that has no fp64 (`fp64_device`).
+    It is on the device of the batch, or on the CPU if that has no fp64 (`fp64_device`).
 
     Args:
-        x_0: (B, L) clean ids.
         order: which open position comes next: the first; the one whose likeliest token is most probable; the one with
             the greatest margin between its two likeliest tokens; the one of least entropy. In a tie, the first.
         positions_per_step: so many at once; S is L divided by it.
-        maskable: (B, L) bool, False where a token is given.
-        attended: (B, L) bool, False where a token is padding.
 
     Raises:
         ValueError: an order that does not exist, or no position a step.
@@ -139,14 +131,16 @@ def exact_nll(
     check_literal("order", order, Order)
     if positions_per_step < 1:
         raise ValueError(f"positions_per_step must be at least 1, not {positions_per_step}")
-    is_open = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable.clone()
+    x_0, is_open = batch.x_0, batch.is_maskable.clone()
     total = torch.zeros(len(x_0), dtype=torch.float64, device=fp64_device(x_0.device))
     n_open = int(is_open.sum(1).max())
     budget = torch.full((len(x_0),), positions_per_step, device=x_0.device)
     for done in range(0, n_open, positions_per_step):
         # From left to right, what comes next is known beforehand, and the head needs to be computed there only.
         asked = is_open & (is_open.cumsum(1) <= positions_per_step) if order == "left_to_right" else is_open
-        log_p = predict_at(x_0.masked_fill(is_open, mask_id), asked, attended).float().log_softmax(-1)
+        x_t = x_0.masked_fill(is_open, mask_id)
+        logits = predict_at(x_t, attention_mask=batch.attention_mask, positions=asked)
+        log_p = logits.float().log_softmax(-1)
         chosen = asked
         if order != "left_to_right":
             nowhere = torch.full(x_0.shape, -torch.inf, device=x_0.device)

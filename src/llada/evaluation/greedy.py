@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llada.evaluation.answer_likelihood import Item, Padded, PredictAt, check_batch_size, logits_at
+from llada.evaluation.answer_likelihood import Item, check_batch_size, logits_at, pad_items
+from llada.models import PredictAt
 from llada.models.head import LOGITS_AT_ONCE
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import to_fp64
@@ -26,7 +27,7 @@ def are_greedy(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> list[bool]:
-    """Whether greedy decoding would write each answer: `sampler.generate` at temperature 0, a token a step.
+    """Whether greedy decoding would write each answer: `sampling.unmask.generate` at temperature 0, a token a step.
 
     As in LLaDA's evaluation, all of the answer is masked, and each step keeps the most confident prediction of all
     positions. It is over for an answer at the first token that is not its own.
@@ -42,9 +43,10 @@ def are_greedy(
     result = [False] * len(items)
     for first in range(0, len(order), batch_size):
         index = order[first : first + batch_size]
-        padded = Padded.of([items[i] for i in index], device)
-        x_t, is_open = padded.x_0.masked_fill(padded.is_answer, mask_id), padded.is_answer
-        going = torch.arange(len(index), device=padded.x_0.device)  # rows that have been right so far
+        batch = pad_items([items[i] for i in index], device)
+        x_0, is_open = batch.x_0, batch.is_maskable
+        x_t = x_0.masked_fill(is_open, mask_id)
+        going = torch.arange(len(index), device=x_0.device)  # rows that have been right so far
         while len(going):
             is_complete = ~is_open[going].any(1)
             for row in going[is_complete].tolist():
@@ -52,12 +54,11 @@ def are_greedy(
             going = going[~is_complete]
             if not len(going):
                 break
-            part = padded.rows(going)
-            logits = logits_at(predict_at, part, x_t[going], is_open[going], mask_id, cfg_scale, forbidden)
+            logits = logits_at(predict_at, batch.rows(going), x_t[going], is_open[going], mask_id, cfg_scale, forbidden)
             column, token = _most_confident(logits, is_open[going])
-            is_right = token == padded.x_0[going, column]
+            is_right = token == x_0[going, column]
             going, column = going[is_right], column[is_right]
-            x_t[going, column] = padded.x_0[going, column]
+            x_t[going, column] = x_0[going, column]
             is_open = is_open.index_put((going, column), torch.tensor(False, device=is_open.device))
     return result
 

@@ -17,26 +17,25 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from llada.evaluation.distributed import ALONE, Share
+from llada.data.batches import TokenBatch
+from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.standard_errors import Estimate, bins_of, estimate_mean, mean_stderr, over_windows
 from llada.evaluation.windows import TextSize
 from llada.forward_process import NoisyBatch, mask_exact_count, score_all
-from llada.models import MaskPredictor
+from llada.models import MaskPredictor, PredictAt
 from llada.models.head import nll_of_features
 from llada.objective import masked_nll, sequence_bounds
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision, to_fp64
 from llada.system.errors import UserError
 
-NllAt = Callable[[NoisyBatch, Tensor, Tensor | None], Tensor]
-"""A noisy batch, its clean ids (B, L), and `attended` (B, L) where some are padding, to cross-entropies (N,)."""
 MOST_MASKS = 4096  # of a window, however small an error is asked for
 N_TIMES = 10  # rows of the table by t
 
 
 @dataclass(frozen=True)
 class AtTime:
-    """The cross-entropy where a share of masked tokens in (t_from, t_to] was hidden."""
+    """The cross-entropy where the ratio of masked tokens was in (t_from, t_to]."""
 
     t_from: float
     t_to: float
@@ -91,138 +90,154 @@ class Bounds:
 
     values: Tensor
     """(W, R, P) fp64, in nats per maskable token."""
-    share: Tensor
-    """(W, R, P) fp64: masked tokens, as a share of the maskable ones."""
+    mask_ratio: Tensor
+    """(W, R, P) fp64: masked tokens to maskable ones."""
     same_counts: bool = True
     """Whether all windows have as many maskable tokens."""
 
     def estimate(self) -> Estimate:
         """The mean and its errors."""
-        return estimate_mean(self.values, self.share, self.same_counts)
+        return estimate_mean(self.values, self.mask_ratio, self.same_counts)
 
 
-def nll_by_logits(predict_at: Callable[[Tensor, Tensor], Tensor]) -> NllAt:
-    """From (x_t, is_masked), each (B, L), to the logits (N, V) of the N masked positions: any predictor at all."""
-    return lambda noisy, x_0, attended: masked_nll(predict_at(noisy.x_t, noisy.is_masked), x_0, noisy)
+@dataclass(frozen=True)
+class TokenNll:
+    """A model as this module sees it: the cross-entropies at the masked positions of a noisy batch."""
+
+    at_masked: Callable[[NoisyBatch, TokenBatch], Tensor]
+    """From a noisy batch and the clean one to (N,), in row order."""
+    mask_id: int
+    is_causal: bool = False
+    """Whether it sees only what is before a token; then one pass without masks gives the likelihood itself."""
 
 
-def nll_by_model(model: MaskPredictor, precision: Precision) -> NllAt:
+def nll_by_logits(predict_at: PredictAt, mask_id: int, is_causal: bool = False) -> TokenNll:
+    """From any predictor at all."""
+
+    def at_masked(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
+        logits = predict_at(noisy.x_t, attention_mask=batch.attention_mask, positions=noisy.is_masked)
+        return masked_nll(logits, batch.x_0, noisy)
+
+    return TokenNll(at_masked, mask_id, is_causal)
+
+
+def nll_by_model(model: MaskPredictor, precision: Precision) -> TokenNll:
     """From a model, without the logits of all positions being there at a time."""
 
-    def nll_at(noisy: NoisyBatch, x_0: Tensor, attended: Tensor | None) -> Tensor:
-        with precision.autocast(x_0.device):
-            features = model.features(noisy.x_t, attended, noisy.is_masked)
-            targets = x_0[noisy.is_masked]
+    def at_masked(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
+        with precision.autocast(batch.x_0.device):
+            features = model.features(noisy.x_t, batch.attention_mask, noisy.is_masked)
+            targets = batch.x_0[noisy.is_masked]
             return nll_of_features(model.network.head, features, targets, model.network.config.vocab_size)[0]
 
-    return nll_at
+    return TokenNll(at_masked, model.mask_id, model.is_causal)
+
+
+@dataclass(frozen=True)
+class BoundOptions:
+    """How a bound is estimated.
+
+    Raises:
+        ValueError: an odd number of masks, or an impossible batch size or target.
+    """
+
+    masks_per_window: int = 8
+    """M; even, because masks come in pairs."""
+    target_stderr: float | None = None
+    """Draw masks, M at first and `MOST_MASKS` at most, until `mask_stderr` is this or less."""
+    batch_size: int = 32
+    seed: int = 0
+    """Fixes every mask, whatever the batch size and the shard; the first rounds are the same for any M."""
+    device: torch.device | str = "cpu"
+    shard: Shard = ALONE
+    """Which windows are computed in this process."""
+
+    def __post_init__(self) -> None:
+        masks, target = self.masks_per_window, self.target_stderr
+        if masks < 2 or masks % 2:
+            raise ValueError(f"masks come in complementary pairs: take an even number of them, not {masks}")
+        if self.batch_size < 1 or (target is not None and not target > 0):
+            raise ValueError(
+                f"batch_size must be at least 1 and target_stderr above 0, not {self.batch_size}, {target}"
+            )
+
+
+DEFAULTS = BoundOptions()
+OnProgress = Callable[[float, float], None]
+"""Given the fraction done and the mean so far, after each batch."""
 
 
 def estimate_nelbo(
-    nll_at: NllAt,
-    windows: Tensor,
-    mask_id: int,
-    *,
-    maskable: Tensor | None = None,
-    attended: Tensor | None = None,
-    masks_per_window: int = 8,
-    target_stderr: float | None = None,
-    is_causal: bool = False,
-    batch_size: int = 32,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    share: Share = ALONE,
-    on_progress: Callable[[float, float], None] = lambda share, running_mean: None,
+    nll: TokenNll,
+    windows: TokenBatch,
+    options: BoundOptions = DEFAULTS,
+    on_progress: OnProgress = lambda fraction_done, running_mean: None,
 ) -> Nelbo:
-    """The bound over all windows (W, L): the mean over them of nats per maskable token.
+    """The bound over all windows: the mean over them of nats per maskable token.
 
     The arguments are those of `draw_bounds`.
     """
     start = time.perf_counter()
-    bounds = draw_bounds(
-        nll_at, windows, mask_id, maskable=maskable, attended=attended, masks_per_window=masks_per_window,
-        target_stderr=target_stderr, is_causal=is_causal, batch_size=batch_size, seed=seed, device=device, share=share,
-        on_progress=on_progress,
-    )  # fmt: skip
+    bounds = draw_bounds(nll, windows, options, on_progress)
     estimate = bounds.estimate()
     return Nelbo(
         nelbo_nats_per_token=estimate.mean,
         nelbo_stderr=estimate.stderr,
-        mask_stderr=0.0 if is_causal else estimate.mask_stderr,
+        mask_stderr=0.0 if nll.is_causal else estimate.mask_stderr,
         bits_per_token=estimate.mean / math.log(2),
         windows=len(windows),
         masks_per_window=bounds.values[0].numel(),
-        sequence_length=windows.shape[1],
-        tokens_scored=windows.numel() if maskable is None else int(maskable.sum()),
+        sequence_length=windows.x_0.shape[1],
+        tokens_scored=int(windows.is_maskable.sum()),
         seconds=time.perf_counter() - start,
-        is_exact=is_causal,
-        by_t=() if is_causal else _by_time(bounds),
+        is_exact=nll.is_causal,
+        by_t=() if nll.is_causal else _by_time(bounds),
     )
 
 
 @torch.inference_mode()
 def draw_bounds(
-    nll_at: NllAt,
-    windows: Tensor,
-    mask_id: int,
-    *,
-    maskable: Tensor | None = None,
-    attended: Tensor | None = None,
-    masks_per_window: int = 8,
-    target_stderr: float | None = None,
-    is_causal: bool = False,
-    batch_size: int = 32,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    share: Share = ALONE,
-    on_progress: Callable[[float, float], None] = lambda share, running_mean: None,
+    nll: TokenNll,
+    windows: TokenBatch,
+    options: BoundOptions = DEFAULTS,
+    on_progress: OnProgress = lambda fraction_done, running_mean: None,
 ) -> Bounds:
-    """The bound of each window (W, L) under each of its masks.
+    """The bound of each window under each of its masks.
 
     Args:
-        nll_at: the model; see `nll_by_logits` and `nll_by_model`.
-        maskable: (W, L) bool, False where a token is given and not scored, a prompt for example.
-        attended: (W, L) bool, False where a token is padding.
-        masks_per_window: M; even, because masks come in pairs.
-        target_stderr: draw masks, M at first and `MOST_MASKS` at most, until `mask_stderr` is this or less.
-        is_causal: the model sees only what is before a token; one pass, without masks.
-        seed: fixes every mask, whatever the batch size and the share; the first rounds are the same for any M.
-        share: which windows are computed in this process.
-        on_progress: told the share done and the mean so far, after each batch.
+        nll: the model; see `nll_by_logits` and `nll_by_model`.
+        windows: (W, L), of which tokens that are not maskable, a prompt for example, are given and not scored.
 
     Raises:
-        ValueError: an odd number of masks, or an impossible batch size or target.
         UserError: the model gave a bound that is not a number.
     """
-    if masks_per_window < 2 or masks_per_window % 2:
-        raise ValueError(f"masks come in complementary pairs: take an even number of them, not {masks_per_window}")
-    if batch_size < 1 or (target_stderr is not None and not target_stderr > 0):
-        raise ValueError(f"batch_size must be at least 1 and target_stderr above 0, not {batch_size}, {target_stderr}")
-    wanted, most = (1, 1) if is_causal else (masks_per_window // 2, MOST_MASKS // 2)
-    if target_stderr is not None and not is_causal:
+    wanted, most, target = options.masks_per_window // 2, MOST_MASKS // 2, options.target_stderr
+    if nll.is_causal:
+        wanted, target = 1, None
+    elif target is not None:
         wanted = max(2, wanted)  # one round says nothing of its error
     values: list[Tensor] = []
-    shares: list[Tensor] = []
-    same_counts = maskable is None or bool((maskable.sum(1) == maskable[0].sum()).all())
-    for noisy, rows in _rounds(windows, mask_id, maskable, Generator().manual_seed(seed), is_causal):
+    ratios: list[Tensor] = []
+    n_maskable = windows.is_maskable.sum(1)
+    same_counts = bool((n_maskable == n_maskable[0]).all())
+    for noisy, rows in _rounds(nll, windows, options.seed):
         show = _progress_of_round(on_progress, values, wanted)
-        x_0, seen = windows[rows], None if attended is None else attended[rows]
-        bounds = share.sum(_row_bounds(nll_at, noisy, x_0, seen, share.of(rows), batch_size, device, show))
+        bounds = _row_bounds(nll, noisy, windows.rows(rows), options, show)
         if not bool(bounds.isfinite().all()):
             raise UserError(NOT_FINITE)
         values.append(_by_window(bounds, rows, len(windows)))
-        shares.append(_by_window(noisy.p_mask[:, 0].double(), rows, len(windows)))
-        if len(values) >= wanted and target_stderr is not None and not is_causal:
-            reached = Bounds(torch.stack(values, 1), torch.stack(shares, 1), same_counts).estimate().mask_stderr or 0.0
-            times = min(reached / target_stderr, float(most))
+        ratios.append(_by_window(noisy.p_mask[:, 0].double(), rows, len(windows)))
+        if len(values) >= wanted and target is not None:
+            reached = Bounds(torch.stack(values, 1), torch.stack(ratios, 1), same_counts).estimate().mask_stderr or 0.0
+            times = min(reached / target, float(most))
             wanted = min(most, max(wanted, math.ceil(len(values) * times**2)))
         if len(values) >= wanted:
             break
-    return Bounds(torch.stack(values, 1), torch.stack(shares, 1), same_counts)
+    return Bounds(torch.stack(values, 1), torch.stack(ratios, 1), same_counts)
 
 
 def _progress_of_round(
-    on_progress: Callable[[float, float], None], values: Sequence[Tensor], wanted: int
+    on_progress: OnProgress, values: Sequence[Tensor], wanted: int
 ) -> Callable[[float, float, int], None]:
     """From the progress of one round, after the rounds `values` (W, P) of some `wanted`, to that of all."""
     n_rounds, total, n_rows = len(values), sum(float(value.sum()) for value in values), sum(map(torch.numel, values))
@@ -230,44 +245,41 @@ def _progress_of_round(
 
 
 def _row_bounds(
-    nll_at: NllAt,
+    nll: TokenNll,
     noisy: NoisyBatch,
-    x_0: Tensor,
-    attended: Tensor | None,
-    own: Tensor,
-    batch_size: int,
-    device: torch.device | str,
+    clean: TokenBatch,
+    options: BoundOptions,
     show: Callable[[float, float, int], None],
 ) -> Tensor:
-    """The bounds (N,) fp64 of the rows `own` of a noisy batch, 0 in the others.
+    """The bounds (N,) fp64 of the rows of a noisy batch, those of this process being computed here.
 
     Args:
-        show: told the share done, the sum so far, and of how many rows.
+        show: given the fraction done, the sum so far, and of how many rows, after each batch.
     """
-    bounds = torch.zeros(len(x_0), dtype=torch.float64)
+    bounds = torch.zeros(len(clean), dtype=torch.float64)
+    own = options.shard.of(bounds)
     # Counts rise with the rows; mixed, the mean so far is one of all counts, and batches cost alike.
     own = own[torch.randperm(len(own), generator=Generator().manual_seed(0))]
-    for first in range(0, len(own), batch_size):
-        rows, done = own[first : first + batch_size], own[: first + batch_size]
-        batch, clean = noisy.take(rows).to(torch.device(device)), x_0[rows].to(device)
-        seen = None if attended is None else attended[rows].to(device)
-        bounds[rows] = to_fp64(sequence_bounds(nll_at(batch, clean, seen), batch)).cpu()
+    for first in range(0, len(own), options.batch_size):
+        rows, done = own[first : first + options.batch_size], own[: first + options.batch_size]
+        batch = noisy.take(rows).to(torch.device(options.device))
+        nats = nll.at_masked(batch, clean.rows(rows).to(options.device))
+        bounds[rows] = to_fp64(sequence_bounds(nats, batch)).cpu()
         show(len(done) / len(own), float(bounds[done].sum()), len(done))
-    return bounds
+    return options.shard.sum(bounds)
 
 
-def _rounds(
-    windows: Tensor, mask_id: int, maskable: Tensor | None, generator: Generator, is_causal: bool
-) -> Iterator[tuple[NoisyBatch, Tensor]]:
+def _rounds(nll: TokenNll, windows: TokenBatch, seed: int) -> Iterator[tuple[NoisyBatch, Tensor]]:
     """All windows masked, again and again, and which window each row (P W) is."""
+    generator = Generator().manual_seed(seed)
     while True:
-        if is_causal:
-            yield score_all(windows, maskable), torch.arange(len(windows))
+        if nll.is_causal:
+            yield score_all(windows.x_0, windows.maskable), torch.arange(len(windows))
             continue
         order = torch.randperm(len(windows), generator=generator)  # so that counts are not tied to places in the text
         rows = torch.cat((order, order))
-        free = None if maskable is None else maskable[rows]
-        yield mask_exact_count(windows[rows], mask_id, generator, free, complementary=True), rows
+        clean = windows.rows(rows)
+        yield mask_exact_count(clean.x_0, nll.mask_id, generator, clean.maskable, complementary=True), rows
 
 
 def _by_window(of_rows: Tensor, rows: Tensor, n_windows: int) -> Tensor:
@@ -280,7 +292,7 @@ def _by_window(of_rows: Tensor, rows: Tensor, n_windows: int) -> Tensor:
 
 def _by_time(bounds: Bounds) -> tuple[AtTime, ...]:
     """The mean cross-entropy of the draws in bins of t."""
-    values, bins = bounds.values.flatten(), bins_of(bounds.share, N_TIMES).flatten()
+    values, bins = bounds.values.flatten(), bins_of(bounds.mask_ratio, N_TIMES).flatten()
     window = torch.arange(len(bounds.values)).repeat_interleave(bounds.values[0].numel())
     rows = []
     for i in range(N_TIMES):

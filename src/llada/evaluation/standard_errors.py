@@ -44,18 +44,19 @@ class Estimate:
     """Of what other masks of this very text would give; more masks make it smaller."""
 
 
-def estimate_mean(values: Tensor, share: Tensor, same_counts: bool = True) -> Estimate:
-    """The mean of the draws `values` (W, R, P) fp64, whose share of masked tokens is `share` (W, R, P).
+def estimate_mean(values: Tensor, mask_ratio: Tensor, same_counts: bool = True) -> Estimate:
+    """The mean of the draws `values` (W, R, P) fp64, whose ratio of masked tokens is `mask_ratio`
+    (W, R, P).
 
     The rounds are independent of each other; within a round counts are stratified over the windows. With P = 2 the
     draws of a pair depend on each other, and count as one.
 
     Args:
-        same_counts: whether all windows have as many maskable tokens. If not, a share tells which window it is, and
+        same_counts: whether all windows have as many maskable tokens. If not, a ratio says which window it is, and
             nothing can be taken out; the errors are then a little too large.
     """
     n_windows, n_rounds, _ = values.shape
-    pairs = (values - levels(values, share) if same_counts else values).mean(2)
+    pairs = (values - levels(values, mask_ratio) if same_counts else values).mean(2)
     mask_stderr = None
     if n_rounds > 1:
         mask_stderr = float(pairs.var(1).mean() / (n_rounds * n_windows)) ** 0.5
@@ -64,15 +65,15 @@ def estimate_mean(values: Tensor, share: Tensor, same_counts: bool = True) -> Es
     return Estimate(float(values.mean()), mean_stderr(pairs.mean(1)), mask_stderr)
 
 
-def levels(values: Tensor, share: Tensor) -> Tensor:
-    """For each draw the mean of those of a similar share, in the shape of `values`."""
+def levels(values: Tensor, mask_ratio: Tensor) -> Tensor:
+    """For each draw the mean of those of a similar mask ratio, in the shape of `values`."""
     n_levels = max(1, min(MOST_LEVELS, values.numel() // DRAWS_PER_LEVEL))
-    level = bins_of(share, n_levels).flatten()
+    level = bins_of(mask_ratio, n_levels).flatten()
     total = torch.zeros(n_levels, dtype=values.dtype).index_add(0, level, values.flatten())
     count = torch.bincount(level, minlength=n_levels)
     return (total / count)[level].view_as(values)
 
 
-def bins_of(share: Tensor, n_bins: int) -> Tensor:
-    """The bin, from 0, of each share in (0, 1]; bin b is (b / n, (b + 1) / n]."""
-    return (torch.ceil(share * n_bins - 1e-9).long() - 1).clamp(0, n_bins - 1)
+def bins_of(mask_ratio: Tensor, n_bins: int) -> Tensor:
+    """The bin, from 0, of each ratio in (0, 1]; bin b is (b / n, (b + 1) / n]."""
+    return (torch.ceil(mask_ratio * n_bins - 1e-9).long() - 1).clamp(0, n_bins - 1)

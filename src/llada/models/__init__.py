@@ -11,12 +11,11 @@ from llada.models.config_json import (
     tied_head,
 )
 from llada.models.encoder import Encoder, EncoderConfig
-from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig, RotaryNetwork
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
+from llada.models.llama_layers import ILLaDA, ILLaDAConfig
 from llada.models.local import Local, LocalConfig
-from llada.models.predictor import MaskPredictor, block_length_of, flat_positions
-from llada.models.recompute import recompute_activations
+from llada.models.predictor import MaskPredictor, PredictAt, block_length_of, checkpoint_activations, flat_positions
 from llada.models.shapes import expected_shapes
 
 __all__ = [
@@ -33,15 +32,16 @@ __all__ = [
     "MaskPredictor",
     "Network",
     "NetworkConfig",
+    "PredictAt",
     "RotaryNetwork",
     "block_length_of",
     "build_network",
+    "checkpoint_activations",
     "config_from_json",
     "config_to_json",
     "expected_shapes",
     "flat_positions",
     "is_causal",
     "mask_name",
-    "recompute_activations",
     "tied_head",
 ]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import dacite
 
 from llada.models.encoder import Encoder, EncoderConfig
-from llada.models.illada import ILLaDA, ILLaDAConfig
 from llada.models.llada import LLaDA, LLaDAConfig
 from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
+from llada.models.llama_layers import ILLaDA, ILLaDAConfig
 from llada.models.local import Local, LocalConfig
 from llada.models.rope_keys import rope_theta
 

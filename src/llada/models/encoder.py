@@ -64,17 +64,18 @@ class EncoderLayer(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """The residual stream (B, L, D) after the layer; `visible` (B, 1, 1 or L, L) is False where a key is hid."""
-        x = x + self._drop(self.attend(self.attention_norm(x), visible))
+    def forward(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The residual stream (B, L, D) after the layer; `attention_mask` (B, 1, 1 or L, L) is False where a key is
+        hidden."""
+        x = x + self._drop(self.attend(self.attention_norm(x), attention_mask))
         return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
 
-    def attend(self, h: Tensor, visible: Tensor | None) -> Tensor:
+    def attend(self, h: Tensor, attention_mask: Tensor | None) -> Tensor:
         q, k, v = (
             part.view(*part.shape[:-1], self.n_heads, -1).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=-1)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -109,13 +110,13 @@ class Encoder(nn.Module):
         """Output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         if rows.shape[1] > self.config.max_sequence_length:
             raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
-        visible = None if attention_mask is None else _visible_keys(attention_mask)
+        key_mask = None if attention_mask is None else _mask_keys(attention_mask)
         if self.config.is_causal:
-            rows, visible = self._shifted(rows), _earlier_keys(rows.shape[1], visible, rows.device)
+            rows, key_mask = self._shifted(rows), _mask_later_keys(rows.shape[1], key_mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
         for layer in self.layers:
-            x = layer(x, visible)
+            x = layer(x, key_mask)
         return self.output_norm(x)
 
     def _shifted(self, rows: Tensor) -> Tensor:
@@ -130,18 +131,18 @@ class Encoder(nn.Module):
         return self.head(self.features(rows, attention_mask))
 
 
-def _visible_keys(attention_mask: Tensor) -> Tensor:
-    """(B, 1, 1, L) bool; a row without any visible key attends to all of them instead of becoming NaN."""
-    visible = attention_mask.bool()
-    return (visible | ~visible.any(dim=1, keepdim=True))[:, None, None, :]
+def _mask_keys(attention_mask: Tensor) -> Tensor:
+    """(B, 1, 1, L) bool; a row in which every key is padding attends to all of them instead of becoming NaN."""
+    is_text = attention_mask.bool()
+    return (is_text | ~is_text.any(dim=1, keepdim=True))[:, None, None, :]
 
 
-def _earlier_keys(length: int, visible: Tensor | None, device: torch.device) -> Tensor:
-    """(B or 1, 1, L, L) bool: keys up to the query's place, of those that are visible.
+def _mask_later_keys(length: int, key_mask: Tensor | None, device: torch.device) -> Tensor:
+    """(B or 1, 1, L, L) bool: keys up to the query's place, of those that `key_mask` (B, 1, 1, L) leaves.
 
     Keys are shifted by one: what stands at place i is token i - 1, whose padding is that of token i - 1.
     """
     earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-    if visible is None:
+    if key_mask is None:
         return earlier
-    return earlier & (F.pad(visible[..., :-1], (1, 0), value=True))
+    return earlier & (F.pad(key_mask[..., :-1], (1, 0), value=True))

@@ -137,7 +137,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def key_bias(attention_mask: Tensor) -> Tensor:
     """Additive fp32 bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
 
-    Finite, so that a row without any visible key attends evenly instead of becoming NaN, as in the official code.
+    Finite, so that a row in which every key is padding attends evenly instead of becoming NaN, as in the official code.
     """
     hidden = ~attention_mask.bool()[:, None, None, :]
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)

@@ -1,4 +1,4 @@
-"""The parts that iLLaDA and LLaDA-MoE share, under the names that Llama's checkpoints made usual.
+"""iLLaDA, and the parts that it shares with LLaDA-MoE, under the names that Llama's checkpoints made usual.
 
 Without a causal mask, and, unlike LLaDA's own, with a rotary table that is made in fp32 but applied in the type of the
 residual stream: in bf16 the angles are rounded, as they were when these networks were trained.
@@ -8,6 +8,7 @@ M width of a feed-forward layer.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,3 +132,24 @@ class DecoderNetwork(RotaryNetwork):
     def rotary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = super().rotary(x)
         return cos.to(x.dtype), sin.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class ILLaDAConfig(LLaDAConfig):
+    """The same numbers as LLaDA's; `config_json` knows the keys that they are stored under."""
+
+
+class ILLaDA(DecoderNetwork):
+    """LLaDA with Llama's names, grouped key-value heads and a tied head (arXiv 2606.25331).
+
+    Token rows (B, L) in, logits (B, L, V) out.
+    """
+
+    def __init__(self, config: ILLaDAConfig) -> None:
+        super().__init__(
+            config,
+            (
+                DecoderLayer(config, depth + 1, GatedMLP(config.d_model, config.mlp_hidden_size))
+                for depth in range(config.n_layers)
+            ),
+        )

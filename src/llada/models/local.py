@@ -104,16 +104,16 @@ def products_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def pair_keys(rows: Tensor, visible: Tensor | None, config: LocalConfig) -> list[Tensor]:
+def pair_keys(rows: Tensor, attention_mask: Tensor | None, config: LocalConfig) -> list[Tensor]:
     """For each pair of `NEIGHBOURS` the row (B, L) of its table; beyond the edges and in padding is a token of its own.
 
     Args:
         rows: (B, L) token rows.
-        visible: (B, L) bool, False where a token is padding; None means everywhere.
+        attention_mask: (B, L) bool, False where a token is padding; None means everywhere.
     """
     edge, reach = config.vocab_size, max(abs(place) for pair in NEIGHBOURS for place in pair)
-    if visible is not None:
-        rows = rows.masked_fill(~visible, edge)
+    if attention_mask is not None:
+        rows = rows.masked_fill(~attention_mask, edge)
     padded, length = F.pad(rows, (reach, reach), value=edge), rows.shape[1]
 
     def at(place: int) -> Tensor:
@@ -216,21 +216,21 @@ class LocalLayer(nn.Module):
         embedded: Tensor,
         first_values: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        visible: Tensor | None,
+        attention_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             x, embedded: the residual stream and what it began as, (B, L, D).
             first_values: values of the first layer that attends, (B, H, L, C); None up to that layer itself.
-            visible: (B, L) bool, False where a token is padding.
+            attention_mask: (B, L) bool, False where a token is padding.
 
         Returns:
             The residual stream, and those values.
         """
         x = x * self.stream_share.to(x.dtype) + embedded * self.embedding_share.to(x.dtype)
         h = normed(x)
-        if visible is not None:  # padding is as nothing, like what is beyond the edges
-            h = h * visible[..., None]
+        if attention_mask is not None:  # padding is as nothing, like what is beyond the edges
+            h = h * attention_mask[..., None]
         h = self.near(h)
         if not self.attends:
             return x + self.feed_forward(h), first_values
@@ -238,7 +238,7 @@ class LocalLayer(nn.Module):
         first_values = v if first_values is None else first_values
         v = v * self.value_share.to(v.dtype) + first_values * self.first_value_share.to(v.dtype)
         q, k = turn(normed(q), *rotary) * self.sharpness.to(q.dtype), turn(normed(k), *rotary)
-        x = x + self.attn_out(attend(q, k, v, None if visible is None else key_bias(visible)))
+        x = x + self.attn_out(attend(q, k, v, None if attention_mask is None else key_bias(attention_mask)))
         return x + self.feed_forward(normed(x)), first_values
 
     def feed_forward(self, h: Tensor) -> Tensor:
@@ -261,21 +261,21 @@ class Local(nn.Module):
             nn.init.normal_(table.weight, std=TABLE_STD)  # type: ignore[arg-type]
         nn.init.zeros_(self.output.weight)
 
-    def embed(self, rows: Tensor, visible: Tensor | None) -> Tensor:
+    def embed(self, rows: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, L, D), in the type of the products."""
         x = self.token_embedding(rows)
-        for table, keys in zip(self.pair_embeddings, pair_keys(rows, visible, self.config), strict=True):
+        for table, keys in zip(self.pair_embeddings, pair_keys(rows, attention_mask, self.config), strict=True):
             x = x + table(keys)
         return normed(x.to(products_dtype(x)))
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
-        visible = None if attention_mask is None else attention_mask.bool()
-        x = embedded = self.embed(rows, visible)
+        attention_mask = None if attention_mask is None else attention_mask.bool()
+        x = embedded = self.embed(rows, attention_mask)
         cos, sin = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, rows.device)
         rotary, first_values = (cos.to(x.dtype), sin.to(x.dtype)), None
         for layer in self.layers:
-            x, first_values = layer(x, embedded, first_values, rotary, visible)
+            x, first_values = layer(x, embedded, first_values, rotary, attention_mask)
         return normed(x)
 
     def head(self, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from llada.checkpoints.folder import load_checkpoint, make_predictor
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
-from llada.models import MaskPredictor, recompute_activations
+from llada.models import MaskPredictor, checkpoint_activations
 from llada.training.plan import RunPlan
 
 
@@ -34,7 +34,7 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
         else:
             load_adapter(model.network, last, trainable=True)
     if config.activation_checkpointing:
-        recompute_activations(model.network)
+        checkpoint_activations(model.network)
     return model.to(plan.device)
 
 

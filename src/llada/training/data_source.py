@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Generator
 
-from llada.data.batches import DrawBatch, answers, pad_answers, random_windows, stored_sequences
+from llada.data.batches import DrawBatch, TokenBatch, answers, pad_answers, random_windows, stored_sequences
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.evaluation.nelbo import Nelbo, NllAt, estimate_nelbo
+from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import cut_windows, evenly_spread
-from llada.models import MaskPredictor, block_length_of, is_causal
+from llada.models import MaskPredictor, block_length_of
 from llada.objective import Average
 from llada.sampling.config import FREE_TEXT
 from llada.sampling.guidance import suppress
@@ -48,7 +48,7 @@ class Source(Protocol):
     shows: str
     """What a sample is."""
 
-    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
+    def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""
 
     def sample(self, model: MaskPredictor) -> Sample:
@@ -66,6 +66,10 @@ def make_source(plan: RunPlan, order_seed: int) -> Source:
     return TextSource(plan, plan.data, order_seed)
 
 
+def _bound_options(plan: RunPlan) -> BoundOptions:
+    return BoundOptions(EVALUATION_MASKS, batch_size=plan.config.batch_size, device=plan.device)
+
+
 class TextSource:
     """A prepared text."""
 
@@ -80,14 +84,10 @@ class TextSource:
             self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
-        self.windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
+        self.windows = TokenBatch(cut_windows(data.tokens("val"), plan.length, config.evaluation_windows))
 
-    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
-        return estimate_nelbo(
-            nll_at, self.windows, self.tokenizer.mask_id,
-            masks_per_window=EVALUATION_MASKS, is_causal=is_causal(self.plan.network_config),
-            batch_size=self.plan.config.batch_size, device=self.plan.device,
-        )  # fmt: skip
+    def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
+        return estimate_nelbo(nll, self.windows, _bound_options(self.plan))
 
     def sample(self, model: MaskPredictor) -> Sample:
         """A text out of nothing."""
@@ -121,12 +121,8 @@ class AnswerSource:
         )
         self.pairs = evenly_spread(data.pairs["val"], config.evaluation_windows)
 
-    def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
-        x_0, maskable, attended = pad_answers(self.pairs, self.data.tokenizer.eos_id)
-        return estimate_nelbo(
-            nll_at, x_0, self.data.tokenizer.mask_id, maskable=maskable, attended=attended,
-            masks_per_window=EVALUATION_MASKS, batch_size=self.plan.config.batch_size, device=self.plan.device,
-        )  # fmt: skip
+    def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
+        return estimate_nelbo(nll, pad_answers(self.pairs, self.data.tokenizer.eos_id), _bound_options(self.plan))
 
     def sample(self, model: MaskPredictor) -> Sample:
         """Answers to prompts of the validation dialogues."""

@@ -47,11 +47,11 @@ class ConvergenceWatch:
         self._means: list[float] = []
         self._said: set[str] = set()
 
-    def add(self, step: int, share_done: float, nll: float | None) -> str | None:
+    def add(self, step: int, fraction_done: float, nll: float | None) -> str | None:
         """A warning for people, or None.
 
         Args:
-            share_done: part of the run that is done.
+            fraction_done: of the run.
             nll: mean cross-entropy at masked positions since the last call, in nats.
         """
         if nll is None:
@@ -65,16 +65,16 @@ class ConvergenceWatch:
         self._values, self._first_step = [], None
         if len(self._means) == 1 or step < 2 * self.plan.config.optimizer.warmup_steps:
             return None  # it has hardly begun
-        return self._judge(self._means[-1], min(self._means), share_done)
+        return self._judge(self._means[-1], min(self._means), fraction_done)
 
-    def _judge(self, mean: float, best: float, share_done: float) -> str | None:
+    def _judge(self, mean: float, best: float, fraction_done: float) -> str | None:
         unit = self.plan.data.tokenizer.unit
         if mean > self.unlearnt + WORSE_MARGIN:
             trouble = f"is {mean:.2f} nats, above the {self.unlearnt:.2f} of knowing how often each {unit} comes"
             return self._say_once("above", f"The loss does not fall: it {trouble}", is_too_fast=True)
         if mean > best + WORSE_MARGIN:
             return self._say_once("rising", f"The loss rose from {best:.2f} to {mean:.2f} nats", is_too_fast=True)
-        if mean > self.unlearnt - UNLEARNT_MARGIN and share_done > PATIENCE:
+        if mean > self.unlearnt - UNLEARNT_MARGIN and fraction_done > PATIENCE:
             trouble = f"at {mean:.2f} nats, it knows only how often each {unit} comes ({self.unlearnt:.2f})"
             return self._say_once("stuck", f"The loss hardly falls: {trouble}", is_too_fast=False)
         return None

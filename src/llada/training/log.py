@@ -48,7 +48,7 @@ class RunLog:
     def write_step(
         self,
         progress: Progress,
-        share_done: float,
+        fraction_done: float,
         done: StepResult,
         by_time: LossByTime,
         guard: Guard,
@@ -82,7 +82,7 @@ class RunLog:
             status += f" · NELBO {progress.best_nelbo:.3f}"
         if rate:
             status += f" · {rate / 1000:.1f}k tokens/s"
-        self.display.update(step, share_done, status, timer.seconds_left)
+        self.display.update(step, fraction_done, status, timer.seconds_left)
         if guard.skipped:
             self.display.say(
                 f"By step {step}, {guard.skipped} of the last steps were left out, since their loss or gradient was no "
@@ -90,7 +90,7 @@ class RunLog:
             )
         if leapt_from is not None:
             self.display.say(f"By step {step}, the cross-entropy leapt from {leapt_from:.2f} to {nll:.2f} nats.")
-        warning = self.watch.add(step, share_done, nll)
+        warning = self.watch.add(step, fraction_done, nll)
         if warning:
             self.display.say(warning)
 

@@ -22,7 +22,7 @@ class Display:
         self.console = console
         self._last_line = time.monotonic()
         self._progress = Progress(
-            TextColumn("{task.fields[share]}"),
+            TextColumn("{task.fields[fraction_done]}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn() if total else TextColumn("step {task.completed}"),
             TextColumn("{task.fields[status]}"),
@@ -30,7 +30,7 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total, status="", share="")
+        self._task = self._progress.add_task("", total=total, status="", fraction_done="")
 
     def __enter__(self) -> "Display":
         with self._whoever_reads():
@@ -41,15 +41,15 @@ class Display:
         with self._whoever_reads():
             self._progress.stop()
 
-    def update(self, step: int, share: float, status: str, seconds_left: float | None) -> None:
-        """Show the state of the run; `share` is the part of it that is done."""
+    def update(self, step: int, fraction_done: float, status: str, seconds_left: float | None) -> None:
+        """Show the state of the run, of which a fraction is done."""
         if seconds_left is not None:
             status += f" · {duration_in_words(seconds_left)} left"
         with self._whoever_reads():
-            self._progress.update(self._task, completed=step, status=status, share=f"{share:4.0%}")
+            self._progress.update(self._task, completed=step, status=status, fraction_done=f"{fraction_done:4.0%}")
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"step {step} ({share:.0%}) · {status}")
+            self.say(f"step {step} ({fraction_done:.0%}) · {status}")
 
     def say(self, text: str) -> None:
         with self._whoever_reads():

@@ -242,9 +242,9 @@ class Trainer:
         targets = send(batch.x_0[noisy.is_masked], self.device)
         positions = send(flat_positions(noisy.is_masked), self.device)
         x_t = send(noisy.x_t, self.device)
-        attended = None if batch.attended is None else send(batch.attended, self.device)
+        attention_mask = None if batch.attention_mask is None else send(batch.attention_mask, self.device)
         with self.precision.autocast(self.device):
-            features = self.model.features(x_t, attended, positions)
+            features = self.model.features(x_t, attention_mask, positions)
             vocab_size = self.plan.network_config.vocab_size
             nll, likeliest = nll_of_features(self.model.network.head, features, targets, vocab_size)
         by_time.add(nll, noisy)
@@ -276,20 +276,20 @@ class Trainer:
 
     # -- the run --------------------------------------------------------------------------------------------------
 
-    def share_done(self) -> float:
+    def fraction_done(self) -> float:
         """The part of the run that is done, by steps or by time, whichever is further."""
-        shares = [0.0]
+        fractions = [0.0]
         if self.plan.total_steps is not None:
-            shares.append(self.progress.step / self.plan.total_steps)
+            fractions.append(self.progress.step / self.plan.total_steps)
         if self.config.minutes is not None:
-            shares.append(self.progress.seconds / (60 * self.config.minutes))
-        return min(1.0, max(shares))
+            fractions.append(self.progress.seconds / (60 * self.config.minutes))
+        return min(1.0, max(fractions))
 
     def learning_rate_factor(self) -> float:
         options = self.config.optimizer
         return learning_rate_factor(
             options.schedule,
-            progress=self.share_done(),
+            progress=self.fraction_done(),
             step=self.progress.step,
             warmup_steps=options.warmup_steps,
             decay=options.decay,
@@ -313,7 +313,7 @@ class Trainer:
         timer = Stopwatch(progress, self.plan.total_steps, config.minutes)
         self.agenda = Agenda(self.plan.evaluate_every, config.save_minutes)
         with self.stop.on_signals(), display, ending(self.saver):
-            is_last = self.share_done() >= 1
+            is_last = self.fraction_done() >= 1
             if config.base is not None and progress.step == 0 and not is_last:
                 self._measure_base(log)
                 timer.skip()
@@ -329,7 +329,7 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step(progress, done)
                 # Asked once, so that a signal in the middle of what follows leads to one more step, not to a lost save.
-                told, is_complete = self.stop.is_made, self.share_done() >= 1
+                told, is_complete = self.stop.is_made, self.fraction_done() >= 1
                 # Not in the middle of steps that are left out, where nothing is saved: first the run goes back.
                 in_a_row = self.guard.ask_in_a_row() if told else 0
                 stop = told and not in_a_row
@@ -357,7 +357,7 @@ class Trainer:
         return progress
 
     def _log(self, log: RunLog, timer: Stopwatch, done: StepResult) -> None:
-        log.write_step(self.progress, self.share_done(), done, self.by_time, self.guard, self.eos_share, timer)
+        log.write_step(self.progress, self.fraction_done(), done, self.by_time, self.guard, self.eos_share, timer)
 
     def _has_just_returned(self, last_step: int) -> bool:
         """Whether the run went back already, to this checkpoint or a few steps ago."""

@@ -1,8 +1,9 @@
 """Standard benchmarks: our models in lm-evaluation-harness (extra `eval`), whatever checkpoint they come from.
 
-The harness asks for three things: `loglikelihood` of an answer (by `conditional`), `loglikelihood_rolling` of a text
-(by the bound, window by window), and `generate_until` (by our sampler). Each result depends on its request, the model
-and the options alone, not on batches, processes or order. `llada-harness` is the harness's command with this model.
+The harness asks for three things: `loglikelihood` of an answer (by `answer_likelihood`), `loglikelihood_rolling` of a
+text (by the bound, window by window), and `generate_until` (by our sampler). Each result depends on its request, the
+model and the options alone, not on batches, processes or order. `llada-harness` is the harness's command with this
+model.
 """
 
 import logging
@@ -24,12 +25,12 @@ from tqdm import tqdm
 from llada.checkpoints.load import open_to_measure
 from llada.evaluation.answer_likelihood import Item, generator_of, log_likelihoods, predict_by_model
 from llada.evaluation.causal import causal_log_likelihoods
-from llada.evaluation.distributed import Share, join
+from llada.evaluation.distributed import Shard, join
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.lm_eval.chat_strings import Spelling
 from llada.evaluation.lm_eval.options import HarnessOptions, Writing, company_batches, unused_settings
 from llada.evaluation.lm_eval.rolling import text_bound
-from llada.evaluation.nelbo import nll_by_model
+from llada.evaluation.nelbo import BoundOptions, nll_by_model
 from llada.models.predictor import block_length_of
 from llada.sampling.guidance import suppress
 from llada.sampling.unmask import unmask
@@ -53,9 +54,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             UserError: the checkpoint or the device is not to be had.
         """
         super().__init__()
-        self.options, share = options, join()
-        self._rank, self._world_size = share.rank, share.processes
-        self._device = _find_device(options.device, share)
+        self.options, shard = options, join()
+        self._rank, self._world_size = shard.rank, shard.processes
+        self._device = _find_device(options.device, shard)
         precision = choose_precision(options.precision, self._device)
         logger.info("%s: %s, %s (%s)", options.checkpoint, self._device, precision.dtype, precision.reason)
         checkpoint = self.checkpoint = open_to_measure(
@@ -102,7 +103,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
             likelihoods = log_likelihoods(
                 self.predict_at, unique, self.mask_id, mc_num=options.mc_num, cfg_scale=options.sampler.cfg_scale,
                 batch_size=options.batch_size, seed=options.seed, device=self._device,
-                on_progress=lambda share: bar.update(share - bar.n),
+                on_progress=lambda fraction_done: bar.update(fraction_done - bar.n),
             )  # fmt: skip
         errors = [likelihood.stderr for likelihood in likelihoods if likelihood.stderr]
         if errors:
@@ -126,15 +127,12 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """For each (text,): the bound on log p in nats, over windows of the model's length."""
-        nll_at = nll_by_model(self.checkpoint.model, self.precision)
+        nll, own = nll_by_model(self.checkpoint.model, self.precision), self.options
+        options = BoundOptions(own.masks_per_window, batch_size=own.batch_size, seed=own.seed, device=self._device)
         results = [
-            -text_bound(
-                nll_at, self.spelling.read(request.args[0]), self.mask_id, length=self.max_length,
-                masks_per_window=self.options.masks_per_window, is_causal=self.is_causal,
-                batch_size=self.options.batch_size, seed=self.options.seed, device=self._device,
-            )
+            -text_bound(nll, self.spelling.read(request.args[0]), self.max_length, options)
             for request in tqdm(requests, desc="texts", disable=self._is_quiet(disable_tqdm))
-        ]  # fmt: skip
+        ]
         return self._remember("loglikelihood_rolling", requests, results)
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -295,7 +293,7 @@ def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
     return normalised
 
 
-def _find_device(name: str, share: Share) -> torch.device:
+def _find_device(name: str, shard: Shard) -> torch.device:
     """The device of a process. The harness says cuda:0 unless told otherwise, also where there is none."""
     try:
         device = choose_device("auto") if name == "auto" else torch.device(name)
@@ -305,4 +303,4 @@ def _find_device(name: str, share: Share) -> torch.device:
         return choose_device("auto")
     if device.type == "mps":
         return choose_device("mps")
-    return share.device(device)
+    return shard.device(device)
