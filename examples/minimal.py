@@ -27,7 +27,7 @@ WIDTH, HEADS, LAYERS = 128, 4, 4
 EPS = 1e-3  # LLaDA's least probability of a mask, so that the weight 1/p is 1000 at most
 
 
-# ---- data: characters, and MASK as the last id ------------------------------------------------------------------------
+# ---- data: characters, and MASK as the last id ----------------------------------------------------------------------
 
 
 class Vocabulary:
@@ -50,7 +50,7 @@ def draw_batch(ids: Tensor, length: int, batch: int, generator: Generator) -> Te
     return ids[starts + torch.arange(length)]
 
 
-# ---- the mask predictor: a transformer that sees both sides -----------------------------------------------------------
+# ---- the mask predictor: a transformer that sees both sides ---------------------------------------------------------
 
 
 class Layer(nn.Module):
@@ -84,7 +84,7 @@ class MaskPredictor(nn.Module):
         return self.head(self.norm(self.layers(self.token(x_t) + positions)))
 
 
-# ---- forward process and objective ------------------------------------------------------------------------------------
+# ---- forward process and objective ----------------------------------------------------------------------------------
 
 
 def forward_process(x_0: Tensor, mask_id: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +121,7 @@ def train(model: MaskPredictor, ids: Tensor, mask_id: int, steps: int, length: i
     return losses
 
 
-# ---- reverse process --------------------------------------------------------------------------------------------------
+# ---- reverse process ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
