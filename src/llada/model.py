@@ -136,7 +136,7 @@ class Model:
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (B, L, V) for token ids (B, L), MASK among them; those at a position predict the token there.
 
-        Column v is the token id v, and the last column, or the one of the mask row, is MASK's own.
+        Column v belongs to the token id v; the only one that no text has is MASK's.
         """
         return self.predictor(ids.to(self.device))
 

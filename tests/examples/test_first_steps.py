@@ -5,6 +5,7 @@ The code cells are executed here as a kernel would, in one namespace; they hold 
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,6 @@ def test_it_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from dataclasses import replace
-
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     run = replace(small_run, data=replace(small_run.data, sequence_length=64))
