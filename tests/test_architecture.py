@@ -24,6 +24,7 @@ LAYERS = {
     "checkpoints": 5,
     "evaluation": 6,
     "training": 7,
+    "model": 7,
     "cli": 8,
     "__main__": 9,
 }
@@ -90,8 +91,9 @@ def test_no_module_is_imported_by_tests_only() -> None:
     assert modules - entered - named == set()
 
 
-def test_root_is_the_mathematics() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "forward_process", "objective"}
+def test_root_is_the_mathematics_and_its_door() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == {"__init__", "__main__", "forward_process", "model", "objective"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_type_checkers_see_the_public_names() -> None:
     import llada
 
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen: dict[str, list[str]] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
@@ -168,9 +170,9 @@ def test_public_names_are_exactly_these() -> None:
     import llada
 
     assert llada.__all__ == [
-        "Canvas", "Checkpoint", "NoisyBatch", "SamplerConfig", "UserError", "generate", "infill", "load_checkpoint",
-        "loss_weights", "mask_bernoulli", "mask_exact_count", "masked_nll", "sequence_bounds", "suppress", "unmask",
-        "weighted_loss",
+        "Canvas", "Checkpoint", "Message", "Model", "NoisyBatch", "SamplerConfig", "Step", "TextBound", "UserError",
+        "generate", "infill", "load", "load_checkpoint", "loss_weights", "mask_bernoulli", "mask_exact_count",
+        "masked_nll", "sequence_bounds", "suppress", "unmask", "weighted_loss",
     ]  # fmt: skip
     assert set(llada.__all__) <= set(dir(llada))
     for name in llada.__all__:

@@ -28,6 +28,7 @@ from tests.support.checkpoints import (
     MOE,
     TOKENIZER,
     X_T,
+    adapter_of,
     assert_refused,
     edit_json,
     save_new,
@@ -325,19 +326,6 @@ def test_ids_that_the_network_cannot_read_get_a_sentence(folder: Path) -> None:
 
 
 # -- adapters whose base has moved ------------------------------------------------------------------------------------
-
-
-def adapter_of(base: Path, folder: Path) -> Path:
-    pytest.importorskip("peft")
-    from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, save_adapter
-
-    network = open_model(base).model.network
-    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
-    for weight in adapter_weights(network).values():
-        torch.nn.init.normal_(weight.data, std=0.3)
-    folder.mkdir(parents=True)
-    save_adapter(folder, network, str(base.resolve()))
-    return folder
 
 
 def test_an_adapter_and_its_base_can_be_moved_together(tmp_path: Path) -> None:

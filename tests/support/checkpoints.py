@@ -66,6 +66,21 @@ def save_small(folder: Path) -> Path:
     return folder
 
 
+def adapter_of(base: Path, folder: Path) -> Path:
+    """A small adapter that changes what its base computes; skips the test without peft."""
+    pytest.importorskip("peft")
+    from llada.checkpoints.load import open_model
+    from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, save_adapter
+
+    network = open_model(base).model.network
+    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
+    for weight in adapter_weights(network).values():
+        torch.nn.init.normal_(weight.data, std=0.3)
+    folder.mkdir(parents=True)
+    save_adapter(folder, network, str(base.resolve()))
+    return folder
+
+
 def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     edit(content)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -38,7 +39,11 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
 
 
 def losses(config: TrainConfig) -> list[float]:
-    return [row["loss"] for row in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in row]
+    return losses_of(config.output_dir)
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
