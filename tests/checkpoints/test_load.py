@@ -354,7 +354,7 @@ def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: 
     adapter = adapter_of(base, tmp_path / "adapter")
     expected = open_model(adapter).model(X_T)
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"cannot be had .*: say by --base where it is") as caught:
+    with pytest.raises(UserError, match=r"cannot be had .*: say by `base` where it is") as caught:
         open_model(adapter)
     assert_one_sentence(caught.value)
     assert torch.equal(open_model(adapter, base=str(tmp_path / "moved")).model(X_T), expected)
@@ -367,7 +367,7 @@ def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: 
         assert llada(*arguments).code == 2
     exported = llada("export", "--checkpoint", adapter, "--base", tmp_path / "moved", "--output_dir", tmp_path / "out")
     assert exported.code == 0
-    with pytest.raises(UserError, match="is not an adapter and has no base: leave out --base"):
+    with pytest.raises(UserError, match="is not an adapter and has no base: leave out `base`"):
         open_model(other, base=str(other))
     assert llada("compare", other, other, "--base", other).code == 2
 
@@ -400,7 +400,7 @@ def test_an_adapter_on_four_bits_keeps_them_and_is_exported_in_the_type_that_is_
         torch.nn.init.normal_(weight.data, std=0.1)
     adapter.mkdir()
     save_adapter(adapter, network, str(base))
-    with pytest.raises(UserError, match="trained on layers in 4 bits and bf16: leave out --dtype"):
+    with pytest.raises(UserError, match="trained on layers in 4 bits and bf16: leave out `dtype`"):
         open_model(adapter, dtype=torch.float32)
     measured = open_to_measure(adapter, torch.device("cpu"), "auto", "fp32")
     assert torch.equal(measured.model(X_T), open_model(adapter).model(X_T))

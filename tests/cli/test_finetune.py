@@ -84,17 +84,17 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"method": "lora"}, "name it by --checkpoint"),
-        ({"lora": LoraOptions(lora_rank=4)}, "add --method lora"),
-        ({"data": DataOptions(chat_length=5)}, "--chat_length is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(skip_bad=True)}, "--skip_bad is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(chat_split="last")}, "--chat_split is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "--chat_split_seed must be at least 0"),
-        ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
-        ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
-        ({"weights": "bf16"}, "add --optimizer adamw"),
-        ({"weights": "bf16", "optimizer": OptimizerOptions(optimizer="adamw")}, "add --ema 0"),
-        ({"weights": "bf16", "method": "lora", "base": "x"}, "leave out --weights"),
+        ({"method": "lora"}, "name it by `base`"),
+        ({"lora": LoraOptions(lora_rank=4)}, 'add `method="lora"`'),
+        ({"data": DataOptions(chat_length=5)}, "`chat_length` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(skip_bad=True)}, "`skip_bad` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(chat_split="last")}, "`chat_split` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "`chat_split_seed` must be at least 0"),
+        ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add `weight_power=1`"),
+        ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add `optimizer=adamw`"),
+        ({"weights": "bf16"}, 'add `optimizer="adamw"`'),
+        ({"weights": "bf16", "optimizer": OptimizerOptions(optimizer="adamw")}, "add `ema=0`"),
+        ({"weights": "bf16", "method": "lora", "base": "x"}, "leave out `weights`"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object], complaint: str) -> None:
@@ -268,11 +268,11 @@ def test_collapsing_answers_are_told_with_a_remedy() -> None:
     short = check([1, 2, 1], [20, 20, 20]).warning(8, 256)
     assert short is not None
     assert "1.3 tokens on average where the dialogues have 20.0" in short
-    assert "--batch_size 1 --accumulate 256" in short
+    assert "`batch_size=1` `accumulate=256`" in short
     empty = check([0, 0, 30], [20, 20, 20]).warning(1, 1)
     assert empty is not None
     assert "67% of them empty" in empty
-    assert "--batch_size" not in empty
+    assert "batch_size" not in empty
 
 
 def test_share_of_eos_is_counted() -> None:

@@ -223,7 +223,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     assert needed / 2 < trainer.state.expected_bytes() < needed  # all but names and layout, of a tiny network
     usage = shutil.disk_usage(stopped.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_000_000 + needed // 2))
-    with pytest.raises(UserError, match=r"free some space and go on with --resume .*unharmed\.$"):
+    with pytest.raises(UserError, match=r"free some space and go on with `resume=.*unharmed\.$"):
         trainer.run(Display(Console(quiet=True), None))
     assert names(stopped) == before
     assert stopped.recover() == []
@@ -274,7 +274,7 @@ def test_changed_settings_are_told(stopped: RunFolder, data: PreparedText) -> No
     assert Trainer(RunPlan.of(config, data), stopped, resume=True).resumed.changed_settings == []
     config = replace(config, steps=20, optimizer=replace(config.optimizer, learning_rate=0.5))
     changes = Trainer(RunPlan.of(config, data), stopped, resume=True).resumed.changed_settings
-    assert changes == ["--learning_rate 0.003 -> 0.5", "--steps 12 -> 20"]
+    assert changes == ["`learning_rate` 0.003 -> 0.5", "`steps` 12 -> 20"]
     assert changed_settings({"a": 1}, {"a": 1, "new": 2}) == []
 
 

@@ -45,7 +45,7 @@ def open_model(
     adapter = find_adapter(Path(name))
     if adapter is None:
         if base is not None:
-            raise UserError(f"{name} is not an adapter and has no base: leave out --base.")
+            raise UserError(f"{name} is not an adapter and has no base: leave out `base`.")
         return load_folder(fetch(str(name), read_published_config(str(name))), device, dtype, keep_fp16)
     return while_there(
         lambda: (find_adapter(Path(name)) or adapter).resolve(),  # a run that goes on moves `best` to another folder
@@ -58,7 +58,7 @@ def _open_adapter(
 ) -> Checkpoint:
     in_four_bits = is_for_four_bits(adapter)
     if in_four_bits and dtype not in (None, torch.bfloat16):
-        raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out --dtype.")
+        raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out `dtype`.")
     folder = _find_base(adapter, base)
     if in_four_bits:  # rounded as it was then: those are the weights that the adapter knows
         checkpoint = load_folder(folder, "cpu", torch.bfloat16)
@@ -110,7 +110,7 @@ def _find_base(adapter: Path, base: str | None) -> Path:
     except UserError as error:
         reason = str(error).rstrip(".")
         raise UserError(
-            f"The base of the adapter in {adapter} cannot be had ({reason}): say by --base where it is."
+            f"The base of the adapter in {adapter} cannot be had ({reason}): say by `base` where it is."
         ) from error
 
 

@@ -62,9 +62,9 @@ class LoraOptions:
         check_literals(self)
         for name in ("lora_rank", "lora_alpha"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
+                raise UserError(f"`{name}` must be at least 1, not {getattr(self, name)}: correct it.")
         if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
+            raise UserError(f"`lora_dropout` must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
 
 
 class Layout(NamedTuple):
@@ -204,7 +204,7 @@ def _check_base(network: Network, folder: Path, fingerprints: Mapping[str, str])
         forget_fingerprints(network)
         raise UserError(
             f"The adapter in {folder} was trained with other weights than these: use its own base, "
-            f"{base_of_adapter(folder)}, or say by --base where it is now."
+            f"{base_of_adapter(folder)}, or say by `base` where it is now."
         )
 
 

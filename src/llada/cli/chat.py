@@ -14,6 +14,7 @@ from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.ending import INTERRUPTED, USAGE_ERROR
+from llada.cli.flags import in_flags
 from llada.cli.options import check_positive, make_sampler_config, parse
 from llada.sampling.dialogue import Answer
 from llada.sampling.unmask import Remasking, SamplerConfig
@@ -141,7 +142,7 @@ class Chat:
                     self.say(line)
                 except UserError as error:  # the next message may do better
                     has_failed = True
-                    self.console.print(str(error), style="yellow", highlight=False, markup=False)
+                    self.console.print(in_flags(str(error)), style="yellow", highlight=False, markup=False)
                 except KeyboardInterrupt:
                     if not sys.stdin.isatty():
                         return INTERRUPTED

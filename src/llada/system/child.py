@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llada.system.errors import first_line
+
 # Only the answer goes to the first standard output; what an imported library prints there goes nowhere. The end is
 # abrupt on purpose: a library that crashes while the interpreter shuts down has answered. The parent keeps our standard
 # input open and writes nothing into it: when the parent is killed, that closes, and this process ends.
@@ -133,9 +135,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def first_line(text: str) -> str:
-    """Shorten an error message to its first line that says something, of at most 200 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".:")[:200] if lines else ""

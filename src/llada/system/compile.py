@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from llada.system import compile_check
-from llada.system.child import ask, first_line
+from llada.system.child import ask
 from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
+from llada.system.errors import first_line
 from llada.system.toolchains import (
     CPU_INFORMATION,
     Toolchain,

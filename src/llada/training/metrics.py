@@ -81,7 +81,7 @@ class MetricsFile:
             append_own(self.path, json.dumps(row) + "\n")
         except FileNotFoundError:
             raise UserError(
-                f"{self.path.parent} was renamed or removed while it was written: go on with --resume from where it is "
+                f"{self.path.parent} was renamed or removed while it was written: go on with `resume` from where it is "
                 "now."
             ) from None
 

@@ -19,7 +19,7 @@ USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """What `--model_args` may say, and with it `--batch_size` and `--device`."""
+    """What `model_args` may say, and with it `batch_size` and `device`."""
 
     checkpoint: str
     """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
@@ -68,7 +68,7 @@ class HarnessOptions:
             options.writing_config(1, {})
         except (dacite.DaciteError, ValueError) as error:
             names = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"--model_args cannot be used ({error}): its keys are {names}.") from error
+            raise UserError(f"`model_args` cannot be used ({error}): its keys are {names}.") from error
         for name in ("mc_num", "masks_per_window"):
             if (value := getattr(options, name)) < 2 or value % 2:
                 raise UserError(
