@@ -11,6 +11,7 @@ from llada.cli.export import ExportOptions
 from llada.cli.options import RANGES, check_ranges, parse
 from llada.cli.sample import SampleOptions
 from llada.cli.size_report import SizeOptions
+from llada.evaluation.nelbo import MOST_MASKS
 from llada.system.errors import UserError
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 from llada.training.config import LARGEST_SEED, TrainConfig
@@ -18,6 +19,10 @@ from llada.training.config import LARGEST_SEED, TrainConfig
 
 def test_the_largest_seed_is_that_of_a_run() -> None:
     assert RANGES["seed"] == RANGES["chat_split_seed"] == (0, LARGEST_SEED)
+
+
+def test_no_more_masks_can_be_asked_for_than_are_drawn_for_an_error() -> None:
+    assert RANGES["masks_per_window"][1] == MOST_MASKS
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,7 @@ def test_the_largest_seed_is_that_of_a_run() -> None:
         (ChatOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --samples 100000000"),
+        (EvaluateOptions, "--checkpoint a --masks_per_window 1000000000"),
         (ExportOptions, "--checkpoint a --output_dir b --shard_gb 1e300"),
         (SizeOptions, f"--d_model 1{'0' * 400}"),
         (TrainConfig, f"--steps 1{'0' * 400}"),

@@ -18,10 +18,11 @@ from llada.cli.size_report import SizeOptions
 from llada.costs.fit import with_length
 from llada.costs.memory import training_memory
 from llada.data.prepared import PreparedText
+from llada.system.errors import is_out_of_memory
 from llada.training import forecast
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.diagnostics import ConvergenceWatch, likely_setting, unigram_entropy
-from llada.training.forecast import check_memory, is_out_of_memory, out_of_memory, reasons_for_slowness, setting_of
+from llada.training.forecast import check_memory, out_of_memory, reasons_for_slowness, setting_of
 from llada.training.plan import RunPlan
 from tests.support.commands import PATIENCE
 
@@ -338,11 +339,3 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
     negative = complaint(capsys, command, *place, f"--{flag}=-1")
     assert flag in negative or flag in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout")
     assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]
-
-
-@pytest.mark.parametrize(
-    "said", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "could not create a primitive"]
-)
-def test_what_libraries_say_when_memory_is_gone(said: str) -> None:
-    assert is_out_of_memory(RuntimeError(said))
-    assert not is_out_of_memory(ValueError(said))

@@ -35,6 +35,7 @@ RANGES = {
     "n_samples": (1, 10_000),  # they go through the network together
     "samples": (1, 10_000),
     "frames": (0, 10_000),
+    "masks_per_window": (2, 4096),  # as many as are drawn for an error that is asked for
     "accumulate": (1, 10**6),
     "batch_size": (1, 10**6),
     "epochs": (0, 10**9),
@@ -119,7 +120,7 @@ def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> 
         return f"{' and '.join(_flag(each.arg, given) for each in missing)} must be given"
     argument = getattr(event, "argument", None)
     if argument is None:
-        return None
+        return _with_flag(first_line(event.message), names) if hasattr(event, "message") else None
     flag = _flag(argument, given)
     if getattr(event, "reason", None) == "too_few_values":
         return f"{flag} needs a value"
@@ -130,6 +131,11 @@ def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> 
     kinds = {"INT": "a whole number", "FLOAT": "a number"}
     expected = next((words for kind, words in kinds.items() if kind in str(argument.lowered.metavar)), None)
     return f"{flag} must be {expected}{value}" if expected else f"{flag} cannot be used: {first_line(event.message)}"
+
+
+def _with_flag(message: str, names: Sequence[str]) -> str:
+    """What a dataclass says of its values, which begins with the name of the one that it refuses."""
+    return f"--{message}" if message.split(" ")[0] in names else f"{message[:1].upper()}{message[1:]}"
 
 
 def _flag(argument: Any, given: Mapping[str, str]) -> str:

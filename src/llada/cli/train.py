@@ -21,7 +21,7 @@ from llada.data.prepared import PreparedText, text_for
 from llada.data.sft import Answers
 from llada.models import EncoderConfig
 from llada.system.console import StderrConsole
-from llada.system.errors import UserError
+from llada.system.errors import UserError, is_out_of_memory
 from llada.system.files import check_writable, read_json
 from llada.system.format import duration_in_words
 from llada.system.locks import Lock, locked
@@ -29,7 +29,7 @@ from llada.system.terminal import note, say
 from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
-from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
+from llada.training.forecast import announce, check_memory, out_of_memory
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display

@@ -1,11 +1,18 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and what is said of the others."""
 
+import errno
 import re
 from collections.abc import Callable
 
 LONGEST_SENTENCE = 1000
 """Characters. What is quoted may be anything, such as a name of megabytes."""
 _LONGEST_REASON = 200
+# Of a RuntimeError where an allocation failed: torch on a CPU and on a GPU, CUDA's libraries, and oneDNN (dnnl.hpp),
+# which names what it could not allocate for. That it has no descriptor of a primitive means something else.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|bad_alloc|out of memory|ALLOC_FAILED|could not create a memory object|"
+    "could not create a primitive(?! desc)|could not execute a primitive"
+)
 # A command, with or without options behind it: `llada prepare` with `output_dir="data"`. Or an option: `steps`,
 # `steps=100`.
 _OPTION = r"`([a-z_0-9]+)(?:=([^`]+))?`"
@@ -67,3 +74,10 @@ def first_line(error: BaseException | str) -> str:
         return "" if isinstance(error, str) else type(error).__name__
     line = lines[0].rstrip(".:")[:_LONGEST_REASON]
     return line if isinstance(error, UserError) else line.replace("`", "'")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's own, the system's, or one within torch and its libraries."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
