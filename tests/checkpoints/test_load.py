@@ -15,7 +15,7 @@ import llada
 from llada.checkpoints import folder as checkpoint_module
 from llada.checkpoints import load as opening
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, weights_dtype
+from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, weights_dtype
 from llada.checkpoints.load import open_model, open_to_measure
 from llada.cli import export
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
@@ -69,7 +69,7 @@ def test_known_prefixes_are_taken_off_and_reported(
 ) -> None:
     save_new(tmp_path, config)
     weights = rewrite(tmp_path, rename)
-    model = load_checkpoint(tmp_path).model
+    model = read_checkpoint(tmp_path).model
     assert said in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
     for name, tensor in model.network.state_dict().items():
@@ -80,7 +80,7 @@ def test_known_prefixes_are_taken_off_and_reported(
 
 
 def test_usual_names_are_taken_without_a_word(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_checkpoint(folder)
+    read_checkpoint(folder)
     assert not caplog.records
 
 
@@ -113,7 +113,7 @@ def test_weights_are_computed_in_the_type_they_are_stored_in_but_never_in_fp16(
     folder: Path, stored: torch.dtype, computed: torch.dtype
 ) -> None:
     stored_as(folder, stored)
-    for opened in (load_checkpoint(folder), open_model(folder), llada.load_checkpoint(folder)):
+    for opened in (read_checkpoint(folder), open_model(folder), llada.read_checkpoint(folder)):
         assert {tensor.dtype for tensor in opened.model.network.state_dict().values()} == {computed}
         with torch.inference_mode():
             assert opened.model(X_T).isfinite().all()
@@ -190,11 +190,11 @@ def test_weights_that_no_memory_holds_are_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "memory_bytes", lambda device: 1000)
-    load_checkpoint(folder)  # mapped: the file itself
+    read_checkpoint(folder)  # mapped: the file itself
     with pytest.raises(UserError, match=r"as float64, and there are 0.0 MB of memory: open them as bf16"):
-        load_checkpoint(folder, dtype=torch.float64)
+        read_checkpoint(folder, dtype=torch.float64)
     with pytest.raises(UserError, match="use a device with more memory") as caught:
-        load_checkpoint(folder, dtype=torch.bfloat16)
+        read_checkpoint(folder, dtype=torch.bfloat16)
     assert_one_sentence(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_more_experts_than_any_network_has_are_refused() -> None:
 
 
 def test_ids_that_the_network_cannot_read_get_a_sentence(folder: Path) -> None:
-    model = llada.load_checkpoint(folder).model
+    model = llada.read_checkpoint(folder).model
     with pytest.raises(ValueError, match=r"must have the shape \(B, L\), not \(3,\): ids\[None\]"):
         model(torch.tensor([3, 4, 5]))
     with pytest.raises(ValueError, match="17 tokens are more than the 16 that this model was trained on"):
@@ -346,7 +346,7 @@ def test_an_adapter_and_its_base_can_be_moved_together(tmp_path: Path) -> None:
     assert named == "../../base"
     expected = open_model(adapter).model(X_T)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert torch.equal(llada.load_checkpoint(tmp_path / "there" / "runs" / "adapter").model(X_T), expected)
+    assert torch.equal(llada.read_checkpoint(tmp_path / "there" / "runs" / "adapter").model(X_T), expected)
 
 
 def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: Path) -> None:

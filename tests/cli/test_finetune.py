@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.load import open_model
 from llada.checkpoints.lora import LoraOptions
 from llada.cli import main
@@ -142,7 +142,7 @@ def small(base: Path, dialogues: Path, output_dir: Path, **changes: object) -> T
 
 
 def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | None = None) -> Trainer:
-    start = load_checkpoint(base)
+    start = read_checkpoint(base)
     data = Answers.load(config.data.chat, start.tokenizer, 64)  # type: ignore[arg-type]
     folder = RunFolder(config.output_dir)
     folder.start(config)
@@ -199,7 +199,7 @@ def test_an_adapter_run_stores_the_adapter_alone_and_opens_with_its_base(
     x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     trainer.model.eval()
     assert torch.allclose(opened.model(x_t), trainer.model(x_t), atol=1e-5)
-    assert not torch.allclose(opened.model(x_t), load_checkpoint(base, dtype=torch.float32).model(x_t), atol=1e-3)
+    assert not torch.allclose(opened.model(x_t), read_checkpoint(base, dtype=torch.float32).model(x_t), atol=1e-3)
 
 
 def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) ->
 def test_the_base_is_measured_before_the_first_step(method: str, base: Path, dialogues: Path, tmp_path: Path) -> None:
     """By the bound of the checkpoint itself, on the data of all later evaluations; it is never the best of the run."""
     config = small(base, dialogues, tmp_path / "run", method=method, precision="fp32")
-    start = load_checkpoint(base, dtype=torch.float32)
+    start = read_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     own = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     own.model.eval()
@@ -235,7 +235,7 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
     """Each piece is padded for itself; the sum over them is LLaDA's loss, here computed row by row without padding
     columns that a row does not need."""
     config = small(base, dialogues, tmp_path / "run", precision="fp32")
-    start = load_checkpoint(base, dtype=torch.float32)
+    start = read_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     batch, noisy = trainer.make_batch(0)
@@ -409,7 +409,7 @@ def test_a_model_of_the_main_job_is_tuned_by_an_adapter_and_chats(
     assert run(["finetune", *flags, "--method", "lora", "--output_dir", str(tuned)]) == 0
     assert run(["chat", "--checkpoint", str(tuned), "--prompt", "to be", "--gen_length", "6"]) == 0
     assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 0
-    merged, opened = load_checkpoint(tmp_path / "merged"), open_model(tuned)
+    merged, opened = read_checkpoint(tmp_path / "merged"), open_model(tuned)
     x_t = torch.tensor([data.tokenizer.encode("to be or not")])
     assert torch.allclose(merged.model(x_t), opened.model(x_t), atol=1e-5)
     assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 2
@@ -531,7 +531,7 @@ def test_a_qlora_run_is_opened_beside_the_rounded_weights(base: Path, dialogues:
     opened = open_model(tmp_path / "run")
     assert torch.equal(opened.model(x_t), trainer.model(x_t))
     assert run(["export", "--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "merged")]) == 0
-    merged = load_checkpoint(tmp_path / "merged").model(x_t)
+    merged = read_checkpoint(tmp_path / "merged").model(x_t)
     assert (merged - opened.model(x_t)).norm() < 0.02 * merged.norm()  # both are rounded to bf16 on their way
 
 

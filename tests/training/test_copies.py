@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints import run_layout
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
 from llada.checkpoints.run_layout import followed, newest_first
@@ -92,7 +92,7 @@ def test_a_copy_is_opened_like_the_run(
     stopped: RunFolder, tmp_path: Path, copied: Callable[[Path, Path], None], llada: Any
 ) -> None:
     copied(stopped.path, tmp_path / "copy")
-    original, copy = load_checkpoint(stopped.path), load_checkpoint(tmp_path / "copy")
+    original, copy = read_checkpoint(stopped.path), read_checkpoint(tmp_path / "copy")
     assert (original.folder.name, copy.folder.name) == (STEPS[0], STEPS[0])
     weights, twins = original.model.network.state_dict(), copy.model.network.state_dict()
     assert all(torch.equal(weight, twins[name]) for name, weight in weights.items())
@@ -126,9 +126,9 @@ def test_a_name_itself_can_be_opened(
     path = tmp_path / "copy" / "checkpoints" / name
     if copied is without_links:
         with pytest.raises(UserError, match="is not there"):
-            load_checkpoint(path)
+            read_checkpoint(path)
         return
-    assert load_checkpoint(path).folder.name == STEPS[name == "last"]
+    assert read_checkpoint(path).folder.name == STEPS[name == "last"]
 
 
 # Disks without links
@@ -162,7 +162,7 @@ def test_where_no_links_are_to_be_had_small_files_stand_for_checkpoints(
     assert kinds(folder) == {"best": "file", "last": "file", STEPS[0]: "folder", STEPS[1]: "folder"}
     assert (folder.checkpoints / "last").read_bytes() == b"step-00000008\n"
     assert (folder.last, folder.last_step) == (folder.checkpoints / STEPS[1], 8)
-    assert load_checkpoint(folder.path).folder.name == STEPS[0]
+    assert read_checkpoint(folder.path).folder.name == STEPS[0]
     assert torch.equal(train(small_run, data, resume=True), expected)
     assert folder.last_step == 12
     assert kinds(folder)["last"] == "file"

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints import folder as checkpoint
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.asides import aside_of
@@ -128,10 +128,10 @@ def test_if_all_are_damaged_they_are_named_and_left_alone(stopped: RunFolder) ->
 
 
 def test_a_damaged_checkpoint_is_not_opened_for_use_either(stopped: RunFolder) -> None:
-    load_checkpoint(stopped.path)
+    read_checkpoint(stopped.path)
     flip_a_bit(stopped.checkpoints / "best" / "model.safetensors")
     with pytest.raises(UserError, match=r"step-00000006 is damaged \(model.safetensors has another checksum"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)
 
 
 # Kills
@@ -327,7 +327,7 @@ def test_a_new_run_takes_no_folder_that_holds_something_else(
             assert "which is not of a run: choose a new folder, or an empty one" in result.err
             assert result.err.count("\n") == 1
             assert all_bytes(folder) == before
-    assert load_checkpoint(exported).config.vocab_size
+    assert read_checkpoint(exported).config.vocab_size
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
@@ -404,11 +404,11 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
         return read_tokenizer(folder)
 
     monkeypatch.setattr(checkpoint, "read_tokenizer", pruning)
-    assert load_checkpoint(stopped.path).folder.name == "step-00000008"
+    assert read_checkpoint(stopped.path).folder.name == "step-00000008"
     assert read == ["step-00000006", "step-00000008"]
     (stopped.last / "vocab.json").unlink()
     with pytest.raises(UserError, match=r"vocab\.json is missing"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)
     stopped.last.resolve().rename(stopped.checkpoints / "gone")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.compile import Compiled
@@ -73,7 +73,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         expected.progress.best_nelbo,
     )
     for name in ("last", "best"):
-        one, other = (load_checkpoint(config.output_dir / "checkpoints" / name) for config in (whole, parts))
+        one, other = (read_checkpoint(config.output_dir / "checkpoints" / name) for config in (whole, parts))
         for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(a, b)
 

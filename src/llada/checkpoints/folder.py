@@ -140,7 +140,7 @@ def save_weights(
     save_tensors(folder, weights, shard_bytes)
 
 
-def load_checkpoint(
+def read_checkpoint(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,

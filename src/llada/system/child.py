@@ -1,4 +1,8 @@
-"""Questions that may crash, hang or print, asked in a process of their own and within a time limit."""
+"""Questions that may crash, hang or print, asked in a process of their own and within a time limit.
+
+Each has a new process, so that what an earlier one imported or broke is gone. Many small questions about a stranger's
+data, which need limits of computing and memory as well, go to one process that stays: see bounded.py.
+"""
 
 import contextlib
 import json
