@@ -113,7 +113,7 @@ def test_weights_are_computed_in_the_type_they_are_stored_in_but_never_in_fp16(
     folder: Path, stored: torch.dtype, computed: torch.dtype
 ) -> None:
     stored_as(folder, stored)
-    for opened in (read_checkpoint(folder), open_model(folder), llada.read_checkpoint(folder)):
+    for opened in (read_checkpoint(folder), open_model(folder), llada.load_checkpoint(folder)):
         assert {tensor.dtype for tensor in opened.model.network.state_dict().values()} == {computed}
         with torch.inference_mode():
             assert opened.model(X_T).isfinite().all()
@@ -312,7 +312,7 @@ def test_more_experts_than_any_network_has_are_refused() -> None:
 
 
 def test_ids_that_the_network_cannot_read_get_a_sentence(folder: Path) -> None:
-    model = llada.read_checkpoint(folder).model
+    model = llada.load_checkpoint(folder).model
     with pytest.raises(ValueError, match=r"must have the shape \(B, L\), not \(3,\): ids\[None\]"):
         model(torch.tensor([3, 4, 5]))
     with pytest.raises(ValueError, match="17 tokens are more than the 16 that this model was trained on"):
@@ -346,7 +346,7 @@ def test_an_adapter_and_its_base_can_be_moved_together(tmp_path: Path) -> None:
     assert named == "../../base"
     expected = open_model(adapter).model(X_T)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert torch.equal(llada.read_checkpoint(tmp_path / "there" / "runs" / "adapter").model(X_T), expected)
+    assert torch.equal(llada.load_checkpoint(tmp_path / "there" / "runs" / "adapter").model(X_T), expected)
 
 
 def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: Path) -> None:

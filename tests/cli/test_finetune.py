@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from tests.support.runs import run_to
 
 LETTERS = "abcdefgh"
 
@@ -147,18 +147,7 @@ def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | 
     folder = RunFolder(config.output_dir)
     folder.start(config)
     begins_at = None if resume and config.method == "full" else base
-    trainer = Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at)
-    if stop_at is not None:
-        draw = trainer.source.draw
-
-        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return draw(step, generator)
-
-        trainer.source.draw = draw_and_interrupt
-    trainer.run(display())
-    return trainer
+    return run_to(Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at), stop_at)
 
 
 def trained(trainer: Trainer) -> torch.Tensor:

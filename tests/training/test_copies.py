@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints import run_layout
 from llada.checkpoints.folder import read_checkpoint
@@ -22,32 +21,17 @@ from llada.system.asides import aside_of
 from llada.system.errors import UserError
 from llada.system.files import flush_to_disk
 from llada.training.config import TrainConfig
-from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder
-from llada.training.trainer import Trainer
+from tests.support.runs import train_until, weights
 from tests.support.sentences import assert_one_sentence
 
 STEPS = ["step-00000006", "step-00000008"]
 
 
 def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None) -> torch.Tensor:
-    """Train in the run folder, told to stop in a step if that is given; returns all weights."""
-    folder = RunFolder(config.output_dir)
-    if resume:
-        folder.recover()
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
-
-    def make_batch(step: int) -> Any:
-        trainer.stop.is_made = step + 1 == stop_after
-        return draw(step)
-
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
-    trainer.run(Display(Console(quiet=True), None))
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    """All weights of a run in its folder."""
+    return weights(train_until(config, data, resume, stop_after))
 
 
 def kinds(folder: RunFolder) -> dict[str, str]:

@@ -28,26 +28,9 @@ from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.state import STATE_FILE, changed_settings
 from llada.training.trainer import Trainer
+from tests.support.runs import train_until as train
 
 FILES = ["checksums.json", "config.json", "model.safetensors", "training_state.pt", "vocab.json"]
-
-
-def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None) -> Trainer:
-    """A run in its folder; with `stop_after`, told to stop in that step."""
-    folder = RunFolder(config.output_dir)
-    if resume:
-        folder.recover()
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
-
-    def make_batch(step: int) -> Any:
-        trainer.stop.is_made = step + 1 == stop_after
-        return draw(step)
-
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
-    trainer.run(Display(Console(quiet=True), None))
-    return trainer
 
 
 def weights(trainer: Trainer) -> torch.Tensor:

@@ -34,7 +34,7 @@ from llada.checkpoints.tensor_names import plain_names
 from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.checksums import check_whole
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.system.files import write_json
 from llada.system.literals import check_literal, check_literals
 
@@ -186,7 +186,7 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
     # peft checks little, so a strange value shows in whatever it meets first.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
         undo()
-        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        reason = first_line(error).split(". ")[0]
         raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
     expected = adapter_weights(network)
     names, _ = plain_names(weights, expected)
