@@ -1,6 +1,8 @@
 """The layers of the design, held: imports point downward only, and the centre knows no network."""
 
 import ast
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,72 @@ def test_heavy_libraries_stay_where_they_belong() -> None:
             if isinstance(node, ast.ImportFrom):
                 names.append(node.module or "")
             assert not any(name.startswith("matplotlib") for name in names), path
+
+
+# Flags that are not ours: of pip and of compilers.
+FOREIGN_FLAGS = {
+    "--dest", "--force-reinstall", "--hash", "--help", "--install", "--no-deps", "--only-binary", "--quiet",
+    "--require-hashes", "--requirement", "--version",
+}  # fmt: skip
+# What proposes whole command lines, for a network that does not fit.
+NAMES_FLAGS = {"costs.fit", "training.forecast"}
+
+
+def strings_of(path: Path) -> list[tuple[int, str]]:
+    """The strings of a file with their lines; what an f-string puts in is "{}". Other names that a field has on the
+    command line, `arg(aliases=...)`, are not among them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    aliases = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "arg"]
+    within |= {id(part) for call in aliases for part in ast.walk(call)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            found.append((node.lineno, "".join(map(str, parts))))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+            found.append((node.lineno, node.value))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_command_line_names_its_flags(path: Path) -> None:
+    """The library names options as Python does, in backticks, and `cli/flags.py` spells them."""
+    if room_of(module_name(path)) == "cli" or module_name(path) in NAMES_FLAGS:
+        return
+    for line, text in strings_of(path):
+        flags = re.findall(r"(?<![\w}-])--[a-z{][\w-]*", text)
+        assert set(flags) <= FOREIGN_FLAGS, f"{module_name(path)}:{line} names {flags}"
+
+
+def test_what_stands_in_backticks_alone_is_an_option() -> None:
+    """It becomes a flag, so that a misspelled one would send people after a flag that is not there."""
+    from llada.cli import chat, evaluate, export, prepare, sample, size_report, train
+    from llada.cli.flags import WITH_THREE_VALUES
+    from llada.evaluation.lm_eval.options import HarnessOptions
+    from llada.training.config import TrainConfig
+
+    def fields(options: type) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for field in dataclasses.fields(options):
+            inner = field.default_factory
+            is_group = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            found |= fields(inner) if is_group else {field.name: str(field.type)}
+        return found
+
+    types = (
+        chat.ChatOptions, evaluate.EvaluateOptions, export.ExportOptions, prepare.PrepareOptions, sample.SampleOptions,
+        size_report.SizeOptions, TrainConfig, HarnessOptions,
+    )  # fmt: skip
+    options = {name: kind for each in types for name, kind in fields(each).items()}
+    known = {*options, *train.READ_BEFORE, "model_args"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Raise) and "UserError" in ast.unparse(node)):
+                continue
+            for name in re.findall(r"`([a-z_0-9]+)(?:=[^`]*)?`", ast.unparse(node)):
+                assert name in known, f"{module_name(path)}:{node.lineno} names `{name}`"
+    assert {name for name, kind in options.items() if kind == "bool | None"} == WITH_THREE_VALUES
 
 
 def test_the_mask_id_is_written_once() -> None:

@@ -259,7 +259,7 @@ class Model:
 
     def _appended(self, prompt: list[int], length: int | None) -> list[int]:
         if length is not None and length < 0:
-            raise UserError(f"`length` must be at least 0, not {length}: correct it.")
+            raise UserError(f"The length must be at least 0, not {length}: correct it.")
         added = max(0, self.max_length - len(prompt)) if length is None else length
         self.checkpoint.check_length(len(prompt) + added)
         return prompt + [self.tokenizer.mask_id] * added

@@ -1,5 +1,6 @@
 """Numbers are refused by their range in one place, and misspelled names are answered with the right one."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ from llada.cli.export import ExportOptions
 from llada.cli.options import RANGES, check_ranges, parse
 from llada.cli.sample import SampleOptions
 from llada.cli.size_report import SizeOptions
+from llada.evaluation.nelbo import MOST_MASKS
 from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
 from llada.system.literals import LARGEST, LARGEST_FLOAT
@@ -18,6 +20,10 @@ from llada.training.config import LARGEST_SEED, TrainConfig
 
 def test_the_largest_seed_is_that_of_a_run() -> None:
     assert RANGES["seed"] == RANGES["chat_split_seed"] == (0, LARGEST_SEED)
+
+
+def test_no_more_masks_can_be_asked_for_than_are_drawn_for_an_error() -> None:
+    assert RANGES["masks_per_window"][1] == MOST_MASKS
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,7 @@ def test_the_largest_seed_is_that_of_a_run() -> None:
         (ChatOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --samples 100000000"),
+        (EvaluateOptions, "--checkpoint a --masks_per_window 1000000000"),
         (ExportOptions, "--checkpoint a --output_dir b --shard_gb 1e300"),
         (SizeOptions, f"--d_model 1{'0' * 400}"),
         (TrainConfig, f"--steps 1{'0' * 400}"),
@@ -82,6 +89,38 @@ def test_a_misspelled_flag_is_answered_with_the_right_one(options: type, wrong: 
     with pytest.raises(UserError) as refusal:
         parse(options, "llada x", ["--checkpoint", "a", wrong, "1"], "")
     assert f"Unrecognized options: {wrong}, 1: did you mean {right}?" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "sentence"),
+    [
+        (TrainConfig, "--steps x", "--steps must be a whole number, not 'x'"),
+        (TrainConfig, "--learning-rate=x", "--learning_rate must be a number, not 'x'"),
+        (TrainConfig, "--steps 5 --steps 1.5", "--steps must be a whole number, not '1.5'"),
+        (TrainConfig, "--steps", "--steps needs a value"),
+        (TrainConfig, "--masking x", "--masking must be one of bernoulli, exact_count, not 'x'"),
+        (TrainConfig, "--model_name", "--model_name needs a value"),  # another name of --base
+        (TrainConfig, "extra", "Unrecognized options: extra"),
+        (SizeOptions, "--layers x", "--layers must be a whole number, not 'x'"),
+        (EvaluateOptions, "", "--checkpoint must be given"),
+        (EvaluateOptions, "--chekpoint x", "Unrecognized options: --chekpoint, x: did you mean --checkpoint?"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_sentence(options: type, line: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse(options, "llada x", line.split(), "")
+    assert str(refusal.value) == f"{sentence} (`llada x --help` lists the options)."
+
+
+def test_without_its_events_the_parser_speaks_for_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not of its public interface, and may go."""
+    monkeypatch.setattr("llada.cli.options.on_parse_error", lambda _: contextlib.nullcontext())
+    with pytest.raises(SystemExit) as end:
+        parse(TrainConfig, "llada x", ["--steps", "x"], "")
+    assert end.value.code == 2
+    assert "--steps" in capsys.readouterr().err
 
 
 def test_a_flag_that_is_like_none_is_only_refused() -> None:

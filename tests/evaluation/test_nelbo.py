@@ -220,7 +220,7 @@ def test_given_tokens_are_read_and_not_scored() -> None:
     assert places is not None
     assert text[places].tolist() == list(range(1, 10))
     assert scored_places(text, 0) is None
-    with pytest.raises(UserError, match="4 cannot be given: choose a --prefix below 4"):
+    with pytest.raises(UserError, match="4 cannot be given: choose a `prefix` below 4"):
         cut_windows(tokens, 4, given=4)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.checkpoints.folder import load_checkpoint, make_predictor, save_weights
+from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
 from llada.models import EncoderConfig, ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
@@ -90,7 +90,7 @@ def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def assert_refused(path: Path, *named: str) -> None:
     """The checkpoint is refused in one sentence that names these."""
     with pytest.raises(UserError) as caught:
-        load_checkpoint(path)
+        read_checkpoint(path)
     assert_one_sentence(caught.value)
     for name in named:
         assert name in str(caught.value)
