@@ -204,7 +204,7 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
     ("call", "said"),
     [
         (lambda model: model.generate("ab", length=15), "17 tokens are more than the 16"),
-        (lambda model: model.generate("ab", length=-1), "`length` must be at least 0"),
+        (lambda model: model.generate("ab", length=-1), "length must be at least 0"),
         (lambda model: model.generate("ab", length=0), "nothing to fill in"),
         (lambda model: model.generate("xyz"), "'x' is not in the vocabulary"),
         (lambda model: model.infill("abc"), "nothing to fill in"),

@@ -144,7 +144,7 @@ def test_commands_that_write_have_the_sampler_of_their_purpose(options: type, ex
 
 
 def test_a_flag_that_a_nested_dataclass_refuses_is_named() -> None:
-    with pytest.raises(UserError, match=r"^--block_length must be at least 1, not 0: correct it\.$"):
+    with pytest.raises(UserError, match=r"^--block_length must be at least 1, not 0 \(`llada x --help` lists the options\)\.$"):
         parse(ChatOptions, "llada x", ["--checkpoint", "a", "--block_length", "0"], "")
 
 
