@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from llada.checkpoints.folder import Checkpoint, load_checkpoint
+from llada.checkpoints.folder import Checkpoint, read_checkpoint
 from llada.data.prepared import DEFAULT_FOLDER, PreparedText
 from llada.evaluation.answer_likelihood import (
     Item,
@@ -27,6 +27,7 @@ from llada.evaluation.answer_likelihood import (
     pad_items,
     predict_by_model,
 )
+from llada.evaluation.standard_errors import mean_stderr
 from llada.forward_process import mask_exact_count
 from llada.objective import masked_nll, sequence_bounds
 from llada.system.device import Precision
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=1500)
     options = parser.parse_args()
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = read_checkpoint(options.checkpoint)
     text = torch.from_numpy(PreparedText.open(options.data_dir).tokens("val").astype("int64"))
     table = Table(
         title=f"{datetime.date.today()} · log-likelihood of answers, in nats; {options.repeats} times {options.draws} "
@@ -107,7 +108,7 @@ def main() -> None:
                     f"{stderr.square().mean().sqrt():.3f}",
                     f"{(error.abs() < 1.96 * stderr).float().mean():.3f}",
                 )
-            mean = f"{error.mean():+.3f} ± {error.std() / len(error) ** 0.5:.3f}"
+            mean = f"{error.mean():+.3f} ± {mean_stderr(error):.3f}"
             table.add_row(str(n), f"{truth:.3f}", name, mean, f"{error.std():.3f}", stated, covered)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.batches import TokenBatch
 from llada.data.prepared import DEFAULT_FOLDER, PreparedText
 from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     options = parser.parse_args()
     device = torch.device("cpu")
-    checkpoint = load_checkpoint(options.checkpoint, device)
+    checkpoint = read_checkpoint(options.checkpoint, device)
     mask_id, data = checkpoint.tokenizer.mask_id, PreparedText.open(options.data_dir)
     windows = cut_windows(data.tokens("val"), checkpoint.config.max_sequence_length, options.windows)
     nll = nll_by_model(checkpoint.model, choose_precision("auto", device))

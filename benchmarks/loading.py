@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import CONFIG_FILE, SHARD_BYTES, load_checkpoint
+from llada.checkpoints.folder import CONFIG_FILE, SHARD_BYTES, read_checkpoint
 from llada.checkpoints.hub import read_published_config
 from llada.checkpoints.safetensors import StoredWeights, save_tensors
 from llada.costs.parameters import layer_parameters, total_parameters
@@ -98,7 +98,7 @@ def measure(how: str, folder: str) -> dict[str, Any]:
         if how == "nothing":
             return memory_in_use()
         start = time.perf_counter()
-        model = load_checkpoint(folder, dtype=torch.float32 if how == "fp32" else None).model
+        model = read_checkpoint(folder, dtype=torch.float32 if how == "fp32" else None).model
     result = {"seconds": time.perf_counter() - start, **memory_in_use()}
     with torch.inference_mode():
         model(ids)

@@ -20,7 +20,7 @@ from torch import Tensor
 import clone  # noqa: F401  for its side effect
 from checks import run_checks
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import Checkpoint, load_checkpoint, save_weights
+from llada.checkpoints.folder import Checkpoint, read_checkpoint, save_weights
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.cli.options import parse
 from llada.costs.activations import TrainingSetting
@@ -69,7 +69,7 @@ def checkpoint_folder() -> Path:
 def loaded() -> Checkpoint:
     """A real one in bf16, as it is stored; a random one in fp32."""
     dtype = torch.float32 if OPTIONS.model_name is None else torch.bfloat16
-    return load_checkpoint(checkpoint_folder(), choose_device("auto"), dtype)
+    return read_checkpoint(checkpoint_folder(), choose_device("auto"), dtype)
 
 
 def text_ids() -> Tensor:
@@ -115,7 +115,7 @@ def test_a_fine_tuning_step_lowers_the_loss() -> None:
     if needed + stored_weights(checkpoint.config) + TORCH_BYTES > memory_bytes(device):
         print(f"  left out: all weights in fp32 with AdamW take {bytes_in_words(needed)}")
         return
-    model = load_checkpoint(checkpoint_folder(), device, torch.float32).model.train()
+    model = read_checkpoint(checkpoint_folder(), device, torch.float32).model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if OPTIONS.model_name is None else 1e-5)
     x_0 = text_ids().cpu()
     noisy = mask_bernoulli(x_0, checkpoint.tokenizer.mask_id, torch.Generator().manual_seed(0)).to(device)
@@ -138,7 +138,7 @@ def test_saved_and_loaded_again_it_is_the_same() -> None:
     folder.mkdir()
     weights = checkpoint.model.network.state_dict()
     save_weights(folder, checkpoint.config, checkpoint.tokenizer, weights)
-    again = load_checkpoint(folder, dtype=next(iter(weights.values())).dtype)
+    again = read_checkpoint(folder, dtype=next(iter(weights.values())).dtype)
     assert again.tokenizer == checkpoint.tokenizer
     for name, tensor in again.model.network.state_dict().items():
         assert torch.equal(tensor, weights[name].cpu())

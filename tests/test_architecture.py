@@ -1,6 +1,8 @@
 """The layers of the design, held: imports point downward only, and the centre knows no network."""
 
 import ast
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ LAYERS = {
     "checkpoints": 5,
     "evaluation": 6,
     "training": 7,
+    "model": 7,
     "cli": 8,
     "__main__": 9,
 }
@@ -66,35 +69,46 @@ def test_imports_point_downward(path: Path) -> None:
 
 
 def named_in(path: Path) -> set[str]:
-    """The package's own modules that a file imports, or names in a string to have them imported."""
-    strings = (node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_text(node))
-    return {*imports_of(path), *(text.split(":")[0].removeprefix("llada.") for text in strings)}
+    """The package's own modules that a file imports, or names in a string, dotted or as a file next to it."""
+    constants = (node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_constant(node))
+    strings = [value for value in constants if isinstance(value, str)]
+    own_folder = path.parent.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else ()
+    neighbours = {".".join((*own_folder, text.removesuffix(".py"))) for text in strings if text.endswith(".py")}
+    return {*imports_of(path), *(text.split(":")[0].removeprefix("llada.") for text in strings), *neighbours}
 
 
-def is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def is_constant(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant)
 
 
 def test_no_module_is_imported_by_tests_only() -> None:
+    """But by another module, a benchmark or one of the founding scripts, or entered as a command."""
     from llada.cli import COMMANDS
 
     entered = {"__main__", "cli.harness", *(f"cli.{command}" for command in COMMANDS)}
     named = {name for path in FILES for name in named_in(path) - {module_name(path)}}
+    for folder in ("benchmarks", "shakespeare"):
+        named |= {name for path in (PACKAGE.parents[1] / folder).glob("*.py") for name in named_in(path)}
     modules = {module_name(path) for path in FILES if path.stem != "__init__"}
     assert modules - entered - named == set()
 
 
-def test_root_is_the_mathematics() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "forward_process", "objective"}
+def test_root_is_the_mathematics_and_its_door() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == {"__init__", "__main__", "forward_process", "model", "objective"}
 
 
-@pytest.mark.parametrize(
-    "module", ["forward_process", "objective", "sampling.config", "sampling.guidance", "sampling.unmask"]
-)
+CENTRE = ["forward_process", "objective"] + [
+    f"sampling.{name}" for name in ("config", "draws", "guidance", "policies", "unmask")
+]
+
+
+@pytest.mark.parametrize("module", CENTRE)
 def test_the_centre_knows_no_network_file_or_configuration(module: str) -> None:
-    allowed = {"forward_process", "objective", "system.errors", "system.literals"}
-    if module == "sampling.unmask":
-        allowed |= {"sampling.config", "sampling.guidance", "system.device"}  # the last for where fp64 can be computed
+    allowed = {*CENTRE, "system.errors", "system.literals"}
+    if module.startswith("sampling."):
+        # The signature of a predictor, and where fp64 can be computed.
+        allowed |= {"models.predictor", "system.device"}
     assert set(imports_of(PACKAGE / f"{module.replace('.', '/')}.py")) <= allowed
 
 
@@ -127,6 +141,72 @@ def test_heavy_libraries_stay_where_they_belong() -> None:
             assert not any(name.startswith("matplotlib") for name in names), path
 
 
+# Flags that are not ours: of pip and of compilers.
+FOREIGN_FLAGS = {
+    "--dest", "--force-reinstall", "--hash", "--help", "--install", "--no-deps", "--only-binary", "--quiet",
+    "--require-hashes", "--requirement", "--version",
+}  # fmt: skip
+# What proposes whole command lines, for a network that does not fit.
+NAMES_FLAGS = {"costs.fit", "training.forecast"}
+
+
+def strings_of(path: Path) -> list[tuple[int, str]]:
+    """The strings of a file with their lines; what an f-string puts in is "{}". Other names that a field has on the
+    command line, `arg(aliases=...)`, are not among them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    aliases = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "arg"]
+    within |= {id(part) for call in aliases for part in ast.walk(call)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            found.append((node.lineno, "".join(map(str, parts))))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+            found.append((node.lineno, node.value))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_command_line_names_its_flags(path: Path) -> None:
+    """The library names options as Python does, in backticks, and `cli/flags.py` spells them."""
+    if room_of(module_name(path)) == "cli" or module_name(path) in NAMES_FLAGS:
+        return
+    for line, text in strings_of(path):
+        flags = re.findall(r"(?<![\w}-])--[a-z{][\w-]*", text)
+        assert set(flags) <= FOREIGN_FLAGS, f"{module_name(path)}:{line} names {flags}"
+
+
+def test_what_stands_in_backticks_alone_is_an_option() -> None:
+    """It becomes a flag, so that a misspelled one would send people after a flag that is not there."""
+    from llada.cli import chat, evaluate, export, prepare, sample, size_report, train
+    from llada.cli.flags import WITH_THREE_VALUES
+    from llada.evaluation.lm_eval.options import HarnessOptions
+    from llada.training.config import TrainConfig
+
+    def fields(options: type) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for field in dataclasses.fields(options):
+            inner = field.default_factory
+            is_group = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            found |= fields(inner) if is_group else {field.name: str(field.type)}
+        return found
+
+    types = (
+        chat.ChatOptions, evaluate.EvaluateOptions, export.ExportOptions, prepare.PrepareOptions, sample.SampleOptions,
+        size_report.SizeOptions, TrainConfig, HarnessOptions,
+    )  # fmt: skip
+    options = {name: kind for each in types for name, kind in fields(each).items()}
+    known = {*options, *train.READ_BEFORE, "model_args"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Raise) and "UserError" in ast.unparse(node)):
+                continue
+            for name in re.findall(r"`([a-z_0-9]+)(?:=[^`]*)?`", ast.unparse(node)):
+                assert name in known, f"{module_name(path)}:{node.lineno} names `{name}`"
+    assert {name for name, kind in options.items() if kind == "bool | None"} == WITH_THREE_VALUES
+
+
 def test_the_mask_id_is_written_once() -> None:
     places = [path for path in FILES if "126336" in path.read_text(encoding="utf-8")]
     assert [module_name(path) for path in places] == ["tokenizers.char"]
@@ -149,7 +229,7 @@ def test_type_checkers_see_the_public_names() -> None:
     import llada
 
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen: dict[str, list[str]] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
@@ -162,9 +242,9 @@ def test_public_names_are_exactly_these() -> None:
     import llada
 
     assert llada.__all__ == [
-        "Canvas", "Checkpoint", "NoisyBatch", "SamplerConfig", "UserError", "generate", "infill", "load_checkpoint",
-        "loss_weights", "mask_bernoulli", "mask_exact_count", "masked_nll", "sequence_bounds", "suppress", "unmask",
-        "weighted_loss",
+        "Canvas", "Checkpoint", "Message", "Model", "NoisyBatch", "SamplerConfig", "Step", "TextBound", "UserError",
+        "generate", "infill", "load", "load_checkpoint", "loss_weights", "mask_bernoulli", "mask_exact_count",
+        "masked_nll", "sequence_bounds", "suppress", "unmask", "weighted_loss",
     ]  # fmt: skip
     assert set(llada.__all__) <= set(dir(llada))
     for name in llada.__all__:

@@ -1,5 +1,7 @@
-"""What the documents promise: every command in the README runs, every file and function that they name exists."""
+"""What the documents promise: every command in the README runs, all others can be read by `llada`, every link leads
+somewhere, and every file and function that they name exists."""
 
+import importlib
 import os
 import re
 import shlex
@@ -7,17 +9,26 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
+import yaml
 
-from llada import cli
+from llada import __version__, cli
 from llada.checkpoints.dummy import write_random_checkpoint
+from llada.cli import options, train
+from llada.system.errors import UserError
+from llada.training.presets import PRESETS
+from llada.training.run_folder import RunFolder
+from scripts import film_strip
 from tests.support.commands import PATIENCE
-from tests.support.documents import ROOT, code_blocks, commands_of
+from tests.support.documents import ROOT, anchors_of, code_blocks, commands_of, inline_code, words_of
+from tests.test_architecture import LAYERS
 
-NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md")
-REPORTS = ("docs/EVALUATION.md", "docs/RESULTS.md", "docs/RELIABILITY.md", "docs/EXPERIMENTS.md")
-DOCUMENTS = [ROOT / name for name in (*NAMES, *REPORTS, "shakespeare/SHAKESPEARE_README.md")]
+NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "shakespeare/SHAKESPEARE_README.md")
+DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGE = ROOT / "src" / "llada"
+CHARACTERS = f"{string.ascii_letters}:?,.'*<>"  # that the prompts and templates of the pages have
 
 # What makes a command small enough for a test, by its name.
 SMALLER = {
@@ -56,8 +67,7 @@ def test_readme_shows_every_command_and_target() -> None:
 
 
 def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True).stdout
-    _, command, *arguments = words.split("\0")[:-1]
+    _, command, *arguments = words_of(line)
     if "--epochs" in arguments:  # the length of the run is said in steps, below
         del arguments[(at := arguments.index("--epochs")) : at + 2]
     if "GSAI-ML/LLaDA-8B-Base" in arguments and command == "finetune":  # a small one in its place
@@ -68,7 +78,7 @@ def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
     """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
-    (tmp_path / "my.txt").write_text(f"{text}{string.ascii_letters}:?,.'", encoding="utf-8")
+    (tmp_path / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     write_random_checkpoint(tmp_path / "checkpoint", text)
     (dialogues,) = code_blocks(ROOT / "README.md", "json")
     (tmp_path / "dialogues.jsonl").write_text(dialogues)
@@ -82,18 +92,30 @@ def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> No
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
-def test_every_python_block_of_the_readme_runs(text: str, tmp_path: Path) -> None:
-    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+@pytest.fixture(scope="module")
+def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run in runs/demo and a prepared text in shakespeare_dataset, both tiny."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     for line in (
         "llada prepare --input my.txt --sequence_length 100",
+        "llada prepare --input my.txt --sequence_length 100 --output_dir shakespeare_dataset",
         "llada train --preset tiny --output_dir runs/demo",
     ):
-        assert run_small(line, tmp_path).returncode == 0
-    for block in code_blocks(ROOT / "README.md", "python"):
-        result = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert result.returncode == 0, result.stderr
+        assert run_small(line, folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if code_blocks(path, "python")], ids=lambda path: path.name
+)
+def test_python_of_every_page_runs(path: Path, after_the_demo: Path) -> None:
+    """The blocks of a page in one process, as a reader would type them one after the other."""
+    program = "\n".join(code_blocks(path, "python"))
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=after_the_demo, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -103,10 +125,100 @@ def test_make_targets_exist(path: Path) -> None:
     assert named <= targets
 
 
+class Understood(Exception):  # noqa: N818  not an error
+    """A command line was read to its end."""
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands stop where they have read their options; every run that they name has the laptop preset's."""
+    read = options.tyro.cli
+
+    def read_and_stop(*arguments: Any, **settings: Any) -> NoReturn:
+        options.check_ranges(read(*arguments, **settings))
+        raise Understood
+
+    monkeypatch.setattr(options.tyro, "cli", read_and_stop)
+    monkeypatch.setattr(RunFolder, "read_config", lambda folder: PRESETS["laptop"])
+    monkeypatch.setattr(train, "read_json", lambda path: PRESETS["laptop"].to_json())
+
+
+def complaint_of(line: str) -> str | None:
+    """What `llada` says against a command line, None if it can be read."""
+    _, command, *arguments = words_of(line)
+    if command not in cli.COMMANDS:
+        return f"There is no command {command!r}."
+    try:
+        importlib.import_module(f"llada.cli.{command}").run(arguments, cli.Program(f"llada {command}"))
+    except Understood:
+        return None
+    except UserError as error:
+        return str(error)
+    raise AssertionError(f"{line} was carried out")
+
+
+@pytest.mark.usefixtures("read_only")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_linked_files_and_pictures_exist(path: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+def test_llada_understands_every_command(path: Path) -> None:
+    for line in commands_of(path):
+        if line.startswith("llada "):
+            assert complaint_of(line) is None, line
+    # Within sentences they may lack what is required, or have a placeholder for a value; every flag must be there.
+    for line in inline_code(path):
+        if re.match(r"llada [a-z]+ .*--(?!help)", line) and "..." not in line:
+            complaint = complaint_of(line)
+            assert complaint is None or not complaint.startswith(("Unrecognized", "There is no command")), line
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_command_with_an_unknown_flag_or_value_is_found() -> None:
+    assert complaint_of("llada train --preset laptop --steps 3") is None
+    assert "--stepz" in str(complaint_of("llada train --stepz 3"))
+    assert "--remasking" in str(complaint_of("llada sample --checkpoint run --remasking best"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """To a file or a picture, and to a heading in it where they name one."""
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors_of(page), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(path: Path) -> None:
+    places = r"(?<![\w/])(?:benchmarks|docs|scripts|shakespeare|src|tests)/[\w./-]*\w"
+    for name in re.findall(places, path.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in DOCUMENTS[1:]:
+        assert str(path.relative_to(ROOT).as_posix()) in text, path
+
+
+def test_picture_of_unmasking_is_drawn_from_the_run_that_is_shown() -> None:
+    (stages,) = (block for block in code_blocks(ROOT / "docs" / "SAMPLING.md", "text") if "masked" in block)
+    picture = (ROOT / "docs" / "images" / "unmasking.svg").read_text(encoding="utf-8")
+    assert film_strip.draw(film_strip.read_stages(stages)) == picture
+
+
+def test_film_strip_marks_what_is_new_and_keeps_each_character_in_its_place() -> None:
+    printed = "--- 2 of 2 masked\na░░\n--- 1 of 2 masked\na░c\na\nc\n"  # as `llada sample --frames 2` does
+    stages = film_strip.read_stages(printed)
+    assert stages == ["a░░", "a░c", "a\nc"]
+    assert film_strip.kinds(stages[1], stages[0]) == ["old", "mask", "new"]
+    assert film_strip.places(stages[-1]) == [(0, 0), (0, 1), (1, 0)]
+    with pytest.raises(ValueError, match="no stages"):
+        film_strip.read_stages("a\nc\n")
+
+
+def test_citation_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert "2502.09992" in citation["references"][0]["url"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -114,17 +226,26 @@ def test_no_number_is_still_to_be_filled_in(path: Path) -> None:
     assert re.findall(r"@[A-Z]+@", path.read_text(encoding="utf-8")) == []
 
 
-def test_functions_named_by_the_guidelines_exist() -> None:
-    """Names like `objective.masked_nll` resolve in the package."""
-    import importlib
+def resolves(name: str) -> bool:
+    """Whether a dotted name of the package is a module, or something in one."""
+    if (PACKAGE / name.replace(".", "/")).with_suffix(".py").exists():
+        return True
+    module, _, attribute = name.rpartition(".")
+    home = PACKAGE / module.replace(".", "/")
+    if not (home.with_suffix(".py").exists() or (home / "__init__.py").exists()):
+        return False
+    return hasattr(importlib.import_module(f"llada.{module}"), attribute)
 
-    names = re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_]+)`", (ROOT / "GUIDELINES.md").read_text(encoding="utf-8"))
+
+def test_functions_named_by_the_documents_exist() -> None:
+    """Names like `objective.masked_nll` resolve in the package."""
+    rooms = {path.stem for path in PACKAGE.iterdir()}
     checked = 0
-    for name in names:
-        module, _, attribute = name.rpartition(".")
-        if (ROOT / "src" / "llada" / (module.replace(".", "/") + ".py")).exists():
-            assert hasattr(importlib.import_module(f"llada.{module}"), attribute), name
-            checked += 1
+    for path in DOCUMENTS:
+        for name in inline_code(path):
+            if re.fullmatch(r"(?:[a-z_]+\.)+(?!py$)[A-Za-z_]+", name) and name.split(".")[0] in rooms:
+                assert resolves(name), f"{name} in {path.name}"
+                checked += 1
     assert checked > 15
 
 
@@ -134,6 +255,14 @@ def test_file_tree_of_the_readme_is_complete() -> None:
     rooms = {path.parent.name + "/" for path in (ROOT / "src" / "llada").glob("*/__init__.py")}
     modules = {path.name for path in (ROOT / "src" / "llada").glob("[a-z]*.py")}
     assert {line.split()[0] for line in package.splitlines() if line.startswith("  ")} == rooms | modules
+
+
+def test_every_folder_has_its_floor_in_contributing() -> None:
+    """The table of layers is that of the architecture test."""
+    rows = re.findall(
+        r"^\| (\d+) \| `([a-z_]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {name: int(floor) for floor, name in rows} == {k: v for k, v in LAYERS.items() if k != "__main__"}
 
 
 @pytest.fixture

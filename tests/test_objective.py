@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Generator
 from llada.forward_process import (
     LINEAR,
     MIN_MASK_PROBABILITY,
+    SCHEDULES,
     MaskSchedule,
     NoisyBatch,
     mask_bernoulli,
@@ -20,6 +22,8 @@ from llada.forward_process import (
 )
 from llada.models.head import nll_of_features
 from llada.objective import loss_weights, masked_nll, sequence_bounds, token_nll, weighted_loss
+from llada.sampling.config import SamplerConfig
+from llada.sampling.unmask import unmask
 from tests.support.toys import (
     MASK,
     N_TOKENS,
@@ -138,6 +142,36 @@ def test_exact_counts_drawn_unequally_are_weighed_back(schedule: str, times: str
     stderr = float(estimates.std()) / len(draws) ** 0.5
     assert abs(float(estimates.mean()) - enumerated_nelbo(TABLE, X_0)) < 4 * stderr
     assert stderr < 0.05
+
+
+@dataclass(frozen=True)
+class Logarithmic(MaskSchedule):
+    """m(t) = log(1 + a t) / log(1 + a)."""
+
+    a: float = 4.0
+
+    def fraction(self, t: torch.Tensor) -> torch.Tensor:
+        return (1 + self.a * t).log() / math.log(1 + self.a)
+
+    def slope(self, t: torch.Tensor) -> torch.Tensor:
+        return self.a / (1 + self.a * t) / math.log(1 + self.a)
+
+    def time_at(self, fraction: torch.Tensor) -> torch.Tensor:
+        return ((1 + self.a) ** fraction - 1) / self.a
+
+
+def test_a_new_schedule_is_a_class_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise, loss and sampler then have it."""
+    monkeypatch.setitem(SCHEDULES, "logarithmic", Logarithmic)
+    schedule = schedule_by_name("logarithmic:9")
+    assert schedule == Logarithmic(9.0)
+    x_0 = X_0.expand(20_000, 4)
+    draws = bounds(TABLE, x_0, mask_bernoulli(x_0, MASK, Generator().manual_seed(20), schedule=schedule))
+    assert abs(float(draws.mean()) - time_integral(LINEAR)) < 4 * float(draws.std()) / len(draws) ** 0.5
+    config = SamplerConfig(steps=2, mask_schedule="logarithmic:9")
+    states = unmask(TABLE, torch.full((1, 4), MASK), MASK, config)
+    n_open = [int((state.x_t == MASK).sum()) for state in states]
+    assert n_open == [3, 0]  # of 4, log(5.5) / log(10) = 0.74 are masked half-way
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5])

@@ -152,7 +152,17 @@ reveal_type(checkpoint)
 canvas = torch.full((1, 20), checkpoint.tokenizer.mask_id)
 filled = llada.infill(checkpoint.predict, canvas, checkpoint.tokenizer.mask_id, llada.SamplerConfig(steps=20))
 reveal_type(filled.x_t)
-llada.infill("canvas")
+
+model = llada.load("run", device="cpu")
+reveal_type(model.generate("to be", length=4, temperature=0.5, on_step=lambda step: print(step.text)))
+reveal_type(model.infill(["<MASK>"]))
+reveal_type(model.nelbo("to be").stderr)
+reveal_type(model.logits(canvas))
+reveal_type(model.chat([{"role": "user", "content": "to be?"}]))
+
+llada.infill("canvas")  # wrong
+llada.nothing  # wrong
+model.generate("to be", step=4)  # wrong
 """
 
 
@@ -173,8 +183,11 @@ def test_users_have_its_types(environment: Path, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     lines = result.stdout.splitlines()
-    assert any('Revealed type is "llada.checkpoints.folder.Checkpoint"' in line for line in lines), result.stdout
-    assert any('Revealed type is "torch._tensor.Tensor"' in line for line in lines), result.stdout
+    revealed = [line.partition("Revealed type is ")[2].strip('"') for line in lines if "Revealed type" in line]
+    assert [name.replace("builtins.", "") for name in revealed] == [
+        "llada.checkpoints.folder.Checkpoint", "torch._tensor.Tensor",
+        "str", "list[str]", "float", "torch._tensor.Tensor", "str",
+    ], result.stdout  # fmt: skip
+    wrong = {number for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")}
     errors = [line for line in lines if ": error:" in line]
-    assert errors
-    assert all(line.startswith("user.py:10:") for line in errors), result.stdout
+    assert {int(line.split(":")[1]) for line in errors} == wrong, result.stdout

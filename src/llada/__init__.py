@@ -4,14 +4,18 @@ The public names are loaded when they are first used, so that `llada --help` nee
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names once more, for type checkers and editors, which do not see _HOMES
     from llada.checkpoints.folder import Checkpoint as Checkpoint
     from llada.checkpoints.load import load_checkpoint as load_checkpoint
+    from llada.evaluation.text_bound import TextBound as TextBound
     from llada.forward_process import NoisyBatch as NoisyBatch
     from llada.forward_process import mask_bernoulli as mask_bernoulli
     from llada.forward_process import mask_exact_count as mask_exact_count
+    from llada.model import Model as Model
+    from llada.model import Step as Step
+    from llada.model import load as load
     from llada.objective import loss_weights as loss_weights
     from llada.objective import masked_nll as masked_nll
     from llada.objective import sequence_bounds as sequence_bounds
@@ -23,6 +27,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
     from llada.sampling.unmask import infill as infill
     from llada.sampling.unmask import unmask as unmask
     from llada.system.errors import UserError as UserError
+    from llada.tokenizers.message import Message as Message
 
 __version__ = "0.1.0"
 
@@ -32,6 +37,9 @@ _HOMES = {
     "llada.forward_process": ("NoisyBatch", "mask_bernoulli", "mask_exact_count"),
     "llada.checkpoints.load": ("load_checkpoint",),
     "llada.objective": ("loss_weights", "masked_nll", "sequence_bounds", "weighted_loss"),
+    "llada.evaluation.text_bound": ("TextBound",),
+    "llada.model": ("Model", "Step", "load"),
+    "llada.tokenizers.message": ("Message",),
     "llada.sampling.config": ("SamplerConfig",),
     "llada.sampling.guidance": ("suppress",),
     "llada.sampling.unmask": ("Canvas", "generate", "infill", "unmask"),
@@ -39,11 +47,13 @@ _HOMES = {
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # who see every name above, and would take any other for a name of any type
+
+    def __getattr__(name):
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(module), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

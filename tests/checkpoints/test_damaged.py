@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llada.checkpoints import safetensors as weights_module
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.safetensors import StoredWeights
 from llada.models import NetworkConfig
 from llada.system.errors import UserError
@@ -161,7 +161,7 @@ def test_another_member_of_the_family_is_refused(folder: Path, key: str, value: 
 @pytest.mark.parametrize(("key", "value"), [("multi_query_attention", False), ("embedding_size", None)])
 def test_other_words_for_the_published_network_are_read(folder: Path, key: str, value: Any) -> None:
     edit_json(folder / "config.json", lambda content: content.update({key: value}))
-    assert vars(load_checkpoint(folder).config) == {**vars(LLADA), "n_kv_heads": 2}
+    assert vars(read_checkpoint(folder).config) == {**vars(LLADA), "n_kv_heads": 2}
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0, 0.0, True, 10**400])

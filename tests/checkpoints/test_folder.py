@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llada.checkpoints import folder as checkpoint_module
-from llada.checkpoints.folder import find_checkpoint, load_checkpoint, make_predictor, save_weights
+from llada.checkpoints.folder import find_checkpoint, make_predictor, read_checkpoint, save_weights
 from llada.models import NetworkConfig
 from llada.system.errors import UserError
 from tests.support.checkpoints import (
@@ -101,7 +101,7 @@ def _usual_umask() -> Iterator[None]:
 def test_a_loaded_model_computes_the_same(tmp_path: Path, config: NetworkConfig) -> None:
     model = make_predictor(config, TOKENIZER).eval()
     save_weights(tmp_path, config, TOKENIZER, model.network.state_dict())
-    checkpoint = load_checkpoint(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
     with torch.inference_mode():
         expected, logits = model(X_T), checkpoint.model(X_T)
     assert logits.shape == (2, 5, 10)
@@ -113,7 +113,7 @@ def test_a_loaded_model_computes_the_same(tmp_path: Path, config: NetworkConfig)
 @BOTH
 def test_a_loaded_model_has_the_same_weights_in_the_same_type(tmp_path: Path, config: NetworkConfig) -> None:
     weights = save_new(tmp_path, config)
-    loaded = load_checkpoint(tmp_path).model.network.state_dict()
+    loaded = read_checkpoint(tmp_path).model.network.state_dict()
     assert set(loaded) == set(weights)
     assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
@@ -122,7 +122,7 @@ def test_a_loaded_model_has_the_same_weights_in_the_same_type(tmp_path: Path, co
 @BOTH
 def test_a_loaded_model_does_not_drop_out(tmp_path: Path, config: NetworkConfig) -> None:
     save_new(tmp_path, config)
-    model = load_checkpoint(tmp_path).model
+    model = read_checkpoint(tmp_path).model
     assert not any(module.training for module in model.modules())
     with torch.inference_mode():
         assert model(X_T).equal(model(X_T))
@@ -131,7 +131,7 @@ def test_a_loaded_model_does_not_drop_out(tmp_path: Path, config: NetworkConfig)
 @BOTH
 def test_configuration_and_vocabulary_come_back(tmp_path: Path, config: NetworkConfig) -> None:
     save_new(tmp_path, config)
-    checkpoint = load_checkpoint(str(tmp_path))
+    checkpoint = read_checkpoint(str(tmp_path))
     assert vars(checkpoint.config) | {"n_kv_heads": None} == vars(config) | {"n_kv_heads": None}
     assert getattr(checkpoint.config, "kv_heads", None) == getattr(config, "kv_heads", None)
     assert checkpoint.tokenizer.characters == ["a", "b", "c", "d", "e", "f"]
@@ -154,7 +154,7 @@ def test_others_may_read_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_text_may_be_as_long_as_those_of_the_training(folder: Path) -> None:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = read_checkpoint(folder)
     checkpoint.check_length(16)
     with pytest.raises(UserError, match="17 tokens are more than the 16") as caught:
         checkpoint.check_length(17)
@@ -215,7 +215,7 @@ def test_the_configuration_has_the_official_keys_and_values(folder: Path) -> Non
 
 def test_further_keys_of_a_public_checkpoint_do_no_harm(folder: Path) -> None:
     edit_json(folder / "config.json", lambda content: content.update(auto_map={}, transformers_version="4.46.3"))
-    assert load_checkpoint(folder).config.n_layers == 2
+    assert read_checkpoint(folder).config.n_layers == 2
 
 
 # Which folder
@@ -234,7 +234,7 @@ def test_the_best_checkpoint_of_a_run_comes_before_the_last(tmp_path: Path) -> N
     assert find_checkpoint(run) == run / "checkpoints" / "last"
     (run / "checkpoints" / "best").symlink_to("step-00000001")
     assert find_checkpoint(run) == run / "checkpoints" / "best"
-    assert load_checkpoint(run).folder == run / "checkpoints" / "step-00000001"
+    assert read_checkpoint(run).folder == run / "checkpoints" / "step-00000001"
     assert find_checkpoint(run / "checkpoints" / "last") == run / "checkpoints" / "last"
 
 
@@ -253,7 +253,7 @@ def test_a_run_that_goes_on_does_not_mix_its_checkpoints(tmp_path: Path, monkeyp
         return read_tokenizer(folder)
 
     monkeypatch.setattr(checkpoint_module, "read_tokenizer", move_on)
-    checkpoint = load_checkpoint(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
     assert checkpoint.folder == first
     loaded = checkpoint.model.network.state_dict()
     assert all(loaded[name].equal(tensor) for name, tensor in weights.items())

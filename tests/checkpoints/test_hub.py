@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llada.checkpoints import hub as pretrained
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import load_checkpoint, read_tokenizer, save_weights
+from llada.checkpoints.folder import read_checkpoint, read_tokenizer, save_weights
 from llada.checkpoints.hub import LLADA_8B, fetch, read_published_config
 from llada.cli.size_report import SizeOptions, make_report
 from llada.costs.parameters import total_parameters
@@ -58,17 +58,17 @@ def test_random_checkpoint_has_the_public_layout(folder: Path) -> None:
 
 
 def test_loaded_weights_are_those_of_the_files(folder: Path) -> None:
-    network = load_checkpoint(folder, dtype=torch.float32).model.network
+    network = read_checkpoint(folder, dtype=torch.float32).model.network
     stored = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     for name, tensor in network.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, stored[name].float())
-    in_bf16 = load_checkpoint(folder, dtype=torch.bfloat16).model.network.state_dict()
+    in_bf16 = read_checkpoint(folder, dtype=torch.bfloat16).model.network.state_dict()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in in_bf16.items())
 
 
 def test_saved_again_it_is_byte_for_byte_the_same(folder: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(folder, dtype=torch.bfloat16)
+    checkpoint = read_checkpoint(folder, dtype=torch.bfloat16)
     save_weights(tmp_path, checkpoint.config, checkpoint.tokenizer, checkpoint.model.network.state_dict(), 40_000)
     stored, again = (
         {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
@@ -98,14 +98,14 @@ def test_a_missing_shard_and_a_path_out_of_the_folder_are_refused(folder: Path, 
     content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(UserError, match=rf"{shard.name} cannot be read"):
-        load_checkpoint(copy)
+        read_checkpoint(copy)
     shard.write_bytes(content)
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     for bad in ("../elsewhere.safetensors", "/tmp/x.safetensors", 3):
         index["weight_map"][next(iter(index["weight_map"]))] = bad
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(UserError, match="names no files of its folder"):
-            load_checkpoint(copy)
+            read_checkpoint(copy)
 
 
 def test_a_tokenizer_of_another_network_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_published_networks_are_known_offline() -> None:
 
 def test_a_configuration_alone_is_enough_to_be_counted(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    expected = load_checkpoint(folder).config
+    expected = read_checkpoint(folder).config
     assert read_published_config(str(tmp_path / "config.json")) == expected
     assert read_published_config(str(tmp_path)) == expected
     (tmp_path / "config.json").write_text('{"architectures": ["LLaDA2MoeModelLM"]}')
@@ -268,7 +268,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_a_name_is_fetched_as_data_only_and_once(hub: list[str], folder: Path) -> None:
     config = read_published_config("someone/small")
     fetched = fetch("someone/small", config)
-    assert load_checkpoint(fetched).tokenizer == read_tokenizer(folder)
+    assert read_checkpoint(fetched).tokenizer == read_tokenizer(folder)
     assert sorted(path.name for path in fetched.iterdir()) == sorted(path.name for path in folder.iterdir())
     assert not any("modeling" in path for path in hub)  # its code was neither fetched nor run
     n_asked = len(hub)
@@ -288,7 +288,7 @@ def test_configuration_and_weights_are_of_one_commit(hub: Asked, folder: Path) -
     assert len(hub) > 3
     assert not any("/main" in path for path in hub)  # each by its commit
     assert read_published_config("someone/small") == config
-    assert read_published_config(str(fetched)) == load_checkpoint(fetched).config
+    assert read_published_config(str(fetched)) == read_checkpoint(fetched).config
 
 
 def test_a_download_that_was_cut_off_is_completed(hub: list[str], folder: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_download_that_was_cut_off_is_completed(hub: list[str], folder: Path) 
     shard.unlink()
     assert fetch("someone/small", config) == fetched
     assert shard.is_file()
-    load_checkpoint(fetched)
+    read_checkpoint(fetched)
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_download(hub: list[str]) -> None:
@@ -326,7 +326,7 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_each_layout_goes_there_and_back_byte_for_byte(any_layout: tuple[str, Path], tmp_path: Path) -> None:
     """Names, shapes, bytes, and the files and sizes of the index."""
     _, folder = any_layout
-    checkpoint = load_checkpoint(folder, dtype=None)
+    checkpoint = read_checkpoint(folder, dtype=None)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     stored, own = stored_tensors(folder), checkpoint.model.network.state_dict()
     in_order = {name: own[name] for name in index["weight_map"] if name in own}
@@ -373,11 +373,11 @@ def test_a_tokenizer_without_mask_is_refused_and_none_at_all_means_the_published
         content = (tmp_path / "c" / name).read_text()
         (tmp_path / "c" / name).write_text(content.replace("<[MASK]>", "<[GONE]>"))
         with pytest.raises(UserError, match=complaint):
-            load_checkpoint(tmp_path / "c")
+            read_checkpoint(tmp_path / "c")
     (tmp_path / "c" / "tokenizer.json").unlink()
     assert read_published_config(str(tmp_path / "c")).mask_token_id == 5
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
-        load_checkpoint(tmp_path / "c")
+        read_checkpoint(tmp_path / "c")
 
 
 def test_a_checkpoint_has_the_sizes_that_were_asked_for(text: str, tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_names_and_template_of_a_tokenizer_may_come_in_other_forms(folder: Path,
 def test_sizes_of_each_layout_are_reported_from_its_folder(any_layout: tuple[str, Path]) -> None:
     _, folder = any_layout
     report = make_report(SizeOptions(checkpoint=str(folder), sequence_length=64, tflops=1.0))
-    network = load_checkpoint(folder).model.network
+    network = read_checkpoint(folder).model.network
     assert report["parameters"]["total"] == sum(parameter.numel() for parameter in network.parameters())
 
 

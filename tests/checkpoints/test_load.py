@@ -15,7 +15,7 @@ import llada
 from llada.checkpoints import folder as checkpoint_module
 from llada.checkpoints import load as opening
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, weights_dtype
+from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, weights_dtype
 from llada.checkpoints.load import open_model, open_to_measure
 from llada.cli import export
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
@@ -28,6 +28,7 @@ from tests.support.checkpoints import (
     MOE,
     TOKENIZER,
     X_T,
+    adapter_of,
     assert_refused,
     edit_json,
     save_new,
@@ -70,7 +71,7 @@ def test_known_prefixes_are_taken_off_and_reported(
 ) -> None:
     save_new(tmp_path, config)
     weights = rewrite(tmp_path, rename)
-    model = load_checkpoint(tmp_path).model
+    model = read_checkpoint(tmp_path).model
     assert said in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
     for name, tensor in model.network.state_dict().items():
@@ -81,7 +82,7 @@ def test_known_prefixes_are_taken_off_and_reported(
 
 
 def test_usual_names_are_taken_without_a_word(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_checkpoint(folder)
+    read_checkpoint(folder)
     assert not caplog.records
 
 
@@ -114,7 +115,7 @@ def test_weights_are_computed_in_the_type_they_are_stored_in_but_never_in_fp16(
     folder: Path, stored: torch.dtype, computed: torch.dtype
 ) -> None:
     stored_as(folder, stored)
-    for opened in (load_checkpoint(folder), open_model(folder), llada.load_checkpoint(folder)):
+    for opened in (read_checkpoint(folder), open_model(folder), llada.load_checkpoint(folder)):
         assert {tensor.dtype for tensor in opened.model.network.state_dict().values()} == {computed}
         with torch.inference_mode():
             assert opened.model(X_T).isfinite().all()
@@ -191,11 +192,11 @@ def test_weights_that_no_memory_holds_are_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "memory_bytes", lambda device: 1000)
-    load_checkpoint(folder)  # mapped: the file itself
+    read_checkpoint(folder)  # mapped: the file itself
     with pytest.raises(UserError, match=r"as float64, and there are 0.0 MB of memory: open them as bf16"):
-        load_checkpoint(folder, dtype=torch.float64)
+        read_checkpoint(folder, dtype=torch.float64)
     with pytest.raises(UserError, match="use a device with more memory") as caught:
-        load_checkpoint(folder, dtype=torch.bfloat16)
+        read_checkpoint(folder, dtype=torch.bfloat16)
     assert_one_sentence(caught.value)
 
 
@@ -327,19 +328,6 @@ def test_ids_that_the_network_cannot_read_get_a_sentence(folder: Path) -> None:
 # -- adapters whose base has moved ------------------------------------------------------------------------------------
 
 
-def adapter_of(base: Path, folder: Path) -> Path:
-    pytest.importorskip("peft")
-    from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, save_adapter
-
-    network = open_model(base).model.network
-    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
-    for weight in adapter_weights(network).values():
-        torch.nn.init.normal_(weight.data, std=0.3)
-    folder.mkdir(parents=True)
-    save_adapter(folder, network, str(base.resolve()))
-    return folder
-
-
 def test_an_adapter_and_its_base_can_be_moved_together(tmp_path: Path) -> None:
     base = save_small(tmp_path / "here" / "base")
     adapter = adapter_of(base, tmp_path / "here" / "runs" / "adapter")
@@ -355,7 +343,7 @@ def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: 
     adapter = adapter_of(base, tmp_path / "adapter")
     expected = open_model(adapter).model(X_T)
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"cannot be had .*: say by --base where it is") as caught:
+    with pytest.raises(UserError, match=r"cannot be had .*: say by `base` where it is") as caught:
         open_model(adapter)
     assert_one_sentence(caught.value)
     assert torch.equal(open_model(adapter, base=str(tmp_path / "moved")).model(X_T), expected)
@@ -368,7 +356,7 @@ def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: 
         assert llada(*arguments).code == 2
     exported = llada("export", "--checkpoint", adapter, "--base", tmp_path / "moved", "--output_dir", tmp_path / "out")
     assert exported.code == 0
-    with pytest.raises(UserError, match="is not an adapter and has no base: leave out --base"):
+    with pytest.raises(UserError, match="is not an adapter and has no base: leave out `base`"):
         open_model(other, base=str(other))
     assert llada("compare", other, other, "--base", other).code == 2
 
@@ -401,7 +389,7 @@ def test_an_adapter_on_four_bits_keeps_them_and_is_exported_in_the_type_that_is_
         torch.nn.init.normal_(weight.data, std=0.1)
     adapter.mkdir()
     save_adapter(adapter, network, str(base))
-    with pytest.raises(UserError, match="trained on layers in 4 bits and bf16: leave out --dtype"):
+    with pytest.raises(UserError, match="trained on layers in 4 bits and bf16: leave out `dtype`"):
         open_model(adapter, dtype=torch.float32)
     measured = open_to_measure(adapter, torch.device("cpu"), "auto", "fp32")
     assert torch.equal(measured.model(X_T), open_model(adapter).model(X_T))

@@ -106,7 +106,7 @@ def test_bad_adapters_are_refused(spoil: Callable[[Path], object], named: list[s
 def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     folder = stored(tmp_path / "adapter")
     with pytest.raises(
-        UserError, match=r"trained with other weights than these: use its own base, the/base, or say by --base"
+        UserError, match=r"trained with other weights than these: use its own base, the/base, or say by `base`"
     ):
         load_adapter(build(LLADA, seed=1), folder)
     edit_weights(folder, lambda weights: None)  # as peft would store it
@@ -126,7 +126,7 @@ def test_adapter_that_names_no_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"lora_rank": 0}, {"lora_alpha": 0}, {"lora_dropout": 1.0}, {"lora_dropout": -0.1}])
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"--{next(iter(wrong))} must be"):
+    with pytest.raises(UserError, match=f"`{next(iter(wrong))}` must be"):
         LoraOptions(**wrong)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llada.checkpoints import safetensors as weights_module
-from llada.checkpoints.folder import load_checkpoint, load_weights, make_predictor, save_weights
+from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, save_weights
 from llada.checkpoints.safetensors import StoredWeights, save_tensors
 from llada.models import NetworkConfig
 from tests.support.checkpoints import (
@@ -53,7 +53,7 @@ tells_mappings = pytest.mark.skipif(
 def test_weights_in_the_wanted_type_are_the_mapped_file_and_writing_leaves_it_alone(folder: Path) -> None:
     before = snapshot(folder)
     for dtype in (torch.float32, None):
-        network = load_checkpoint(folder, dtype=dtype).model.network
+        network = read_checkpoint(folder, dtype=dtype).model.network
         mapped = mappings_of(folder / "model.safetensors")
         for tensor in network.state_dict().values():
             assert any(tensor.data_ptr() in addresses for addresses in mapped)
@@ -115,7 +115,7 @@ def test_stored_types_that_differ_become_that_of_the_embedding(tmp_path: Path, c
     weights = save_new(tmp_path, config)
     mixed = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
     save_weights(tmp_path, config, TOKENIZER, mixed)
-    model = load_checkpoint(tmp_path, dtype=None).model
+    model = read_checkpoint(tmp_path, dtype=None).model
     assert {tensor.dtype for tensor in model.network.state_dict().values()} == {torch.bfloat16}
     with torch.inference_mode():
         assert model(X_T).isfinite().all()
@@ -129,7 +129,7 @@ def test_each_type_is_read_into_each(folder: Path, stored: torch.dtype, wanted: 
     save_file(weights, folder / "model.safetensors")
     computed = torch.bfloat16 if stored == torch.float16 else stored  # fp16 ends at 65,504
     for keep_fp16, expected in ((False, wanted or computed), (True, wanted or stored)):
-        loaded = load_checkpoint(folder, dtype=wanted, keep_fp16=keep_fp16).model.network.state_dict()
+        loaded = read_checkpoint(folder, dtype=wanted, keep_fp16=keep_fp16).model.network.state_dict()
         assert all(tensor.equal(weights[name].to(expected)) for name, tensor in loaded.items())
         assert {tensor.dtype for tensor in loaded.values()} == {expected}
 
@@ -137,7 +137,7 @@ def test_each_type_is_read_into_each(folder: Path, stored: torch.dtype, wanted: 
 def test_a_tensor_of_many_pieces_is_read_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "PIECE_BYTES", 70)  # two rows of most tensors, and a part of the norms
     expected = load_file(folder / "model.safetensors")
-    loaded = load_checkpoint(folder, dtype=torch.float64).model.network.state_dict()
+    loaded = read_checkpoint(folder, dtype=torch.float64).model.network.state_dict()
     assert all(tensor.equal(expected[name].double()) for name, tensor in loaded.items())
 
 
@@ -152,7 +152,7 @@ def test_loading_into_a_model_fills_its_own_tensors(folder: Path) -> None:
 
 
 def test_a_mapped_model_can_be_saved_over_its_own_file(folder: Path) -> None:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = read_checkpoint(folder)
     expected = {name: tensor.clone() for name, tensor in checkpoint.model.network.state_dict().items()}
     save_weights(folder, checkpoint.config, checkpoint.tokenizer, checkpoint.model.network.state_dict())
     assert all(tensor.equal(expected[name]) for name, tensor in load_file(folder / "model.safetensors").items())
@@ -184,7 +184,7 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> Non
     weights = save_new(tmp_path, SMALL_KV)
     table = weights["model.transformer.wte.weight"]
     save_file({**weights, "model.transformer.ff_out.weight": table.clone()}, tmp_path / "model.safetensors")
-    assert "model.transformer.ff_out.weight" not in load_checkpoint(tmp_path).model.network.state_dict()
+    assert "model.transformer.ff_out.weight" not in read_checkpoint(tmp_path).model.network.state_dict()
     save_file({**weights, "model.transformer.ff_out.weight": table + 0.1}, tmp_path / "model.safetensors")
     assert_refused(tmp_path, "ff_out.weight is not model.transformer.wte.weight", "tied")
     save_file({**weights, "model.transformer.ff_out.weight": table.bfloat16()}, tmp_path / "model.safetensors")
@@ -218,7 +218,7 @@ def test_a_tied_illada_is_stored_with_its_head(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() - weights.keys() == {"lm_head.weight"}
     assert stored["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
-    assert load_checkpoint(tmp_path).model.network.state_dict().keys() == weights.keys()
+    assert read_checkpoint(tmp_path).model.network.state_dict().keys() == weights.keys()
 
 
 def test_tensors_that_share_memory_are_stored_each(tmp_path: Path) -> None:

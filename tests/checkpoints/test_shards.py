@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada.checkpoints.folder import load_checkpoint, make_predictor, save_weights
+from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
 from tests.support.checkpoints import LLADA, TOKENIZER, assert_refused, edit_json, save_small, snapshot
 
 
@@ -45,7 +45,7 @@ def test_weights_take_the_place_of_those_in_other_files(tmp_path: Path, before: 
     else:
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         assert names == {"model.safetensors.index.json", *index["weight_map"].values()}
-    loaded = load_checkpoint(tmp_path).model.network.state_dict()
+    loaded = read_checkpoint(tmp_path).model.network.state_dict()
     assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
     assert (tmp_path / "adapter_model.safetensors").exists()
 
@@ -74,7 +74,7 @@ def test_an_index_that_disagrees_with_its_files_is_refused(shards: Path) -> None
         edit_json(index, edit)
         assert_refused(shards, words)
         index.write_text(whole)
-    assert load_checkpoint(shards).config.n_layers == 2
+    assert read_checkpoint(shards).config.n_layers == 2
 
 
 def test_a_tensor_in_two_files_is_refused(shards: Path) -> None:
@@ -112,5 +112,5 @@ def test_code_of_a_folder_is_not_run(folder: Path) -> None:
     auto_map = {"AutoModel": "modeling_llada.LLaDAModelLM", "AutoConfig": "configuration_llada.LLaDAConfig"}
     edit_json(folder / "config.json", lambda content: content.update(auto_map=auto_map))
     before = snapshot(folder)
-    load_checkpoint(folder)
+    read_checkpoint(folder)
     assert snapshot(folder) == before

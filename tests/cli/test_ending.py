@@ -67,6 +67,7 @@ def test_what_nobody_foresaw_is_one_sentence_with_a_code_of_its_own(
         (UserError("It is wrong: correct it."), "llada: It is wrong: correct it.\n"),
         (MemoryError(), "The memory is not enough for this: lower --n_samples"),
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), "The memory is not enough"),
+        (RuntimeError("could not create a primitive"), "The memory is not enough for this: lower --n_samples"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "The memory is not enough"),
         (OSError(errno.ENOSPC, "No space left on device", "a\x1bb"), "The disk is full (a\\x1bb): free"),
         (PermissionError(errno.EACCES, "Permission denied", "there"), "No permission to read or write there (there)"),

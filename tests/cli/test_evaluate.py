@@ -192,6 +192,8 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
         (["evaluate", "--checkpoint", "masked", "--order", "margin", "--by_t"], ["no t"]),
         (["evaluate", "--checkpoint", "masked", "--judge", "causal"], ["add --samples"]),
         (["evaluate", "--checkpoint", "masked", "--samples", "1", "--judge", "other"], ["a bound only"]),
+        (["evaluate", "--checkpoint", "masked", "--sample_steps", "4"], ["add --samples"]),
+        (["evaluate", "--checkpoint", "masked", "--samples", "1", "--cfg_scale", "1"], ["leave out --cfg_scale"]),
         (["evaluate", "--checkpoint", "masked", "--curve", "x.nonsense"], ["x.nonsense", ".png"]),
         (["evaluate", "--checkpoint", "causal", "--curve", "x.png"], ["no curve over t"]),
         (["evaluate", "--checkpoint", "causal", "--order", "confidence"], ["from left to right"]),

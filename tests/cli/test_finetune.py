@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.load import open_model
 from llada.checkpoints.lora import LoraOptions
 from llada.cli import main
@@ -28,6 +27,7 @@ from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from tests.support.runs import run_to
 
 LETTERS = "abcdefgh"
 
@@ -84,17 +84,17 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"method": "lora"}, "name it by --checkpoint"),
-        ({"lora": LoraOptions(lora_rank=4)}, "add --method lora"),
-        ({"data": DataOptions(chat_length=5)}, "--chat_length is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(skip_bad=True)}, "--skip_bad is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(chat_split="last")}, "--chat_split is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "--chat_split_seed must be at least 0"),
-        ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
-        ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
-        ({"weights": "bf16"}, "add --optimizer adamw"),
-        ({"weights": "bf16", "optimizer": OptimizerOptions(optimizer="adamw")}, "add --ema 0"),
-        ({"weights": "bf16", "method": "lora", "base": "x"}, "leave out --weights"),
+        ({"method": "lora"}, "name it by `base`"),
+        ({"lora": LoraOptions(lora_rank=4)}, 'add `method="lora"`'),
+        ({"data": DataOptions(chat_length=5)}, "`chat_length` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(skip_bad=True)}, "`skip_bad` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(chat_split="last")}, "`chat_split` is for dialogues: add `chat=FILE`"),
+        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "`chat_split_seed` must be at least 0"),
+        ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add `weight_power=1`"),
+        ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add `optimizer=adamw`"),
+        ({"weights": "bf16"}, 'add `optimizer="adamw"`'),
+        ({"weights": "bf16", "optimizer": OptimizerOptions(optimizer="adamw")}, "add `ema=0`"),
+        ({"weights": "bf16", "method": "lora", "base": "x"}, "leave out `weights`"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object], complaint: str) -> None:
@@ -142,23 +142,12 @@ def small(base: Path, dialogues: Path, output_dir: Path, **changes: object) -> T
 
 
 def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | None = None) -> Trainer:
-    start = load_checkpoint(base)
+    start = read_checkpoint(base)
     data = Answers.load(config.data.chat, start.tokenizer, 64)  # type: ignore[arg-type]
     folder = RunFolder(config.output_dir)
     folder.start(config)
     begins_at = None if resume and config.method == "full" else base
-    trainer = Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at)
-    if stop_at is not None:
-        draw = trainer.source.draw
-
-        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return draw(step, generator)
-
-        trainer.source.draw = draw_and_interrupt
-    trainer.run(display())
-    return trainer
+    return run_to(Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at), stop_at)
 
 
 def trained(trainer: Trainer) -> torch.Tensor:
@@ -199,7 +188,7 @@ def test_an_adapter_run_stores_the_adapter_alone_and_opens_with_its_base(
     x_t = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     trainer.model.eval()
     assert torch.allclose(opened.model(x_t), trainer.model(x_t), atol=1e-5)
-    assert not torch.allclose(opened.model(x_t), load_checkpoint(base, dtype=torch.float32).model(x_t), atol=1e-3)
+    assert not torch.allclose(opened.model(x_t), read_checkpoint(base, dtype=torch.float32).model(x_t), atol=1e-3)
 
 
 def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) -> None:
@@ -218,7 +207,7 @@ def test_metrics_tell_of_answers(base: Path, dialogues: Path, tmp_path: Path) ->
 def test_the_base_is_measured_before_the_first_step(method: str, base: Path, dialogues: Path, tmp_path: Path) -> None:
     """By the bound of the checkpoint itself, on the data of all later evaluations; it is never the best of the run."""
     config = small(base, dialogues, tmp_path / "run", method=method, precision="fp32")
-    start = load_checkpoint(base, dtype=torch.float32)
+    start = read_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     own = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     own.model.eval()
@@ -235,7 +224,7 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
     """Each piece is padded for itself; the sum over them is LLaDA's loss, here computed row by row without padding
     columns that a row does not need."""
     config = small(base, dialogues, tmp_path / "run", precision="fp32")
-    start = load_checkpoint(base, dtype=torch.float32)
+    start = read_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     batch, noisy = trainer.make_batch(0)
@@ -268,11 +257,11 @@ def test_collapsing_answers_are_told_with_a_remedy() -> None:
     short = check([1, 2, 1], [20, 20, 20]).warning(8, 256)
     assert short is not None
     assert "1.3 tokens on average where the dialogues have 20.0" in short
-    assert "--batch_size 1 --accumulate 256" in short
+    assert "`batch_size=1` `accumulate=256`" in short
     empty = check([0, 0, 30], [20, 20, 20]).warning(1, 1)
     assert empty is not None
     assert "67% of them empty" in empty
-    assert "--batch_size" not in empty
+    assert "batch_size" not in empty
 
 
 def test_share_of_eos_is_counted() -> None:
@@ -409,7 +398,7 @@ def test_a_model_of_the_main_job_is_tuned_by_an_adapter_and_chats(
     assert run(["finetune", *flags, "--method", "lora", "--output_dir", str(tuned)]) == 0
     assert run(["chat", "--checkpoint", str(tuned), "--prompt", "to be", "--gen_length", "6"]) == 0
     assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 0
-    merged, opened = load_checkpoint(tmp_path / "merged"), open_model(tuned)
+    merged, opened = read_checkpoint(tmp_path / "merged"), open_model(tuned)
     x_t = torch.tensor([data.tokenizer.encode("to be or not")])
     assert torch.allclose(merged.model(x_t), opened.model(x_t), atol=1e-5)
     assert run(["export", "--checkpoint", str(tuned), "--output_dir", str(tmp_path / "merged")]) == 2
@@ -531,7 +520,7 @@ def test_a_qlora_run_is_opened_beside_the_rounded_weights(base: Path, dialogues:
     opened = open_model(tmp_path / "run")
     assert torch.equal(opened.model(x_t), trainer.model(x_t))
     assert run(["export", "--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "merged")]) == 0
-    merged = load_checkpoint(tmp_path / "merged").model(x_t)
+    merged = read_checkpoint(tmp_path / "merged").model(x_t)
     assert (merged - opened.model(x_t)).norm() < 0.02 * merged.norm()  # both are rounded to bf16 on their way
 
 

@@ -1,5 +1,6 @@
 """Numbers are refused by their range in one place, and misspelled names are answered with the right one."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -10,6 +11,8 @@ from llada.cli.export import ExportOptions
 from llada.cli.options import RANGES, check_ranges, parse
 from llada.cli.sample import SampleOptions
 from llada.cli.size_report import SizeOptions
+from llada.evaluation.nelbo import MOST_MASKS
+from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 from llada.training.config import LARGEST_SEED, TrainConfig
@@ -17,6 +20,10 @@ from llada.training.config import LARGEST_SEED, TrainConfig
 
 def test_the_largest_seed_is_that_of_a_run() -> None:
     assert RANGES["seed"] == RANGES["chat_split_seed"] == (0, LARGEST_SEED)
+
+
+def test_no_more_masks_can_be_asked_for_than_are_drawn_for_an_error() -> None:
+    assert RANGES["masks_per_window"][1] == MOST_MASKS
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,7 @@ def test_the_largest_seed_is_that_of_a_run() -> None:
         (ChatOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --seed 18446744073709551616"),
         (EvaluateOptions, "--checkpoint a --samples 100000000"),
+        (EvaluateOptions, "--checkpoint a --masks_per_window 1000000000"),
         (ExportOptions, "--checkpoint a --output_dir b --shard_gb 1e300"),
         (SizeOptions, f"--d_model 1{'0' * 400}"),
         (TrainConfig, f"--steps 1{'0' * 400}"),
@@ -83,10 +91,70 @@ def test_a_misspelled_flag_is_answered_with_the_right_one(options: type, wrong: 
     assert f"Unrecognized options: {wrong}, 1: did you mean {right}?" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "line", "sentence"),
+    [
+        (TrainConfig, "--steps x", "--steps must be a whole number, not 'x'"),
+        (TrainConfig, "--learning-rate=x", "--learning_rate must be a number, not 'x'"),
+        (TrainConfig, "--steps 5 --steps 1.5", "--steps must be a whole number, not '1.5'"),
+        (TrainConfig, "--steps", "--steps needs a value"),
+        (TrainConfig, "--masking x", "--masking must be one of bernoulli, exact_count, not 'x'"),
+        (TrainConfig, "--model_name", "--model_name needs a value"),  # another name of --base
+        (TrainConfig, "extra", "Unrecognized options: extra"),
+        (SizeOptions, "--layers x", "--layers must be a whole number, not 'x'"),
+        (EvaluateOptions, "", "--checkpoint must be given"),
+        (EvaluateOptions, "--chekpoint x", "Unrecognized options: --chekpoint, x: did you mean --checkpoint?"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_sentence(options: type, line: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse(options, "llada x", line.split(), "")
+    assert str(refusal.value) == f"{sentence} (`llada x --help` lists the options)."
+
+
+def test_without_its_events_the_parser_speaks_for_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not of its public interface, and may go."""
+    monkeypatch.setattr("llada.cli.options.on_parse_error", lambda _: contextlib.nullcontext())
+    with pytest.raises(SystemExit) as end:
+        parse(TrainConfig, "llada x", ["--steps", "x"], "")
+    assert end.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+
+
 def test_a_flag_that_is_like_none_is_only_refused() -> None:
     with pytest.raises(UserError) as refusal:
         parse(SampleOptions, "llada x", ["--checkpoint", "a", "--qqqqqq", "1"], "")
     assert "did you mean" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (SampleOptions, SamplerConfig(steps=None, temperature=1.0, remasking="random")),
+        (ChatOptions, SamplerConfig(steps=None, block_length=32)),
+    ],
+)
+def test_commands_that_write_have_the_sampler_of_their_purpose(options: type, expected: SamplerConfig) -> None:
+    line = ["--checkpoint", "a"]
+    assert parse(options, "llada x", line, "").sampler == expected
+    changed = parse(options, "llada x", [*line, "--steps", "3", "--cfg-scale", "2", "--mask_schedule", "cosine"], "")
+    assert changed.sampler == dataclasses.replace(expected, steps=3, cfg_scale=2.0, mask_schedule="cosine")
+
+
+def test_a_flag_that_a_nested_dataclass_refuses_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"^--block_length must be at least 1, not 0 \(`llada x --help` lists the options\)\.$"
+    ):
+        parse(ChatOptions, "llada x", ["--checkpoint", "a", "--block_length", "0"], "")
+
+
+@pytest.mark.parametrize("flags", [["--sample_steps", "4"], ["--sample-steps=4"], ["--steps", "4"]])
+def test_older_names_of_flags_are_read(flags: list[str]) -> None:
+    line = ["--checkpoint", "a", "--samples", "1", *flags]
+    options = parse(EvaluateOptions, "llada x", line, "", renamed={"sample_steps": "steps"})
+    assert options.quality.sampler == SamplerConfig(steps=4, temperature=1.0, remasking="random")
 
 
 def test_a_misspelled_command_is_answered_with_the_right_one(llada) -> None:  # type: ignore[no-untyped-def]

@@ -208,14 +208,14 @@ def test_a_source_is_the_one_that_was_asked_for(tmp_path: Path, said: list[str])
 @pytest.mark.usefixtures("_named_sources")
 @pytest.mark.parametrize("source", ["url", "package"])
 def test_an_input_with_another_source_is_refused(tmp_path: Path, said: list[str], source: corpus.SourceName) -> None:
-    with pytest.raises(UserError, match=f"not with --source {source}") as caught:
+    with pytest.raises(UserError, match=f'not with `source="{source}"`') as caught:
         load_corpus(source, [write(tmp_path / "a.txt", "own")], said.append)
     assert_one_sentence(caught.value)
 
 
 @pytest.mark.usefixtures("_named_sources")
 def test_the_source_file_needs_an_input(said: list[str]) -> None:
-    with pytest.raises(UserError, match="--source file needs --input") as caught:
+    with pytest.raises(UserError, match='`source="file"` needs `input`') as caught:
         load_corpus("file", [], said.append)
     assert_one_sentence(caught.value)
 
@@ -253,7 +253,7 @@ def test_without_any_source_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UserError, match="The package is sold out") as caught:
         load_corpus("auto", [], said.append)
     assert_one_sentence(caught.value)
-    assert "--source file --input PATH" in str(caught.value)
+    assert '`source="file"` `input=PATH`' in str(caught.value)
     assert said[0].startswith("The server is on holiday; ")
 
 

@@ -214,7 +214,7 @@ def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:
 def test_a_length_that_does_not_fit_is_refused_and_nothing_written(
     tmp_path: Path, text: str, sequence_length: int
 ) -> None:
-    with pytest.raises(UserError, match=f"--sequence_length {sequence_length} does not fit") as caught:
+    with pytest.raises(UserError, match=f"`sequence_length={sequence_length}` does not fit") as caught:
         prepare(corpus_of(text), tmp_path / "some" / "where", sequence_length)
     assert_one_sentence(caught.value)
     assert names_in(tmp_path) == []
@@ -451,7 +451,7 @@ def test_a_folder_of_others_is_left_alone_though_it_has_names_of_ours(tmp_path: 
         mine.mkdir()
         for name in names:
             (mine / name).write_text('{"title": "mine"}', encoding="utf-8")
-        with pytest.raises(UserError, match=r"which is no prepared text: choose another --output_dir") as caught:
+        with pytest.raises(UserError, match=r"which is no prepared text: choose another `output_dir`") as caught:
             prepare(corpus, mine, 10)
         assert_one_sentence(caught.value)
         assert sorted(path.name for path in mine.iterdir()) == sorted(names)

@@ -60,7 +60,7 @@ def test_long_dialogues_lose_their_oldest_turns_or_are_left_out(tmp_path: Path) 
     data = Answers.load(path, TOKENIZER, 10, rule="last")
     assert [p.ids for p in data.pairs["train"]] == [pair("ab", "c").ids, pair("d", "ef").ids]
     assert (data.n_shortened, data.n_left_out) == (1, 1)
-    with pytest.raises(UserError, match=r"None of the 2 dialogues .* fits 4 tokens: raise --chat_length"):
+    with pytest.raises(UserError, match=r"None of the 2 dialogues .* fits 4 tokens: raise `chat_length`"):
         Answers.load(path, TOKENIZER, 4, rule="last")
 
 

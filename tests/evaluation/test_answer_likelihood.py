@@ -20,12 +20,12 @@ from llada.evaluation.causal import causal_log_likelihoods
 from llada.evaluation.greedy import are_greedy
 from llada.models import EncoderConfig, LLaDAConfig, MaskPredictor, PredictAt, block_length_of
 from llada.sampling.config import SamplerConfig
-from llada.sampling.guidance import Predict, guide, suppress
+from llada.sampling.guidance import Predict, at_positions, guide, suppress
 from llada.sampling.unmask import generate
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
-from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, joint_predictor, table_predictor
+from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, joint_predictor, table_predictor
 
 FP32 = Precision(torch.float32, "")
 TOKENIZER = CharTokenizer("abcdefgh ")

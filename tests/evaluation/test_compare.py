@@ -18,7 +18,8 @@ from llada.data.prepared import PreparedText
 from llada.evaluation.compare import compare, two_sided
 from llada.evaluation.nelbo import BoundOptions, Bounds, draw_bounds, nll_by_logits
 from llada.models import EncoderConfig, MaskPredictor
-from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, table_predictor
+from llada.sampling.guidance import at_positions
+from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
 FIRST, SECOND = table_predictor(length=4, seed=3), table_predictor(length=4, seed=3)
 NUDGE = 0.1 * torch.randn(N_TOKENS, generator=torch.Generator().manual_seed(1)).double()

@@ -10,9 +10,10 @@ from torch import Tensor
 from llada.data.batches import TokenBatch
 from llada.evaluation.exact_likelihood import exact_nll, measure_exact_nll
 from llada.models import PredictAt
+from llada.sampling.guidance import at_positions
 from llada.sampling.policies import DEFAULTS, POLICIES, PolicyName, PolicyOptions, make_policy
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, at_positions, joint_predictor, table_predictor
+from tests.support.toys import MASK, N_TOKENS, joint_predictor, table_predictor
 
 TABLE = table_predictor(length=4, seed=3)
 ALL_TEXTS = torch.tensor(list(itertools.product(range(N_TOKENS), repeat=4)))

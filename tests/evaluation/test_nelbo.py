@@ -26,9 +26,10 @@ from llada.evaluation.windows import TextSize, cut_windows, scored_places
 from llada.forward_process import mask_bernoulli
 from llada.models import LLaDAConfig, MaskPredictor, build_network
 from llada.objective import sequence_bounds
+from llada.sampling.guidance import at_positions
 from llada.system.device import choose_precision
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, at_positions, enumerated_nelbo, table_predictor
+from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
 TABLE = table_predictor(length=4, seed=3)
 
@@ -220,7 +221,7 @@ def test_given_tokens_are_read_and_not_scored() -> None:
     assert places is not None
     assert text[places].tolist() == list(range(1, 10))
     assert scored_places(text, 0) is None
-    with pytest.raises(UserError, match="4 cannot be given: choose a --prefix below 4"):
+    with pytest.raises(UserError, match="4 cannot be given: choose a `prefix` below 4"):
         cut_windows(tokens, 4, given=4)
 
 

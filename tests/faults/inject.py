@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.checksums import find_damage
@@ -146,7 +146,7 @@ def sweep_saving(injector: Injector, folder: Path, data: PreparedText) -> None:
             if damage := find_damage(step, ["checksums.json"]):
                 return f"{step.name} is broken: {damage}"
             read_state(step)
-            load_checkpoint(step)
+            read_checkpoint(step)
         if not failed and run.last_step != 5:
             return "nobody was told that nothing was saved"
         leftovers = list(run.checkpoints.glob(".*"))
@@ -178,11 +178,11 @@ def sweep_preparing(injector: Injector, folder: Path, data: PreparedText) -> Non
 def sweep_reading(injector: Injector, folder: Path, data: PreparedText) -> None:
     """Opening what is whole, with a disk that cannot be read: told, and never half of it used."""
     run = RunFolder(folder / "run")
-    expected = torch.cat([weight.flatten() for weight in load_checkpoint(run.last).model.parameters()])
+    expected = torch.cat([weight.flatten() for weight in read_checkpoint(run.last).model.parameters()])
     opened: list[object] = []
 
     def open_checkpoint() -> None:
-        opened[:] = [torch.cat([weight.flatten() for weight in load_checkpoint(run.last).model.parameters()])]
+        opened[:] = [torch.cat([weight.flatten() for weight in read_checkpoint(run.last).model.parameters()])]
         read_state(run.last)
 
     def open_data() -> None:

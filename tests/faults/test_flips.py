@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
 from llada.system.files import read_json
@@ -95,11 +95,11 @@ COUNTS = [pytest.param(QUICK, id="some"), pytest.param(FULL, id="all", marks=pyt
 @pytest.mark.parametrize("n_places", COUNTS)
 def test_checkpoints(run: RunFolder, n_places: int) -> None:
     def read() -> Any:
-        checkpoint = load_checkpoint(run.last)
+        checkpoint = read_checkpoint(run.last)
         return plain(dict(checkpoint.model.network.state_dict())), checkpoint.tokenizer.characters, read_config()
 
     def read_config() -> Any:
-        return plain(read_state(run.last)), vars(load_checkpoint(run.last).config)
+        return plain(read_state(run.last)), vars(read_checkpoint(run.last).config)
 
     n_found = sweep(run.last.resolve(), read, n_places, seed=1)
     assert n_found > 0.9 * n_places  # the rest is white space in JSON

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llada import cli
-from llada.checkpoints.folder import load_checkpoint, make_predictor, read_config, read_tokenizer, save_weights
+from llada.checkpoints.folder import make_predictor, read_checkpoint, read_config, read_tokenizer, save_weights
 from llada.checkpoints.lora_files import read_lora_values
 from llada.checkpoints.safetensors import StoredWeights
 from llada.data.corpus import Corpus
@@ -132,7 +132,7 @@ def config_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], o
 def config_json_of_a_checkpoint(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     """Up to the network itself, which must not be built in a size that its weights have not."""
     contents = json_files(config_to_json(NETWORKS["llada"]))
-    return contents, replacing(world.checkpoint / "config.json", lambda: load_checkpoint(world.checkpoint))
+    return contents, replacing(world.checkpoint / "config.json", lambda: read_checkpoint(world.checkpoint))
 
 
 @target(8_000)
@@ -157,7 +157,7 @@ def safetensors_header(world: World) -> tuple[st.SearchStrategy[Any], Callable[[
 
     entries = changed(header[name]).map(lambda entry: pack({**header, name: entry}))
     contents = st.one_of(entries, changed(header).map(pack), corrupted(whole), st.binary(max_size=30))
-    return contents, replacing(path, lambda: load_checkpoint(world.checkpoint))
+    return contents, replacing(path, lambda: read_checkpoint(world.checkpoint))
 
 
 @target(12_000)

@@ -4,10 +4,12 @@ from llada.sampling.config import ANSWER, BENCHMARK, FREE_TEXT, SamplerConfig
 
 
 def test_defaults_are_lladas_and_one_set_for_each_purpose() -> None:
-    assert SamplerConfig() == SamplerConfig(128, None, 0.0, 0.0, "low_confidence", "linear")
-    assert SamplerConfig(None, None, 1.0, 0.0, "random", "linear") == FREE_TEXT
-    assert SamplerConfig(None, 32, 0.0, 0.0, "low_confidence", "linear") == ANSWER
-    assert SamplerConfig(None, None, 0.0, 0.0, "low_confidence", "linear") == BENCHMARK
+    assert SamplerConfig() == SamplerConfig(
+        steps=128, block_length=None, temperature=0.0, cfg_scale=0.0, remasking="low_confidence", mask_schedule="linear"
+    )
+    assert SamplerConfig(steps=None, block_length=None, temperature=1.0, remasking="random") == FREE_TEXT
+    assert SamplerConfig(steps=None, block_length=32, temperature=0.0) == ANSWER
+    assert SamplerConfig(steps=None, temperature=0.0) == BENCHMARK
 
 
 @pytest.mark.parametrize("remasking", ["entropy", "low-confidence", "", None])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.checkpoints.folder import load_checkpoint, make_predictor, save_weights
+from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
 from llada.models import EncoderConfig, ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
@@ -66,6 +66,21 @@ def save_small(folder: Path) -> Path:
     return folder
 
 
+def adapter_of(base: Path, folder: Path) -> Path:
+    """A small adapter that changes what its base computes; skips the test without peft."""
+    pytest.importorskip("peft")
+    from llada.checkpoints.load import open_model
+    from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, save_adapter
+
+    network = open_model(base).model.network
+    add_adapter(network, LoraOptions(lora_rank=2), seed=0)
+    for weight in adapter_weights(network).values():
+        torch.nn.init.normal_(weight.data, std=0.3)
+    folder.mkdir(parents=True)
+    save_adapter(folder, network, str(base.resolve()))
+    return folder
+
+
 def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     edit(content)
@@ -75,7 +90,7 @@ def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def assert_refused(path: Path, *named: str) -> None:
     """The checkpoint is refused in one sentence that names these."""
     with pytest.raises(UserError) as caught:
-        load_checkpoint(path)
+        read_checkpoint(path)
     assert_one_sentence(caught.value)
     for name in named:
         assert name in str(caught.value)

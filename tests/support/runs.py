@@ -2,6 +2,8 @@
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +25,11 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
     """A run in its folder; with `stop_at`, a SIGINT comes during that step."""
     folder = RunFolder(config.output_dir)
     folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
+    return run_to(Trainer(RunPlan.of(config, data), folder, resume), stop_at)
+
+
+def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
+    """Train to the end, or until the SIGINT that comes during a step."""
     if stop_at is not None:
         draw = trainer.source.draw
 
@@ -37,8 +43,31 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
     return trainer
 
 
+def train_until(
+    config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None
+) -> Trainer:
+    """A run in its folder, which is put in order if it goes on; with `stop_after`, told to stop in that step."""
+    folder = RunFolder(config.output_dir)
+    if resume:
+        folder.recover()
+    folder.start(config)
+    trainer = Trainer(RunPlan.of(config, data), folder, resume)
+    draw = trainer.make_batch
+
+    def make_batch(step: int) -> Any:
+        trainer.stop.is_made = step + 1 == stop_after
+        return draw(step)
+
+    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    return run_to(trainer)
+
+
 def losses(config: TrainConfig) -> list[float]:
-    return [row["loss"] for row in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in row]
+    return losses_of(config.output_dir)
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
 def weights(trainer: Trainer) -> torch.Tensor:

@@ -9,9 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llada.models import PredictAt
-from llada.sampling.unmask import Predict
-
 MASK = 9  # far above the three tokens of the toys, as MASK is above the characters
 N_TOKENS = 3
 SCHEDULE_NAMES = ("linear", "cosine", "polynomial:2", "polynomial:0.75")
@@ -20,16 +17,6 @@ TIME_NAMES = ("uniform", "bell", "bell:0.35:0.3")
 
 def uniform(x_t: Tensor) -> Tensor:
     return torch.zeros(*x_t.shape, N_TOKENS)
-
-
-def at_positions(predict: Predict) -> PredictAt:
-    """A predictor over whole rows, asked at some positions; it knows no padding."""
-
-    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
-        assert attention_mask is None
-        return predict(x_t)[positions]
-
-    return predict_at
 
 
 def table_predictor(length: int, seed: int) -> Callable[[Tensor], Tensor]:

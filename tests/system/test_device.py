@@ -226,9 +226,9 @@ def test_it_leaves_a_step_out_whose_gradient_is_no_number(name: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "option"),
     [
-        ({"compile": True}, "--compile"),
-        ({"method": "qlora", "base": "somewhere"}, "--method qlora"),
-        ({"optimizer": OptimizerOptions(optimizer="adamw", optimizer_state="8bit")}, "--optimizer_state 8bit"),
+        ({"compile": True}, "`compile`"),
+        ({"method": "qlora", "base": "somewhere"}, '`method="qlora"`'),
+        ({"optimizer": OptimizerOptions(optimizer="adamw", optimizer_state="8bit")}, '`optimizer_state="8bit"`'),
     ],
 )
 def test_what_needs_other_kernels_is_refused_there(

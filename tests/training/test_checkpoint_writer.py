@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.run_layout import newest_first
 from llada.data.prepared import PreparedText
 from llada.system import device as hardware
@@ -72,7 +72,7 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
     run(other)
     assert names == ["MainThread"] * 2
     for step_name in ("step-00000006", "step-00000012"):
-        one, two = (load_checkpoint(t.folder.checkpoints / step_name) for t in (trainer, other))
+        one, two = (read_checkpoint(t.folder.checkpoints / step_name) for t in (trainer, other))
         for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
             assert torch.equal(a, b)
         states = [read_state(t.folder.checkpoints / step_name) for t in (trainer, other)]

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints import run_layout
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
 from llada.checkpoints.run_layout import followed, newest_first
@@ -22,32 +21,17 @@ from llada.system.asides import aside_of
 from llada.system.errors import UserError
 from llada.system.files import flush_to_disk
 from llada.training.config import TrainConfig
-from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder
-from llada.training.trainer import Trainer
+from tests.support.runs import train_until, weights
 from tests.support.sentences import assert_one_sentence
 
 STEPS = ["step-00000006", "step-00000008"]
 
 
 def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None) -> torch.Tensor:
-    """Train in the run folder, told to stop in a step if that is given; returns all weights."""
-    folder = RunFolder(config.output_dir)
-    if resume:
-        folder.recover()
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
-
-    def make_batch(step: int) -> Any:
-        trainer.stop.is_made = step + 1 == stop_after
-        return draw(step)
-
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
-    trainer.run(Display(Console(quiet=True), None))
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    """All weights of a run in its folder."""
+    return weights(train_until(config, data, resume, stop_after))
 
 
 def kinds(folder: RunFolder) -> dict[str, str]:
@@ -92,7 +76,7 @@ def test_a_copy_is_opened_like_the_run(
     stopped: RunFolder, tmp_path: Path, copied: Callable[[Path, Path], None], llada: Any
 ) -> None:
     copied(stopped.path, tmp_path / "copy")
-    original, copy = load_checkpoint(stopped.path), load_checkpoint(tmp_path / "copy")
+    original, copy = read_checkpoint(stopped.path), read_checkpoint(tmp_path / "copy")
     assert (original.folder.name, copy.folder.name) == (STEPS[0], STEPS[0])
     weights, twins = original.model.network.state_dict(), copy.model.network.state_dict()
     assert all(torch.equal(weight, twins[name]) for name, weight in weights.items())
@@ -126,9 +110,9 @@ def test_a_name_itself_can_be_opened(
     path = tmp_path / "copy" / "checkpoints" / name
     if copied is without_links:
         with pytest.raises(UserError, match="is not there"):
-            load_checkpoint(path)
+            read_checkpoint(path)
         return
-    assert load_checkpoint(path).folder.name == STEPS[name == "last"]
+    assert read_checkpoint(path).folder.name == STEPS[name == "last"]
 
 
 # Disks without links
@@ -162,7 +146,7 @@ def test_where_no_links_are_to_be_had_small_files_stand_for_checkpoints(
     assert kinds(folder) == {"best": "file", "last": "file", STEPS[0]: "folder", STEPS[1]: "folder"}
     assert (folder.checkpoints / "last").read_bytes() == b"step-00000008\n"
     assert (folder.last, folder.last_step) == (folder.checkpoints / STEPS[1], 8)
-    assert load_checkpoint(folder.path).folder.name == STEPS[0]
+    assert read_checkpoint(folder.path).folder.name == STEPS[0]
     assert torch.equal(train(small_run, data, resume=True), expected)
     assert folder.last_step == 12
     assert kinds(folder)["last"] == "file"

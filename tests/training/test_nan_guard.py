@@ -273,7 +273,7 @@ def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfi
         run(trainer)
     sentence = str(caught.value)
     assert "The loss became nan and its gradient nan by step 13, also after going back to step 6" in sentence
-    assert "--muon_learning_rate: try 0.007, and go on from the last checkpoint with --resume" in sentence
+    assert "`muon_learning_rate`: try 0.007, and go on from the last checkpoint with `resume=" in sentence
     assert "\n" not in sentence
     assert sentence.endswith(".")
     trouble = json.loads((config.output_dir / "trouble.json").read_text())
@@ -318,7 +318,7 @@ def test_before_any_weight_has_changed_no_rate_is_blamed(small_run: TrainConfig,
 
         trainer._loss = losses  # type: ignore[method-assign]
 
-    assert "the same step is finite in fp32: add --precision fp32" in first_complaint(bf16, data, spoil_bf16)
+    assert 'the same step is finite in fp32: add `precision="fp32"`' in first_complaint(bf16, data, spoil_bf16)
     for sentence in (weights_, data_):
         assert "learning_rate" not in sentence
         assert "start again" in sentence

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints import folder as checkpoint
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.asides import aside_of
@@ -28,26 +28,9 @@ from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.state import STATE_FILE, changed_settings
 from llada.training.trainer import Trainer
+from tests.support.runs import train_until as train
 
 FILES = ["checksums.json", "config.json", "model.safetensors", "training_state.pt", "vocab.json"]
-
-
-def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None) -> Trainer:
-    """A run in its folder; with `stop_after`, told to stop in that step."""
-    folder = RunFolder(config.output_dir)
-    if resume:
-        folder.recover()
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
-
-    def make_batch(step: int) -> Any:
-        trainer.stop.is_made = step + 1 == stop_after
-        return draw(step)
-
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
-    trainer.run(Display(Console(quiet=True), None))
-    return trainer
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -128,10 +111,10 @@ def test_if_all_are_damaged_they_are_named_and_left_alone(stopped: RunFolder) ->
 
 
 def test_a_damaged_checkpoint_is_not_opened_for_use_either(stopped: RunFolder) -> None:
-    load_checkpoint(stopped.path)
+    read_checkpoint(stopped.path)
     flip_a_bit(stopped.checkpoints / "best" / "model.safetensors")
     with pytest.raises(UserError, match=r"step-00000006 is damaged \(model.safetensors has another checksum"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)
 
 
 # Kills
@@ -223,7 +206,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     assert needed / 2 < trainer.state.expected_bytes() < needed  # all but names and layout, of a tiny network
     usage = shutil.disk_usage(stopped.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_000_000 + needed // 2))
-    with pytest.raises(UserError, match=r"free some space and go on with --resume .*unharmed\.$"):
+    with pytest.raises(UserError, match=r"free some space and go on with `resume=.*unharmed\.$"):
         trainer.run(Display(Console(quiet=True), None))
     assert names(stopped) == before
     assert stopped.recover() == []
@@ -274,7 +257,7 @@ def test_changed_settings_are_told(stopped: RunFolder, data: PreparedText) -> No
     assert Trainer(RunPlan.of(config, data), stopped, resume=True).resumed.changed_settings == []
     config = replace(config, steps=20, optimizer=replace(config.optimizer, learning_rate=0.5))
     changes = Trainer(RunPlan.of(config, data), stopped, resume=True).resumed.changed_settings
-    assert changes == ["--learning_rate 0.003 -> 0.5", "--steps 12 -> 20"]
+    assert changes == ["`learning_rate` 0.003 -> 0.5", "`steps` 12 -> 20"]
     assert changed_settings({"a": 1}, {"a": 1, "new": 2}) == []
 
 
@@ -327,7 +310,7 @@ def test_a_new_run_takes_no_folder_that_holds_something_else(
             assert "which is not of a run: choose a new folder, or an empty one" in result.err
             assert result.err.count("\n") == 1
             assert all_bytes(folder) == before
-    assert load_checkpoint(exported).config.vocab_size
+    assert read_checkpoint(exported).config.vocab_size
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
@@ -404,11 +387,11 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
         return read_tokenizer(folder)
 
     monkeypatch.setattr(checkpoint, "read_tokenizer", pruning)
-    assert load_checkpoint(stopped.path).folder.name == "step-00000008"
+    assert read_checkpoint(stopped.path).folder.name == "step-00000008"
     assert read == ["step-00000006", "step-00000008"]
     (stopped.last / "vocab.json").unlink()
     with pytest.raises(UserError, match=r"vocab\.json is missing"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)
     stopped.last.resolve().rename(stopped.checkpoints / "gone")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_checkpoint(stopped.path)
+        read_checkpoint(stopped.path)

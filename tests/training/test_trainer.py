@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada.checkpoints.folder import load_checkpoint
+from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.compile import Compiled
@@ -74,7 +74,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         expected.progress.best_nelbo,
     )
     for name in ("last", "best"):
-        one, other = (load_checkpoint(config.output_dir / "checkpoints" / name) for config in (whole, parts))
+        one, other = (read_checkpoint(config.output_dir / "checkpoints" / name) for config in (whole, parts))
         for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(a, b)
 
@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_where_it_would_be_measured_is(
 def test_a_run_goes_on_with_a_moving_average_or_without_as_it_began(small_run: TrainConfig, data: PreparedText) -> None:
     train(small_run, data, stop_at=3)
     without = replace(small_run, optimizer=replace(small_run.optimizer, ema=0.0))
-    with pytest.raises(UserError, match=r"--ema was 0\.98, not 0\.0"):
+    with pytest.raises(UserError, match=r"`ema` was 0\.98, not 0\.0"):
         RunFolder(small_run.output_dir).check_continues(without)
     RunFolder(small_run.output_dir).check_continues(replace(small_run, optimizer=replace(small_run.optimizer, ema=0.9)))
 
@@ -110,7 +110,7 @@ def test_the_base_of_an_adapter_may_have_moved_and_that_of_all_weights_not(tmp_p
         if method == "lora":
             folder.check_continues(replace(config, base="there"))
         else:
-            with pytest.raises(UserError, match="--base was here, not there"):
+            with pytest.raises(UserError, match="`base` was here, not there"):
                 folder.check_continues(replace(config, base="there"))
 
 
@@ -279,7 +279,7 @@ def test_resuming_with_another_text_is_refused(
     """Of the same characters, so that only the text itself can tell."""
     train(small_run, data, stop_at=3)
     other = prepare(Corpus(text[::-1], "file", "reversed"), tmp_path / "other", 100)
-    with pytest.raises(UserError, match=r"changed: text, training split, validation split\).*add --changed_data"):
+    with pytest.raises(UserError, match=r"changed: text, training split, validation split\).*add `changed_data`"):
         Trainer(RunPlan.of(small_run, other), RunFolder(small_run.output_dir), resume=True)
 
 
@@ -325,18 +325,18 @@ def test_unknown_keys_and_values_are_refused(content: dict[str, object], message
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"batch_size": 3}, "even number of sequences, not 3"),
-        ({"noise": NoiseOptions(masking="bernoulli", complementary=True)}, "--masking exact_count"),
+        ({"noise": NoiseOptions(masking="bernoulli", complementary=True)}, '`masking="exact_count"`'),
         ({"steps": None}, "needs an end"),
-        ({"epochs": 2.0}, "--epochs and --steps"),
-        ({"steps": 0}, "--steps must be at least 1"),
-        ({"steps": None, "epochs": -1.0}, "--epochs must be more than 0"),
-        ({"minutes": 0.0}, "--minutes must be more than 0"),
-        ({"seed": -1}, "--seed must be at least 0"),
-        ({"optimizer": OptimizerOptions(decay=0.0)}, "--decay must be more than 0"),
-        ({"optimizer": OptimizerOptions(ema=1.5)}, "--ema must be at most 1"),
-        ({"data": DataOptions(sequence_length=0)}, "--sequence_length must be at least 1"),
+        ({"epochs": 2.0}, "`epochs` and `steps`"),
+        ({"steps": 0}, "`steps` must be at least 1"),
+        ({"steps": None, "epochs": -1.0}, "`epochs` must be more than 0"),
+        ({"minutes": 0.0}, "`minutes` must be more than 0"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"optimizer": OptimizerOptions(decay=0.0)}, "`decay` must be more than 0"),
+        ({"optimizer": OptimizerOptions(ema=1.5)}, "`ema` must be at most 1"),
+        ({"data": DataOptions(sequence_length=0)}, "`sequence_length` must be at least 1"),
     ],
     ids=str,
 )
@@ -349,7 +349,7 @@ def test_impossible_configurations_are_refused(
 
 def test_dropout_is_refused_where_there_is_none(small_run: TrainConfig, data: PreparedText) -> None:
     config = replace(small_run, network=replace(small_run.network, dropout=0.1))
-    with pytest.raises(UserError, match="--network encoder"):
+    with pytest.raises(UserError, match='`network="encoder"`'):
         Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
 
 

@@ -18,10 +18,11 @@ from llada.cli.size_report import SizeOptions
 from llada.costs.fit import with_length
 from llada.costs.memory import training_memory
 from llada.data.prepared import PreparedText
+from llada.system.errors import is_out_of_memory
 from llada.training import forecast
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.diagnostics import ConvergenceWatch, likely_setting, unigram_entropy
-from llada.training.forecast import check_memory, is_out_of_memory, out_of_memory, reasons_for_slowness, setting_of
+from llada.training.forecast import check_memory, out_of_memory, reasons_for_slowness, setting_of
 from llada.training.plan import RunPlan
 from tests.support.commands import PATIENCE
 
@@ -246,7 +247,7 @@ def test_a_loss_that_stays_at_the_frequencies_is_named_once(plan: RunPlan) -> No
         replace(plan.config, optimizer=OptimizerOptions(muon_learning_rate=1e-4, warmup_steps=10)), plan.data
     )
     (warning,) = warnings_of(slow, [4.2] * 5 + [unlearnt] * 95)
-    assert "--muon_learning_rate 0.0001, which is low: try 0.02" in warning
+    assert "`muon_learning_rate=0.0001`, which is low: try 0.02" in warning
 
 
 def test_a_loss_that_rises_and_one_that_is_too_high_are_named(plan: RunPlan) -> None:
@@ -254,7 +255,7 @@ def test_a_loss_that_rises_and_one_that_is_too_high_are_named(plan: RunPlan) -> 
     rising, high = warnings_of(plan, [0.5 * unlearnt] * 40 + [0.9 * unlearnt] * 30 + [3 * unlearnt] * 30)
     assert f"rose from {0.5 * unlearnt:.2f}" in rising
     assert "does not fall" in high
-    assert "the likely cause is --muon_learning_rate: try 0.007" in rising
+    assert "the likely cause is `muon_learning_rate`: try 0.007" in rising
 
 
 def test_the_likely_setting_is_the_one_that_is_far_from_usual(plan: RunPlan) -> None:
@@ -262,9 +263,9 @@ def test_the_likely_setting_is_the_one_that_is_far_from_usual(plan: RunPlan) -> 
         config = replace(plan.config, optimizer=replace(OptimizerOptions(optimizer="adamw"), **options))  # type: ignore[arg-type]
         return likely_setting(RunPlan.of(config, plan.data), too_fast)
 
-    assert "--learning_rate 10, which is high: try 0.003" in likely(learning_rate=10.0)
-    assert "--learning_rate 1e-05, which is low" in likely(too_fast=False, learning_rate=1e-5)
-    assert "--warmup_steps 0" in likely(learning_rate=0.003, warmup_steps=0)
+    assert "`learning_rate=10`, which is high: try 0.003" in likely(learning_rate=10.0)
+    assert "`learning_rate=1e-05`, which is low" in likely(too_fast=False, learning_rate=1e-5)
+    assert "`warmup_steps=0`" in likely(learning_rate=0.003, warmup_steps=0)
 
 
 def run_at_rate(rate: str, capsys: pytest.CaptureFixture[str], data: PreparedText, folder: Path) -> tuple[object, str]:
@@ -330,7 +331,7 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
     if (command, flag) == ("train", "dropout"):
         place = [*place, "--network", "encoder"]
     sentence = complaint(capsys, command, *place, f"--{flag}", "many")
-    assert flag.replace("_", "-") in sentence
+    assert f"--{flag}" in sentence
     assert "number" in sentence or "many" in sentence
     for value in ("nan", "inf", "-inf"):
         if command != "prepare" and flag not in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout"):
@@ -338,11 +339,3 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
     negative = complaint(capsys, command, *place, f"--{flag}=-1")
     assert flag in negative or flag in ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "dropout")
     assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]
-
-
-@pytest.mark.parametrize(
-    "said", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "could not create a primitive"]
-)
-def test_what_libraries_say_when_memory_is_gone(said: str) -> None:
-    assert is_out_of_memory(RuntimeError(said))
-    assert not is_out_of_memory(ValueError(said))

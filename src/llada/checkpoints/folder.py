@@ -140,7 +140,7 @@ def save_weights(
     save_tensors(folder, weights, shard_bytes)
 
 
-def load_checkpoint(
+def read_checkpoint(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
@@ -322,7 +322,7 @@ def _check_memory(
     needed = sum(shape.numel() * dtype.itemsize for name, shape in shapes.items() if not is_mapped[name])
     has = memory_bytes(device) if device.type in ("cpu", "cuda") else needed
     if needed > has:
-        remedy = "open them as bf16 (--dtype bf16)" if dtype.itemsize > 2 else "use a device with more memory"
+        remedy = 'open them as bf16 (`dtype="bf16"`)' if dtype.itemsize > 2 else "use a device with more memory"
         raise UserError(
             f"The weights in {stored.folder} take {bytes_in_words(needed)} as {str(dtype).removeprefix('torch.')}, and "
             f"there are {bytes_in_words(has)} of memory: {remedy}."

@@ -9,11 +9,11 @@ from llada.checkpoints.folder import (
     DTYPES,
     Checkpoint,
     DtypeName,
+    read_checkpoint,
     read_config,
     read_tokenizer,
     weights_dtype,
 )
-from llada.checkpoints.folder import load_checkpoint as load_folder
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.lora import load_adapter, quantise
 from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
@@ -37,7 +37,7 @@ def open_model(
         dtype: of the weights in memory; None is that in which they are stored, but bf16 for fp16. The base of an
             adapter that was trained on layers in 4 bits is put into 4 bits and bf16 again, and takes no other.
         base: where an adapter's base is, if not where the adapter says.
-        keep_fp16: see `checkpoint.load_checkpoint`.
+        keep_fp16: see `folder.read_checkpoint`.
 
     Raises:
         UserError: there is none, it is broken, or an adapter's base is not to be had.
@@ -45,8 +45,8 @@ def open_model(
     adapter = find_adapter(Path(name))
     if adapter is None:
         if base is not None:
-            raise UserError(f"{name} is not an adapter and has no base: leave out --base.")
-        return load_folder(fetch(str(name), read_published_config(str(name))), device, dtype, keep_fp16)
+            raise UserError(f"{name} is not an adapter and has no base: leave out `base`.")
+        return read_checkpoint(fetch(str(name), read_published_config(str(name))), device, dtype, keep_fp16)
     return while_there(
         lambda: (find_adapter(Path(name)) or adapter).resolve(),  # a run that goes on moves `best` to another folder
         lambda folder: _open_adapter(folder, device, dtype, base, keep_fp16),
@@ -58,13 +58,13 @@ def _open_adapter(
 ) -> Checkpoint:
     in_four_bits = is_for_four_bits(adapter)
     if in_four_bits and dtype not in (None, torch.bfloat16):
-        raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out --dtype.")
+        raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out `dtype`.")
     folder = _find_base(adapter, base)
     if in_four_bits:  # rounded as it was then: those are the weights that the adapter knows
-        checkpoint = load_folder(folder, "cpu", torch.bfloat16)
+        checkpoint = read_checkpoint(folder, "cpu", torch.bfloat16)
         quantise(checkpoint.model.network, device)
     else:
-        checkpoint = load_folder(folder, device, dtype, keep_fp16)
+        checkpoint = read_checkpoint(folder, device, dtype, keep_fp16)
     load_adapter(checkpoint.model.network, adapter)
     checkpoint.model.to(device).eval()
     return replace(checkpoint, folder=adapter)
@@ -110,7 +110,7 @@ def _find_base(adapter: Path, base: str | None) -> Path:
     except UserError as error:
         reason = str(error).rstrip(".")
         raise UserError(
-            f"The base of the adapter in {adapter} cannot be had ({reason}): say by --base where it is."
+            f"The base of the adapter in {adapter} cannot be had ({reason}): say by `base` where it is."
         ) from error
 
 

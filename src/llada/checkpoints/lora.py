@@ -34,7 +34,7 @@ from llada.checkpoints.tensor_names import plain_names
 from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.checksums import check_whole
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.system.files import write_json
 from llada.system.literals import check_literal, check_literals
 
@@ -62,9 +62,9 @@ class LoraOptions:
         check_literals(self)
         for name in ("lora_rank", "lora_alpha"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}: correct it.")
+                raise UserError(f"`{name}` must be at least 1, not {getattr(self, name)}: correct it.")
         if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
+            raise UserError(f"`lora_dropout` must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
 
 
 class Layout(NamedTuple):
@@ -186,7 +186,7 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
     # peft checks little, so a strange value shows in whatever it meets first.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
         undo()
-        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        reason = first_line(error).split(". ")[0]
         raise UserError(f"The adapter in {folder} cannot be used ({reason}): use another one.") from error
     expected = adapter_weights(network)
     names, _ = plain_names(weights, expected)
@@ -204,7 +204,7 @@ def _check_base(network: Network, folder: Path, fingerprints: Mapping[str, str])
         forget_fingerprints(network)
         raise UserError(
             f"The adapter in {folder} was trained with other weights than these: use its own base, "
-            f"{base_of_adapter(folder)}, or say by --base where it is now."
+            f"{base_of_adapter(folder)}, or say by `base` where it is now."
         )
 
 

@@ -34,7 +34,7 @@ def store_in_four_bits(network: Network, device: torch.device | str | None = Non
         UserError: bitsandbytes is not installed, or the device is a GPU of Apple's.
     """
     if device is not None and torch.device(device).type == "mps":
-        raise UserError("Weights in 4 bits are not for Apple's GPUs: add --device cpu.")
+        raise UserError("Weights in 4 bits are not for Apple's GPUs: add `device=cpu`.")
     library = _bitsandbytes()
     for layer in network.layers:
         for name, module in list(layer.named_modules()):

@@ -3,6 +3,10 @@
 Nothing is unpickled, and no more is held in memory than what was asked for: a tensor that is wanted as it is stored is
 its bytes of the file, mapped, and any other is converted piece by piece. Each has a mapping of its own, since pages of
 a mapped file count as memory until they are unmapped.
+
+That is why tensors are not read by safetensors' own `safe_open`, which checks the header and maps the whole file: 0.4
+GB in bf16, widened to fp32 by `get_tensor` or by `get_slice`, took 1.505 times the weights at the peak, the file opened
+once or anew for each tensor, and 1.009 times here, in the same time (safetensors 0.8.0, torch 2.13, Linux).
 """
 
 import contextlib
@@ -25,9 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llada.system.asides import aside_of
 from llada.system.errors import UserError
-from llada.system.files import read_json, replace_file, write_json
+from llada.system.files import file_written_whole, read_json, write_json
 from llada.system.mapped import FileState, remember
 from llada.system.opener import open_regular
 
@@ -108,12 +111,8 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
         tensor = tensor.detach().cpu().contiguous()
         plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    aside = aside_of(path)
-    try:
+    with file_written_whole(path) as aside:
         write_safetensors(aside, plain, {"format": "pt"})
-        replace_file(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llada.cli.ending import USAGE_ERROR, run_to_end
+from llada.cli.flags import in_flags
 from llada.system.environment import allow_any_text, set_defaults
 from llada.system.errors import UserError
 from llada.system.terminal import tell
@@ -93,7 +94,7 @@ def _run(name: str, arguments: Sequence[str], program: Program) -> int:
     try:
         code: int = command.run(arguments, program)
     except UserError as error:
-        raise UserError(str(error).replace("llada prepare", program.prepare_program)) from error
+        raise UserError(in_flags(str(error), program.prepare_program)) from error
     return code
 
 

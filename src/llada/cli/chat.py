@@ -14,6 +14,7 @@ from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import draw_tokens
 from llada.cli.ending import INTERRUPTED, USAGE_ERROR
+from llada.cli.flags import in_flags
 from llada.cli.options import check_positive, parse, sampler_for
 from llada.sampling.config import ANSWER, SamplerConfig
 from llada.sampling.dialogue import Answer
@@ -132,7 +133,7 @@ class Chat:
                     self.say(line)
                 except UserError as error:  # the next message may do better
                     has_failed = True
-                    self.console.print(str(error), style="yellow", highlight=False, markup=False)
+                    self.console.print(in_flags(str(error)), style="yellow", highlight=False, markup=False)
                 except KeyboardInterrupt:
                     if not sys.stdin.isatty():
                         return INTERRUPTED

@@ -16,22 +16,44 @@ from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing
 from llada.evaluation.compare import Difference, compare
 from llada.evaluation.distributed import Shard, joined
 from llada.evaluation.nelbo import Bounds, draw_bounds
+from llada.evaluation.seeds import SeedDifference, over_seeds
 from llada.evaluation.standard_errors import in_words
 from llada.system.device import choose_precision
 from llada.system.errors import UserError
 from llada.system.terminal import tell
+from llada.tokenizers.base import Tokenizer
 
 DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which
-is known far better than either, with its standard error and a p-value. The data is that of the first one."""
+is known far better than either, with its standard error and a p-value. The data is that of the first one.
+
+`llada compare A B` compares two. Several runs a side, which differ by their seeds, are compared in pairs by
+--checkpoint A1 A2 A3 --against B1 B2 B3: the error is then over seeds."""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    first: Positional[str]
-    """A run folder, a checkpoint or adapter folder, or a name on the hub."""
-    second: Positional[str]
-    """Another one."""
+    models: Positional[tuple[str, ...]] = ()
+    """Two run folders, checkpoint or adapter folders, or names on the hub."""
+    checkpoint: tuple[str, ...] = ()
+    """Instead: the runs of one side, one a seed."""
+    against: tuple[str, ...] = ()
+    """As many of the other side, in the same order."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared with what.
+
+        Raises:
+            UserError: it is not clear, or one side has more than the other.
+        """
+        by_flags = bool(self.checkpoint or self.against)
+        if by_flags == bool(self.models) or (self.models and len(self.models) != 2):
+            raise UserError("Name two models, or the runs of each side by --checkpoint and --against.")
+        if len(self.checkpoint) != len(self.against):
+            raise UserError(
+                f"--checkpoint has {len(self.checkpoint)} and --against {len(self.against)}: name as many runs a side."
+            )
+        return list(zip(self.checkpoint, self.against, strict=True)) if by_flags else [(self.models[0], self.models[1])]
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -55,29 +77,43 @@ class Measured:
 
 def _compare(options: CompareOptions, shard: Shard) -> int:
     """One model after the other, so that there is never more than one in memory."""
-    scoring = options.scoring
-    device = device_of(scoring.device, shard)
-    are_adapters = [find_adapter(Path(name)) is not None for name in (options.first, options.second)]
+    scoring, pairs = options.scoring, options.pairs()
+    device, names = device_of(scoring.device, shard), [name for pair in pairs for name in pair]
+    are_adapters = [find_adapter(Path(name)) is not None for name in names]
     if scoring.base is not None and not any(are_adapters):
-        raise UserError("Neither model is an adapter that has a base: leave out --base.")
-    first_base, second_base = (scoring.base if is_adapter else None for is_adapter in are_adapters)
-    tokenizer, longest = read_vocabulary(options.second, second_base)
-    first = open_to_measure(options.first, device, scoring.dtype, scoring.precision, first_base)
-    if first.tokenizer != tokenizer:
-        raise UserError(
-            "The two have different vocabularies, so a token is not the same to both: compare bits per byte of "
-            "`llada evaluate`."
-        )
-    scored = what_to_score(scoring, first)
-    check_length(scored.batch.x_0.shape[1], longest)
-    measured = [_measure(first, scored, scoring, device, shard)]
-    del first
-    second = open_to_measure(options.second, device, scoring.dtype, scoring.precision, second_base)
-    measured.append(_measure(second, scored, scoring, device, shard))
-    result = compare(*(model.bounds for model in measured))
+        raise UserError("None of the models is an adapter that has a base: leave out --base.")
+    bases = [scoring.base if is_adapter else None for is_adapter in are_adapters]
+    others = [read_vocabulary(name, base) for name, base in zip(names[1:], bases[1:], strict=True)]
+    scored: Scored | None = None
+    measured = []
+    for name, base in zip(names, bases, strict=True):
+        model = open_to_measure(name, device, scoring.dtype, scoring.precision, base)
+        if scored is None:
+            unit = model.tokenizer.unit
+            _check_vocabularies(model.tokenizer, [tokenizer for tokenizer, _ in others])
+            scored = what_to_score(scoring, model)
+            for _, longest in others:
+                check_length(scored.batch.x_0.shape[1], longest)
+        measured.append(_measure(model, scored, scoring, device, shard))
+        del model
+    assert scored is not None  # there are two models or more
+    results = [compare(a.bounds, b.bounds) for a, b in zip(measured[::2], measured[1::2], strict=True)]
     if shard.rank == 0:
-        tell(json.dumps(result.to_json()) if scoring.json else _in_words(result, scored, measured, tokenizer.unit))
+        if len(results) == 1:
+            content, words = results[0].to_json(), _in_words(results[0], scored, measured, unit)
+        else:
+            total = over_seeds(results)
+            content, words = total.to_json(), _seeds_in_words(total, scored, measured, unit)
+        tell(json.dumps(content) if scoring.json else words)
     return 0
+
+
+def _check_vocabularies(tokenizer: Tokenizer, others: Sequence[Tokenizer]) -> None:
+    if any(other != tokenizer for other in others):
+        raise UserError(
+            f"The {'models' if len(others) > 1 else 'two'} have different vocabularies, so a token is not the same to "
+            f"{'all' if len(others) > 1 else 'both'}: compare bits per byte of `llada evaluate`."
+        )
 
 
 def _measure(
@@ -108,7 +144,22 @@ def _in_words(result: Difference, scored: Scored, models: Sequence[Measured], un
     return "\n".join(lines)
 
 
-def _verdict(result: Difference) -> str:
+def _seeds_in_words(result: SeedDifference, scored: Scored, models: Sequence[Measured], unit: str) -> str:
+    lines = []
+    for number, (one, a, b) in enumerate(zip(result.seeds, models[::2], models[1::2], strict=True), 1):
+        difference = f"{one.difference:+.4f}" + ("" if one.stderr is None else f" ± {one.stderr:.4f}")
+        lines.append(
+            f"{number}     {difference}  A {one.first.mean:.4f} of {a.folder}, B {one.second.mean:.4f} of {b.folder}"
+        )
+    lines += [
+        f"A - B {result.difference:+.4f} ± {result.stderr:.4f} nats per {unit} over {len(result.seeds)} seeds, "
+        f"{_verdict(result)}",
+        f"over {scored.words} (± standard errors: of a pair over windows, of their mean over seeds, on this text)",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(result: Difference | SeedDifference) -> str:
     if result.p_value is None:
         return "from too few windows to say which is better"
     better = "A" if result.difference < 0 else "B"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from llada.cli import Program
+from llada.cli.flags import in_flags
 from llada.system.doctor import KEYS, examine
 from llada.system.fact import Fact, Level
 from llada.system.terminal import say, tell
@@ -60,8 +61,8 @@ def to_json(facts: Sequence[Fact]) -> dict[str, Any]:
     found = {fact.key: {"level": fact.level, "summary": fact.summary, **fact.values} for fact in facts}
     return {
         "is_ready": all(fact.level != "problem" for fact in facts),
-        "problems": [fact.advice for fact in facts if fact.level == "problem"],
-        "notes": [fact.advice for fact in facts if fact.level == "note" and fact.advice],
+        "problems": [in_flags(fact.advice) for fact in facts if fact.level == "problem"],
+        "notes": [in_flags(fact.advice) for fact in facts if fact.level == "note" and fact.advice],
         "facts": {**dict.fromkeys(KEYS), **found},
     }
 
@@ -94,7 +95,7 @@ def _mark(level: Level) -> str:
 def _print_advice(facts: Sequence[Fact]) -> None:
     """Print the sentences, problems last, where they are seen, and the verdict."""
     for level in ("note", "problem"):
-        sentences = [fact.advice for fact in facts if fact.level == level and fact.advice]
+        sentences = [in_flags(fact.advice) for fact in facts if fact.level == level and fact.advice]
         if sentences:
             tell(f"\n{'Notes' if level == 'note' else 'Problems'}:")
         for sentence in sentences:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llada.system.errors import UserError, shortened
+from llada.system.errors import UserError, is_out_of_memory, shortened
 from llada.system.files import hush
 from llada.system.terminal import finish, say
 
@@ -24,8 +24,10 @@ TERMINATED = 143  # 128 + SIGTERM
 TRACEBACK = "LLADA_TRACEBACK"
 """Environment variable that asks for the traceback of an error that nobody foresaw."""
 
-# What takes less memory, by command; training has its own forecast and sentences.
+# What takes less memory, by command; a run that has begun has sentences of its own.
 OUT_OF_MEMORY = {
+    "train": "lower --batch_size or --sequence_length, or take a machine with more memory",
+    "finetune": "lower --batch_size or --sequence_length, or take a machine with more memory",
     "sample": "lower --n_samples or --gen_length, or open the weights as bf16 (--dtype bf16)",
     "chat": "lower --gen_length, or open the weights as bf16 (--dtype bf16)",
     "evaluate": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
@@ -107,7 +109,7 @@ def describe(error: BaseException, command: str) -> tuple[int, str]:
     """The exit code and the sentence for an error."""
     if isinstance(error, UserError):
         return USAGE_ERROR, str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         remedy = OUT_OF_MEMORY.get(command, "free some memory, or take a machine with more")
         return USAGE_ERROR, f"The memory is not enough for this: {remedy}."
     if isinstance(error, OSError):
@@ -128,18 +130,6 @@ def unforeseen(error: BaseException) -> str:
             f"sound, please report it with what {TRACEBACK}=1 in the environment shows."
         )
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
-        return False
-    try:
-        from llada.training.forecast import is_out_of_memory
-    except Exception:  # nothing more can be imported, for which there are many reasons
-        return False
-    return is_out_of_memory(error)
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from llada.evaluation.curve import check_picture, draw_curve
 from llada.evaluation.distributed import Shard, joined
 from llada.evaluation.exact_likelihood import ExactNll, measure_exact_nll
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
-from llada.sampling.policies import PolicyName, PolicyOptions, make_policy
+from llada.sampling.policies import PolicyName, make_policy
 from llada.system.device import Precision, choose_precision
 from llada.system.errors import UserError
 from llada.system.terminal import tell
@@ -38,13 +38,16 @@ class EvaluateOptions:
     """Print the cross-entropy by the ratio of masked tokens, too."""
     curve: Path | None = None
     """Draw it into this picture."""
-    policy: PolicyName | None = None
-    """Measure the exact likelihood under this sampling policy in place of the bound. Needs an evaluation of the network
-    for each step and window: --windows limits the cost."""
-    policy_options: PolicyOptions = field(default_factory=PolicyOptions)
     positions_per_step: int = 1
-    """Positions that each step of the policy reveals at least."""
+    """With --policy, which measures the exact likelihood under it in place of the bound: positions that each step
+    reveals at least. It needs an evaluation of the network for each step and window: --windows limits the cost."""
     quality: QualityOptions = field(default_factory=QualityOptions)
+
+    @property
+    def policy(self) -> PolicyName | None:
+        """Whose exact likelihood is asked for; an order by itself is a policy."""
+        sampler = self.quality.sampler
+        return None if self.quality.samples is not None else sampler.policy or sampler.order
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -52,14 +55,12 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")
-    if options.policy is None and options.policy_options.order is not None:  # an order by itself is a policy
-        options = replace(options, policy=options.policy_options.order)
     if options.policy is None and options.positions_per_step != 1:
         raise UserError("--positions_per_step is for a policy: add --policy, or leave it out.")
     if options.scoring.target_stderr is not None and (options.policy or options.quality.samples is not None):
         raise UserError("--target_stderr is for a bound: leave it out with --policy and --samples.")
-    if options.quality.samples is not None and (options.by_t or options.curve or options.policy):
-        raise UserError("--samples measures no bound: leave out --by_t, --curve and --policy, or --samples.")
+    if options.quality.samples is not None and (options.by_t or options.curve):
+        raise UserError("--samples measures no bound: leave out --by_t and --curve, or --samples.")
     if options.curve is not None:
         check_picture(options.curve)
     if options.policy and (options.by_t or options.curve):
@@ -124,7 +125,7 @@ def _exact(
     with showing("evaluating", "NLL", shard) as show:
         return measure_exact_nll(
             predict_at, scored.batch, checkpoint.tokenizer.mask_id, policy=options.policy,
-            options=options.policy_options,
+            options=options.quality.sampler,
             positions_per_step=options.positions_per_step, batch_size=options.scoring.batch_size, device=device,
             shard=shard, on_progress=show,
         )  # fmt: skip

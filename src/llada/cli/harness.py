@@ -22,7 +22,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     except ModuleNotFoundError as error:
         raise UserError(
             f"lm-evaluation-harness is not installed here ({error.name} is missing): pip install lm_eval, or "
-            "this package with its extra `eval`."
+            "this package with its extra eval."
         ) from error
     if NAME not in model_registry:
         model_registry.register(NAME, target=ADAPTER)

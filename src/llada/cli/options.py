@@ -3,18 +3,27 @@
 import contextlib
 import dataclasses
 import difflib
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from llada.system.errors import UserError, shortened
+from llada.cli.flags import in_flags
+from llada.system.errors import UserError, first_line, shortened
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 
-if TYPE_CHECKING:  # both import torch, which `llada doctor` must do without
+try:
+    from tyro._errors import on_parse_error  # not public: where it is gone, tyro itself says what is wrong
+except ImportError:
+
+    def on_parse_error(hook: Any) -> Any:
+        return contextlib.nullcontext()
+
+
+if TYPE_CHECKING:
+    # Both import torch, which `llada doctor` must do without.
     from llada.models import MaskPredictor
     from llada.sampling.config import SamplerConfig
 
@@ -26,6 +35,7 @@ RANGES = {
     "n_samples": (1, 10_000),  # they go through the network together
     "samples": (1, 10_000),
     "frames": (0, 10_000),
+    "masks_per_window": (2, 4096),  # as many as are drawn for an error that is asked for
     "accumulate": (1, 10**6),
     "batch_size": (1, 10**6),
     "epochs": (0, 10**9),
@@ -55,9 +65,15 @@ def parse(
     Raises:
         UserError: a flag that is unknown, lacks its value, or has one of another type or out of range.
     """
-    complaint = io.StringIO()
+    names = [*_names(options), *further]
+
+    def refuse(event: Any) -> None:
+        sentence = _sentence_of(event, arguments, names)
+        if sentence:
+            raise UserError(f"{sentence} (`{program} --help` lists the options).")
+
     try:
-        with contextlib.redirect_stderr(complaint):
+        with on_parse_error(refuse):
             parsed = tyro.cli(
                 options,
                 prog=program,
@@ -66,16 +82,8 @@ def parse(
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        sentence = _first_sentence(complaint.getvalue())
-        refused = re.match(r"Error parsing \w[\w.]*: (.+)", sentence)  # by a dataclass, which begins with the field
-        if refused:
-            raise UserError(f"--{refused[1]}: correct it.") from None
-        near = _nearest(sentence, [*_names(options), *further])
-        meant = f": did you mean {near}?" if near else ""
-        raise UserError(f"{sentence}{meant} (`{program} --help` lists the options).") from None
+    except UserError as error:  # also of a dataclass that checks itself
+        raise UserError(in_flags(str(error))) from error
     check_ranges(parsed)
     return parsed
 
@@ -105,13 +113,54 @@ def _current(argument: str, renamed: Mapping[str, str]) -> str:
     return f"--{renamed[name]}{equals}{value}" if flag.startswith("--") and name in renamed else argument
 
 
-def _nearest(sentence: str, names: Sequence[str]) -> str | None:
-    """The option that an unknown one is most like."""
-    unknown = re.match(r"Unrecognized options: --([\w-]+)", sentence)
-    if unknown is None:
-        return None
-    near = difflib.get_close_matches(unknown[1].replace("-", "_"), names, n=1)
-    return f"--{near[0]}" if near else None
+def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """What the parser found, without its end; None for what is left to the parser itself to say.
+
+    Read by attributes, since the kinds of events are not part of tyro's public interface.
+    """
+    unknown = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=1)
+        meant = f": did you mean --{near[0]}?" if near and unknown[0].startswith("--") else ""
+        return f"Unrecognized options: {', '.join(unknown)}{meant}"
+    given = _given(arguments)
+    missing = getattr(event, "missing_arguments", None)
+    if missing:
+        return f"{' and '.join(_flag(each.arg, given) for each in missing)} must be given"
+    argument = getattr(event, "argument", None)
+    if argument is None:
+        return _with_flag(first_line(event.message), names) if hasattr(event, "message") else None
+    flag = _flag(argument, given)
+    if getattr(event, "reason", None) == "too_few_values":
+        return f"{flag} needs a value"
+    value = f", not {shortened(given[flag], 30)!r}" if flag in given else ""
+    choices = getattr(event, "choices", None)
+    if choices:
+        return f"{flag} must be one of {', '.join(sorted(choices))}{value}"
+    kinds = {"INT": "a whole number", "FLOAT": "a number"}
+    expected = next((words for kind, words in kinds.items() if kind in str(argument.lowered.metavar)), None)
+    return f"{flag} must be {expected}{value}" if expected else f"{flag} cannot be used: {first_line(event.message)}"
+
+
+def _with_flag(message: str, names: Sequence[str]) -> str:
+    """What a dataclass says of its values, which begins with the name of the one that it refuses."""
+    return f"--{message}" if message.split(" ")[0] in names else f"{message[:1].upper()}{message[1:]}"
+
+
+def _flag(argument: Any, given: Mapping[str, str]) -> str:
+    """An option by its name, or by that of its other names that was given."""
+    names = [name.replace("-", "_").replace("__", "--", 1) for name in argument.lowered.name_or_flags]
+    return next((name for name in names if name in given), names[-1])
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    """What a command line gives to each of its flags, the last time; for one without a value, it is what comes next."""
+    found: dict[str, str] = {}
+    for here, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, sign, value = here.partition("=")
+        if name.startswith("--"):
+            found[f"--{name[2:].replace('-', '_')}"] = value if sign else after
+    return found
 
 
 def _names(options: type) -> list[str]:
@@ -121,22 +170,6 @@ def _names(options: type) -> list[str]:
         inner = option.default_factory if isinstance(option.default_factory, type) else type(option.default)
         names += _names(inner) if dataclasses.is_dataclass(inner) else [option.name]
     return names
-
-
-def _first_sentence(box: str) -> str:
-    """What the parser's box says above its first rule, on one line and in plain words."""
-    lines: list[str] = []
-    for line in box.splitlines()[1:]:  # below the title, which has a rule of its own where the box is drawn in ASCII
-        content = line.strip("│| \t")
-        is_rule = content.startswith(("───", "---"))
-        if is_rule and lines:
-            break
-        if not is_rule:
-            lines.append(content)
-    text = " ".join(lines).rstrip(". ") or "The options cannot be read"
-    text = re.sub(r"invalid literal for int\(\) with base 10: (.+)", r"\1 is not a whole number", text)
-    text = re.sub(r"could not convert string to float: (.+)", r"\1 is not a number", text)
-    return text[0].upper() + text[1:]
 
 
 def sampler_for(model: "MaskPredictor", wanted: "SamplerConfig") -> "SamplerConfig":

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from llada.evaluation.samples import (
 from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
 from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.policies import DEFAULTS
 from llada.sampling.unmask import infill
 from llada.system.device import Precision
 from llada.system.errors import UserError
@@ -34,6 +35,9 @@ NAMES = {
     "valid_words": "share of words that the training text has",
     "copied": "share of {n}-grams copied from it",
 }
+
+
+POLICY_NUMBERS = {field.name: getattr(DEFAULTS, field.name) for field in fields(DEFAULTS)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class QualityOptions:
         check_positive(self, "samples", "sample_length", "ngram")
         if self.sampler.cfg_scale:
             raise UserError("Samples have no prompt that could guide them: leave out --cfg_scale.")
-        if self.samples is None and self != QualityOptions():
+        sampler = replace(self.sampler, policy=None, **POLICY_NUMBERS)  # a policy has an exact likelihood, too
+        if self.samples is None and replace(self, sampler=sampler) != QualityOptions():
             raise UserError("--judge, --sample_length and the like are for samples: add --samples N.")
 
 

@@ -1,7 +1,6 @@
 """`llada sample`."""
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import parse, sampler_for
 from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.template import read_template
 from llada.sampling.unmask import unmask
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, choose_device
@@ -26,7 +26,6 @@ from llada.tokenizers.char import MASK
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 
 A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and kept elsewhere."""
-MOST_DIGITS = 9  # of a count of masks; more are too many anyway
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,7 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
     if options.template is not None:
         if options.prompt:
             raise UserError("--prompt and --template exclude each other: write the prompt into the template.")
-        pieces = re.split(rf"{MASK[:-1]}(?:\*(\d+))?>", options.template)  # text, count, text, count, ..., text
-        template = tokenizer.encode(pieces[0])
-        for count, text in zip(pieces[1::2], pieces[2::2], strict=True):
-            n_masks = int((count or "1")[:MOST_DIGITS])
-            checkpoint.check_length(len(template) + n_masks)  # before there is a list of them
-            template += [tokenizer.mask_id] * n_masks + tokenizer.encode(text)
+        template = read_template(options.template, tokenizer, checkpoint.check_length)
     else:
         prompt = tokenizer.encode(options.prompt)
         gen_length = max(0, longest - len(prompt)) if options.gen_length is None else options.gen_length
@@ -113,7 +107,6 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
         template = prompt + [tokenizer.mask_id] * gen_length
     if tokenizer.mask_id not in template:
         raise UserError(f"There is nothing to fill in: shorten the prompt below {longest} characters, or add {MASK}.")
-    checkpoint.check_length(len(template))
     return template
 
 

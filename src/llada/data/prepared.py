@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.data.corpus import Corpus
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
 from llada.system.mapped import FileState, remember
@@ -60,7 +60,7 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
         raise UserError(f"A text of {len(corpus.text)} characters is too short to split: use a longer one.")
     if not 1 <= sequence_length <= n_train:
         raise UserError(
-            f"--sequence_length {sequence_length} does not fit the training text of {n_train:,} characters: "
+            f"`sequence_length={sequence_length}` does not fit the training text of {n_train:,} characters: "
             f"choose a length from 1 to {n_train:,}."
         )
     with locked(folder):
@@ -177,9 +177,9 @@ def _refuse_foreign_folder(folder: Path) -> None:
         there = {path.name for path in folder.iterdir()}
         foreign = sorted(there if len(there) <= SMALL_REST and not _has_own_metadata(folder) else there - own)
         if foreign:
-            raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another --output_dir.")
+            raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another `output_dir`.")
     elif folder.exists():
-        raise UserError(f"{folder} is a file: choose another --output_dir.")
+        raise UserError(f"{folder} is a file: choose another `output_dir`.")
 
 
 def _has_own_metadata(folder: Path) -> bool:
@@ -217,9 +217,11 @@ class PreparedText:
             UserError: a file is missing or not what was written.
         """
         if not (folder / METADATA_FILE).is_file():
-            raise UserError(f"{folder} is not a complete prepared text: run `llada prepare --output_dir {folder}`.")
+            raise UserError(
+                f'{folder} is not a complete prepared text: run `llada prepare` with `output_dir="{folder}"`.'
+            )
         metadata = read_json(folder / METADATA_FILE)
-        remedy = f"run `llada prepare --output_dir {folder}` again"
+        remedy = f'run `llada prepare` with `output_dir="{folder}"` again'
         version = metadata.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise UserError(f"{folder} has another format than version {FORMAT_VERSION}: {remedy}.")
@@ -276,8 +278,8 @@ class PreparedText:
         for place in breaks:
             if type(place) is not int or place <= previous:
                 raise UserError(
-                    f"{self.folder / METADATA_FILE} does not say where documents end: run `llada prepare --output_dir "
-                    f"{self.folder}` again."
+                    f"{self.folder / METADATA_FILE} does not say where documents end: run `llada prepare` with "
+                    f'`output_dir="{self.folder}"` again.'
                 )
             previous = place
         return tuple(breaks)
@@ -314,8 +316,7 @@ def _map_rows(path: Path, remedy: str) -> Ids:
         state = FileState.of(path.stat())
         rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default
     except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(f"{path} is no array of ids ({reason}): {remedy}.") from error
+        raise UserError(f"{path} is no array of ids ({first_line(error)}): {remedy}.") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:
         raise UserError(f"{path} is no array of ids: {remedy}.")
     remember(getattr(rows, "_mmap", rows), path, state)  # which lives as long as any part of the array

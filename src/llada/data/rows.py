@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llada.data.given import PARQUET, GivenFile
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 
 LONGEST_ROW = 1 << 24  # characters
 PARQUET_ROWS = 256  # that are taken out of a Parquet file at a time
@@ -265,7 +265,7 @@ def _parquet_rows(given: GivenFile) -> Iterator[Row]:
         from pyarrow import parquet
     except ImportError:
         raise UserError(
-            f"{given.path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra `parquet`), or convert "
+            f"{given.path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra parquet), or convert "
             "the file to JSONL."
         ) from None
     while given.stream.read(1 << 20):  # to its end, for the checksum
@@ -280,5 +280,4 @@ def _parquet_rows(given: GivenFile) -> Iterator[Row]:
                 number += 1
                 yield Row(number, content)
     except Exception as error:  # a damaged file makes its reader raise almost anything
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(f"{given.path} is damaged behind row {number:,} ({reason[:200]}): restore it.") from error
+        raise UserError(f"{given.path} is damaged behind row {number:,} ({first_line(error)}): restore it.") from error

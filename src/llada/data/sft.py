@@ -188,7 +188,7 @@ def make_pairs(
             raise UserError(f"The chat template takes none of the {skipped.n:,} dialogues: {skipped.first}.")
         raise UserError(
             f"None of the {len(dialogues)} dialogues of {dialogues[0].origin.path} fits {max_length:,} tokens: raise "
-            "--chat_length, or shorten them."
+            "`chat_length`, or shorten them."
         )
     return Pairs(pairs, n_shortened, n_left_out, skipped.describe(f"of {len(dialogues):,} dialogues"))
 

@@ -28,7 +28,7 @@ from llada.data.batches import TokenBatch, pad_answers
 from llada.forward_process import NoisyBatch, mask_exact_count
 from llada.models import MaskPredictor, PredictAt
 from llada.objective import masked_nll, sequence_bounds
-from llada.sampling.guidance import guide, suppress
+from llada.sampling.guidance import guide, suppress, takes_positions
 from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision
 from llada.system.errors import UserError
@@ -81,8 +81,9 @@ class LogLikelihood:
 
 
 def predict_by_model(model: MaskPredictor, precision: Precision) -> PredictAt:
-    """Logits in fp32, computed at the masked positions only."""
+    """Logits in fp32, computed at the asked positions only."""
 
+    @takes_positions
     def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
         with precision.autocast(x_t.device):
             return model(x_t, attention_mask=attention_mask, positions=positions).float()

@@ -29,7 +29,7 @@ def draw_curve(result: Nelbo, picture: Path) -> None:
 
     rows = [row for row in result.by_t if row.nats is not None]
     if not rows:
-        raise UserError("An exact likelihood has no curve over t: leave out --curve.")
+        raise UserError("An exact likelihood has no curve over t: leave out `curve`.")
     check_picture(picture)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     edges = [row.t_from for row in rows] + [rows[-1].t_to]

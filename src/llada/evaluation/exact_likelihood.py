@@ -14,7 +14,7 @@ Shape letters: W windows, B batch, L length, V vocabulary rows, N asked position
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +118,7 @@ def measure_exact_nll(
         nfe=int(nfe.max()),
         nfe_per_window=float(nfe.mean()),
         seconds=time.perf_counter() - start,
-        options=asdict(options),
+        options={field.name: getattr(options, field.name) for field in fields(PolicyOptions)},
     )
 
 

@@ -21,7 +21,7 @@ from llada.checkpoints.folder import Checkpoint
 from llada.forward_process import score_all
 from llada.objective import masked_nll, token_nll
 from llada.system.device import Precision, to_fp64
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 Judge = Callable[[str], float]
@@ -140,8 +140,8 @@ def judge_by_checkpoint(judge: Checkpoint, precision: Precision, device: torch.d
     """
     if not judge.model.is_causal:
         raise UserError(
-            f"{judge.folder} is no judge, since it gives a bound only: name an autoregressive model (`llada train "
-            "--preset autoregressive`)."
+            f"{judge.folder} gives a bound only: name an autoregressive model (`llada train` "
+            'with `preset="autoregressive"`).'
         )
 
     @torch.inference_mode()
@@ -175,7 +175,7 @@ def judge_by_transformers(name: str, device: torch.device) -> Judge:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name} is no causal language model that can be opened ({_first_line(error)}).") from error
+        raise UserError(f"{name} is no causal language model that can be opened ({first_line(error)}).") from error
     longest = int(getattr(model.config, "max_position_embeddings", 1024))
 
     @torch.inference_mode()
@@ -191,7 +191,3 @@ def judge_by_transformers(name: str, device: torch.device) -> Judge:
         return total
 
     return nll
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["unknown error"])[0].rstrip(".")

@@ -30,13 +30,13 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
         UserError: the text is shorter than one window, or nothing of a window would be scored.
     """
     if not 0 <= given < length:
-        raise UserError(f"Of windows of {length} tokens, {given} cannot be given: choose a --prefix below {length}.")
+        raise UserError(f"Of windows of {length} tokens, {given} cannot be given: choose a `prefix` below {length}.")
     stride = length - given
     n_windows = (len(tokens) - given) // stride
     if n_windows < 1:
         raise UserError(
             f"The text of {len(tokens):,} tokens is shorter than a window of {length}: "
-            "shorten --sequence_length, or use a longer text."
+            "shorten `sequence_length`, or use a longer text."
         )
     starts = np.arange(n_windows) * stride
     if at_most is not None:

@@ -36,6 +36,9 @@ class MaskPredictor(nn.Module):
     The only column that is not an id is MASK's own, which no sampler may choose.
     """
 
+    takes_positions = True
+    """A sampler may ask it at some positions only, as a `PredictAt`."""
+
     def __init__(self, network: Network, mask_id: int, mask_row: int) -> None:
         super().__init__()
         self.network = network

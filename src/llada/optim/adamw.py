@@ -153,7 +153,7 @@ class _Scales:
         except ImportError as error:
             raise UserError(
                 "Moments in 8 bits need the bitsandbytes package: pip install bitsandbytes, or choose "
-                "--optimizer_state fp32."
+                '`optimizer_state="fp32"`.'
             ) from error
         self._library = library
         self._codes: dict[tuple[bool, torch.device], Tensor] = {}

@@ -133,7 +133,11 @@ def _by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 class ExponentialAverage:
     """Moving average, in fp32, of the weights that are trained: after n updates the decay is
-    min(decay, (1 + n) / (10 + n))."""
+    min(decay, (1 + n) / (10 + n)).
+
+    torch's own, `torch.optim.swa_utils.AveragedModel`, copies the whole network, with what is not trained of it, and in
+    the type of its weights; nor can it leave out an update by what only the device knows.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay

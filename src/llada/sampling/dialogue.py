@@ -64,13 +64,13 @@ class Assistant:
         if gen_length >= longest:
             raise UserError(
                 f"An answer of {gen_length} tokens leaves no room for a question in the {longest} of this model: "
-                "lower --gen_length."
+                "lower `gen_length`."
             )
         prompt = fitting_prompt(self.form, messages, longest - gen_length)
         if prompt is None:
             raise UserError(
                 f"The message does not fit the {longest} tokens of this model beside an answer of {gen_length}: "
-                "shorten it, or lower --gen_length."
+                "shorten it, or lower `gen_length`."
             )
         ids, kept = prompt
         canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=self.device)

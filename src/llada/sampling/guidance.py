@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from llada.models import MaskPredictor, PredictAt
+from llada.models.predictor import PredictAt
 
 Predict = Callable[[Tensor], Tensor]
-"""A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V). A `MaskPredictor` is one, and is asked at
-some positions only."""
+"""A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
 
 
 class _Wrapper:
     """A predictor that is made from one: callable with whole canvases, or with the positions that are asked."""
+
+    takes_positions = True
 
     def __init__(self, predict: Predict | PredictAt) -> None:
         self.predict_at = at_positions(predict)
@@ -35,6 +36,8 @@ class _Wrapper:
 class _WholeCanvas:
     """A function of whole canvases, of which the asked positions are taken."""
 
+    takes_positions = True
+
     def __init__(self, predict: Predict) -> None:
         self.predict = predict
 
@@ -44,11 +47,19 @@ class _WholeCanvas:
         return self.predict(x_t)[positions]
 
 
+def takes_positions(predict_at: PredictAt) -> PredictAt:
+    """Mark a function as one that is asked at some positions only (decorator)."""
+    predict_at.takes_positions = True  # type: ignore[attr-defined]
+    return predict_at
+
+
 def at_positions(predict: Predict | PredictAt) -> PredictAt:
-    """The predictor asked at some positions; those of this package compute nothing elsewhere that can be left out."""
-    if isinstance(predict, (MaskPredictor, _Wrapper, _WholeCanvas)):
-        return predict
-    return _WholeCanvas(predict)  # type: ignore[arg-type]
+    """The predictor as one that is asked at some positions only.
+
+    Any function of whole canvases will do. One that says `takes_positions`, as a `MaskPredictor` does, computes nothing
+    elsewhere that can be left out.
+    """
+    return predict if getattr(predict, "takes_positions", False) else _WholeCanvas(predict)  # type: ignore
 
 
 class CountedPredictor(_Wrapper):

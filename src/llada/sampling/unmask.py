@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.forward_process import LINEAR, MaskSchedule, schedule_by_name
-from llada.models import PredictAt
+from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators, draw, shaped, uniforms
 from llada.sampling.guidance import CountedPredictor, Predict, guide

@@ -1,4 +1,8 @@
-"""Questions that may crash, hang or print, asked in a process of their own and within a time limit."""
+"""Questions that may crash, hang or print, asked in a process of their own and within a time limit.
+
+Each has a new process, so that what an earlier one imported or broke is gone. Many small questions about a stranger's
+data, which need limits of computing and memory as well, go to one process that stays: see bounded.py.
+"""
 
 import contextlib
 import json
@@ -10,6 +14,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from llada.system.errors import first_line
 
 # Only the answer goes to the first standard output; what an imported library prints there goes nowhere. The end is
 # abrupt on purpose: a library that crashes while the interpreter shuts down has answered. The parent keeps our standard
@@ -133,9 +139,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def first_line(text: str) -> str:
-    """Shorten an error message to its first line that says something, of at most 200 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".:")[:200] if lines else ""

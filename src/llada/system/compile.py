@@ -8,7 +8,6 @@ the caller's own weights and data (llada.system.compile_check).
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -24,8 +23,10 @@ import torch
 from torch import Tensor
 
 from llada.system import compile_check
-from llada.system.child import ask, first_line
+from llada.system.child import ask
 from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
+from llada.system.errors import first_line
+from llada.system.files import write_text_whole
 from llada.system.toolchains import (
     CPU_INFORMATION,
     Toolchain,
@@ -208,10 +209,8 @@ class VerdictMemory:
         if not finding.is_right and finding.reason.startswith(FAILED):
             return
         known = {**self._read(), self._key: asdict(finding)}
-        aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):  # it is only found out again the next time
-            aside.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(aside, self._path)
+            write_text_whole(self._path, json.dumps(known))
 
     def _read(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):

@@ -145,7 +145,7 @@ def compiled_code_fact(answer: Answer) -> Fact:
         "failure": answer.failure or None,
     }
     if answer.failure:
-        advice = f"Compiled code could not be checked ({answer.failure}): if a run fails, add --compile False."
+        advice = f"Compiled code could not be checked ({answer.failure}): if a run fails, add `compile=False`."
         return Fact("compiled_code", "note", f"not checked: {answer.failure}", advice, values)
     if not verdicts:
         return Fact("compiled_code", "fine", "none, since there is no compiler: runs go on uncompiled", values=values)

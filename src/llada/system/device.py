@@ -50,7 +50,7 @@ def choose_device(name: DeviceName) -> torch.device:
         return torch.device(next((gpu for gpu, is_there in has_gpu.items() if is_there), "cpu"))
     if not has_gpu.get(name, True):
         kind = "CUDA device" if name == "cuda" else "Apple GPU"
-        raise UserError(f"No {kind} is available to this installation of torch: use --device cpu or auto.")
+        raise UserError(f"No {kind} is available to this installation of torch: use `device=cpu` or auto.")
     return torch.device(name)
 
 
@@ -64,7 +64,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
             return Precision(torch.bfloat16, "the GPU multiplies bf16 in hardware")
         return Precision(torch.float32, "the GPU has no bf16 in hardware")
     if device.type == "mps":
-        return Precision(torch.float32, "not every Apple GPU has bf16 in hardware; --precision bf16 asks for it")
+        return Precision(torch.float32, "not every Apple GPU has bf16 in hardware; it may be asked for")
     if has_bf16_cpu():
         return Precision(torch.bfloat16, "the processor multiplies bf16 in hardware")
     return Precision(torch.float32, "the processor has no bf16 in hardware (AMX or AVX512-BF16)")

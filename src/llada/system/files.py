@@ -51,23 +51,25 @@ def patiently(do: Callable[[], Result]) -> Result:
     return do()
 
 
-def replace_file(new: Path, path: Path) -> None:
-    """Let a file take the place of another in one step."""
-    patiently(lambda: os.replace(new, path))
+@contextlib.contextmanager
+def file_written_whole(path: Path) -> Iterator[Path]:
+    """A name to write a file to, which takes the place of `path` when the block ends well, and vanishes otherwise.
 
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write aside, to the disk, then rename: a reader sees the old content or the new, also after a loss of power.
-
-    A line ends alike on all systems, since checksums know these files.
+    The file is on the disk before it does: a reader sees the old content or the new, also after a loss of power.
     """
     aside = aside_of(path)
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
+        yield aside
         flush_to_disk(aside)
-        replace_file(aside, path)
+        patiently(lambda: os.replace(aside, path))
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file whole. A line ends alike on all systems, since checksums know these files."""
+    with file_written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -140,7 +142,11 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Let two paths change their names in one step; False where the system or the disk cannot."""
+    """Let two paths change their names in one step; False where the system or the disk cannot.
+
+    Python has no call for it, and two plain renames do not suffice: a kill between them leaves no folder, and a run
+    that reads a text which is prepared anew finds none for a moment.
+    """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # not Linux

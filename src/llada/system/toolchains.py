@@ -22,6 +22,7 @@ import torch
 
 from llada.system.child import run_limited
 from llada.system.cxx import find_compilers
+from llada.system.files import file_written_whole
 
 ToolchainName = Literal["native", "explicit-march", "O2", "other-compiler", "256-bit", "triton", "none"]
 PROBE_SECONDS = 60.0
@@ -151,10 +152,9 @@ def program_of(toolchain: Toolchain) -> str:
     script = private_folder(toolchain.folder) / kind
     content = "\n".join(_script_lines(toolchain))
     if not script.exists() or script.read_text(encoding="utf-8") != content:
-        aside = script.with_name(f"{kind}.{os.getpid()}")
-        aside.write_text(content, encoding="utf-8")
-        aside.chmod(stat.S_IRWXU)
-        os.replace(aside, script)
+        with file_written_whole(script) as aside:
+            aside.write_text(content, encoding="utf-8")
+            aside.chmod(stat.S_IRWXU)
     return str(script)
 
 

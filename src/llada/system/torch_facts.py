@@ -50,7 +50,7 @@ def torch_part(answer: Answer, name: str) -> Answer:
 
 
 def device_fact(answer: Answer) -> Fact:
-    """Report the device that `--device auto` takes."""
+    """Report the device that `device="auto"` takes."""
     part = torch_part(answer, "device")
     values = part.value or {"type": None, "description": None, "memory_bytes": None}
     if part.failure:
@@ -60,7 +60,7 @@ def device_fact(answer: Answer) -> Fact:
 
 
 def precision_fact(answer: Answer) -> Fact:
-    """Report the precision that `--precision auto` takes, and why."""
+    """Report the precision that `precision="auto"` takes, and why."""
     part = torch_part(answer, "precision")
     values = part.value or {"dtype": None, "reason": None}
     if part.failure:

@@ -88,7 +88,7 @@ class TemplateFormat:
     """The chat template of a checkpoint.
 
     Only the template makes special tokens; a message that says "<|eot_id|>" is text. Apart from that, the ids are those
-    of `apply_chat_template` of the transformers library.
+    of `apply_chat_template` of the transformers library, which also runs a stranger's template in this very process.
 
     An answer is learned from its first token to the sign of its end, also where the template marks a part of it by
     `{% generation %}`: a mark that leaves out the sign of the end would teach never to end.

@@ -91,9 +91,9 @@ class AnswerCheck:
         is_short = counts["answer_length"] < COLLAPSED_SHARE * counts["reference_length"]
         if not is_short and counts["answers_empty"] < EMPTY_SHARE:
             return None
-        remedy = "a lower --learning_rate"
+        remedy = "a lower `learning_rate`"
         if batch_size > 1:
-            remedy = f"--batch_size 1 --accumulate {sequences_per_step}, which pads less, or {remedy}"
+            remedy = f"`batch_size=1` `accumulate={sequences_per_step}`, which pads less, or {remedy}"
         return (
             f"The answers collapse: {counts['answer_length']:.1f} tokens on average where the dialogues have "
             f"{counts['reference_length']:.1f}, {counts['answers_empty']:.0%} of them empty. The model learns to say "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from llada.checkpoints.folder import load_checkpoint, make_predictor
+from llada.checkpoints.folder import make_predictor, read_checkpoint
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, checkpoint_activations
 from llada.training.plan import RunPlan
@@ -23,10 +23,10 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
     if start is None:
         model = make_predictor(plan.network_config, plan.data.tokenizer).to(plan.device, _stored_type(plan))
     elif config.method == "qlora":  # the device never holds more than the result
-        model = load_checkpoint(start, "cpu", torch.bfloat16).model
+        model = read_checkpoint(start, "cpu", torch.bfloat16).model
         quantise(model.network, plan.device)
     else:
-        model = load_checkpoint(start, plan.device, _stored_type(plan)).model
+        model = read_checkpoint(start, plan.device, _stored_type(plan)).model
     model.train()
     if config.method != "full":
         if last is None:

@@ -80,12 +80,12 @@ class NetworkOptions(Checked):
                 )
             if self.dropout:
                 raise ValueError(
-                    f"the {self.network} network has no dropout: leave --dropout out or choose --network encoder"
+                    f'the {self.network} network has no dropout: leave `dropout` out or choose `network="encoder"`'
                 )
             if self.network != "local" and self._of_local() != NetworkOptions()._of_local():
                 raise ValueError(
-                    "--conv_width, --table_rows and --attention_every are of the local network: leave them out or add "
-                    "--network local"
+                    "`conv_width`, `table_rows` and `attention_every` are of the local network: leave them out or add "
+                    '`network="local"`'
                 )
             if self.network == "local":
                 return LocalConfig(
@@ -135,13 +135,13 @@ class DataOptions(Checked):
     several lines, or Parquet; each with "messages" ("conversations"), "prompt" and "completion" ("answer", "response"),
     or Alpaca's "instruction", "input" and "output"."""
     chat_val: Path | None = None
-    """Dialogues to measure on; if left out, some of --chat are kept for that."""
+    """Dialogues to measure on; if left out, some of `chat` are kept for that."""
     chat_val_share: float = 0.1
     """How many of them."""
     chat_split: SplitRule = "shuffled"
-    """Which of them: "shuffled", any, by --chat_split_seed; "last", those at the end of the file."""
+    """Which of them: "shuffled", any, by `chat_split_seed`; "last", those at the end of the file."""
     chat_split_seed: int = 0
-    """Fixes which dialogues are kept; --seed does not change them."""
+    """Fixes which dialogues are kept; `seed` does not change them."""
     chat_length: int | None = None
     """Longest dialogue in tokens, beyond which its oldest turns are left out; if left out, the checkpoint's own
     length."""
@@ -169,7 +169,7 @@ class DataOptions(Checked):
             UserError: a file is missing or broken, or there is none.
         """
         if self.chat is None:
-            raise UserError("There are no dialogues to read: add --chat FILE.")
+            raise UserError("There are no dialogues to read: add `chat=FILE`.")
         reading = Reading(self.skip_bad, self.chat_last_answer, self.chat_keys)
         return split_dialogues(
             self.chat, self.chat_val, self.chat_val_share, self.chat_split, self.chat_split_seed, reading
@@ -258,7 +258,7 @@ class TrainConfig:
     epochs: float | None = None
     """Length of the run in passes over the training text."""
     steps: int | None = 2200
-    """Length of the run in steps; --epochs takes its place."""
+    """Length of the run in steps; `epochs` takes its place."""
     minutes: float | None = None
     """Stop after this time at the latest, with the schedule shortened to fit."""
     log_every: int | None = None
@@ -292,24 +292,24 @@ class TrainConfig:
         check_literals(self)
         self._check_ranges()
         if self.epochs is not None and self.steps is not None:
-            raise UserError("--epochs and --steps both say how long the run is: give one of them.")
+            raise UserError("`epochs` and `steps` both say how long the run is: give one of them.")
         self._check_schedule()
         if self.noise.complementary and self.network.network == "causal":
-            raise UserError("A causal network learns without masks: leave out --complementary.")
+            raise UserError("A causal network learns without masks: leave out `complementary`.")
         if self.noise.complementary and self.noise.masking == "bernoulli":
-            raise UserError("Complementary masks need --masking exact_count: add it, or --no-complementary.")
+            raise UserError('Complementary masks need `masking="exact_count"`: add it, or `complementary=False`.')
         if self.noise.complementary and self.batch_size * self.accumulate % 2:
             raise UserError(
                 f"Complementary masks need an even number of sequences, not {self.batch_size * self.accumulate}: "
-                "change --batch_size, or add --no-complementary."
+                "change `batch_size`, or add `complementary=False`."
             )
         if self.base is not None and self.network != NetworkOptions():
             raise UserError(
-                "The network is that of the checkpoint: use `llada finetune`, or leave out --preset, --network, "
-                "--d_model and the like."
+                "The network is that of the checkpoint: use `llada finetune`, or leave out `preset`, `network`, "
+                "`d_model` and the like."
             )
         if self.epochs is None and self.steps is None and self.minutes is None:
-            raise UserError("A run needs an end: give --epochs, --steps or --minutes.")
+            raise UserError("A run needs an end: give `epochs`, `steps` or `minutes`.")
         self._check_fine_tuning()
 
     def _check_schedule(self) -> None:
@@ -317,38 +317,40 @@ class TrainConfig:
         try:
             noise.schedule, noise.times  # noqa: B018
         except ValueError as error:
-            raise UserError(f"--{error}: choose another.") from error
+            raise UserError(f"{error}: choose another.") from error
         if self.network.network == "causal":
             for name in ("mask_schedule", "time_sampling"):
                 if getattr(noise, name) != getattr(default, name):
-                    raise UserError(f"A causal network learns without masks: leave out --{name}.")
+                    raise UserError(f"A causal network learns without masks: leave out `{name}`.")
 
     def _check_fine_tuning(self) -> None:
         optimizer = self.optimizer
         if self.method != "full" and self.base is None:
-            raise UserError(f"--method {self.method} adds to a checkpoint: name it by --checkpoint.")
+            raise UserError(f'`method="{self.method}"` adds to a checkpoint: name it by `base`.')
         if self.method == "full" and self.lora != LoraOptions():
-            raise UserError("--lora_rank and the like are for adapters: add --method lora or qlora.")
+            raise UserError('`lora_rank` and the like are for adapters: add `method="lora"` or qlora.')
         if self.data.chat is None:
             for name in DIALOGUE_FLAGS:
                 if getattr(self.data, name) != getattr(DataOptions, name):
-                    raise UserError(f"--{name} is for dialogues: add --chat FILE.")
+                    raise UserError(f"`{name}` is for dialogues: add `chat=FILE`.")
         if self.data.chat is not None and self.compile:
             raise UserError(
-                "Dialogues have another length at every step, so nothing can be compiled: leave out --compile."
+                "Dialogues have another length at every step, so nothing can be compiled: leave out `compile`."
             )
         if self.data.chat is not None and self.noise.weight_power != 1:
-            raise UserError("Answers are learned by LLaDA's own loss: add --weight_power 1, or use `llada finetune`.")
+            raise UserError("Answers are learned by LLaDA's own loss: add `weight_power=1`, or use `llada finetune`.")
         if optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon":
-            raise UserError("Moments in 8 bits are AdamW's: add --optimizer adamw.")
+            raise UserError("Moments in 8 bits are AdamW's: add `optimizer=adamw`.")
         if self.weights == "bf16" and self.method != "full":
-            raise UserError(f"--method {self.method} keeps the checkpoint in bf16 anyway: leave out --weights.")
+            raise UserError(f'`method="{self.method}"` keeps the checkpoint in bf16 anyway: leave out `weights`.')
         if self.weights == "bf16" and optimizer.optimizer == "muon":
             raise UserError(
-                "Weights in bf16 are for AdamW, which rounds their updates at random: add --optimizer adamw."
+                'Weights in bf16 are for AdamW, which rounds their updates at random: add `optimizer="adamw"`.'
             )
         if self.weights == "bf16" and optimizer.ema:
-            raise UserError("A moving average of weights needs them in fp32: add --ema 0, or leave out --weights bf16.")
+            raise UserError(
+                'A moving average of weights needs them in fp32: add `ema=0`, or leave out `weights="bf16"`.'
+            )
 
     def _check_ranges(self) -> None:
         optimizer, noise, data = self.optimizer, self.noise, self.data
@@ -414,15 +416,15 @@ def _check_range(
     if value is None:
         return
     if isinstance(value, int) and abs(value) > LARGEST:  # it may be no float at all
-        raise UserError(f"--{name} must be a number of at most {LARGEST:.0e}, not that many digits: choose another.")
+        raise UserError(f"`{name}` must be a number of at most {LARGEST:.0e}, not that many digits: choose another.")
     if not math.isfinite(value):
-        raise UserError(f"--{name} must be a finite number, not {value}: correct it.")
+        raise UserError(f"`{name}` must be a finite number, not {value}: correct it.")
     if at_least is not None and value < at_least:
-        raise UserError(f"--{name} must be at least {at_least:g}, not {value:g}: correct it.")
+        raise UserError(f"`{name}` must be at least {at_least:g}, not {value:g}: correct it.")
     if above is not None and value <= above:
-        raise UserError(f"--{name} must be more than {above:g}, not {value:g}: correct it.")
+        raise UserError(f"`{name}` must be more than {above:g}, not {value:g}: correct it.")
     if at_most is not None and value > at_most:
-        raise UserError(f"--{name} must be at most {at_most:g}, not {value:g}: correct it.")
+        raise UserError(f"`{name}` must be at most {at_most:g}, not {value:g}: correct it.")
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 Shape letters: B batch, L length, N masked positions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import cut_windows, evenly_spread
 from llada.models import MaskPredictor, block_length_of
 from llada.objective import Average
-from llada.sampling.config import SamplerConfig
+from llada.sampling.config import FREE_TEXT
 from llada.sampling.guidance import suppress
 from llada.sampling.unmask import infill
 from llada.training.answer_check import check_answers
@@ -98,12 +98,7 @@ class TextSource:
             suppress(model, self.tokenizer.forbidden_rows),
             template,
             self.tokenizer.mask_id,
-            SamplerConfig(
-                steps=template.shape[1],
-                block_length=block_length_of(model, None),
-                temperature=1.0,
-                remasking="random",
-            ),
+            replace(FREE_TEXT, block_length=block_length_of(model, None)),
             Generator().manual_seed(self.plan.config.seed),
         )
         return Sample(self.tokenizer.decode(canvas.x_t[0].tolist()))

@@ -123,12 +123,12 @@ def likely_setting(plan: RunPlan, is_too_fast: bool) -> str:
         rates.insert(0, ("muon_learning_rate", options.muon_learning_rate, USUAL_MUON_RATE))
     for name, rate, usual_rate in rates:
         if rate > TOLERATED_FACTOR * usual_rate:
-            return f"the likely cause is --{name} {rate:g}, which is high: try {usual_rate:.1g}"
+            return f"the likely cause is `{name}={rate:g}`, which is high: try {usual_rate:.1g}"
         if rate < usual_rate / TOLERATED_FACTOR and not is_too_fast:
-            return f"the likely cause is --{name} {rate:g}, which is low: try {usual_rate:.1g}"
+            return f"the likely cause is `{name}={rate:g}`, which is low: try {usual_rate:.1g}"
     name, rate, _ = rates[0]
     if is_too_fast:
         if options.warmup_steps == 0:
-            return "the likely cause is --warmup_steps 0: try 100"
-        return f"the likely cause is --{name}: try {rate / TOLERATED_FACTOR:.1g}"
-    return "it needs more steps (--epochs or --steps), or shorter sequences, which make more steps of an epoch"
+            return "the likely cause is `warmup_steps=0`: try 100"
+        return f"the likely cause is `{name}`: try {rate / TOLERATED_FACTOR:.1g}"
+    return "it needs more steps (`epochs` or `steps`), or shorter sequences, which make more steps of an epoch"

@@ -143,17 +143,6 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: CUDA's and Python's own errors, or what torch says on a CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = (
-        "can't allocate memory", "not enough memory", "bad_alloc", "out of memory",
-        "ALLOC_FAILED", "could not create a primitive",  # CUDA's libraries, oneDNN
-    )  # fmt: skip
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
 def expected_memory(plan: RunPlan) -> TrainingMemory:
     """By formula; see `models.memory`."""
     return training_memory(plan.network_config, setting_of(plan))

@@ -92,7 +92,7 @@ class RunLog:
             self.display.say(f"By step {step}, the cross-entropy leapt from {leapt_from:.2f} to {nll:.2f} nats.")
         warning = self.watch.add(step, fraction_done, nll)
         if warning:
-            self.display.say(warning)
+            self.display.advise(warning)
 
     def write_return(self, progress: Progress, left_at: int) -> None:
         """The run went back to a checkpoint."""
@@ -120,7 +120,7 @@ class RunLog:
             f"validation {source.noun}; {source.shows}:\n{_indented(sample.text)}"
         )
         if sample.warning:
-            self.display.say(sample.warning)
+            self.display.advise(sample.warning)
 
     def close_up(self) -> None:
         """Before a checkpoint, which must not know of lines that are missing on the disk."""

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from llada.checkpoints.run_layout import each_row
 from llada.forward_process import NoisyBatch
-from llada.system.asides import aside_of
 from llada.system.device import send
 from llada.system.errors import UserError
-from llada.system.files import flush_to_disk, replace_file, write_text_whole
+from llada.system.files import file_written_whole, flush_to_disk, write_text_whole
 from llada.system.opener import append_own
 from llada.training.nan_guard import finite_or_none
 
@@ -81,7 +80,7 @@ class MetricsFile:
             append_own(self.path, json.dumps(row) + "\n")
         except FileNotFoundError:
             raise UserError(
-                f"{self.path.parent} was renamed or removed while it was written: go on with --resume from where it is "
+                f"{self.path.parent} was renamed or removed while it was written: go on with `resume` from where it is "
                 "now."
             ) from None
 
@@ -155,10 +154,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         right.plot(centres, values, marker="o", ms=3, color=colour, label=f"step {row['step']}")
     right.set(xlabel="t (share of masked tokens)", ylabel="nats per masked token", title="Cross-entropy by t")
     right.legend(frameon=False)
-    aside = aside_of(picture)
     try:
-        figure.savefig(aside, dpi=130, format="png")
-        replace_file(aside, picture)
+        with file_written_whole(picture) as aside:
+            figure.savefig(aside, dpi=130, format="png")
     finally:
-        aside.unlink(missing_ok=True)
         plt.close(figure)

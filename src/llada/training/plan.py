@@ -58,13 +58,13 @@ class RunPlan:
         if network_config is None:
             network_config = config.network.build_config(data.tokenizer, length)
         elif length > network_config.max_sequence_length:
-            shorter = "--windows random --sequence_length" if isinstance(data, PreparedText) else "--chat_length"
+            shorter = '`windows="random"` `sequence_length' if isinstance(data, PreparedText) else "`chat_length"
             raise UserError(
                 f"Sequences of {length:,} are longer than the {network_config.max_sequence_length:,} tokens of the "
-                f"checkpoint: add {shorter} {network_config.max_sequence_length}."
+                f"checkpoint: add {shorter}={network_config.max_sequence_length}`."
             )
         if is_causal(network_config) and isinstance(data, Answers):
-            raise UserError("A causal network learns no dialogues here: choose another --network, or leave out --chat.")
+            raise UserError("A causal network learns no dialogues here: choose another `network`, or leave out `chat`.")
         return cls(
             config=config,
             data=data,
@@ -133,12 +133,12 @@ def _check_device(device: torch.device, config: TrainConfig) -> None:
     if device.type != "mps":
         return
     for option, is_given in {
-        "--compile": bool(config.compile),
-        "--method qlora": config.method == "qlora",
-        "--optimizer_state 8bit": config.optimizer.optimizer_state == "8bit",
+        "`compile`": bool(config.compile),
+        '`method="qlora"`': config.method == "qlora",
+        '`optimizer_state="8bit"`': config.optimizer.optimizer_state == "8bit",
     }.items():
         if is_given:
-            raise UserError(f"{option} is not for Apple's GPUs: leave it out, or add --device cpu.")
+            raise UserError(f"{option} is not for Apple's GPUs: leave it out, or add `device=cpu`.")
 
 
 def _window_length(config: TrainConfig, data: PreparedText) -> int:
@@ -154,7 +154,7 @@ def _window_length(config: TrainConfig, data: PreparedText) -> int:
     if length > shortest:
         raise UserError(
             f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens: "
-            f"add --windows random --sequence_length {shortest}, or use a longer text."
+            f'add `windows="random"` `sequence_length={shortest}`, or use a longer text.'
         )
     return length
 

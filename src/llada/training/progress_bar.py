@@ -1,7 +1,7 @@
 """What a run shows while it goes on: a bar with loss, bound, speed and time left."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,10 +16,14 @@ STEPS_BEFORE_TIMING = 5  # the first ones warm up caches and compile
 
 
 class Display:
-    """A live bar on a terminal; a line now and then elsewhere."""
+    """A live bar on a terminal; a line now and then elsewhere.
 
-    def __init__(self, console: Console, total: int | None) -> None:
-        self.console = console
+    Args:
+        respell: puts the options that a sentence names, in backticks as in Python, as the reader types them.
+    """
+
+    def __init__(self, console: Console, total: int | None, respell: Callable[[str], str] = str) -> None:
+        self.console, self._respell = console, respell
         self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.fields[fraction_done]}"),
@@ -50,6 +54,10 @@ class Display:
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"step {step} ({fraction_done:.0%}) · {status}")
+
+    def advise(self, sentence: str) -> None:
+        """Say what names options."""
+        self.say(self._respell(sentence))
 
     def say(self, text: str) -> None:
         with self._whoever_reads():

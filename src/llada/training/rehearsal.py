@@ -10,9 +10,8 @@ from llada.checkpoints.run_layout import LAST, followed, point, step_folder
 from llada.checkpoints.safetensors import StoredWeights, save_tensors
 from llada.system.asides import folder_aside
 from llada.system.checksums import write_checksums
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole
-from llada.training.state import first_line
 
 REHEARSAL = "rehearsal"
 
@@ -37,6 +36,6 @@ def rehearse(run: Path) -> None:
                 raise OSError(f"{read} was read where 2.0 was written")
     except (OSError, UserError, SafetensorError) as error:
         raise UserError(
-            f"{run} is on a disk that cannot keep checkpoints ({first_line(error)}): choose another --output_dir, or "
+            f"{run} is on a disk that cannot keep checkpoints ({first_line(error)}): choose another `output_dir`, or "
             "see to the disk."
         ) from error

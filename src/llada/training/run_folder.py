@@ -10,7 +10,7 @@ A checkpoint is written aside, is on the disk as a whole, and is then renamed; n
 at any moment leaves whole checkpoints, and things beside them that `recover` removes. It also finds a checkpoint that
 was damaged later, by its checksums.
 
-Which checkpoints stay: the newest `--keep`, the best one, and those that an adapter of another run stands on.
+Which checkpoints stay: the newest `keep`, the best one, and those that an adapter of another run stands on.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from llada.checkpoints.run_layout import (
 from llada.models import MaskPredictor
 from llada.system.asides import aside_of, is_aside, remove_asides
 from llada.system.checksums import find_damage, write_checksums
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, write_json
 from llada.system.format import bytes_in_words
 from llada.system.locks import LOCK_FILE, Lock
@@ -63,7 +63,6 @@ from llada.training.state import (
     changed_data,
     changed_settings,
     damaged_state,
-    first_line,
     read_state,
 )
 
@@ -116,7 +115,7 @@ class RunFolder:
             UserError: it did.
         """
         if not self.has_checkpoint():
-            raise UserError(f"{self.path} has no checkpoint yet: start the run again without --resume.")
+            raise UserError(f"{self.path} has no checkpoint yet: start the run again without `resume`.")
 
     def check_free(self) -> None:
         """Refuse a folder for a new run that holds anything but what a run left that never came to a checkpoint.
@@ -126,13 +125,13 @@ class RunFolder:
         """
         if self.has_checkpoint():
             raise UserError(
-                f"{self.path} holds a run already: go on with --resume {self.path}, or choose another --output_dir."
+                f'{self.path} holds a run already: go on with `resume="{self.path}"`, or choose another `output_dir`.'
             )
         foreign = self._foreign_names()
         if foreign:
             raise UserError(
                 f"{self.path} holds {foreign[0]}, which is not of a run: choose a new folder, or an empty one, as "
-                "--output_dir."
+                "`output_dir`."
             )
 
     def _foreign_names(self) -> list[str]:
@@ -168,7 +167,7 @@ class RunFolder:
         for name, (was, asked) in pairs.items():
             if was != asked:
                 raise UserError(
-                    f"A run goes on with what it was started with, and --{name} was {was}, not {asked}: leave it out, "
+                    f"A run goes on with what it was started with, and `{name}` was {was}, not {asked}: leave it out, "
                     "or start a new run."
                 )
 
@@ -187,7 +186,7 @@ class RunFolder:
             UserError: there is no run, or its configuration is of another version.
         """
         if not (path / CONFIG_FILE).is_file():
-            raise UserError(f"{path} holds no run to resume: check the path, or start one without --resume.")
+            raise UserError(f"{path} holds no run to resume: check the path, or start one without `resume`.")
         return TrainConfig.from_json(read_json(path / CONFIG_FILE))
 
     def recover(self) -> list[str]:
@@ -216,7 +215,7 @@ class RunFolder:
                 what = "; ".join(f"{folder.name}: {damage}" for folder, damage in damaged.items())
                 raise UserError(
                     f"No checkpoint of {self.path} is whole ({what}): restore one of them from a copy, or start again "
-                    "with another --output_dir."
+                    "with another `output_dir`."
                 )
             return sentences
         for bad, damage in damaged.items():
@@ -244,7 +243,7 @@ class RunFolder:
         place = next(path for path in (self.checkpoints, *self.checkpoints.parents) if path.exists())
         free, needed = shutil.disk_usage(place).free, n_bytes + SPARE_BYTES
         if needed > free:
-            goes_on = f"go on with --resume {self.path}" if self.has_checkpoint() else "start again"
+            goes_on = f'go on with `resume="{self.path}"`' if self.has_checkpoint() else "start again"
             raise UserError(
                 f"The disk of {self.path} has {bytes_in_words(free)} left and a checkpoint (step {step}) needs "
                 f"{bytes_in_words(needed)}: free some space and {goes_on}; the checkpoints there are unharmed."
@@ -284,7 +283,7 @@ class RunFolder:
             raise UserError(
                 f"The checkpoint of step {progress.step} could not be written to {self.checkpoints} "
                 f"({first_line(error)}): the earlier ones are unharmed, see to the disk and go on with "
-                f"--resume {self.path}."
+                f'`resume="{self.path}"`.'
             ) from error
         self.prune(plan.config.keep)
 
@@ -313,7 +312,7 @@ class RunFolder:
         if changed and not allow_changed_data:
             raise UserError(
                 f"The data are not what {self.path} was trained on any more (changed: {', '.join(changed)}): restore "
-                "them (a text, by `llada prepare`), start a new run, or add --changed_data to go on all the same."
+                "them (a text, by `llada prepare`), start a new run, or add `changed_data` to go on all the same."
             )
         try:
             progress = state.unpack(saved, folder)

@@ -18,7 +18,7 @@ from llada.checkpoints.lora import adapter_weights, is_adapted
 from llada.checkpoints.lora_files import read_adapter_weights
 from llada.models import MaskPredictor
 from llada.optim.muon import ExponentialAverage, trained_weights
-from llada.system.errors import UserError
+from llada.system.errors import UserError, first_line
 from llada.training.nan_guard import first_non_finite
 from llada.training.state_check import Expected, check_progress, check_state
 
@@ -190,14 +190,14 @@ def changed_data(saved: Mapping[str, Any], data: Mapping[str, str]) -> list[str]
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options that have other values than before, as people give them."""
+    """Options that have other values than before, by their names."""
     changed = []
     for name, value in now.items():
         if isinstance(value, dict):
             then = before.get(name)
             changed += changed_settings(then if isinstance(then, dict) else {}, value)
         elif name in before and before[name] != value:
-            changed.append(f"--{name} {before[name]} -> {value}")
+            changed.append(f"`{name}` {before[name]} -> {value}")
     return changed
 
 
@@ -206,10 +206,6 @@ def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
     """Copy these values into all weights that are trained."""
     for name, weight in trained_weights(model.network).items():
         weight.copy_(weights[name])
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
 
 
 def bytes_in(value: object) -> int:

@@ -306,7 +306,7 @@ class Trainer:
         progress, self.say = self.progress, display.say
         self.folder.check_space(self.state.expected_bytes(), progress.step)
         if self.is_compiled:
-            self.say("Compiling the network, once for this shape (--compile False goes without) ...")
+            display.advise("Compiling the network, once for this shape (`compile=False` goes without) ...")
             self.compile()
         config = self.config
         log = RunLog(self.plan, self.folder.path, display, progress)
@@ -473,7 +473,7 @@ class Trainer:
         if not math.isfinite(result.nelbo_nats_per_token):
             raise UserError(
                 f"{self.config.base} predicts no finite numbers on the validation data: start from another checkpoint, "
-                "or add --precision fp32."
+                'or add `precision="fp32"`.'
             )
 
     def _evaluate(self, log: RunLog) -> bool:

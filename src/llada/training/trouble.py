@@ -29,11 +29,11 @@ def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
     if plan.precision.dtype == torch.bfloat16 and is_finite_in_fp32():
-        return "the cause is the precision, since the same step is finite in fp32: add --precision fp32"
+        return 'the cause is the precision, since the same step is finite in fp32: add `precision="fp32"`'
     power, clip = plan.config.noise.weight_power, plan.config.optimizer.clip
     return (
         "no weight has changed yet, the weights are finite, and fp32 without compiling gives the same: look at the "
-        f"data and at the weighting of the loss (--weight_power {power:g}, --clip {clip:g})"
+        f"data and at the weighting of the loss (`weight_power={power:g}`, `clip={clip:g}`)"
     )
 
 
@@ -49,7 +49,7 @@ def describe_end(
         cause: of a first step; otherwise a likely setting is named.
         path: the file with what the step consisted of.
     """
-    goes_on = f"go on from the last checkpoint with --resume {plan.config.output_dir}"
+    goes_on = f'go on from the last checkpoint with `resume="{plan.config.output_dir}"`'
     return UserError(
         f"The loss became {float(done.loss)} and its gradient {float(done.grad_norm)} by step {step}{again}; "
         f"{cause or likely_setting(plan, is_too_fast=True)}, and "

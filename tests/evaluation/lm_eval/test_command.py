@@ -61,7 +61,7 @@ def test_command_prints_the_numbers(
         (["--tasks", "made_text", "--model_args", "checkpoint=nowhere/at/all"], "nowhere/at/all is not there"),
         (
             ["--tasks", "made_text"],
-            r'--model_args cannot be used \(missing value for field "checkpoint"\): its keys are',
+            r'`model_args` cannot be used \(missing value for field "checkpoint"\): its keys are',
         ),
         (["--tasks", "made_text", "--model_args", "checkpoint=x,mcnum=8"], r'can not match "mcnum".*mc_num'),
         (["--tasks", "made_text", "--model_args", "checkpoint=x,mc_num=3"], "mc_num=3 is not an even number"),

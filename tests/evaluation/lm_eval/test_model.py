@@ -22,6 +22,7 @@ from llada.evaluation.lm_eval.model import HarnessModel
 from llada.evaluation.lm_eval.rolling import text_bound
 from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_logits, nll_by_model
 from llada.models import EncoderConfig
+from llada.sampling.guidance import at_positions
 from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer
@@ -39,7 +40,6 @@ from tests.support.harness_tasks import (
     requests,
     written_by_hand,
 )
-from tests.support.toys import at_positions
 
 FP32 = Precision(torch.float32, "")
 
@@ -259,7 +259,7 @@ def test_writing_stops_when_all_have_ended(run: Path, monkeypatch: pytest.Monkey
     model = make_model(run, block_length=2)
     calls = []
     forward = model.checkpoint.model.forward
-    monkeypatch.setattr(model.checkpoint.model, "forward", lambda x_t: calls.append(1) or forward(x_t))
+    monkeypatch.setattr(model.checkpoint.model, "forward", lambda *x, **how: calls.append(1) or forward(*x, **how))
     whole = model.generate_until(requests("generate_until", ("to be", {"max_gen_toks": 20})), disable_tqdm=True)[0]
     assert len(calls) == 20
     calls.clear()

@@ -164,7 +164,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         if room < (1 if ids else 0):
             raise UserError(
                 f"An answer of {gen_length} tokens leaves no room for its prompt in the {self.max_length} of this "
-                "model: put a smaller gen_length into --model_args."
+                "model: put a smaller gen_length into `model_args`."
             )
         config = self.options.writing_config(gen_length, settings)
         try:
@@ -187,12 +187,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         canvas = [[*writing.prompt, *[self.mask_id] * first.gen_length] for writing in writings]
         template = torch.tensor(canvas, device=self._device)
         generator = generator_of(self.options.seed, first.repeat, first.prompt)
-        model = suppress(self.checkpoint.model, speechless_rows(self.checkpoint.tokenizer, self.end_ids))
-
-        def predict(x_t: Tensor) -> Tensor:
-            with self.precision.autocast(x_t.device):
-                return model(x_t)
-
+        model = predict_by_model(self.checkpoint.model, self.precision)
+        predict = suppress(model, speechless_rows(self.checkpoint.tokenizer, self.end_ids))
         texts: list[str] = []
         for state in unmask(predict, template, self.mask_id, first.config, generator):
             rows = state.x_t[:, len(first.prompt) :].tolist()
@@ -288,7 +284,7 @@ def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
     if normalised["max_gen_toks"] < 1:
         raise UserError(
             f"The task asks for an answer of {normalised['max_gen_toks']} tokens: correct its generation_kwargs, or "
-            "put a gen_length into --model_args."
+            "put a gen_length into `model_args`."
         )
     return normalised
 
@@ -298,7 +294,7 @@ def _find_device(name: str, shard: Shard) -> torch.device:
     try:
         device = choose_device("auto") if name == "auto" else torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is no device: use auto, cpu or cuda:0, for example.") from error
+        raise UserError(f"`device={name}` is no device: use auto, cpu or cuda:0, for example.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         return choose_device("auto")
     if device.type == "mps":

@@ -20,7 +20,7 @@ USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """What `--model_args` may say, and with it `--batch_size` and `--device`."""
+    """What `model_args` may say, and with it `batch_size` and `device`."""
 
     checkpoint: str
     """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
@@ -64,7 +64,7 @@ class HarnessOptions:
             options = dacite.from_dict(cls, {**ours, "sampler": sampler}, config)
         except (dacite.DaciteError, ValueError) as error:
             names = ", ".join([*(field.name for field in fields(cls) if field.name != "sampler"), *SAMPLER_KEYS])
-            raise UserError(f"--model_args cannot be used ({error}): its keys are {names}.") from error
+            raise UserError(f"`model_args` cannot be used ({error}): its keys are {names}.") from error
         for name in ("mc_num", "masks_per_window"):
             if (value := getattr(options, name)) < 2 or value % 2:
                 raise UserError(
@@ -92,7 +92,7 @@ class HarnessOptions:
         return replace(self.sampler, steps=steps, temperature=temperature)
 
     def to_json(self) -> dict[str, Any]:
-        """The options by the keys of `--model_args`."""
+        """The options by the keys of `model_args`."""
         content = asdict(self)
         return {**content.pop("sampler"), **content}
 

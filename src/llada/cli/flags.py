@@ -1,0 +1,23 @@
+"""Options and commands as a person types them, in the sentences of the library, which names them as Python does."""
+
+from llada.system.errors import respelled
+
+WITH_THREE_VALUES = {"compile"}
+"""Options that are True, False or None, so that their value is always typed; a plain switch has a `--no-` instead."""
+
+
+def flag_of(name: str, value: str | None = None) -> str:
+    """An option as it is typed: `--steps`, `--steps 100`, `--no-complementary`."""
+    if value == "False" and name not in WITH_THREE_VALUES:
+        return f"--no-{name}"
+    return f"--{name}" if value is None or value == "True" else f"--{name} {value}"
+
+
+def in_flags(sentence: str, prepare_program: str = "llada prepare") -> str:
+    """A sentence of the library for the command line.
+
+    Args:
+        prepare_program: what to type to prepare a text.
+    """
+    programs = {"prepare": prepare_program}
+    return respelled(sentence, flag_of, lambda name: programs.get(name, f"llada {name}"))
