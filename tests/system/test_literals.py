@@ -19,7 +19,7 @@ from llada.evaluation.exact_likelihood import exact_nll
 from llada.forward_process import mask_exact_count
 from llada.objective import loss_weights
 from llada.optim.adamw import AdamW16
-from llada.optim.muon import learning_rate_factor
+from llada.optim.schedule import learning_rate_factor
 from llada.system.device import choose_device, choose_precision
 from llada.system.errors import UserError
 from llada.system.literals import _literal_fields, check_literal, check_literals

@@ -26,10 +26,7 @@ RANGES = {
     "n_samples": (1, 10_000),  # they go through the network together
     "samples": (1, 10_000),
     "frames": (0, 10_000),
-    "accumulate": (1, 10**6),
     "batch_size": (1, 10**6),
-    "epochs": (0, 10**9),
-    "minutes": (0, 10**9),
     "shard_gb": (0, 10**9),
 }
 """Of the options that have a narrower one, in whichever command they are."""
