@@ -149,14 +149,14 @@ def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | 
     begins_at = None if resume and config.method == "full" else base
     trainer = Trainer(RunPlan.of(config, data, start.config), folder, resume, begins_at)
     if stop_at is not None:
-        draw = trainer.source.draw
+        draw = trainer.steps.source.draw
 
-        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-            if step == stop_at:
+        def draw_and_interrupt(n_before: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            if trainer.progress.step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
-            return draw(step, generator)
+            return draw(n_before, generator)
 
-        trainer.source.draw = draw_and_interrupt
+        trainer.steps.source.draw = draw_and_interrupt
     trainer.run(display())
     return trainer
 
@@ -238,7 +238,7 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
     start = load_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
-    batch, noisy = trainer.make_batch(0)
+    batch, noisy = trainer.steps.make_batch(0)
     expected = 0.0
     for row in range(len(batch.x_0)):
         assert batch.maskable is not None

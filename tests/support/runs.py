@@ -25,14 +25,14 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder, resume)
     if stop_at is not None:
-        draw = trainer.source.draw
+        draw = trainer.steps.source.draw
 
-        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-            if step == stop_at:
+        def draw_and_interrupt(n_before: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            if trainer.progress.step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
-            return draw(step, generator)
+            return draw(n_before, generator)
 
-        trainer.source.draw = draw_and_interrupt
+        trainer.steps.source.draw = draw_and_interrupt
     trainer.run(display())
     return trainer
 

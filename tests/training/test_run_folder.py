@@ -39,13 +39,13 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_af
         folder.recover()
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
+    draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
         trainer.stop.is_made = step + 1 == stop_after
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     trainer.run(Display(Console(quiet=True), None))
     return trainer
 
