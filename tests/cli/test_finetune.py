@@ -89,7 +89,6 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
         ({"data": DataOptions(chat_length=5)}, "--chat_length is for dialogues: add --chat FILE"),
         ({"data": DataOptions(skip_bad=True)}, "--skip_bad is for dialogues: add --chat FILE"),
         ({"data": DataOptions(chat_split="last")}, "--chat_split is for dialogues: add --chat FILE"),
-        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "--chat_split_seed must be at least 0"),
         ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add --weight_power 1"),
         ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add --optimizer adamw"),
         ({"weights": "bf16"}, "add --optimizer adamw"),
@@ -100,6 +99,19 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
 def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"chat_split_seed": -1}, "--chat_split_seed must be at least 0"),
+        ({"chat_val_share": 0.95}, r"--chat_val_share must be at most 0\.9, not 0\.95"),
+        ({"chat_length": 0}, "--chat_length must be at least 1"),
+    ],
+)
+def test_numbers_of_dialogues_have_their_ranges(options: dict[str, float], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        DataOptions(chat=Path("x.jsonl"), **options)  # type: ignore[arg-type]
 
 
 # --- runs
@@ -547,3 +559,21 @@ def test_an_answer_ends_with_any_id_that_the_configuration_names() -> None:
     for config, expected in ((SimpleNamespace(further_eos_ids=(7, 9)), {2, 7, 9}), (SimpleNamespace(), {2})):
         model = SimpleNamespace(network=SimpleNamespace(config=config))
         assert end_ids_of(model, data) == expected  # type: ignore[arg-type]
+
+
+def test_an_adapters_run_goes_on_where_it_was_moved_with_its_base(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path
+) -> None:
+    """Its configuration names the place of before; the adapter's own folder knows the way."""
+    below = replace(small_run, steps=6, output_dir=tmp_path / "here" / "below")
+    folder = RunFolder(below.output_dir)
+    folder.start(below)
+    Trainer(RunPlan.of(below, data), folder).run(display())
+    common = ["--data_dir", str(data.folder), "--windows", "random", "--sequence_length", "24", "--steps", "2"]
+    above = ["--method", "lora", "--output_dir", str(tmp_path / "here" / "above")]
+    assert run(["finetune", "--checkpoint", str(below.output_dir), *common, *above]) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert run(["finetune", "--resume", str(tmp_path / "there" / "above"), "--steps", "3"]) == 0
+    base = RunFolder.read_config(tmp_path / "there" / "above").base
+    assert base is not None
+    assert Path(base).is_relative_to(tmp_path / "there" / "below")
