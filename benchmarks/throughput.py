@@ -120,16 +120,16 @@ def part_of(event: FunctionEvent) -> str:
 
 def where_time_goes(trainer: Trainer, steps: int) -> dict[str, float]:
     """Shares of a step, from a profile of the CPU."""
-    make_batch = trainer.make_batch
+    make_batch = trainer.steps.make_batch
 
     def recorded(step: int):  # type: ignore[no-untyped-def]
         with record_function("batch"):
             return make_batch(step)
 
-    trainer.make_batch = recorded  # type: ignore[method-assign]
+    trainer.steps.make_batch = recorded  # type: ignore[method-assign]
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         tokens_per_second(trainer, steps)
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     times: dict[str, float] = {}
     for event in trace.events():
         part = part_of(event)
@@ -174,7 +174,7 @@ def main() -> None:
         parts = where_time_goes(first, max(2, options.steps))
         start = time.perf_counter()
         for step in range(BATCHES):
-            first.make_batch(step)
+            first.steps.make_batch(step)
         batch_seconds = (time.perf_counter() - start) / BATCHES
     peak = statistics.median(peaks)
     median = {case: statistics.median(values) for case, values in speeds.items()}

@@ -213,14 +213,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
 ) -> None:
     trainer = make_trainer(replace(config, **change), data)
     take_steps(trainer, 2)
-    before, loss = everything(trainer), trainer._loss
-    trainer._loss = lambda *arguments: loss(*arguments) * value  # type: ignore[method-assign]
+    before, loss = everything(trainer), trainer.steps.loss
+    trainer.steps.loss = lambda *arguments: loss(*arguments) * value  # type: ignore[method-assign]
     trainer.train_step(LossByTime(trainer.device))
     after = everything(trainer)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     trainer.guard.take()
     assert (trainer.guard.skipped, trainer.guard.last_step, trainer.progress.step) == (1, 2, 3)
-    trainer._loss = loss  # type: ignore[method-assign]
+    trainer.steps.loss = loss  # type: ignore[method-assign]
     take_steps(trainer, 1)
     now = everything(trainer)
     assert all(bool(part.isfinite().all()) for part in now)

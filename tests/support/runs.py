@@ -31,14 +31,14 @@ def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at
 def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
     """Train to the end, or until the SIGINT that comes during a step."""
     if stop_at is not None:
-        draw = trainer.source.draw
+        draw = trainer.steps.source.draw
 
-        def draw_and_interrupt(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-            if step == stop_at:
+        def draw_and_interrupt(n_before: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            if trainer.progress.step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
-            return draw(step, generator)
+            return draw(n_before, generator)
 
-        trainer.source.draw = draw_and_interrupt
+        trainer.steps.source.draw = draw_and_interrupt
     trainer.run(display())
     return trainer
 
@@ -52,13 +52,13 @@ def train_until(
         folder.recover()
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder, resume)
-    draw = trainer.make_batch
+    draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
         trainer.stop.is_made = step + 1 == stop_after
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     return run_to(trainer)
 
 

@@ -24,6 +24,7 @@ from llada.evaluation.exact_likelihood import exact_nll
 from llada.evaluation.greedy import are_greedy
 from llada.evaluation.nelbo import BoundOptions, estimate_nelbo, nll_by_model
 from llada.models import LLaDAConfig, MaskPredictor, build_network
+from llada.optim.optimizers import make_optimizers
 from llada.sampling.config import SamplerConfig
 from llada.sampling.policies import POLICIES, PolicyOptions
 from llada.sampling.unmask import infill
@@ -31,7 +32,6 @@ from llada.system import device as hardware
 from llada.system.device import Precision, choose_device, choose_precision, describe_device, memory_bytes, to_fp64
 from llada.system.errors import UserError
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
-from llada.training.optimizers import make_optimizers
 from llada.training.plan import RunPlan
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder

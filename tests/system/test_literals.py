@@ -18,7 +18,7 @@ from llada.data.corpus import load_corpus
 from llada.forward_process import mask_exact_count
 from llada.objective import loss_weights
 from llada.optim.adamw import AdamW16
-from llada.optim.muon import learning_rate_factor
+from llada.optim.schedule import learning_rate_factor
 from llada.sampling.policies import make_policy
 from llada.system.device import choose_device, choose_precision
 from llada.system.errors import UserError

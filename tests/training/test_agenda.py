@@ -48,8 +48,8 @@ def rows(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def break_losses(trainer: Trainer, bad: Any) -> None:
-    loss = trainer._loss
-    trainer._loss = lambda *a: loss(*a) * (NAN if bad(trainer.progress.step) else 1.0)  # type: ignore[method-assign]
+    loss = trainer.steps.loss
+    trainer.steps.loss = lambda *a: loss(*a) * (NAN if bad(trainer.progress.step) else 1.0)  # type: ignore[method-assign]
 
 
 def test_the_agenda_by_hand() -> None:
@@ -92,14 +92,14 @@ def test_a_run_stops_between_the_pieces_of_a_step(small_run: TrainConfig, data: 
     run(whole)
     parts = replace(config, output_dir=tmp_path / "parts")
     trainer, calls = make(parts, data), []
-    loss = trainer._loss
+    loss = trainer.steps.loss
 
     def counted(*arguments: Any) -> Tensor:
         calls.append(trainer.progress.step)
         trainer.stop.is_made = len(calls) == 3 * 5 + 1  # in the first of the three pieces of the sixth step
         return loss(*arguments)
 
-    trainer._loss = counted  # type: ignore[method-assign]
+    trainer.steps.loss = counted  # type: ignore[method-assign]
     run(trainer)
     assert len(calls) == 3 * 5 + 1
     assert (trainer.folder.last_step, trainer.progress.step) == (5, 5)
@@ -141,7 +141,7 @@ def test_four_bad_steps_of_five_for_ever_end_the_run(
 
 def test_weights_that_no_text_shows_are_not_saved(small_run: TrainConfig, data: PreparedText) -> None:
     trainer = make(small_run, data)
-    draw = trainer.make_batch
+    draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
         if step == 3:
@@ -149,7 +149,7 @@ def test_weights_that_no_text_shows_are_not_saved(small_run: TrainConfig, data: 
             weight.data[data.tokenizer.pad_id] = INF
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"model\.transformer\.wte\.weight is non-finite"):
         run(trainer)
     assert not trainer.folder.has_checkpoint()
@@ -197,3 +197,20 @@ def test_less_accumulation_is_suggested_as_far_as_it_helps(small_run: TrainConfi
     largest = max(accumulate for accumulate in steps if steps[accumulate] >= 10 * 2)
     assert f"Add --accumulate {largest} or --warmup_steps 0." in warning(1, 2)
     assert f"Add --accumulate 1 --warmup_steps {steps[1] // 10} or --warmup_steps 0." in warning(1, 50)
+
+
+def test_moments_that_are_not_finite_are_not_saved(small_run: TrainConfig, data: PreparedText) -> None:
+    """The weights are finite still: of a moment, a later step makes use."""
+    trainer = make(replace(small_run, steps=6, optimizer=OptimizerOptions(optimizer="adamw")), data)
+    draw, name = trainer.steps.make_batch, "model.transformer.wte.weight"
+
+    def make_batch(step: int) -> Any:
+        if step == 5:
+            weight = dict(trainer.model.network.named_parameters())[name]
+            trainer.optimizers[0].state[weight]["exp_avg_sq"].view(-1)[0] = INF
+        return draw(step)
+
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"exp_avg_sq of model\.transformer\.wte\.weight is non-finite"):
+        run(trainer)
+    assert not trainer.folder.has_checkpoint()

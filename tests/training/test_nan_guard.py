@@ -17,7 +17,8 @@ from llada.data.prepared import PreparedText
 from llada.optim import adamw
 from llada.optim import muon as optim
 from llada.optim.adamw import AdamW16
-from llada.optim.muon import ExponentialAverage, Muon
+from llada.optim.ema import ExponentialAverage
+from llada.optim.muon import Muon
 from llada.system.errors import UserError
 from llada.training.config import DataOptions, TrainConfig
 from llada.training.diagnostics import SPIKE_WINDOW, SpikeWatch
@@ -43,13 +44,13 @@ def run(trainer: Trainer) -> None:
 
 def break_losses(trainer: Trainer, is_broken: Callable[[int, int], bool], value: float = NAN) -> None:
     """Multiply the loss of steps by a number that is none; `is_broken` is told step and data order."""
-    loss = trainer._loss
+    loss = trainer.steps.loss
 
     def broken(*arguments: Any) -> Tensor:
         progress = trainer.progress
         return loss(*arguments) * (value if is_broken(progress.step, progress.data_order) else 1.0)
 
-    trainer._loss = broken  # type: ignore[method-assign]
+    trainer.steps.loss = broken  # type: ignore[method-assign]
 
 
 def weights(trainer: Trainer) -> Tensor:
@@ -101,7 +102,7 @@ OPTIMIZERS = {
 
 
 def ask_no_device(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """What `skip_of` gives on a GPU: the verdict itself."""
+    """What `skip_on_device` gives on a GPU: the verdict itself."""
     found_inf = getattr(optimizer, "found_inf", None)
     return None if found_inf is None else found_inf.bool()
 
@@ -115,7 +116,8 @@ def test_a_step_that_is_left_out_changes_nothing(kind: str, on_device: bool, mon
     """
     if on_device:
         for module in (optim, adamw):
-            monkeypatch.setattr(module, "skip_of", ask_no_device)
+            monkeypatch.setattr(module, "must_skip", lambda optimizer: False)
+            monkeypatch.setattr(module, "skip_on_device", ask_no_device)
     generator = torch.Generator().manual_seed(2)
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(4)]
     seen, unseen = make_parameter(), make_parameter()
@@ -201,7 +203,7 @@ def test_after_a_few_the_run_goes_back_and_on_with_other_data(
     (went_back,) = (row for row in rows if "went_back_from" in row)
     assert went_back == {"step": 6, "went_back_from": 8 + FEW, "data_order": 1}
     assert trainer.progress.data_order == 1
-    assert not torch.equal(trainer.make_batch(9)[0].x_0, plain.make_batch(9)[0].x_0)
+    assert not torch.equal(trainer.steps.make_batch(9)[0].x_0, plain.steps.make_batch(9)[0].x_0)
     rows_of = [read_metrics(each.folder.path / "metrics.jsonl") for each in (trainer, plain)]
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in rows_of]
     assert losses[0][:6] == losses[1][:6]
@@ -237,13 +239,13 @@ def test_a_run_that_is_told_to_stop_among_steps_that_are_left_out_goes_back_firs
     """Else it would say that it saved what it did not."""
     trainer = small_trainer(replace(small_run, steps=18, log_every=100), data)
     break_losses(trainer, lambda step, order: step >= 8 and order == 0)
-    draw = trainer.make_batch
+    draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
         trainer.stop.is_made = trainer.stop.is_made or step == 10
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     run(trainer)
     assert (trainer.folder.last_step, trainer.progress.data_order) == (7, 1)
 
@@ -254,7 +256,7 @@ class KilledError(Exception):
 
 def _die_at(trainer: Trainer, stop: int | None) -> None:
     """An end of the process at the `stop`-th call for a batch, as far as one process can have it."""
-    draw, calls = trainer.make_batch, []
+    draw, calls = trainer.steps.make_batch, []
 
     def make_batch(step: int) -> Any:
         calls.append(step)
@@ -262,7 +264,7 @@ def _die_at(trainer: Trainer, stop: int | None) -> None:
             raise KilledError
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
 
 
 def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfig, data: PreparedText) -> None:
@@ -277,7 +279,7 @@ def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfi
     assert "\n" not in sentence
     assert sentence.endswith(".")
     trouble = json.loads((config.output_dir / "trouble.json").read_text())
-    batch, noisy = trainer.make_batch(12)
+    batch, noisy = trainer.steps.make_batch(12)
     assert trouble["step"] == 12
     assert trouble["t"] == noisy.t.tolist()
     assert trouble["ids"] == batch.x_0.tolist()
@@ -311,12 +313,12 @@ def test_before_any_weight_has_changed_no_rate_is_blamed(small_run: TrainConfig,
 
     def spoil_bf16(trainer: Trainer) -> None:
         """As an overflow that fp32 does not have."""
-        loss = trainer._loss
+        loss = trainer.steps.loss
 
         def losses(*arguments: Any) -> torch.Tensor:
-            return loss(*arguments) * (NAN if trainer.precision.dtype == torch.bfloat16 else 1.0)
+            return loss(*arguments) * (NAN if trainer.steps.precision.dtype == torch.bfloat16 else 1.0)
 
-        trainer._loss = losses  # type: ignore[method-assign]
+        trainer.steps.loss = losses  # type: ignore[method-assign]
 
     assert 'the same step is finite in fp32: add `precision="fp32"`' in first_complaint(bf16, data, spoil_bf16)
     for sentence in (weights_, data_):
@@ -331,7 +333,7 @@ def break_all(trainer: Trainer) -> None:
 def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: PreparedText) -> None:
     """They may become so by no fault of a step; every loss from then on is none, and the good checkpoint stays."""
     trainer = small_trainer(replace(small_run, steps=20), data)
-    draw, is_broken = trainer.make_batch, []
+    draw, is_broken = trainer.steps.make_batch, []
 
     def make_batch(step: int) -> Any:
         if step == 7 and not is_broken:
@@ -339,7 +341,7 @@ def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: P
             nn.init.constant_(next(trainer.model.parameters()), NAN)
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     run(trainer)
     assert trainer.progress.step == 20
     assert torch.isfinite(weights(trainer)).all()
@@ -382,14 +384,14 @@ def test_spikes_are_told_from_noise() -> None:
 
 def test_a_spike_in_a_run_is_logged(small_run: TrainConfig, data: PreparedText) -> None:
     trainer = small_trainer(replace(small_run, steps=20, evaluate_every=100), data)
-    draw = trainer.make_batch
+    draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
         if step == 15:
             nn.init.normal_(dict(trainer.model.network.named_parameters())["model.transformer.ff_out.weight"], std=30.0)
         return draw(step)
 
-    trainer.make_batch = make_batch  # type: ignore[method-assign]
+    trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     run(trainer)
     rows = [row for row in read_metrics(small_run.output_dir / "metrics.jsonl") if "loss" in row]
     assert next(row["step"] for row in rows if "spike_from" in row) == 16

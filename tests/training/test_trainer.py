@@ -142,8 +142,8 @@ def test_one_batch_can_be_learned_by_heart(network: str, small_run: TrainConfig,
         log_every=50,
     )
     trainer = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
-    batch = trainer.make_batch(0)
-    trainer.make_batch = lambda step: batch  # type: ignore[method-assign]
+    batch = trainer.steps.make_batch(0)
+    trainer.steps.make_batch = lambda step: batch  # type: ignore[method-assign]
     by_time = LossByTime(trainer.device)
     first = float(trainer.train_step(by_time).loss)
     for _ in range(config.steps - 1):  # type: ignore[operator]
@@ -169,7 +169,7 @@ def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, da
     assert trainer.plan.network_config.max_sequence_length == 100
     n_text = 0
     for step in range(count_steps(config, data, 100) or 0):
-        batch, noisy = trainer.make_batch(step)
+        batch, noisy = trainer.steps.make_batch(step)
         if batch.maskable is not None:
             assert not (noisy.is_masked & (batch.x_0 == data.tokenizer.pad_id)).any()
             assert batch.attention_mask is not None
@@ -212,7 +212,7 @@ def test_run_folder_holds_what_the_design_says(small_run: TrainConfig, data: Pre
 
 def test_loss_by_time_is_the_mean_in_each_bin(small_run: TrainConfig, data: PreparedText) -> None:
     trainer = Trainer(RunPlan.of(small_run, data), RunFolder(small_run.output_dir))
-    _, noisy = trainer.make_batch(0)
+    _, noisy = trainer.steps.make_batch(0)
     by_time = LossByTime(trainer.device)
     nll = torch.rand(int(noisy.is_masked.sum()), generator=torch.Generator().manual_seed(0))
     by_time.add(nll, noisy)
@@ -334,17 +334,32 @@ def test_unknown_keys_and_values_are_refused(content: dict[str, object], message
         ({"steps": None, "epochs": -1.0}, "`epochs` must be more than 0"),
         ({"minutes": 0.0}, "`minutes` must be more than 0"),
         ({"seed": -1}, "`seed` must be at least 0"),
-        ({"optimizer": OptimizerOptions(decay=0.0)}, "`decay` must be more than 0"),
-        ({"optimizer": OptimizerOptions(ema=1.5)}, "`ema` must be at most 1"),
-        ({"data": DataOptions(sequence_length=0)}, "`sequence_length` must be at least 1"),
+        ({"optimizer": {"decay": 0.0}}, "`decay` must be more than 0"),
+        ({"optimizer": {"ema": 1.5}}, "`ema` must be at most 1"),
+        ({"data": {"sequence_length": 0}}, "`sequence_length` must be at least 1"),
     ],
     ids=str,
 )
 def test_impossible_configurations_are_refused(
     changes: dict[str, object], message: str, small_run: TrainConfig
 ) -> None:
+    """Alike from Python and from a stored config.json."""
     with pytest.raises(UserError, match=message):
-        replace(small_run, **changes)  # type: ignore[arg-type]
+        replace(
+            small_run,
+            **{
+                name: replace(getattr(small_run, name), **value) if isinstance(value, dict) else value
+                for name, value in changes.items()
+            },
+        )
+    stored = small_run.to_json()
+    for name, value in changes.items():
+        if isinstance(value, dict | NoiseOptions):
+            stored[name] |= value if isinstance(value, dict) else vars(value)
+        else:
+            stored[name] = value
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_json(stored)
 
 
 def test_dropout_is_refused_where_there_is_none(small_run: TrainConfig, data: PreparedText) -> None:

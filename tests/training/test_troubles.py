@@ -301,7 +301,7 @@ def flags_of(options: type, *kinds: type) -> list[str]:
         inner = field.type if isinstance(field.type, type) else None
         if inner is not None and hasattr(inner, "__dataclass_fields__"):
             found += flags_of(inner, *kinds)
-        elif inner in kinds or any(arg in kinds for arg in get_args(field.type)):
+        elif inner in kinds or any({arg, *get_args(arg)} & set(kinds) for arg in get_args(field.type)):
             found.append(field.name)
     return found
 

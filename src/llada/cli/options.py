@@ -36,10 +36,7 @@ RANGES = {
     "samples": (1, 10_000),
     "frames": (0, 10_000),
     "masks_per_window": (2, 4096),  # as many as are drawn for an error that is asked for
-    "accumulate": (1, 10**6),
     "batch_size": (1, 10**6),
-    "epochs": (0, 10**9),
-    "minutes": (0, 10**9),
     "shard_gb": (0, 10**9),
 }
 """Of the options that have a narrower one, in whichever command they are."""

@@ -12,6 +12,7 @@ from typing import NoReturn
 from llada.checkpoints.folder import read_config, read_tokenizer
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter
+from llada.checkpoints.lora_files import base_of_adapter
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED
 from llada.cli.flags import in_flags
@@ -30,6 +31,7 @@ from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, out_of_memory
+from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display
@@ -68,6 +70,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
     else:
         folder.check_free()
         folder.recover()  # what a run left that was killed before its first checkpoint
+    check_loggers(config.log)  # before anything is downloaded or read
     rehearse(folder.path)
     plan, start = _make_plan(config, folder, resume)
     announce(plan, console)
@@ -83,7 +86,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
             for change in trainer.resumed.changed_settings:
                 console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
         folder.start(plan.config)
-        progress = trainer.run(Display(console, plan.total_steps, in_flags))
+        progress = trainer.run(Display(console, trainer.plan.total_steps, in_flags))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -111,16 +114,18 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
             # Shorter sequences use the first of the positions that were learned.
             plan = RunPlan.of(config, plan.data, with_length(plan.network_config, longest))
         return plan, None
-    if find_adapter(Path(config.base)):
-        raise UserError(f"{config.base} is an adapter: merge it by `llada export` first, and name what that wrote.")
+    base = _base_now(config.base, folder) if resume and config.method != "full" else config.base
+    config = replace(config, base=base)
+    if find_adapter(Path(base)):
+        raise UserError(f"{base} is an adapter: merge it by `llada export` first, and name what that wrote.")
     if resume and config.method == "full":
         start = folder.last
     else:
-        network = read_published_config(config.base)
+        network = read_published_config(base)
         if config.data.chat is None:  # before the weights are downloaded
             check_memory(RunPlan.of(config, PreparedText.open(config.data.data_dir), network))
-        start = fetch(config.base, network)
-    if config.method != "full" and Path(config.base).exists():
+        start = fetch(base, network)
+    if config.method != "full" and Path(base).exists():
         # Wherever the adapter is opened from, and if the run that it stands on goes on.
         start = start.resolve()
         config = replace(config, base=str(start))
@@ -128,6 +133,18 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
             keep_for(folder.path, start)  # before anything that takes long, since its run may go on meanwhile
     plan = RunPlan.of(config, _open_data(config, start), read_config(start))
     return plan, None if start == folder.last else start
+
+
+def _base_now(base: str, folder: RunFolder) -> str:
+    """Where the base of an adapter's run is.
+
+    If it is not where the run began with it, and no other place is named, the way from the adapter's own folder counts,
+    which still leads there if both were moved together.
+    """
+    if base != folder.read_config(folder.path).base or Path(base).exists():
+        return base
+    known = base_of_adapter(folder.last)
+    return known if Path(known).exists() else base
 
 
 def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText | Answers:

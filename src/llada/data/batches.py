@@ -74,7 +74,7 @@ class TokenBatch:
 
 
 DrawBatch = Callable[[int, Generator], TokenBatch]
-"""`draw(step, generator)`: the batch of that step, the same whenever it is asked for."""
+"""`draw(n_before, generator)`: the batch that follows so many samples, the same whenever it is asked for."""
 
 
 def check_window(data: PreparedText, length: int) -> None:
@@ -93,7 +93,7 @@ def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatc
     check_window(data, length)
     tokens = data.tokens("train")
 
-    def draw(step: int, generator: Generator) -> TokenBatch:
+    def draw(n_before: int, generator: Generator) -> TokenBatch:
         start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()
         return TokenBatch(_as_ids(tokens[start[:, None] + np.arange(length)]))
 
@@ -104,8 +104,8 @@ def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatc
     """The stored rows as they are, each once an epoch, in an order that is new in every epoch."""
     rows, pad_id = data.rows["train"], data.tokenizer.pad_id
 
-    def draw(step: int, generator: Generator) -> TokenBatch:
-        x_0 = _as_ids(rows[_shuffled(step, batch_size, len(rows), seed)])
+    def draw(n_before: int, generator: Generator) -> TokenBatch:
+        x_0 = _as_ids(rows[_shuffled(n_before, batch_size, len(rows), seed)])
         is_text = x_0 != pad_id
         return TokenBatch(x_0) if bool(is_text.all()) else TokenBatch(x_0, is_text, is_text)
 
@@ -124,8 +124,8 @@ def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id
         end_id: EOS.
     """
 
-    def draw(step: int, generator: Generator) -> TokenBatch:
-        drawn = [pairs[i] for i in _shuffled(step, batch_size, len(pairs), seed)]
+    def draw(n_before: int, generator: Generator) -> TokenBatch:
+        drawn = [pairs[i] for i in _shuffled(n_before, batch_size, len(pairs), seed)]
         lengths = torch.tensor([len(pair.ids) for pair in drawn])
         n_given = torch.tensor([pair.n_given for pair in drawn])
         x_0 = torch.full((batch_size, int(lengths.max())), end_id)
@@ -164,9 +164,9 @@ def pad_answers(pairs: Sequence[Answered], pad_id: int) -> TokenBatch:
     return TokenBatch(x_0, is_text & ~is_prompt, is_text)
 
 
-def _shuffled(step: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers (B,) of the items of a step: each of n once an epoch, in an order that is new in every epoch."""
-    position = step * batch_size + np.arange(batch_size)
+def _shuffled(n_before: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers (B,) of the items that follow so many: each of n once an epoch, in a new order in every epoch."""
+    position = n_before + np.arange(batch_size)
     epoch, index = position // n, position % n
     for e in np.unique(epoch):
         order = np.random.default_rng((seed, int(e))).permutation(n)

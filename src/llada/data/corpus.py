@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,6 @@ REMEDY = 'connect to the network, or use a text of your own with `source="file"`
 Say = Callable[[str], None]
 
 DOCUMENT_BREAK = "\n\n"  # between two documents of a text for people; in ids there is an EOS in its place
-FOLDER_SUFFIX = ".txt"  # of the files that are read in a folder
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 SHOWN_FILES = 3
 # An object with a key, or an array of such or of texts: what a text begins with only if it is JSON.
@@ -52,6 +51,22 @@ class Corpus:
     """The address, the package, or the files."""
     breaks: tuple[int, ...] = ()
     """Where in the text a document ends and, behind a `DOCUMENT_BREAK`, another begins."""
+
+    @classmethod
+    def of_documents(cls, documents: Iterable[str], source: str, origin: str) -> "Corpus":
+        """The text of several documents; those without text are left out.
+
+        Raises:
+            UserError: there is no text in any of them.
+        """
+        texts = [text for text in documents if text.strip()]
+        if not texts:
+            raise UserError(f"{origin[:200]} holds no text: name a file that does.")
+        breaks, end = [], 0
+        for text in texts[:-1]:
+            breaks.append(end + len(text))
+            end = breaks[-1] + len(DOCUMENT_BREAK)
+        return cls(DOCUMENT_BREAK.join(texts), source, origin, tuple(breaks))
 
     def documents(self, start: int = 0, end: int | None = None) -> Iterator[str]:
         """The documents of a part of the text, which may begin and end within one."""
@@ -171,14 +186,33 @@ def read_files(inputs: Sequence[str], say: Say) -> Corpus:
         UserError: no file, no text in any of them, or one that is not UTF-8 or no text, as JSON is.
     """
     paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say)))
-    texts = [text for text in map(_read_text, paths) if text.strip()]
-    if not texts:
-        raise UserError(f"{', '.join(inputs)[:200]} holds no text: name a file that does.")
-    breaks, end = [], 0
-    for text in texts[:-1]:
-        breaks.append(end + len(text))
-        end = breaks[-1] + len(DOCUMENT_BREAK)
-    return Corpus(DOCUMENT_BREAK.join(texts), "file", _first_names(paths), tuple(breaks))
+    documents = (document for path in paths for document in reader_of(path)(path))
+    return Corpus.of_documents(documents, "file", _first_names(paths))
+
+
+def reader_of(path: Path) -> "Reader":
+    """Reads the documents of a file: what its suffix has in `READERS`, or the whole of it as one text."""
+    return READERS.get(path.suffix.lower(), read_text)
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """The one document of a text file.
+
+    Raises:
+        UserError: it is not UTF-8 or not a text, as JSON is.
+    """
+    text = read_given_text(path)
+    if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
+        raise UserError(
+            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
+        )
+    yield text
+
+
+Reader = Callable[[Path], Iterator[str]]
+READERS: dict[str, Reader] = {".txt": read_text}
+"""Of the files that are read in a folder, by suffix. A further kind of file is one more reader here, which yields the
+documents of a file."""
 
 
 def _paths_of(name: str, say: Say) -> list[Path]:
@@ -195,22 +229,13 @@ def _paths_of(name: str, say: Say) -> list[Path]:
 def _paths_in(folder: Path, say: Say) -> list[Path]:
     """The text files of a folder and those in it; that others are there is said, since not all text is a text."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    texts = [path for path in files if path.suffix.lower() == FOLDER_SUFFIX]
-    others = [path for path in files if path not in set(texts)]
+    texts = [path for path in files if path.suffix.lower() in READERS]
+    others, suffixes = [path for path in files if path not in set(texts)], " or ".join(READERS)
     if not texts:
-        raise UserError(f"{folder} holds no {FOLDER_SUFFIX} file: name the files themselves, or a glob.")
+        raise UserError(f"{folder} holds no {suffixes} file: name the files themselves, or a glob.")
     if others:
-        say(f"Left out of {folder}, not ending in {FOLDER_SUFFIX}: {_first_names(others)} ({len(others):,} in all).")
+        say(f"Left out of {folder}, not ending in {suffixes}: {_first_names(others)} ({len(others):,} in all).")
     return texts
-
-
-def _read_text(path: Path) -> str:
-    text = read_given_text(path)
-    if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
-        raise UserError(
-            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
-        )
-    return text
 
 
 def _first_names(paths: Sequence[Path]) -> str:

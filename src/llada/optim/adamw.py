@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llada.optim.muon import LEAVE_OUT, skip_of
+from llada.optim.skipping import must_skip, skip_on_device
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.errors import UserError
 from llada.system.literals import check_literal
@@ -53,9 +53,9 @@ class AdamW16(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        skip = skip_of(self)
-        if skip is LEAVE_OUT:
+        if must_skip(self):
             return
+        skip = skip_on_device(self)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -23,13 +23,6 @@ def check_literals(options: Any, error: type[Exception] = ValueError) -> None:
         _check(name, getattr(options, name), values, error)
 
 
-class Checked:
-    """A dataclass that is refused with a value that its types do not list, and checks nothing else."""
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-
-
 def check_literal(name: str, value: Any, literal: Any, error: type[Exception] = ValueError) -> None:
     """Refuse the value of an argument that is none of those of its `Literal` type."""
     _check(name, value, _values_of(literal) or (), error)

@@ -1,7 +1,9 @@
 """What a run writes down of itself and shows while it goes on: metrics.jsonl, curves.png, samples, warnings."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +34,19 @@ class StepResult:
 class RunLog:
     """The files and the display of a run."""
 
-    def __init__(self, plan: RunPlan, folder: Path, display: Display, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        folder: Path,
+        display: Display,
+        progress: Progress,
+        on_metrics: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    ) -> None:
+        """
+        Args:
+            on_metrics: called with each line of metrics.jsonl once it is written.
+        """
+        self.on_metrics = on_metrics
         self.folder, self.display, self.unit = folder, display, plan.data.tokenizer.unit
         self.watch = ConvergenceWatch(plan)
         self.open_at(progress)
@@ -61,7 +75,7 @@ class RunLog:
         guard.take()
         leapt_from = self.spikes.add(nll)
         rate = timer.tokens_per_second
-        self.metrics.write(
+        self._write(
             {
                 "step": step,
                 "tokens": progress.tokens,
@@ -94,17 +108,21 @@ class RunLog:
         if warning:
             self.display.advise(warning)
 
+    def _write(self, row: dict[str, Any]) -> None:
+        self.metrics.write(row)
+        self.on_metrics(row)
+
     def write_return(self, progress: Progress, left_at: int) -> None:
         """The run went back to a checkpoint."""
         self.display.say(
             f"Going back to the checkpoint of step {progress.step}, and on with the data in another order."
         )
         self.open_at(progress)
-        self.metrics.write({"step": progress.step, "went_back_from": left_at, "data_order": progress.data_order})
+        self._write({"step": progress.step, "went_back_from": left_at, "data_order": progress.data_order})
 
     def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
         """A line with the bound, and a file with the sample."""
-        self.metrics.write(
+        self._write(
             {
                 "step": step,
                 "nelbo": result.nelbo_nats_per_token,

@@ -1,5 +1,32 @@
 """What a run measures of itself and writes down: the loss by t, metrics.jsonl, curves.png.
 
+A line of metrics.jsonl is one of three kinds, each a JSON object. null stands where a number is not finite, or where
+nothing was measured.
+
+Every `--log_every` steps, what was measured since the line before:
+    step                    steps done
+    tokens                  that went through the network so far, padding included
+    seconds                 of training so far, evaluation included
+    loss                    of the last step, weighted as it is trained, in nats per token
+    nll                     mean cross-entropy at masked positions, unweighted, in nats
+    nll_by_t                the same in ten bins of t, from 0 to 1
+    grad_norm               of the last step, before clipping
+    learning_rate_factor    on the peak learning rates
+    tokens_per_second       of training alone; null in the first steps
+    skipped_steps           left out since their loss or gradient was not finite; only if there were any
+    spike_from              nll before it leapt; only if it did
+    eos_predicted, eos_true share of EOS among the likeliest and the true tokens at masked positions; dialogues only
+
+At every evaluation, also before the first step of fine-tuning, as step 0:
+    step, nelbo, nelbo_stderr       the bound on the validation data, in nats per token, with its standard error
+    answer_length, reference_length tokens on average, of the model's answers and the true ones; dialogues only
+    answers_ended, answers_empty, answers_exact         shares of the answers; dialogues only
+
+When the run went back to a checkpoint:
+    step                    of that checkpoint
+    went_back_from          steps that were done then; they are taken anew
+    data_order              how often the run went back
+
 Letters: N masked positions, T bins of t.
 """
 

@@ -1,7 +1,7 @@
 """What follows from a configuration and a text before anything is built: device, network, length of the run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -74,6 +74,17 @@ class RunPlan:
             length=length,
             total_steps=count_steps(config, data, length),
         )
+
+    def after(self, step: int, samples: int) -> "RunPlan":
+        """The plan of a run that goes on after so many steps, and samples of another number a step than now.
+
+        A length in epochs is one in samples, so that those that were not seen are still learned, and none twice.
+        """
+        config = self.config
+        if config.epochs is None or samples == step * config.distinct_sequences:
+            return self
+        left = config.epochs * _sequences(config, self.data, self.length) - samples
+        return replace(self, total_steps=step + max(0, math.ceil(left / config.distinct_sequences)))
 
     @property
     def tokens_per_step(self) -> int:

@@ -39,7 +39,7 @@ PRESETS = {
             weight_decay=0.1,
             beta2=0.99,
             warmup_steps=100,
-            schedule="cosine",
+            schedule="cosine_after_warmup",
             final_rate=0.1,
             ema=0.0,
         ),

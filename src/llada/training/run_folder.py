@@ -53,6 +53,7 @@ from llada.system.locks import LOCK_FILE, Lock
 from llada.system.opener import append_own, check_no_link, check_regular, make_own_folder
 from llada.training.config import TrainConfig
 from llada.training.copies import DAMAGED, free_name, take_in_copies
+from llada.training.loggers import LOGGER_FOLDERS
 from llada.training.nan_guard import TROUBLE_FILE
 from llada.training.plan import RunPlan
 from llada.training.state import (
@@ -67,7 +68,9 @@ from llada.training.state import (
 )
 
 KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
-OWN_NAMES = frozenset({CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER})
+OWN_NAMES = LOGGER_FOLDERS | {
+    CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER,
+}  # fmt: skip
 CONFIG_KEYS = frozenset({"network", "data", "optimizer", "output_dir"})  # which a person's own would hardly all have
 LOCK_FILES = (LOCK_FILE, ".lock")  # now and in older versions
 # What killed processes of older versions left; it is left lying, since other names are alike.
@@ -315,7 +318,7 @@ class RunFolder:
                 "them (a text, by `llada prepare`), start a new run, or add `changed_data` to go on all the same."
             )
         try:
-            progress = state.unpack(saved, folder)
+            progress = state.unpack(saved, folder, _samples_per_step({**settings, **saved.get("settings", {})}))
         except UserError:
             raise
         except Exception as error:  # what a stranger's state holds can make torch raise almost anything
@@ -347,6 +350,12 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.rename(folder, aside_of(folder, "leaving"))
         remove_asides(self.checkpoints, kind="leaving")
+
+
+def _samples_per_step(settings: Mapping[str, Any]) -> int:
+    """Of a stored configuration, for states from before samples were counted."""
+    sequences = settings.get("batch_size", 1) * settings.get("accumulate", 1)
+    return int(sequences // (2 if settings.get("noise", {}).get("complementary") else 1))
 
 
 def _holds_adapter(folder: Path) -> bool:

@@ -5,7 +5,8 @@ and what has been measured since the last line of metrics.jsonl. Random numbers 
 its own from (seed, step).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from llada.checkpoints.folder import load_weights
 from llada.checkpoints.lora import adapter_weights, is_adapted
 from llada.checkpoints.lora_files import read_adapter_weights
 from llada.models import MaskPredictor
-from llada.optim.muon import ExponentialAverage, trained_weights
+from llada.optim.ema import ExponentialAverage, trained_weights
 from llada.system.errors import UserError, first_line
 from llada.training.nan_guard import first_non_finite
 from llada.training.state_check import Expected, check_progress, check_state
@@ -32,6 +33,9 @@ class Progress:
 
     step: int = 0
     """Steps done, skipped ones included."""
+    samples: int = 0
+    """Sequences drawn from the data in these steps; the complement of another is not counted. The next step goes on
+    with those that follow, also if it has another number of them."""
     seconds: float = 0.0
     """Time spent, evaluation included."""
     tokens: int = 0
@@ -97,8 +101,11 @@ class RunState:
         }
 
     @torch.no_grad()
-    def unpack(self, saved: Mapping[str, Any], folder: Path) -> Progress:
+    def unpack(self, saved: Mapping[str, Any], folder: Path, samples_per_step: int) -> Progress:
         """Put a saved state, and the model or adapter of its folder, into these objects.
+
+        Args:
+            samples_per_step: with which a state began that does not count its samples.
 
         Raises:
             UserError: the weights are not those of this network, or are not finite.
@@ -126,7 +133,36 @@ class RunState:
             if name in self.meters:
                 for key, value in sums.items():
                     self.meters[name].sums[key].copy_(value)
-        return Progress(**saved["progress"])
+        return Progress(**{"samples": saved["progress"]["step"] * samples_per_step, **saved["progress"]})
+
+    @contextmanager
+    def averaged(self) -> Iterator[Mapping[str, Tensor] | None]:
+        """Lend the model its averaged weights, in evaluation mode; yields its own, if they are others."""
+        own = None
+        if self.average:
+            own = {name: weight.detach().clone() for name, weight in trained_weights(self.model.network).items()}
+            put_weights(self.model, self.average.weights)
+        self.model.eval()
+        try:
+            yield own
+        finally:
+            if own is not None:
+                put_weights(self.model, own)
+            self.model.train()
+
+    def first_non_finite(self, own_weights: Mapping[str, Tensor] | None) -> str | None:
+        """The name of a trained weight, or of an optimizer's moment, that is not finite; None if all are."""
+        trained = trained_weights(self.model.network)
+        bad = first_non_finite(trained) or first_non_finite(own_weights or {})
+        if bad is not None:
+            return bad
+        names: dict[Tensor, str] = {parameter: name for name, parameter in trained.items()}
+        moments: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            for parameter, kept in optimizer.state.items():
+                for path, tensor in _floating(kept):
+                    moments[f"{path} of {names[parameter]}"] = tensor
+        return first_non_finite(moments)
 
     def _expected(self) -> Expected:
         return Expected(
@@ -147,6 +183,16 @@ class RunState:
         if not has_moments:
             return n_bytes + sum(MOMENTS_BYTES * weight.numel() for weight in trained.values())
         return n_bytes + sum(map(bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
+
+
+def _floating(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of real numbers in dictionaries, each with the way to it."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _floating(part, f"{path}.{key}" if path else str(key))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,50 @@
-"""Which optimizer trains which parameter; what is frozen is trained by none."""
+"""The options of the optimizers, and which of them trains which parameter; what is frozen is trained by none."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llada.models import Network
-from llada.optim.adamw import AdamW16
-from llada.optim.muon import Muon, trained_weights
-from llada.training.config import OptimizerOptions
+from llada.optim.adamw import AdamW16, StateName
+from llada.optim.ema import trained_weights
+from llada.optim.muon import Muon
+from llada.optim.schedule import ScheduleName
+from llada.system.ranges import ABOVE_0, AT_LEAST_0, SHARE, Checked, Range
 
 # Momentum of the gradient's first moment; the published value of every recipe that we follow.
 BETA1 = 0.9
+
+
+@dataclass(frozen=True)
+class OptimizerOptions(Checked):
+    """The optimizer and its schedule."""
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """"muon": Muon for the matrices inside the layers, AdamW for the rest. "adamw": AdamW for all."""
+    optimizer_state: StateName = "fp32"
+    """Of the moments of AdamW: "8bit" takes a quarter of the memory, and needs bitsandbytes."""
+    learning_rate: Annotated[float, AT_LEAST_0] = 3e-3
+    """Peak rate of AdamW."""
+    muon_learning_rate: Annotated[float, AT_LEAST_0] = 0.02
+    """Peak rate of Muon."""
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.0
+    """Decoupled, on matrices."""
+    beta2: Annotated[float, SHARE] = 0.95
+    """Of AdamW."""
+    warmup_steps: Annotated[int, AT_LEAST_0] = 50
+    """Steps over which the rate rises."""
+    schedule: ScheduleName = "wsd"
+    """"wsd": stable, then a linear fall over the last part. "cosine": half a cosine over the whole run.
+    "cosine_after_warmup": half a cosine from the end of the warm-up."""
+    decay: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    """Share of the run over which "wsd" falls; 1 is a straight line from the peak."""
+    final_rate: Annotated[float, AT_LEAST_0] = 0.0
+    """Rate at the end, as a share of the peak."""
+    clip: Annotated[float, ABOVE_0] = 1.0
+    """Greatest norm of the gradient."""
+    ema: Annotated[float, SHARE] = 0.98
+    """Decay of the moving average of the weights, which is what is saved and evaluated; 0 is none."""
 
 
 class WaitingAdamW(torch.optim.AdamW):
@@ -30,7 +63,7 @@ class WaitingAdamW(torch.optim.AdamW):
 
 
 def make_optimizers(
-    network: Network, options: OptimizerOptions, products: torch.dtype = torch.float32
+    network: nn.Module, options: OptimizerOptions, products: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each parameter group carries its `peak_lr`.
 
@@ -38,12 +71,15 @@ def make_optimizers(
     features, and norms and biases are no matrices: they stay with AdamW, as Muon's author advises.
 
     Args:
+        network: with its layers as `layers`.
         products: the type of matrix products.
     """
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    in_layers = set(network.layers.parameters())
+    layers = network.layers
+    assert isinstance(layers, nn.Module)
+    in_layers = set(layers.parameters())
     for parameter in trained_weights(network).values():
         is_matrix = parameter.dim() == 2  # not the taps of a convolution, which are scales
         kind = vectors if not is_matrix else matrices if parameter in in_layers else tables

@@ -1,0 +1,104 @@
+"""The gradients of a step by compiled code, and without it where it is at fault.
+
+Compiled code was checked before it is used (compilation.py). What it makes non-finite all the same is computed again
+without it, and if that is finite, the run goes on without. On a CPU that is seen at once; on a GPU, where the host
+learns of it when a step is logged, `is_at_fault` looks then.
+"""
+
+from collections.abc import Callable
+
+from llada.system.toolchains import ToolchainName
+from llada.training.compilation import CompiledFeatures
+from llada.training.metrics import LossByTime
+from llada.training.nan_guard import Guard
+from llada.training.state import Meter
+from llada.training.step import Gradients, StepLeftError, Steps
+
+
+class CompiledSteps:
+    """Steps of a network that may be compiled."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        is_compiled: bool,
+        say: Callable[[str], None],
+        record: Callable[[ToolchainName], None],
+    ) -> None:
+        """
+        Args:
+            is_compiled: whether the run compiles its network; it is done by `compile`.
+            record: keeps with the run how the network is compiled, "none" if it is not.
+        """
+        self.steps, self.is_compiled, self._say, self._record = steps, is_compiled, say, record
+        self.compiled = CompiledFeatures(steps.model.network, steps.device, steps.precision)
+
+    def compile(self, preferred: ToolchainName | None) -> None:
+        """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""
+        rows = self.steps.model.rows(self.steps.usual_batch()).to(self.steps.device)
+        self.is_compiled = self.compiled.compile(rows, preferred, self._say)
+        toolchain = self.compiled.toolchain
+        self._record(toolchain.name if toolchain else "none")
+
+    def gradients(self, step: int, by_time: LossByTime) -> Gradients:
+        """Put the gradients of a step into the weights, by compiled code unless that makes them non-finite.
+
+        Raises:
+            StepLeftError: the run was asked to stop between the pieces of the step; the weights have no gradients then,
+                and nothing was measured.
+        """
+        steps, has_pieces = self.steps, self.steps.config.accumulate > 1
+        must_look = self.is_compiled and steps.device.type == "cpu"
+        meters: list[Meter] = [by_time, *([steps.eos_share] if steps.eos_share else [])]
+        measure_anew = _mark(meters if must_look or has_pieces else [])
+        try:
+            done = steps.gradients(step, by_time, may_leave=has_pieces and step > 0)
+        except StepLeftError:
+            measure_anew()
+            steps.clear_gradients()
+            raise
+        if not must_look or done.are_finite:
+            return done
+        measure_anew()
+        steps.clear_gradients()
+        with self.compiled.left_out():
+            done = steps.gradients(step, by_time)
+        if done.are_finite:
+            self._stop_compiling(step)
+        return done
+
+    def is_at_fault(self, guard: Guard) -> bool:
+        """Whether the last step was left out and is finite without compiling; the run then goes on without."""
+        if not self.is_compiled or not guard.in_a_row or not self.is_finite_without(guard.last_step):
+            return False
+        self._stop_compiling(guard.last_step)
+        guard.reset()
+        return True
+
+    def is_finite_without(self, step: int) -> bool:
+        """Whether a step is finite without compiled code; leaves no gradients."""
+        with self.compiled.left_out():
+            done = self.steps.gradients(step, LossByTime(self.steps.device))
+        self.steps.clear_gradients()
+        return done.are_finite
+
+    def _stop_compiling(self, step: int) -> None:
+        self._say(
+            f"Step {step} is non-finite by {self.compiled.toolchain}'s code and finite without it: the run goes on "
+            "without compiling."
+        )
+        self.compiled.stop_using()
+        self.is_compiled = False
+        self._record("none")
+
+
+def _mark(meters: list[Meter]) -> Callable[[], None]:
+    """A function that puts the sums of meters back to what they are now."""
+    before = [{name: value.clone() for name, value in meter.sums.items()} for meter in meters]
+
+    def measure_anew() -> None:
+        for meter, sums in zip(meters, before, strict=True):
+            for name, value in meter.sums.items():
+                value.copy_(sums[name])
+
+    return measure_anew

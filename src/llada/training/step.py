@@ -1,0 +1,167 @@
+"""A step up to its gradients: a batch of clean ids, its noise, the loss, the backward pass.
+
+A step is a function of (seed, step, number of samples before it) and of the weights. It can be computed again whenever
+it is asked for, and a step that is cut into several batches is the same step.
+
+Shape letters: B batch, L length, N masked positions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from llada.data.batches import TokenBatch
+from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, score_all, truncate_randomly
+from llada.models import MaskPredictor, flat_positions
+from llada.models.head import nll_of_features
+from llada.objective import loss_weights, weighted_loss
+from llada.optim.ema import trained_weights
+from llada.system.device import Precision, send
+from llada.training.answer_check import EosShare
+from llada.training.data_source import Source
+from llada.training.metrics import LossByTime
+from llada.training.plan import RunPlan
+from llada.training.seeds import seed_of
+from llada.training.state import Progress
+
+LONGEST_SEARCH = 100  # steps among which one of the usual shape is looked for
+
+
+class StepLeftError(Exception):
+    """The run was asked to stop between the pieces of a step, which is not counted."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What is known of the gradients of a step, which are in the weights."""
+
+    loss: Tensor
+    norm: Tensor
+    """Before they were clipped."""
+    tokens: int
+    """That went through the network."""
+
+    @property
+    def are_finite(self) -> bool:
+        """Waits for the device."""
+        return bool(torch.isfinite(self.loss)) and bool(torch.isfinite(self.norm))
+
+
+class Steps:
+    """The steps of a run, by their numbers."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        model: MaskPredictor,
+        source: Source,
+        progress: Progress,
+        eos_share: EosShare | None = None,
+        must_leave: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """
+        Args:
+            progress: the run's, which is read only.
+            eos_share: counts what the model predicts at masked positions of answers.
+            must_leave: asked between the pieces of a step whether to leave it.
+        """
+        self.plan, self.config = plan, plan.config
+        self.model, self.source, self.progress = model, source, progress
+        self.device, self.precision = plan.device, plan.precision
+        self.eos_share, self.must_leave = eos_share, must_leave
+
+    def make_batch(self, step: int) -> tuple[TokenBatch, NoisyBatch]:
+        """The clean ids of a step and their noisy form; the same whenever asked for."""
+        noise, mask_id = self.config.noise, self.plan.data.tokenizer.mask_id
+        generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch", self.progress.data_order))
+        batch = self.source.draw(self._samples_before(step), generator)
+        length = truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1]
+        batch = batch.columns(length)
+        if self.model.is_causal:
+            return batch, score_all(batch.x_0, batch.maskable)
+        if noise.complementary:
+            batch = batch.twice()
+        if noise.masking == "bernoulli":
+            return batch, mask_bernoulli(batch.x_0, mask_id, generator, batch.maskable, noise.schedule, noise.times)
+        return batch, mask_exact_count(
+            batch.x_0, mask_id, generator, batch.maskable, noise.complementary, noise.schedule, noise.times
+        )
+
+    def _samples_before(self, step: int) -> int:
+        """How many samples the run had drawn before a step, which may be one that is done already."""
+        return max(0, self.progress.samples + (step - self.progress.step) * self.config.distinct_sequences)
+
+    def usual_batch(self) -> Tensor:
+        """Noisy ids (B, L) of the first step that is not cut to a random length."""
+        shape = (self.config.batch_size, self.plan.length)
+        for step in range(LONGEST_SEARCH):
+            x_t = self.make_batch(step)[1].x_t[: shape[0]]
+            if x_t.shape == shape:
+                return x_t
+        return torch.full(shape, self.plan.data.tokenizer.mask_id)  # nearly every step is cut
+
+    def gradients(self, step: int, by_time: LossByTime, may_leave: bool = False) -> Gradients:
+        """Put the gradients of a step, clipped, into the weights. Nothing else of the run changes.
+
+        Raises:
+            StepLeftError: see `backward`.
+        """
+        loss, tokens = self.backward(step, by_time, may_leave)
+        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), self.config.optimizer.clip)
+        return Gradients(loss, norm, tokens)
+
+    def backward(self, step: int, by_time: LossByTime, may_leave: bool = False) -> tuple[Tensor, int]:
+        """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has.
+
+        Raises:
+            StepLeftError: it `may_leave` between its pieces, and `must_leave` says so.
+        """
+        config = self.config
+        torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order))
+        batch, noisy = self.make_batch(step)
+        weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
+        loss, tokens = torch.zeros((), device=self.device), 0
+        for first in range(0, len(batch.x_0), config.batch_size):
+            if may_leave and first and self.must_leave():
+                raise StepLeftError
+            rows = slice(first, first + config.batch_size)
+            length = batch.rows(rows).needed_columns  # rows of one step that are padded apart differ in length
+            piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
+            tokens += piece.x_0.numel()
+            part = self.loss(piece, noise_of_piece, weights[rows], by_time)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        return loss, tokens
+
+    def loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
+        """The weighted loss of rows that go through the network together."""
+        # Whatever depends on which tokens are masked, and how many, is worked out on the CPU: a GPU is told the places,
+        # and not waited for.
+        targets = send(batch.x_0[noisy.is_masked], self.device)
+        positions = send(flat_positions(noisy.is_masked), self.device)
+        x_t = send(noisy.x_t, self.device)
+        attention_mask = None if batch.attention_mask is None else send(batch.attention_mask, self.device)
+        with self.precision.autocast(self.device):
+            features = self.model.features(x_t, attention_mask, positions)
+            vocab_size = self.plan.network_config.vocab_size
+            nll, likeliest = nll_of_features(self.model.network.head, features, targets, vocab_size)
+        by_time.add(nll, noisy)
+        if self.eos_share:
+            self.eos_share.add(likeliest, targets)
+        return weighted_loss(nll, send(noisy.at_masked(weights), self.device))
+
+    def clear_gradients(self) -> None:
+        for weight in trained_weights(self.model).values():
+            weight.grad = None
+
+    @contextmanager
+    def in_fp32(self) -> Iterator[None]:
+        """Compute in fp32 for a while."""
+        own, self.precision = self.precision, Precision(torch.float32, "to find out")
+        try:
+            yield
+        finally:
+            self.precision = own
