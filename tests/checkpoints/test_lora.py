@@ -30,7 +30,7 @@ from llada.checkpoints.lora import (
 from llada.system.errors import UserError
 from llada.checkpoints.fingerprint import base_fingerprint
 from llada.models import NetworkConfig, recompute_activations
-from llada.costs.memory import lora_parameters
+from llada.costs.parameters import lora_parameters
 from llada.models.embedding import Table
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,15 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llada.cli import size_report
 from llada.cli.size_report import SizeOptions
-from llada.costs.parameters import (
-    attention_flops_per_token,
-    count_parameters,
-    layer_parameters,
-    matrix_parameters,
-    total_parameters,
-    training_flops_per_token,
-    training_seconds,
-)
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.parameters import count_parameters, layer_parameters, matrix_parameters, total_parameters
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network
 
 LLADA = LLaDAConfig(

@@ -11,14 +11,9 @@ from llada.checkpoints.hub import read_published_config
 from llada.cli.options import check_positive
 from llada.costs.activations import TrainingSetting
 from llada.costs.fit import Rung, largest_networks, ways_to_fit, with_length
-from llada.costs.memory import inference_memory, lora_parameters, training_memory
-from llada.costs.parameters import (
-    attention_flops_per_token,
-    count_parameters,
-    total_parameters,
-    training_flops_per_token,
-    training_seconds,
-)
+from llada.costs.memory import inference_memory, training_memory
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.parameters import count_parameters, lora_parameters, total_parameters
 from llada.models import NetworkConfig
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES

@@ -10,13 +10,8 @@ from rich.table import Table
 from llada.costs.activations import TrainingSetting
 from llada.costs.fit import LENGTH_FLAG, ways_to_fit
 from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
-from llada.costs.parameters import (
-    attention_flops_per_token,
-    count_parameters,
-    total_parameters,
-    training_flops_per_token,
-    training_seconds,
-)
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.models import EncoderConfig
