@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llada.checkpoints.hub import LLADA_MOE
 from llada.costs.activations import TrainingSetting, kept_by_layer
-from llada.costs.memory import stored_weights, training_memory
 from llada.costs.flops import active_parameters, training_flops_per_token
+from llada.costs.memory import stored_weights, training_memory
 from llada.costs.parameters import (
     count_parameters,
     layer_parameters,

@@ -255,15 +255,9 @@ def test_a_checkpoint_too_large_for_all_of_it_is_trained_in_part() -> None:
         batch_size=1, length=1024, bf16=True, activation_checkpointing=True, on_cpu=False, logits_at_once=LOGITS_AT_ONCE
     )
     ways = ways_to_fit(LLADA_8B, setting, 80e9, is_fine_tuning=True)
-    assert [way.flags for way in ways] == [
-        ("--weights bf16 --optimizer_state 8bit",),
-        ("--method lora",),
-        ("--method qlora",),
-    ]
-    assert [way.flags for way in ways_to_fit(LLADA_8B, setting, 24e9, is_fine_tuning=True)] == [
-        ("--method lora",),
-        ("--method qlora",),
-    ]
+    adapters = [{"method": "lora"}, {"method": "qlora"}]
+    assert [way.options for way in ways] == [{"weights": "bf16", "optimizer_state": "8bit"}, *adapters]
+    assert [way.options for way in ways_to_fit(LLADA_8B, setting, 24e9, is_fine_tuning=True)] == adapters
     assert ways_to_fit(LLADA_8B, replace(setting, method="lora"), 10e9, is_fine_tuning=True) == []
 
 
@@ -283,13 +277,12 @@ def test_ways_to_fit_do_and_say_how() -> None:
     setting = TrainingSetting(batch_size=6, length=1024)
     limit = training_memory(with_length(config, 1024), setting).total / 2.2
     ways = ways_to_fit(config, setting, limit)
-    assert [" ".join(way.flags) for way in ways][:2] == ["--batch_size 2 --accumulate 3", "--activation_checkpointing"]
-    assert any(way.flags == ("--dropout 0",) for way in ways)
-    assert ways[-1].flags[0].startswith("--windows random --sequence_length ")
-    fixed = ways_to_fit(config, setting, limit, is_fine_tuning=True, length_flag="--chat_length")
-    same = [way.flags for way in ways if way.flags != ("--dropout 0",)]
-    assert [way.flags for way in fixed][: len(same) - 1] == same[:-1]
-    assert fixed[len(same) - 1].flags[0].startswith("--chat_length ")
+    assert [way.options for way in ways][:2] == [{"batch_size": 2, "accumulate": 3}, {"activation_checkpointing": True}]
+    assert any(way.options == {"dropout": 0} for way in ways)
+    assert ways[-1].options.keys() == {"sequence_length"}
+    fixed = ways_to_fit(config, setting, limit, is_fine_tuning=True)
+    same = [way.options for way in ways if way.options != {"dropout": 0}]
+    assert [way.options for way in fixed][: len(same)] == same
     assert all(fits(way.config, way.setting, limit) for way in fixed)
     for way in ways:
         assert fits(way.config, way.setting, limit)
@@ -302,10 +295,10 @@ def test_where_no_change_suffices_they_are_combined() -> None:
     thrifty = replace(setting, batch_size=1, accumulates=True, activation_checkpointing=True)
     limit = training_memory(with_length(config, 1024), thrifty).total
     combined, shorter = ways_to_fit(config, setting, limit)
-    assert combined.flags == ("--activation_checkpointing", "--batch_size 1 --accumulate 6")
+    assert combined.options == {"activation_checkpointing": True, "batch_size": 1, "accumulate": 6}
     assert (shorter.setting.batch_size, shorter.setting.activation_checkpointing) == (6, False)
     (last_resort,) = ways_to_fit(config, setting, 0.6 * limit)
-    assert last_resort.flags[0] == "--activation_checkpointing"
+    assert last_resort.options["activation_checkpointing"]
     assert fits(last_resort.config, last_resort.setting, 0.6 * limit)
     assert ways_to_fit(config, setting, 1e6) == []  # less than the weights
 

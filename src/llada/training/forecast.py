@@ -1,6 +1,8 @@
 """What a run will take, said before its first step: parameters, memory, time; whether this machine can do it, and why
 it may be slow."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,13 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from llada.costs.activations import TrainingSetting
-from llada.costs.fit import LENGTH_FLAG, ways_to_fit
+from llada.costs.fit import Options, Way, ways_to_fit
+from llada.costs.flops import (
+    attention_flops_per_token,
+    dropped_scores_per_token,
+    training_flops_per_token,
+    training_seconds,
+)
 from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
-from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
 from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.models import EncoderConfig
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
 from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
@@ -149,7 +155,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
-    """By formula; see `models.memory`."""
+    """What a step of the run takes; see `costs.memory`."""
     return training_memory(plan.network_config, setting_of(plan))
 
 
@@ -195,7 +201,7 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
     network, on_cpu = plan.network_config, plan.device.type == "cpu"
     size = f"{total_parameters(network):,} parameters"
     reasons = [f"{size} on a CPU: a GPU, or a smaller network" if on_cpu else size]
-    if on_cpu and isinstance(network, EncoderConfig) and network.dropout:
+    if on_cpu and dropped_scores_per_token(network, plan.length):
         remedy = ": --dropout 0" if plan.config.base is None else ""
         reasons.append(f"dropout on a CPU draws its noise serially and keeps attention from being fused{remedy}")
     if plan.precision.dtype == torch.float32:
@@ -218,14 +224,41 @@ def _what_fits(plan: RunPlan, available: float) -> str:
         available - TORCH_BYTES,
         plan.config.accumulate,
         is_fine_tuning=plan.config.base is not None,
-        length_flag="--chat_length" if isinstance(plan.data, Answers) else LENGTH_FLAG,
     )
     if ways:
-        fitting = ", or ".join(f"{' '.join(way.flags)} ({bytes_in_words(way.memory)})" for way in ways)
+        speed_of = functools.cache(functools.partial(matmul_flops_per_second, plan.device))  # which takes a moment
+        fitting = ", or ".join(_way_in_words(plan, way, speed_of) for way in ways)
         return f"it fits with {fitting}" + ("" if plan.config.base else f"; {ADVICE}")
     if plan.config.base is not None:
         return "no setting makes it fit, use a machine with more memory (`llada size` counts what it takes)"
     return f"the network itself is too large, choose a smaller one ({ADVICE})"
+
+
+def _way_in_words(plan: RunPlan, way: Way, speed_of: Callable[[torch.dtype], float]) -> str:
+    """How to ask for it, what it takes, and how long: what fits may be nothing to wait for."""
+    facts = [bytes_in_words(way.memory)]
+    if plan.total_steps is not None:
+        seconds = training_seconds(
+            way.config,
+            way.setting.length,
+            tokens=plan.total_steps * plan.tokens_per_step,
+            flops_per_second=speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
+            activation_checkpointing=way.setting.activation_checkpointing,
+            on_cpu=plan.device.type == "cpu",
+        )
+        facts.append(f"about {duration_in_words(seconds)}")
+    return f"{' '.join(flags_of(way.options, isinstance(plan.data, Answers)))} ({', '.join(facts)})"
+
+
+def flags_of(options: Options, is_chat: bool = False) -> list[str]:
+    """Options of a training as they are given to `llada train`, or to `llada finetune` for dialogues."""
+    flags = []
+    for name, value in options.items():
+        if name == "sequence_length":
+            flags.append(f"--chat_length {value}" if is_chat else f"--windows random --sequence_length {value}")
+        else:
+            flags.append(f"--{name}" if value is True else f"--{name} {value}")
+    return flags
 
 
 def _method_in_words(plan: RunPlan) -> str:
