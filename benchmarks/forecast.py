@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.costs.parameters import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second

@@ -23,8 +23,8 @@ from llada.checkpoints.dummy import random_network
 from llada.checkpoints.folder import make_predictor
 from llada.checkpoints.hub import LLADA_8B
 from llada.checkpoints.lora import LoraOptions, quantise
+from llada.costs.flops import training_flops_per_token
 from llada.costs.memory import inference_memory
-from llada.costs.parameters import training_flops_per_token
 from llada.data.prepared import PreparedText
 from llada.models import LLaDAConfig, MaskPredictor, NetworkConfig
 from llada.sampling.config import SamplerConfig

@@ -16,7 +16,7 @@ import torch
 
 from baby_gpt import VOCABULARY, BabyGPT, BabyTraining
 from gpu_sections import Place, matmul_peak
-from llada.costs.parameters import training_flops_per_token
+from llada.costs.flops import training_flops_per_token
 from llada.data.prepared import PreparedText
 from llada.models import EncoderConfig, NetworkConfig
 from llada.system.device import choose_precision

@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.costs.parameters import total_parameters, training_flops_per_token
+from llada.costs.flops import training_flops_per_token
+from llada.costs.parameters import total_parameters
 from llada.data.corpus import Corpus
 from llada.data.prepared import prepare
 from llada.system.device import describe_device, give_back_freed_memory

@@ -29,7 +29,8 @@ from rich.table import Table
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from llada.costs.parameters import total_parameters, training_flops_per_token
+from llada.costs.flops import training_flops_per_token
+from llada.costs.parameters import total_parameters
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.device import describe_device, matmul_flops_per_second

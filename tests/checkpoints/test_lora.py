@@ -27,7 +27,7 @@ from llada.checkpoints.lora import (
     save_adapter,
     target_pattern,
 )
-from llada.costs.memory import lora_parameters
+from llada.costs.parameters import lora_parameters
 from llada.models import NetworkConfig, checkpoint_activations
 from llada.models.embedding import Table
 from llada.system.errors import UserError

@@ -5,6 +5,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, M width o
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llada.cli import size_report
 from llada.cli.size_report import SizeOptions
-from llada.costs.parameters import (
-    attention_flops_per_token,
-    count_parameters,
-    layer_parameters,
-    matrix_parameters,
-    total_parameters,
-    training_flops_per_token,
-    training_seconds,
-)
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.parameters import count_parameters, layer_parameters, matrix_parameters, total_parameters
+from llada.data.corpus import Corpus
+from llada.data.prepared import prepare
 from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network
+from llada.training import forecast
+from llada.training.config import DataOptions, NetworkOptions, TrainConfig
+from llada.training.plan import RunPlan
 
 LLADA = LLaDAConfig(
     d_model=48,
@@ -204,15 +203,45 @@ def test_attention_share() -> None:
     assert attention_flops_per_token(LLADA, 64) == 12 * 3 * 64 * 48
 
 
-def test_the_time_is_that_of_the_machine_whose_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the memory is to be a GPU's: a CPU's speed goes with a CPU's dropout, as in what `train` announces."""
-    monkeypatch.setattr(size_report, "matmul_flops_per_second", lambda *_: 1e12)
+@pytest.fixture
+def on_a_cpu_of_a_teraflop(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (size_report, forecast):
+        monkeypatch.setattr(module, "matmul_flops_per_second", lambda *_: 1e12)
     monkeypatch.setattr(size_report, "choose_device", lambda _: torch.device("cpu"))
 
-    def seconds(hardware: Any, tflops: float | None) -> float:
-        options = SizeOptions(network="encoder", n_layers=2, d_model=64, n_heads=2, hardware=hardware, tflops=tflops)
-        value: float = size_report.make_report(options)["work"]["seconds"]
-        return value
 
-    assert seconds("gpu", None) == seconds("cpu", None) == seconds("cpu", 1.0)
-    assert seconds("gpu", 1.0) < seconds("cpu", 1.0)
+@pytest.mark.usefixtures("on_a_cpu_of_a_teraflop")
+def test_a_gpus_time_is_not_that_of_this_cpu() -> None:
+    """It is said where its speed is given; a CPU that is meant by name is this one."""
+
+    def work(hardware: Any, tflops: float | None, memory: float | None = None) -> dict[str, Any]:
+        shape = {"network": "encoder", "n_layers": 2, "d_model": 64, "n_heads": 2, "dropout": 0.1}
+        options = SizeOptions(**shape, hardware=hardware, tflops=tflops, hardware_memory=memory)  # type: ignore[arg-type]
+        found: dict[str, Any] = size_report.make_report(options)["work"]
+        return found
+
+    assert work("auto", None)["seconds"] == work("cpu", None)["seconds"] == work("cpu", 1.0)["seconds"]
+    assert work("gpu", 1.0)["seconds"] < work("cpu", 1.0)["seconds"]  # dropout
+    assert work("gpu", None)["seconds"] is work("auto", None, memory=24)["seconds"] is None
+    assert work("gpu", None)["flops_per_second"] is None
+
+
+@pytest.mark.usefixtures("on_a_cpu_of_a_teraflop")
+@pytest.mark.parametrize("network", ["llada", "encoder", "local"])
+def test_size_and_train_forecast_the_same_time_for_the_same_options(tmp_path: Path, network: Any) -> None:
+    data = prepare(Corpus("to be or not to be " * 500, "file", "text"), tmp_path, 64)
+    shape = {"d_model": 64, "n_heads": 2, "n_layers": 2, "dropout": 0.1 if network == "encoder" else 0.0}
+    plan = RunPlan.of(
+        TrainConfig(
+            NetworkOptions(network=network, **shape), DataOptions(tmp_path, sequence_length=64),  # type: ignore[arg-type]
+            batch_size=2, accumulate=3, epochs=7.0, steps=None, device="cpu",
+        ),
+        data,
+    )  # fmt: skip
+    options = SizeOptions(
+        network=network, **shape, sequence_length=64, batch_size=2, accumulate=3, epochs=7,  # type: ignore[arg-type]
+        vocab_size=data.tokenizer.vocab_size, text_tokens=len(data.tokens("train")),
+    )  # fmt: skip
+    work = size_report.make_report(options)["work"]
+    assert work["steps"] == plan.total_steps
+    assert work["seconds"] == forecast.expected_seconds(plan)

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from llada.cli.flags import in_flags
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
 from llada.training.agenda import Action, Agenda
@@ -169,7 +170,8 @@ def test_evaluations_and_lines_follow_from_the_length(
 def test_a_run_that_ends_inside_its_warm_up_is_announced(small_run: TrainConfig, data: PreparedText) -> None:
     def warning(steps: int, warmup: int, **options: Any) -> str | None:
         config = replace(small_run, steps=steps, optimizer=OptimizerOptions(warmup_steps=warmup), **options)
-        return warm_up_warning(RunPlan.of(config, data))
+        warning = warm_up_warning(RunPlan.of(config, data))
+        return None if warning is None else in_flags(warning)
 
     assert warning(51, 50) is None
     assert warning(1, 0) is None
@@ -190,7 +192,7 @@ def test_less_accumulation_is_suggested_as_far_as_it_helps(small_run: TrainConfi
             small_run, steps=None, epochs=epochs, accumulate=64, noise=NoiseOptions(),
             optimizer=OptimizerOptions(warmup_steps=warmup),
         )  # fmt: skip
-        return warm_up_warning(RunPlan.of(config, data)) or ""
+        return in_flags(warm_up_warning(RunPlan.of(config, data)) or "")
 
     steps = {accumulate: math.ceil(n / (4 * accumulate)) for accumulate in (1, 2, 4, 8, 16, 32, 64)}
     assert steps[64] == 2

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llada import cli
+from llada.cli.flags import in_flags
 from llada.cli.prepare import PrepareOptions
 from llada.cli.size_report import SizeOptions
 from llada.costs.fit import with_length
@@ -61,7 +62,7 @@ def test_what_does_not_fit_is_refused_with_what_does(large: RunPlan, monkeypatch
     monkeypatch.setattr(forecast, "memory_bytes", lambda device: int(limit))
     with pytest.raises(forecast.UserError) as error:
         check_memory(large)
-    sentence = str(error.value)
+    sentence = in_flags(str(error.value))
     assert "--batch_size 2 --accumulate 4" in sentence
     assert "--activation_checkpointing" in sentence
     assert "--force" in sentence
@@ -85,7 +86,7 @@ def test_tight_runs_give_memory_back(large: RunPlan, monkeypatch: pytest.MonkeyP
 def test_running_out_of_memory_names_what_would_have_fitted(large: RunPlan) -> None:
     """Even though the machine has more in all: less than was asked for was to be had."""
     needed = training_memory(large.network_config, setting_of(large)).total
-    sentence = str(out_of_memory(large, "runs/x", has_checkpoint=True))
+    sentence = in_flags(str(out_of_memory(large, "runs/x", has_checkpoint=True)))
     assert "--batch_size 4 --accumulate 2" in sentence
     assert "--resume runs/x" in sentence
     smaller = replace(setting_of(large), batch_size=4, accumulates=True)
@@ -187,7 +188,7 @@ def test_slowness_is_explained(large: RunPlan) -> None:
         network=NetworkOptions(d_model=512, n_heads=4, n_layers=1),
         data=DataOptions(large.data.folder, sequence_length=24),
     )
-    reasons = " / ".join(reasons_for_slowness(RunPlan.of(plain, large.data)))
+    reasons = in_flags(" / ".join(reasons_for_slowness(RunPlan.of(plain, large.data))))
     for words in ("--dropout", "attention", "twice"):
         assert words not in reasons
 

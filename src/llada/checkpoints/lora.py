@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,38 +67,13 @@ class LoraOptions:
             raise UserError(f"`lora_dropout` must be from 0 to below 1, not {self.lora_dropout:g}: correct it.")
 
 
-class Layout(NamedTuple):
-    """Names of the linear maps of a kind of network's layers."""
-
-    layer: str
-    """Regular expression for what stands before them."""
-    attention: tuple[str, ...]
-    feed_forward: tuple[str, ...]
-
-
-# Anchored, for LLaDA's head is called ff_out too. Experts are no `mlp.up_proj` but `mlp.experts.7.up_proj`.
-LAYOUTS = (
-    Layout(r".*\.blocks\.\d+\.", ("q_proj", "k_proj", "v_proj", "attn_out"), ("ff_proj", "up_proj", "ff_out")),
-    Layout(
-        r".*\.layers\.\d+\.",
-        (r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.o_proj"),
-        (r"mlp\.gate_proj", r"mlp\.up_proj", r"mlp\.down_proj"),
-    ),
-    Layout(r"layers\.\d+\.", ("q_proj", "k_proj", "v_proj", "attn_out"), ("up_proj", "ff_out")),
-    Layout(r"layers\.\d+\.", ("qkv", "attention_out"), ("up", "down")),
-)
-
-
 def target_pattern(network: Network, targets: Targets = "all") -> str:
     """The regular expression for the whole names of the linear maps to adapt."""
     check_literal("targets", targets, Targets)
-    names = [name for name, _ in network.named_modules()]
-    for layout in LAYOUTS:
-        parts = layout.attention + (layout.feed_forward if targets == "all" else ())
-        found = [part for part in parts if any(re.fullmatch(layout.layer + part, name) for name in names)]
-        if found:
-            return f"{layout.layer}({'|'.join(found)})$"
-    raise ValueError(f"{type(network).__name__} has layers of no known kind")
+    parts, names = network.PARTS, [name for name, _ in network.named_modules()]
+    adapted = parts.adapted(attention_only=targets == "attention")
+    found = [part for part in adapted if any(re.fullmatch(parts.layer + part, name) for name in names)]
+    return f"{parts.layer}({'|'.join(found)})$"
 
 
 def add_adapter(network: Network, options: LoraOptions, seed: int) -> None:

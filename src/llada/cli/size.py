@@ -4,13 +4,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+import torch
+from rich.markup import escape
 from rich.table import Table
 
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.size_report import USABLE_SHARE, SizeOptions, make_report
+from llada.system.console import print_rich
 from llada.system.format import bytes_in_words, count_in_words, duration_in_words
+from llada.system.terminal import tell
 from llada.training.presets import PRESETS
 
 DESCRIPTION = """How large a network is, and what it takes to train and use it: parameters, memory, computation, time.
@@ -30,26 +33,28 @@ MEMORY_ROWS = {
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
-    default = SizeOptions() if program.preset is None else SizeOptions(PRESETS[program.preset].network.network)
+    default = SizeOptions()
+    if program.preset is not None:
+        network = PRESETS[program.preset].network
+        default = SizeOptions(network.network, dropout=network.dropout)
     options = parse(SizeOptions, program.name, arguments, DESCRIPTION, default)
     report = make_report(options)
     if options.json:
-        print(json.dumps(report))
+        tell(json.dumps(report))
         return 0
     network = report["network"]
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{network['name']}[/bold]: {network['n_layers']} layers of {network['d_model']}, "
+    print_rich(
+        f"[bold]{escape(network['name'])}[/bold]: {network['n_layers']} layers of {network['d_model']}, "
         f"{network['n_heads']} heads, {count_in_words(report['parameters']['total'])} parameters"
     )
     tables = [_parameters_table(report), _training_table(report, options), _other_table(report, options)]
     if "fits" in report and report["fits"]["largest_networks"]:
         tables.append(_largest_table(report["fits"]["largest_networks"], options))
     for table in [*tables[:3], _work_table(report, options), *tables[3:]]:
-        console.print()
-        console.print(table)
+        tell("")
+        print_rich(table)
     if "fits" in report:
-        console.print(f"\n{_verdict(report['fits'], options)}", markup=False)
+        tell(f"\n{_verdict(report['fits'], options)}")
     return 0
 
 
@@ -75,7 +80,7 @@ def _training_table(report: dict[str, Any], options: SizeOptions) -> Table:
     optimizer = {"adamw": "AdamW", "muon": "Muon"}[options.optimizer]
     title = (
         f"Training memory: {options.batch_size} x {options.sequence_length:,} tokens at once, "
-        f"{options.precision} products, {optimizer}, {options.hardware.upper()}"
+        f"matmuls in {'bf16' if options.dtype == torch.bfloat16 else 'fp32'}, {optimizer}, {options.kind.upper()}"
     )
     table = _table(title, "", "activations kept", "recomputed")
     plain, checkpointed = report["training"], report["training_with_activation_checkpointing"]
@@ -112,9 +117,12 @@ def _work_table(report: dict[str, Any], options: SizeOptions) -> Table:
     table.add_row("steps", f"{work['steps']:,}")
     table.add_row("tokens", f"{work['tokens']:,}")
     table.add_row("FLOPs", f"{work['training_flops']:.2e}")
-    origin = "measured on this machine" if work["flops_per_second_measured"] else "as given"
-    speed = f"{work['flops_per_second'] / 1e12:,.3g} TFLOP/s"
-    table.add_row(f"time at {speed}, {origin}", duration_in_words(work["seconds"]))
+    if work["seconds"] is None:
+        table.add_row("time", "depends on the device: say its speed by --tflops")
+    else:
+        origin = "measured on this machine" if work["flops_per_second_measured"] else "as given"
+        speed = f"{work['flops_per_second'] / 1e12:,.3g} TFLOP/s"
+        table.add_row(f"time at {speed}, {origin}", duration_in_words(work["seconds"]))
     return table
 
 
@@ -142,5 +150,9 @@ def _verdict(fits: dict[str, Any], options: SizeOptions) -> str:
     if not fits["ways_to_fit"]:
         return f"{needs}, and no setting makes it fit into {have}: choose a smaller network, or adapters."
     command = "train" if options.checkpoint is None else "finetune"
-    ways = [f"  {' '.join(way['flags'])}  ({bytes_in_words(way['total'])})" for way in fits["ways_to_fit"]]
+    ways = []
+    for way in fits["ways_to_fit"]:
+        facts = [bytes_in_words(way["total"])]
+        facts += [] if way["seconds"] is None else [duration_in_words(way["seconds"])]
+        ways.append(f"  {' '.join(way['flags'])}  ({', '.join(facts)})")
     return "\n".join([f"{needs}, more than {have}. As flags of `llada {command}`, it fits with any of:", *ways])

@@ -1,6 +1,8 @@
 """The numbers of `llada size`, from its options to the object that `--json` prints."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -8,29 +10,29 @@ import torch
 from tyro.conf import arg
 
 from llada.checkpoints.hub import read_published_config
+from llada.cli.flags import in_flags
 from llada.cli.options import check_positive
 from llada.costs.activations import TrainingSetting
 from llada.costs.fit import Rung, largest_networks, ways_to_fit, with_length
-from llada.costs.memory import inference_memory, lora_parameters, training_memory
-from llada.costs.parameters import (
-    attention_flops_per_token,
-    count_parameters,
-    total_parameters,
-    training_flops_per_token,
-    training_seconds,
-)
+from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
+from llada.costs.memory import inference_memory, training_memory
+from llada.costs.parameters import count_parameters, lora_parameters, total_parameters
 from llada.models import NetworkConfig
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
-from llada.system.device import choose_device, matmul_flops_per_second
+from llada.system.device import PrecisionName, choose_device, choose_precision, matmul_flops_per_second
 from llada.training.config import NetworkName, NetworkOptions
+from llada.training.forecast import options_in_words
 
 TINY_SHAKESPEARE_TOKENS = 1_003_854  # its first 90 %, in characters
 TINY_SHAKESPEARE_ROWS = 69  # 65 characters, PAD, BOS, EOS and MASK
 # Of a device's memory, for tensors; the rest is for torch itself and the gaps between tensors.
 USABLE_SHARE = 0.9
-FOUNDING_DROPOUT = 0.1
 HEAD_WIDTH = 64  # of the networks that are suggested, as in the founding document's
+
+
+SpeedOf = Callable[[torch.dtype], float | None]
+"""From a type to the FLOP/s of matmuls in it, None if nobody knows them."""
 
 
 class CharacterRows(NamedTuple):
@@ -55,8 +57,8 @@ class SizeOptions:
     """Attention heads."""
     mlp_hidden_size: int | None = None
     """Width of the feed-forward layers of "llada"; None is 8/3 of d_model, rounded up to a multiple of 32."""
-    dropout: float | None = None
-    """Of "encoder"; 0.1 if left out."""
+    dropout: float = 0.0
+    """Of "encoder" only, as in `llada train`."""
     vocab_size: int = TINY_SHAKESPEARE_ROWS
     """Rows of the embedding; Tiny Shakespeare's if left out."""
     checkpoint: str | None = None
@@ -71,18 +73,18 @@ class SizeOptions:
     """It keeps two numbers for each weight, or one."""
     ema: bool = False
     """Keep a moving average of the weights."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of matrix products in training."""
+    precision: PrecisionName = "auto"
+    """Of matmuls in training; "auto" is what `llada train` would choose on this machine, and bf16 on another."""
     activation_checkpointing: bool = False
     """Keep the inputs of the layers only and compute the rest twice."""
     lora_rank: int = 16
     """Of the adapters, for LoRA and QLoRA."""
-    hardware: Literal["gpu", "cpu"] = "gpu"
-    """Where it is to be trained."""
+    hardware: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where it is to be trained; "auto" is this machine, or a GPU if --hardware_memory is given."""
     hardware_memory: float | None = None
     """Its memory in GB; what fits into it is suggested."""
     tflops: float | None = None
-    """Speed of its matrix products in TFLOP/s; that of this machine, measured, if left out."""
+    """Speed of its matmuls in TFLOP/s; if left out, that of this machine is measured, if it is meant."""
     text_tokens: int = TINY_SHAKESPEARE_TOKENS
     """Tokens of the training text; Tiny Shakespeare's characters if left out."""
     epochs: float = 10
@@ -111,10 +113,33 @@ class SizeOptions:
 
     def make_config(self, layers: int, width: int, heads: int, hidden: int | None = None) -> NetworkConfig:
         """A network of another shape, otherwise as the options say."""
-        default_dropout = FOUNDING_DROPOUT if self.network == "encoder" else 0.0
-        dropout = default_dropout if self.dropout is None else self.dropout
-        options = NetworkOptions(self.network, width, heads, layers, hidden, dropout=dropout)
+        options = NetworkOptions(self.network, width, heads, layers, hidden, dropout=self.dropout)
         return options.build_config(CharacterRows(self.vocab_size, self.vocab_size - 1), self.sequence_length)
+
+    @property
+    def kind(self) -> str:
+        """Of the device that is meant: "gpu" or "cpu"."""
+        if self.hardware != "auto":
+            return self.hardware
+        return "gpu" if self.hardware_memory is not None else kind_of(choose_device("auto"))
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether the device that is meant may be this machine's, whose speed can be measured."""
+        return self.kind == kind_of(choose_device("auto"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matmuls in training."""
+        if self.precision == "auto" and not self.is_this_machine:
+            return torch.bfloat16
+        return choose_precision(self.precision, choose_device("auto")).dtype
+
+    def flops_per_second(self, dtype: torch.dtype) -> float | None:
+        """Speed of its matmuls; None if it is another machine's and was not given."""
+        if self.tflops is not None:
+            return self.tflops * 1e12
+        return matmul_flops_per_second(choose_device("auto"), dtype) if self.is_this_machine else None
 
     def setting(self) -> TrainingSetting:
         return TrainingSetting(
@@ -123,11 +148,15 @@ class SizeOptions:
             accumulates=self.accumulate > 1,
             optimizer=self.optimizer,
             ema=self.ema,
-            bf16=self.precision == "bf16",
+            bf16=self.dtype == torch.bfloat16,
             activation_checkpointing=self.activation_checkpointing,
-            on_cpu=self.hardware == "cpu",
+            on_cpu=self.kind == "cpu",
             logits_at_once=LOGITS_AT_ONCE,
         )
+
+
+def kind_of(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else "gpu"
 
 
 def make_report(options: SizeOptions) -> dict[str, Any]:
@@ -139,7 +168,7 @@ def make_report(options: SizeOptions) -> dict[str, Any]:
     config, setting = options.network_config(), options.setting()
     checkpointed = replace(setting, activation_checkpointing=True)
     alone = replace(checkpointed, batch_size=1, optimizer="adamw", bf16=True, lora_rank=options.lora_rank)
-    parts = count_parameters(config)
+    parts, speed_of = count_parameters(config), functools.cache(options.flops_per_second)  # which takes a moment
     report: dict[str, Any] = {
         "network": {
             "name": options.name,
@@ -166,26 +195,19 @@ def make_report(options: SizeOptions) -> dict[str, Any]:
             "bf16_total": inference_memory(config, 1, options.sequence_length),
             "fp32_total": inference_memory(config, 1, options.sequence_length, weight_bytes=4),
         },
-        "work": _work(options, config),
+        "work": _work(options, config, speed_of),
     }
     if options.hardware_memory is not None:
-        report["fits"] = _fits(options, config, setting, options.hardware_memory)
+        report["fits"] = _fits(options, config, setting, options.hardware_memory, report["work"]["tokens"], speed_of)
     return report
 
 
-def _work(options: SizeOptions, config: NetworkConfig) -> dict[str, Any]:
+def _work(options: SizeOptions, config: NetworkConfig, speed_of: SpeedOf) -> dict[str, Any]:
     sequences = math.ceil(options.text_tokens / options.sequence_length)
     in_a_step = options.batch_size * options.accumulate
     steps = max(1, math.ceil(options.epochs * sequences / in_a_step))
     tokens = steps * in_a_step * options.sequence_length
-    on_cpu = options.hardware == "cpu"
-    if options.tflops is None:  # then the time is this machine's, whatever memory was asked for
-        device = choose_device("auto")
-        on_cpu = device.type == "cpu"
-        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-        speed = matmul_flops_per_second(device, dtype)
-    else:
-        speed = options.tflops * 1e12
+    setting = options.setting()
     per_token = training_flops_per_token(config, options.sequence_length)
     return {
         "training_flops_per_token": per_token,
@@ -194,20 +216,35 @@ def _work(options: SizeOptions, config: NetworkConfig) -> dict[str, Any]:
         "steps": steps,
         "tokens": tokens,
         "training_flops": tokens * per_token,
-        "flops_per_second": speed,
-        "flops_per_second_measured": options.tflops is None,
-        "seconds": training_seconds(
-            config,
-            options.sequence_length,
-            tokens,
-            flops_per_second=speed,
-            activation_checkpointing=options.activation_checkpointing,
-            on_cpu=on_cpu,
-        ),
+        "flops_per_second": speed_of(options.dtype),
+        "flops_per_second_measured": options.tflops is None and options.is_this_machine,
+        "seconds": _seconds(config, setting, tokens, speed_of),
     }
 
 
-def _fits(options: SizeOptions, config: NetworkConfig, setting: TrainingSetting, gigabytes: float) -> dict[str, Any]:
+def _seconds(config: NetworkConfig, setting: TrainingSetting, tokens: int, speed_of: SpeedOf) -> float | None:
+    """Expected time of a training, as `llada train` says it; None if nobody knows how fast the device is."""
+    speed = speed_of(torch.bfloat16 if setting.bf16 else torch.float32)
+    if speed is None:
+        return None
+    return training_seconds(
+        config,
+        setting.length,
+        tokens,
+        flops_per_second=speed,
+        activation_checkpointing=setting.activation_checkpointing,
+        on_cpu=setting.on_cpu,
+    )
+
+
+def _fits(
+    options: SizeOptions,
+    config: NetworkConfig,
+    setting: TrainingSetting,
+    gigabytes: float,
+    tokens: int,
+    speed_of: SpeedOf,
+) -> dict[str, Any]:
     limit = USABLE_SHARE * gigabytes * 1e9
     total = training_memory(config, setting).total
     rungs = []
@@ -224,7 +261,14 @@ def _fits(options: SizeOptions, config: NetworkConfig, setting: TrainingSetting,
         "for_tensors": limit,
         "total": total,
         "fits": total <= limit,
-        "ways_to_fit": [{"flags": list(way.flags), "total": way.memory} for way in ways],
+        "ways_to_fit": [
+            {
+                "flags": [in_flags(each) for each in options_in_words(way.options)],
+                "total": way.memory,
+                "seconds": _seconds(way.config, way.setting, tokens, speed_of),
+            }
+            for way in ways
+        ],
         "largest_networks": [_rung_to_json(rung) for rung in rungs],
     }
 

@@ -73,7 +73,7 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
     check_loggers(config.log)  # before anything is downloaded or read
     rehearse(folder.path)
     plan, start = _make_plan(config, folder, resume)
-    announce(plan, console)
+    announce(plan, console, in_flags)
     try:
         trainer = Trainer(plan, folder, resume, start, changed_data)
         if resume:

@@ -3,23 +3,24 @@
 Shape letters: B batch, L length, D width.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from llada.costs.activations import TrainingSetting
-from llada.costs.memory import training_memory
+from llada.costs.memory import least_memory, training_memory
 from llada.models.config_json import NetworkConfig
-from llada.models.encoder import EncoderConfig
+from llada.optim.adamw import MOMENT_BYTES
 
 LENGTH_STEP = 64  # suggested lengths are multiples of it
 LARGEST_BATCH = 1024
-LENGTH_FLAG = "--windows random --sequence_length"
-# How a checkpoint is trained with less memory; 8-bit moments have a scale for each 256 (adamw.AdamW16).
-METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--weights bf16 --optimizer_state 8bit", {"bf16_weights": True, "moment_bytes": 1 + 4 / 256}),
-    ("--method lora", {"method": "lora"}),
-    ("--method qlora", {"method": "qlora"}),
+Options = Mapping[str, Any]
+"""Names of options of a training, as in its configuration, and their values."""
+# How a checkpoint is trained with less memory: what is asked for, and what that means.
+METHODS: tuple[tuple[Options, Options], ...] = (
+    ({"weights": "bf16", "optimizer_state": "8bit"}, {"bf16_weights": True, "moment_bytes": MOMENT_BYTES["8bit"]}),
+    ({"method": "lora"}, {"method": "lora"}),
+    ({"method": "qlora"}, {"method": "qlora"}),
 )
 # (layers, width) of networks that people train, from this package's preset by way of the GPT-2 family to LLaDA-8B's.
 LADDER = (
@@ -36,23 +37,23 @@ class Way:
     setting: TrainingSetting
     sequences: int
     """Of a step, which batches may share."""
-    flags: tuple[str, ...] = ()
-    """What was changed, as for `llada train`."""
+    options: Options = field(default_factory=dict)
+    """What was changed: the options that ask for it, in the order in which they were."""
 
     @property
     def memory(self) -> int:
         """Bytes at the peak of a training step."""
         return needed(self.config, self.setting)
 
-    def changed(self, flags: str, **values: Any) -> Self:
+    def changed(self, options: Options, **values: Any) -> Self:
         """With other values of the setting."""
-        return replace(self, setting=replace(self.setting, **values), flags=(*self.flags, flags))
+        return replace(self, setting=replace(self.setting, **values), options={**self.options, **options})
 
     def with_batch_of(self, size: int) -> Self:
         """The same step, cut into batches of this size."""
         pieces = self.sequences // size
-        flags = f"--batch_size {size}" + (f" --accumulate {pieces}" if pieces > 1 else "")
-        return self.changed(flags, batch_size=size, accumulates=pieces > 1)
+        options = {"batch_size": size, **({"accumulate": pieces} if pieces > 1 else {})}
+        return self.changed(options, batch_size=size, accumulates=pieces > 1)
 
 
 class Rung(NamedTuple):
@@ -90,7 +91,6 @@ def ways_to_fit(
     limit: float,
     accumulate: int = 1,
     is_fine_tuning: bool = False,
-    length_flag: str = LENGTH_FLAG,
 ) -> list[Way]:
     """Changes that make a training fit, each alone; where only shorter sequences do, the mildest combination first.
 
@@ -100,11 +100,10 @@ def ways_to_fit(
         limit: bytes.
         accumulate: batches of the setting that make a step.
         is_fine_tuning: a checkpoint is trained further, whose dropout is what it is.
-        length_flag: how shorter sequences are asked for.
     """
     asked = Way(config, setting, setting.batch_size * accumulate)
     thrifts = [_with_checkpointing, _in_bf16, *([] if is_fine_tuning else [_without_dropout])]
-    shorter = _shorter_sequences(limit, length_flag)
+    shorter = _shorter_sequences(limit)
     alone = [change(asked) for change in (_smaller_batch(limit), *thrifts, shorter)]
     fitting = [way for way in alone if _differs(way, asked) and way.memory <= limit]
     if not any(way.setting.length == setting.length for way in fitting):
@@ -117,8 +116,8 @@ def _thriftier_methods(asked: Way, limit: float, thrifts: Sequence[Callable[[Way
     if asked.setting.method != "full":
         return []
     ways = []
-    for flags, values in METHODS:
-        way = asked.changed(flags, **values)
+    for options, values in METHODS:
+        way = asked.changed(options, **values)
         ways += [way] if way.memory <= limit else _mildest_combination(way, limit, thrifts)
     return ways
 
@@ -151,25 +150,26 @@ def _smaller_batch(limit: float) -> Callable[[Way], Way]:
 
 
 def _with_checkpointing(way: Way) -> Way:
-    return way.changed("--activation_checkpointing", activation_checkpointing=True)
+    return way.changed({"activation_checkpointing": True}, activation_checkpointing=True)
 
 
 def _in_bf16(way: Way) -> Way:
-    return way.changed("--precision bf16", bf16=True)
+    return way.changed({"precision": "bf16"}, bf16=True)
 
 
 def _without_dropout(way: Way) -> Way:
-    if not isinstance(way.config, EncoderConfig):
+    if not getattr(way.config, "dropout", 0):
         return way
-    return replace(way, config=replace(way.config, dropout=0.0), flags=(*way.flags, "--dropout 0"))
+    without: Any = {"dropout": 0}
+    return replace(way, config=replace(way.config, **without), options={**way.options, **without})
 
 
-def _shorter_sequences(limit: float, length_flag: str) -> Callable[[Way], Way]:
+def _shorter_sequences(limit: float) -> Callable[[Way], Way]:
     """The longest that fit, of length 0 if none do."""
 
     def change(way: Way) -> Way:
         length = longest_sequence(way.config, way.setting, limit)
-        return way.changed(f"{length_flag} {length}", length=length)
+        return way.changed({"sequence_length": length}, length=length)
 
     return change
 
@@ -198,6 +198,8 @@ def largest_networks(
 
 
 def _fill(config: NetworkConfig, setting: TrainingSetting, limit: float) -> Rung | None:
+    if least_memory(config, setting) > limit:  # which is known without a run of its layers
+        return None
     for checkpointing in (setting.activation_checkpointing, True):
         tried = replace(setting, activation_checkpointing=checkpointing)
         batch = largest_batch(config, tried, limit)

@@ -1,9 +1,8 @@
-"""How much memory a network takes while it is trained, fine-tuned or used, by formula; for activations see there.
+"""How much memory a network takes while it is trained, fine-tuned or used: what its parts take, put together.
 
 What a whole step takes is measured by benchmarks/memory.py.
 
-Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-value heads, C channels of a head,
-M width of the feed-forward layer or of an expert, E experts.
+Shape letters: B batch, L length, V vocabulary rows, D width.
 """
 
 import math
@@ -16,18 +15,26 @@ from llada.costs.activations import (
     kept_by_layer,
     kept_by_layers,
     kept_outside_layers,
+    layer_inputs,
     working_bytes,
 )
-from llada.costs.parameters import layer_matrices, layer_parameters, layers_with, matrix_parameters, total_parameters
-from llada.models.config_json import NetworkConfig
-from llada.models.llada_moe import LLaDAMoEConfig
+from llada.costs.fake_run import forward_bytes
+from llada.costs.parameters import (
+    layer_matrices,
+    layer_parameters,
+    lora_parameters,
+    matrix_parameters,
+    total_parameters,
+)
+from llada.models.config_json import NetworkConfig, kinds_of_layers
+from llada.optim.adamw import AT_ONCE
 
 # 4-bit weights with 8-bit scales for blocks of 64 and a second scale for each 256 of those (QLoRA, arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 LOGITS_IN_LOSS = 3  # logits or their log-softmax, its gradient, and the gradient of the logits, in fp32
 LOGITS_IN_SAMPLER = 3  # probabilities, noise and their sum, in fp64
 FP64_BYTES = 8
-PIECEWISE_UPDATE = 6 * FP32_BYTES * 2**22  # fp32 copies of the weights that adamw.AdamW16 updates at a time
+PIECEWISE_UPDATE = 6 * FP32_BYTES * AT_ONCE  # fp32 copies of the weights that adamw.AdamW16 updates at a time
 
 
 @dataclass(frozen=True)
@@ -61,30 +68,24 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     Its peak is at the loss, in the backward pass of the last layer, in that of the first one (when the gradients of all
     others are there), or in the optimizer.
     """
-    trained = trained_parameters(config, setting)
-    gradients = trained * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
-    layer = setting.tokens * kept_by_layer(config, setting)
-    kept = setting.tokens * kept_by_layers(config, setting)
-    outside = setting.tokens * kept_outside_layers(config)
+    weights, optimizer, ema, gradients, update = _fixed(config, setting)
+    layer, kept = kept_by_layer(config, setting), kept_by_layers(config, setting)
+    outside = kept_outside_layers(config, setting)
     copies = _bf16_copies(config, setting)
     recomputed = 0
     if setting.activation_checkpointing:
-        kept = config.n_layers * setting.tokens * config.d_model * setting.stream_bytes
+        kept = layer_inputs(config, setting)
         recomputed = layer + copies // config.n_layers
     logits = _at_the_loss(config, setting)
-    working = setting.tokens * working_bytes(config, setting)
-    if setting.method == "qlora":  # one matrix at a time is what it was
-        working += BF16_BYTES * max(math.prod(shape) for part in layer_matrices(config).values() for shape in part)
-    update = _update(config, setting)
+    working = working_bytes(config, setting)
+    if setting.method == "qlora":  # one matrix at a time is what it was, which bitsandbytes' own kernels do
+        working += BF16_BYTES * max(math.prod(shape) for shape in layer_matrices(config))
     activations = outside + kept + copies
     backward = activations + recomputed + working
     if setting.activation_checkpointing:
         backward -= copies  # gone with the forward pass, and made anew layer by layer
     at_start = max(activations + logits, backward) + (gradients if setting.accumulates else 0)
     at_end = gradients + (recomputed or layer) + working
-    weights = _stored_for_training(config, setting)
-    optimizer = _optimizer_state(config, setting)
-    ema = trained * FP32_BYTES if setting.ema else 0
     return TrainingMemory(
         weights=weights,
         optimizer=optimizer,
@@ -95,6 +96,24 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
         working=recomputed + working,
         update=update,
         total=weights + optimizer + ema + max(at_start, at_end, gradients + update),
+    )
+
+
+def least_memory(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Bytes that a training step takes whatever its batch, its length and its activations are."""
+    weights, optimizer, ema, gradients, update = _fixed(config, setting)
+    return weights + optimizer + ema + gradients + update
+
+
+def _fixed(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, int, int, int]:
+    """Bytes of weights, optimizer state, moving average and gradients, and of the optimizer's own work."""
+    trained = trained_parameters(config, setting)
+    return (
+        _stored_for_training(config, setting),
+        _optimizer_state(config, setting),
+        trained * FP32_BYTES if setting.ema else 0,
+        trained * (BF16_BYTES if setting.bf16_weights else FP32_BYTES),
+        _update(config, setting),
     )
 
 
@@ -150,22 +169,7 @@ def _update(config: NetworkConfig, setting: TrainingSetting) -> int:
 
 def _muon_update(config: NetworkConfig) -> int:
     """Muon's working copies of all matrices of one shape: gradients, momenta and six of the iteration."""
-    by_shape: dict[tuple[int, int], int] = {}
-    for part, matrices in layer_matrices(config).items():
-        for shape in matrices:
-            by_shape[shape] = by_shape.get(shape, 0) + layers_with(config, part) * math.prod(shape)
-    return 8 * FP32_BYTES * max(by_shape.values())
-
-
-def lora_parameters(config: NetworkConfig, rank: int, attention_only: bool = False) -> int:
-    """Weights of the adapters of the linear maps in the layers (LoRA, arXiv 2106.09685): rank (in + out) each.
-
-    Experts and their router have none, as is usual.
-    """
-    by_part = layer_matrices(config)
-    attention_only = attention_only or isinstance(config, LLaDAMoEConfig)
-    parts = ["attention"] if attention_only else list(by_part)
-    return rank * sum(layers_with(config, part) * sum(map(sum, by_part[part])) for part in parts)
+    return 8 * FP32_BYTES * max(times * math.prod(shape) for shape, times in layer_matrices(config).items())
 
 
 def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
@@ -176,9 +180,6 @@ def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
 
 def inference_memory(config: NetworkConfig, batch_size: int, length: int, weight_bytes: int = BF16_BYTES) -> int:
     """Bytes for sampling: weights, one layer at work, and the logits of all positions, from which tokens are drawn."""
-    hidden = config.mlp_hidden_size
-    if isinstance(config, LLaDAMoEConfig):
-        hidden *= config.n_experts_per_token
-    layer = (8 * config.d_model + 3 * hidden) * weight_bytes
-    logits = config.vocab_size * (weight_bytes + LOGITS_IN_SAMPLER * FP64_BYTES)
-    return total_parameters(config) * weight_bytes + batch_size * length * max(layer, logits)
+    layer = max(forward_bytes(kind, length, weight_bytes == BF16_BYTES) for kind in kinds_of_layers(config))
+    logits = length * config.vocab_size * (weight_bytes + LOGITS_IN_SAMPLER * FP64_BYTES)
+    return total_parameters(config) * weight_bytes + round(batch_size * max(layer, logits))

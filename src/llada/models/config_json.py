@@ -5,8 +5,9 @@ key that could ask for another one must hold the published value.
 """
 
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import dacite
@@ -53,6 +54,8 @@ class Family:
 
     stores_tied_head: bool = False
     """Whether the published files hold a head that is the embedding all the same."""
+    layer_alone: Callable[[Any, int], Any] | None = None
+    """From a configuration and the depth of a layer to a network of one such layer; None if all layers are alike."""
 
     def key_of(self, name: str) -> str:
         return self.names.get(name, name)
@@ -171,7 +174,7 @@ LLADA_MOE = Family(
     mask=("<|mask|>", 156_895),
 )
 ENCODER = Family(Encoder, architectures=("LLaDAEncoder",), model_type="llada_encoder", left_out={"is_causal": False})
-LOCAL = Family(Local, architectures=("LLaDALocal",), model_type="llada_local")
+LOCAL = Family(Local, architectures=("LLaDALocal",), model_type="llada_local", layer_alone=LocalConfig.layer_alone)
 
 FAMILIES: dict[ConfigClass, Family] = {
     LLaDAConfig: LLADA,
@@ -198,6 +201,20 @@ def build_network(config: NetworkConfig) -> Network:
     """A freshly initialised network of this configuration."""
     network: Network = FAMILIES[type(config)].network(config)
     return network
+
+
+def layer_alone(config: NetworkConfig, depth: int) -> NetworkConfig:
+    """A network of one layer, which is like layer `depth` of the network, the first being 0."""
+    of_family = FAMILIES[type(config)].layer_alone
+    alone: NetworkConfig = replace(config, n_layers=1) if of_family is None else of_family(config, depth)
+    return alone
+
+
+def kinds_of_layers(config: NetworkConfig) -> Counter[NetworkConfig]:
+    """Networks of one layer, one for each kind of layer of a network, and how many of its layers are of that kind."""
+    if FAMILIES[type(config)].layer_alone is None:
+        return Counter({layer_alone(config, 0): config.n_layers})
+    return Counter(layer_alone(config, depth) for depth in range(config.n_layers))
 
 
 def is_causal(config: NetworkConfig) -> bool:

@@ -8,12 +8,14 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channel
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada.models.embedding import Table
+from llada.models.parts import Parts
 
 INIT_STD = 0.02  # BERT's and GPT-2's
 
@@ -84,6 +86,13 @@ class EncoderLayer(nn.Module):
 
 class Encoder(nn.Module):
     """Token rows (B, L) in, logits (B, L, V) out, L at most `max_sequence_length`."""
+
+    PARTS: ClassVar[Parts] = Parts(
+        layer=r"layers\.\d+\.",
+        attention=("qkv", "attention_out"),
+        feed_forward=("up", "down"),
+        others={"embedding": r"^(token|position)_embedding", "norms": "norm", "head": r"^output\."},
+    )
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada.models.embedding import Table
+from llada.models.parts import Parts
 
 # No network comes near these, and a configuration that is damaged may name any number.
 MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18
@@ -247,6 +248,7 @@ class RotaryNetwork(nn.Module):
     EMBEDDING_NAME: ClassVar[str]
     HEAD_NAME: ClassVar[str]
     """Names of these tensors in a checkpoint."""
+    PARTS: ClassVar[Parts]
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -294,6 +296,12 @@ class LLaDA(RotaryNetwork):
     """LLaDA-8B's network, and any other size of it."""
 
     EMBEDDING_NAME, HEAD_NAME = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
+    PARTS = Parts(
+        layer=r".*\.blocks\.\d+\.",  # the head is called ff_out, too
+        attention=("q_proj", "k_proj", "v_proj", "attn_out"),
+        feed_forward=("ff_proj", "up_proj", "ff_out"),
+        others={"embedding": r"\.wte\.", "norms": r"norm|ln_f", "head": r"transformer\.ff_out"},
+    )
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__(config)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from llada.models.embedding import look_up
 from llada.models.llada import LLaDAConfig
@@ -51,11 +52,19 @@ class Experts(nn.Module):
         weights, chosen = shares.topk(self.n_chosen, dim=-1)
         return weights.to(tokens.dtype), chosen
 
+    def _n_of_each(self, chosen: Tensor) -> list[int]:
+        """How many tokens each expert has; where there are no numbers, as many for each as can be."""
+        n_experts = len(self.experts)
+        if isinstance(chosen, FakeTensor):
+            return [(chosen.numel() + place) // n_experts for place in range(n_experts)]
+        n_of: list[int] = chosen.flatten().bincount(minlength=n_experts).tolist()
+        return n_of
+
     def forward(self, h: Tensor) -> Tensor:
         tokens = h.flatten(0, -2)
         weights, chosen = self.route(tokens)
         order = chosen.flatten().argsort(stable=True)  # (T k), the choices of one expert together
-        n_of = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        n_of = self._n_of_each(chosen)
         # An expert that no token chose runs on none, so that its gradient is 0 and not absent.
         parts = torch.split(look_up(tokens, order // self.n_chosen), n_of)
         results = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
@@ -68,6 +77,11 @@ class Experts(nn.Module):
 
 class LLaDAMoE(DecoderNetwork):
     """Token rows (B, L) in, logits (B, L, V) out."""
+
+    PARTS = DecoderNetwork.PARTS._replace(
+        feed_forward=(),  # neither the experts nor their router have adapters, as is usual
+        others={**DecoderNetwork.PARTS.others, "router": r"mlp\.gate\.", "experts": r"mlp\.experts\."},
+    )
 
     def __init__(self, config: LLaDAMoEConfig) -> None:
         super().__init__(

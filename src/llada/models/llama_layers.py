@@ -25,6 +25,7 @@ from llada.models.llada import (
     split_heads,
     turn_heads,
 )
+from llada.models.parts import Parts
 
 
 class Attention(nn.Module):
@@ -105,6 +106,12 @@ class DecoderNetwork(RotaryNetwork):
     """A network of such layers."""
 
     EMBEDDING_NAME, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
+    PARTS = Parts(
+        layer=r".*\.layers\.\d+\.",
+        attention=(r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.o_proj"),
+        feed_forward=(r"mlp\.gate_proj", r"mlp\.up_proj", r"mlp\.down_proj"),
+        others={"embedding": "embed_tokens", "norms": "norm", "head": "lm_head"},
+    )
 
     def __init__(self, config: LLaDAConfig, layers: Iterable[DecoderLayer]) -> None:
         super().__init__(config)

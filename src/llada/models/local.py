@@ -13,8 +13,8 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channel
 layer, W width of the convolution.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from llada.models.embedding import Table
 from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
+from llada.models.parts import Parts
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
 """Places, relative to a token, of the pairs that have a table."""
@@ -85,6 +86,10 @@ class LocalConfig:
     def attends(self, depth: int) -> bool:
         """Whether layer `depth`, the first being 0, does."""
         return (depth + 1) % self.attention_every == 0
+
+    def layer_alone(self, depth: int) -> Self:
+        """A network of one layer, which is like layer `depth` of this one."""
+        return replace(self, n_layers=1, attention_every=1 if self.attends(depth) else 2)
 
     @property
     def n_pairs(self) -> int:
@@ -248,6 +253,19 @@ class LocalLayer(nn.Module):
 
 class Local(nn.Module):
     """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position."""
+
+    PARTS: ClassVar[Parts] = Parts(
+        layer=r"layers\.\d+\.",
+        attention=("q_proj", "k_proj", "v_proj", "attn_out"),
+        feed_forward=("up_proj", "ff_out"),
+        others={
+            "embedding": "^token_embedding",
+            "pairs": "^pair_embeddings",
+            "convolutions": r"\.near\.",
+            "shares": "share|sharpness",
+            "head": "^output",
+        },
+    )
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()

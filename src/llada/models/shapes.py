@@ -1,15 +1,77 @@
-"""Names and shapes of a network's tensors, without the network: its layers are alike, so two of them tell of all."""
+"""Names and shapes of a network's tensors, without the network: one layer of each kind says all of its layers."""
 
 import re
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from llada.models.config_json import NetworkConfig, build_network
-from llada.models.local import LocalConfig
+from llada.models.config_json import Network, NetworkConfig, build_network, kinds_of_layers, layer_alone
 
 LAYER = re.compile(r"(.*\b(?:blocks|layers)\.)(\d+)(\..*)")
 """Of a tensor's name: what is before the number of its layer, the number, and what is behind it."""
+
+
+class Shape(NamedTuple):
+    """A parameter, and in how many of the network's layers it is."""
+
+    name: str
+    """In a network of one layer."""
+    size: torch.Size
+    times: int
+    is_in_layer: bool
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Draws nothing. On the meta device torch would load 800 modules, in a second, to draw no numbers."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def shape_only(config: NetworkConfig) -> Network:
+    """A network on the meta device, whose tensors have shapes and no numbers."""
+    with torch.device("meta"), _WithoutNumbers():
+        return build_network(config)
+
+
+@lru_cache(maxsize=256)
+def parameter_shapes(config: NetworkConfig) -> tuple[Shape, ...]:
+    """Every parameter of a network: those outside the layers, and those of one layer of each kind."""
+    shapes: list[Shape] = []
+    for number, (kind, times) in enumerate(kinds_of_layers(config).items()):
+        network = shape_only(kind)
+        in_layers = set(network.layers.parameters())
+        for name, parameter in network.named_parameters():
+            if parameter in in_layers:
+                shapes.append(Shape(name, parameter.shape, times, True))
+            elif number == 0:
+                shapes.append(Shape(name, parameter.shape, 1, False))
+    return tuple(shapes)
+
+
+@lru_cache(maxsize=256)
+def adapted_shapes(config: NetworkConfig, attention_only: bool = False) -> Counter[tuple[int, int]]:
+    """The linear layers that adapters are added to, by their (outputs, inputs), and how many there are of each."""
+    found: Counter[tuple[int, int]] = Counter()
+    for kind, times in kinds_of_layers(config).items():
+        for _, linear in adaptable(shape_only(kind), attention_only):
+            found[linear.out_features, linear.in_features] += times
+    return found
+
+
+def adaptable(network: Network, attention_only: bool = False) -> Iterator[tuple[str, nn.Linear]]:
+    """Names of the linear layers that adapters are added to, and these."""
+    names = re.compile(f"{network.PARTS.layer}({'|'.join(network.PARTS.adapted(attention_only))})")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and names.fullmatch(name):
+            yield name, module
 
 
 def expected_shapes(config: NetworkConfig, at_most: int | None = None) -> dict[str, torch.Size] | None:
@@ -18,22 +80,19 @@ def expected_shapes(config: NetworkConfig, at_most: int | None = None) -> dict[s
     Args:
         at_most: None is returned for a network of more tensors than that.
     """
-    few = replace(config, n_layers=1)
-    if isinstance(config, LocalConfig):  # a layer that does not attend, and one that does
-        few = replace(config, n_layers=2, attention_every=2)
-    with torch.device("meta"):
-        tensors = build_network(few).state_dict()
     shapes: dict[str, torch.Size] = {}
-    of_layer: list[list[tuple[str, str, torch.Size]]] = [[] for _ in range(few.n_layers)]
-    for name, tensor in tensors.items():
-        if found := LAYER.fullmatch(name):
-            of_layer[int(found[2])].append((found[1], found[3], tensor.shape))
-        else:
-            shapes[name] = tensor.shape
+    of_kind: dict[NetworkConfig, list[tuple[str, str, torch.Size]]] = {}
     for depth in range(config.n_layers):
         if at_most is not None and len(shapes) > at_most:
             return None
-        attends = isinstance(config, LocalConfig) and config.attends(depth)
-        for before, behind, shape in of_layer[1 if attends else 0]:
+        kind = layer_alone(config, depth)
+        if kind not in of_kind:
+            of_kind[kind] = []
+            for name, tensor in shape_only(kind).state_dict().items():
+                if found := LAYER.fullmatch(name):
+                    of_kind[kind].append((found[1], found[3], tensor.shape))
+                else:
+                    shapes[name] = tensor.shape
+        for before, behind, shape in of_kind[kind]:
             shapes[f"{before}{depth}{behind}"] = shape
     return None if at_most is not None and len(shapes) > at_most else shapes

@@ -1,5 +1,6 @@
-"""What is drawn on standard error for people, by rich."""
+"""What is drawn for people by rich, on standard error and on standard output."""
 
+import io
 import sys
 from collections.abc import Iterable
 from typing import IO, Any, cast
@@ -8,12 +9,21 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from llada.system.files import hush
-from llada.system.terminal import visible
+from llada.system.terminal import tell, visible
 
 
-class StderrConsole(Console):
-    """On standard error. Shows what a terminal would obey, unless it is rich's own, and outlives the terminal, the pipe
-    or the disk that it goes to: rich's own console would end the process there."""
+class _Visible(Console):
+    """Shows what a terminal would obey, unless it is rich's own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does; everything that is printed passes here, and control codes of rich's own are marked."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class StderrConsole(_Visible):
+    """On standard error. Outlives the terminal, the pipe or the disk that it goes to: rich's own console would end the
+    process there."""
 
     def __init__(self) -> None:
         # Live displays put a stream of their own into this place, which leads back here.
@@ -21,10 +31,17 @@ class StderrConsole(Console):
         # Names of files may look like markup.
         super().__init__(file=cast(IO[str], _Forgiving(stream)), markup=False, emoji=False)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does; everything that is printed passes here, and control codes of rich's own are marked."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+def print_rich(renderable: RenderableType) -> None:
+    """Write a result that rich lays out, such as a table, to standard output; raises like `terminal.tell`."""
+    drawing = io.StringIO()
+    on_terminal = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = _Visible(
+        file=drawing, width=on_terminal.width, highlight=False, soft_wrap=True, emoji=False,
+        force_terminal=on_terminal.is_terminal,
+    )  # fmt: skip
+    console.print(renderable)
+    tell("", ahead=drawing.getvalue().removesuffix("\n"))
 
 
 class _Forgiving:

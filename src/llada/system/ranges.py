@@ -62,15 +62,15 @@ def check_ranges(options: Any) -> None:
         allowed = ranges.get(field.name, ANY)
         if isinstance(value, int) and abs(value) > max(LARGEST, allowed.at_most or 0):  # it may be no float at all
             raise UserError(
-                f"--{field.name} must be a number of at most {LARGEST:.0e}, not that many digits: choose another."
+                f"`{field.name}` must be a number of at most {LARGEST:.0e}, not that many digits: choose another."
             )
         if not math.isfinite(value):
-            raise UserError(f"--{field.name} must be a finite number, not {value}: correct it.")
+            raise UserError(f"`{field.name}` must be a finite number, not {value}: correct it.")
         complaint = allowed.complaint(value)
         if complaint is None and abs(value) > LARGEST_FLOAT:
             complaint = f"a number of at most {LARGEST_FLOAT:.0e}"
         if complaint is not None:
-            raise UserError(f"--{field.name} must be {complaint}, not {_written(value)}: correct it.")
+            raise UserError(f"`{field.name}` must be {complaint}, not {_written(value)}: correct it.")
 
 
 @cache

@@ -1,6 +1,8 @@
 """What a run will take, said before its first step: parameters, memory, time; whether this machine can do it, and why
 it may be slow."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,18 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from llada.costs.activations import TrainingSetting
-from llada.costs.fit import LENGTH_FLAG, ways_to_fit
-from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
-from llada.costs.parameters import (
+from llada.costs.fit import Options, Way, ways_to_fit
+from llada.costs.flops import (
     attention_flops_per_token,
-    count_parameters,
-    total_parameters,
+    dropped_scores_per_token,
     training_flops_per_token,
     training_seconds,
 )
+from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
+from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.models import EncoderConfig
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
 from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second, memory_bytes
@@ -30,7 +31,7 @@ from llada.training.plan import RunPlan, count_steps
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
 VERY_LONG_RUN_SECONDS = 24 * 3600
-ADVICE = "`--preset laptop` trains in about ten minutes on two cores"
+ADVICE = "the preset laptop trains in about ten minutes on two cores"
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
 HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
 LARGE_ATTENTION_SHARE = 0.25
@@ -38,8 +39,11 @@ SHORT_LENGTH = 1024
 WARMUP_PART = 10  # of a run, at most, that is suggested
 
 
-def announce(plan: RunPlan, console: Console) -> None:
+def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = str) -> None:
     """Print what the run is and what it will take.
+
+    Args:
+        respell: what makes of the names of options what people type.
 
     Raises:
         UserError: it cannot fit the memory, unless the configuration says `force`.
@@ -78,13 +82,13 @@ def announce(plan: RunPlan, console: Console) -> None:
     check_memory(plan)
     warning = warm_up_warning(plan)
     if warning is not None:
-        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(respell(warning), style="yellow", highlight=False, markup=False, soft_wrap=True)
     if seconds and seconds > LONG_RUN_SECONDS:
         advice = f"; {ADVICE}" if config.base is None and seconds > VERY_LONG_RUN_SECONDS else ""
         lead = f"{duration_in_words(seconds)} is long{advice}. What costs the time:"
         console.print(lead, style="yellow", highlight=False)
         for reason in reasons_for_slowness(plan):
-            console.print(f"  - {reason}", style="yellow", highlight=False, markup=False)
+            console.print(f"  - {respell(reason)}", style="yellow", highlight=False, markup=False)
 
 
 def warm_up_warning(plan: RunPlan) -> str | None:
@@ -92,13 +96,13 @@ def warm_up_warning(plan: RunPlan) -> str | None:
     steps, warmup = plan.total_steps, plan.config.optimizer.warmup_steps
     if steps is None or warmup == 0 or steps > warmup:
         return None
-    fitting = [f"--warmup_steps {steps // WARMUP_PART}"]
+    fitting = [f"`warmup_steps={steps // WARMUP_PART}`"]
     fewer = _steps_by_accumulation(plan)
     if fewer:
         enough = [accumulate for accumulate, n in fewer.items() if n >= WARMUP_PART * warmup]
         least = min(fewer)
-        shorter = f"--accumulate {least} --warmup_steps {min(warmup, fewer[least] // WARMUP_PART)}"
-        fitting.insert(0, f"--accumulate {max(enough)}" if enough else shorter)
+        shorter = f"`accumulate={least}` `warmup_steps={min(warmup, fewer[least] // WARMUP_PART)}`"
+        fitting.insert(0, f"`accumulate={max(enough)}`" if enough else shorter)
     return (
         f"The run ends inside its warm-up: after {steps:,} of {warmup:,} steps the learning rate has reached "
         f"{steps / warmup:.0%} of its peak at most, and little is learned. Add {' or '.join(fitting)}."
@@ -125,7 +129,7 @@ def check_memory(plan: RunPlan) -> None:
     if memory.total + TORCH_BYTES > available and not plan.config.force:
         raise UserError(
             f"This run needs about {bytes_in_words(memory.total)} of memory beside torch itself and there are "
-            f"{bytes_in_words(available)}: {_what_fits(plan, available)} (--force tries all the same)."
+            f"{bytes_in_words(available)}: {_what_fits(plan, available)} (`force` tries all the same)."
         )
     if plan.device.type == "cpu" and HEAP_SLACK * memory.total + TORCH_BYTES > available:
         give_back_freed_memory()
@@ -136,7 +140,7 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
     memory = expected_memory(plan).total
     # That much was not to be had, whatever the machine has in all.
     available = min(float(memory_bytes(plan.device)), 0.9 * memory + TORCH_BYTES)
-    saved = f"; the last checkpoint is unharmed, --resume {folder} goes on from it" if has_checkpoint else ""
+    saved = f"; the last checkpoint is unharmed, `resume={folder}` goes on from it" if has_checkpoint else ""
     return UserError(
         f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} beside torch itself: "
         f"{_what_fits(plan, available)}{saved}."
@@ -144,7 +148,7 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
 
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
-    """By formula; see `models.memory`."""
+    """What a step of the run takes; see `costs.memory`."""
     return training_memory(plan.network_config, setting_of(plan))
 
 
@@ -190,19 +194,19 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
     network, on_cpu = plan.network_config, plan.device.type == "cpu"
     size = f"{total_parameters(network):,} parameters"
     reasons = [f"{size} on a CPU: a GPU, or a smaller network" if on_cpu else size]
-    if on_cpu and isinstance(network, EncoderConfig) and network.dropout:
-        remedy = ": --dropout 0" if plan.config.base is None else ""
+    if on_cpu and dropped_scores_per_token(network, plan.length):
+        remedy = ": `dropout=0`" if plan.config.base is None else ""
         reasons.append(f"dropout on a CPU draws its noise serially and keeps attention from being fused{remedy}")
     if plan.precision.dtype == torch.float32:
         reasons.append(f"products in fp32: {plan.precision.reason}")
     attention = attention_flops_per_token(network, plan.length) / training_flops_per_token(network, plan.length)
     if attention > LARGE_ATTENTION_SHARE:
         reasons.append(
-            f"attention over {plan.length:,} tokens is {attention:.0%} of the work: --windows random --sequence_length "
-            f"{min(SHORT_LENGTH, plan.length // 4)}"
+            f"attention over {plan.length:,} tokens is {attention:.0%} of the work: `windows=random` "
+            f"`sequence_length={min(SHORT_LENGTH, plan.length // 4)}`"
         )
     if plan.config.activation_checkpointing:
-        reasons.append("activations are computed twice: --no-activation_checkpointing, if the memory suffices")
+        reasons.append("activations are computed twice: `activation_checkpointing=False`, if the memory suffices")
     return reasons
 
 
@@ -213,14 +217,41 @@ def _what_fits(plan: RunPlan, available: float) -> str:
         available - TORCH_BYTES,
         plan.config.accumulate,
         is_fine_tuning=plan.config.base is not None,
-        length_flag="--chat_length" if isinstance(plan.data, Answers) else LENGTH_FLAG,
     )
     if ways:
-        fitting = ", or ".join(f"{' '.join(way.flags)} ({bytes_in_words(way.memory)})" for way in ways)
+        speed_of = functools.cache(functools.partial(matmul_flops_per_second, plan.device))  # which takes a moment
+        fitting = ", or ".join(_way_in_words(plan, way, speed_of) for way in ways)
         return f"it fits with {fitting}" + ("" if plan.config.base else f"; {ADVICE}")
     if plan.config.base is not None:
         return "no setting makes it fit, use a machine with more memory (`llada size` counts what it takes)"
     return f"the network itself is too large, choose a smaller one ({ADVICE})"
+
+
+def _way_in_words(plan: RunPlan, way: Way, speed_of: Callable[[torch.dtype], float]) -> str:
+    """How to ask for it, what it takes, and how long: what fits may be nothing to wait for."""
+    facts = [bytes_in_words(way.memory)]
+    if plan.total_steps is not None:
+        seconds = training_seconds(
+            way.config,
+            way.setting.length,
+            tokens=plan.total_steps * plan.tokens_per_step,
+            flops_per_second=speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
+            activation_checkpointing=way.setting.activation_checkpointing,
+            on_cpu=plan.device.type == "cpu",
+        )
+        facts.append(f"about {duration_in_words(seconds)}")
+    return f"{' '.join(options_in_words(way.options, isinstance(plan.data, Answers)))} ({', '.join(facts)})"
+
+
+def options_in_words(options: Options, is_chat: bool = False) -> list[str]:
+    """Options of a training of texts, or of dialogues."""
+    words = []
+    for name, value in options.items():
+        if name == "sequence_length":
+            words += [f"`chat_length={value}`"] if is_chat else ["`windows=random`", f"`sequence_length={value}`"]
+        else:
+            words.append(f"`{name}`" if value is True else f"`{name}={value}`")
+    return words
 
 
 def _method_in_words(plan: RunPlan) -> str:

@@ -39,7 +39,7 @@ class Logger(Callback, Protocol):
 
 
 class TensorBoardLogger(Logger):
-    """Event files in the run folder, in tensorboard/: `tensorboard --logdir runs`."""
+    """Event files in the run folder, in tensorboard/: TensorBoard reads the folder that holds the runs."""
 
     package = "tensorboard"
 

@@ -3,7 +3,7 @@
 A line of metrics.jsonl is one of three kinds, each a JSON object. null stands where a number is not finite, or where
 nothing was measured.
 
-Every `--log_every` steps, what was measured since the line before:
+Every ``log_every`` steps, what was measured since the line before:
     step                    steps done
     tokens                  that went through the network so far, padding included
     seconds                 of training so far, evaluation included

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from llada.costs.parameters import training_flops_per_token
+from llada.costs.flops import training_flops_per_token
 from llada.data.batches import check_window
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
