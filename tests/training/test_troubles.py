@@ -178,9 +178,8 @@ def test_sequences_longer_than_the_validation_text_are_refused_with_the_length_t
 
 def test_slowness_is_explained(large: RunPlan) -> None:
     """No GPU, dropout on the CPU, fp32, attention over 512 tokens of a narrow network, recomputing."""
-    reasons = " / ".join(
-        reasons_for_slowness(RunPlan.of(replace(large.config, activation_checkpointing=True), large.data))
-    )
+    slow = RunPlan.of(replace(large.config, activation_checkpointing=True), large.data)
+    reasons = in_flags(" / ".join(reasons_for_slowness(slow)))
     for words in ("on a CPU", "--dropout 0", "fp32", "attention over 512 tokens", "--sequence_length 128", "twice"):
         assert words in reasons
     plain = replace(
