@@ -231,6 +231,8 @@ def resolves(name: str) -> bool:
     if (PACKAGE / name.replace(".", "/")).with_suffix(".py").exists():
         return True
     module, _, attribute = name.rpartition(".")
+    if module == "model":  # what a `Model` is called where it is used
+        return hasattr(importlib.import_module("llada.model").Model, attribute)
     home = PACKAGE / module.replace(".", "/")
     if not (home.with_suffix(".py").exists() or (home / "__init__.py").exists()):
         return False
