@@ -16,12 +16,12 @@ from torch import Tensor
 from llada.sampling.dialogue import Assistant
 from llada.tokenizers.chat_template import ChatFormat, chat_format
 from llada.system.errors import UserError
-from llada.system.files import read_json, write_json
+from llada.system.files import read_json, resolved, write_json
 from llada.system.device import PrecisionName, memory_bytes
 from llada.system.checksums import check_whole
 from llada.models import MaskPredictor, NetworkConfig, build_network, config_from_json, config_to_json, expected_shapes, mask_name, tied_head
 from llada.system.format import bytes_in_words
-from llada.checkpoints.run_layout import candidates, while_there
+from llada.checkpoints.run_layout import REMEDY, candidates, while_there
 from llada.sampling.unmask import Predict, suppress
 from llada.system.literals import check_literal
 from llada.checkpoints.tensor_names import plain_names
@@ -151,13 +151,13 @@ def load_checkpoint(
         UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
     """
     return while_there(
-        lambda: find_checkpoint(Path(path)).resolve(),  # a run that goes on moves `best` to another folder
+        lambda: resolved(find_checkpoint(Path(path))),  # a run that goes on moves `best` to another folder
         lambda folder: _load(folder, torch.device(device), dtype, keep_fp16),
     )
 
 
 def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp16: bool) -> Checkpoint:
-    check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
+    check_whole(folder, REMEDY)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     shapes, stored = _fitting(StoredWeights.of(folder), config)

@@ -21,6 +21,7 @@ from llada.evaluation.windows import TextSize, cut_windows, scored_places
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, Precision, PrecisionName, choose_device
 from llada.system.errors import UserError
+from llada.system.files import resolved
 from llada.system.terminal import say
 from llada.training.config import DataOptions
 from llada.training.run_folder import RunFolder
@@ -152,7 +153,7 @@ def _answers(checkpoint: Checkpoint, path: Path, most: int | None, trained_on: D
 
 def _data_options_of(checkpoint: Path) -> DataOptions:
     """The data of the run that a checkpoint folder belongs to; the default if it belongs to none."""
-    run = checkpoint.resolve().parent.parent
+    run = resolved(checkpoint).parent.parent
     return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
 
 
