@@ -52,9 +52,7 @@ def open_model(
     if adapter is None:
         if base is not None:
             raise UserError(f"{name} is not an adapter and has no base: leave out --base.")
-        return while_there(
-            lambda: _find_model(str(name)), lambda folder: load_folder(folder, device, dtype, keep_fp16)
-        )
+        return while_there(lambda: _find_model(str(name)), lambda folder: load_folder(folder, device, dtype, keep_fp16))
     return while_there(
         lambda: resolved(find_adapter(Path(name)) or adapter),  # a run that goes on moves `best` to another folder
         lambda folder: _open_adapter(folder, device, dtype, base, keep_fp16),

@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from llada.cli import Program
 from llada.cli.options import parse
 from llada.cli.size_report import USABLE_SHARE, SizeOptions, make_report
+from llada.system.console import StdoutConsole
 from llada.system.format import bytes_in_words, count_in_words, duration_in_words
 from llada.training.presets import PRESETS
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
         print(json.dumps(report))
         return 0
     network = report["network"]
-    console = Console(highlight=False, soft_wrap=True)
+    console = StdoutConsole(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{network['name']}[/bold]: {network['n_layers']} layers of {network['d_model']}, "
         f"{network['n_heads']} heads, {count_in_words(report['parameters']['total'])} parameters"

@@ -11,6 +11,14 @@ from llada.system.files import hush
 from llada.system.terminal import visible
 
 
+class StdoutConsole(Console):
+    """On standard output, where a reader that has gone ends a command like any other (cli/ending.py)."""
+
+    def on_broken_pipe(self) -> None:
+        """By rich's own console the process would end here, with 1."""
+        raise  # the error that is being handled
+
+
 class StderrConsole(Console):
     """On standard error. Shows what a terminal would obey, unless it is rich's own, and outlives the terminal, the pipe
     or the disk that it goes to: rich's own console would end the process there."""

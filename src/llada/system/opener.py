@@ -5,6 +5,7 @@ of nothing but holes be hashed for hours, and a link followed to what it should 
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -40,7 +41,12 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be opened.
         UserError: it is something else.
     """
-    descriptor, status = open_unwaiting(path)
+    try:
+        descriptor, status = open_unwaiting(path)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a terminal where there is none
+            raise _not_regular(path) from error
+        raise
     try:
         _check_regular(path, status)
     except BaseException:
@@ -187,4 +193,8 @@ def check_no_link(path: Path) -> None:
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a regular file: restore it.")
+        raise _not_regular(path)
+
+
+def _not_regular(path: Path) -> UserError:
+    return UserError(f"{path} is not a regular file: restore it.")

@@ -13,7 +13,7 @@ from llada.data.batches import DrawBatch, answers, pad_answers, random_windows, 
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.evaluation.nelbo import Nelbo, NllAt, estimate_nelbo
-from llada.evaluation.windows import cut_windows, evenly_spread
+from llada.evaluation.windows import evenly_spread, scored_windows
 from llada.models import MaskPredictor, block_length_of, is_causal
 from llada.objective import Average
 from llada.sampling.unmask import SamplerConfig, infill, suppress
@@ -78,11 +78,13 @@ class TextSource:
             self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
-        self.windows = cut_windows(data.tokens("val"), plan.length, config.evaluation_windows)
+        self.windows, self.places = scored_windows(
+            data.tokens("val"), plan.length, data.tokenizer.eos_id, config.evaluation_windows
+        )
 
     def estimate_nelbo(self, nll_at: NllAt) -> Nelbo:
         return estimate_nelbo(
-            nll_at, self.windows, self.tokenizer.mask_id,
+            nll_at, self.windows, self.tokenizer.mask_id, maskable=self.places,
             masks_per_window=EVALUATION_MASKS, is_causal=is_causal(self.plan.network_config),
             batch_size=self.plan.config.batch_size, device=self.plan.device,
         )  # fmt: skip
