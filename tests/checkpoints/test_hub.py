@@ -1,12 +1,16 @@
 """Checkpoints in the public layout: read, fetched, put to a text; and the tokenizer that comes along."""
 
+import errno
 import http.server
 import json
+import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +171,26 @@ def test_retokenised_text_is_kept_and_mended(data: PreparedText, tokenizer: BPET
     expected = np.array(first.tokens("train"))
     (first.folder / "train_data.npy").write_bytes(b"damaged")
     assert np.array_equal(retokenise(data, tokenizer).tokens("train"), expected)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_text_on_a_read_only_disk_is_retokenised_elsewhere(
+    data: PreparedText, tokenizer: BPETokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    copy = PreparedText.open(Path(shutil.copytree(data.folder, tmp_path / "data", ignore=lambda *_: ["tokenised"])))
+    mkdir = Path.mkdir
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.is_relative_to(copy.folder):
+            raise OSError(number, os.strerror(number), str(path))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    before = sorted(path.name for path in copy.folder.iterdir())
+    made = retokenise(copy, tokenizer)
+    assert tokenizer.decode(made.tokens("train")) == copy.text("train")
+    assert not made.folder.is_relative_to(copy.folder)
+    assert sorted(path.name for path in copy.folder.iterdir()) == before
 
 
 def test_a_character_checkpoint_keeps_its_text_and_refuses_another(data: PreparedText, tmp_path: Path) -> None:

@@ -217,3 +217,22 @@ def test_what_cannot_be_is_said_in_one_sentence(  # type: ignore[no-untyped-def]
     monkeypatch.chdir(world)
     assert_one_sentence(llada(*arguments), *words)
     assert not (world / "x.nonsense").exists()
+
+
+def test_broken_dialogues_are_left_out_and_counted_where_that_is_asked_for(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """What is measured is the same as without them: one that is no dialogue, one with a character of no training."""
+    good = [json.dumps({"prompt": "a", "answer": answer}) for answer in "bcd"]
+    bad = [json.dumps({"text": "a"}), json.dumps({"prompt": "a", "answer": "\u4e16"})]
+    (tmp_path / "good.jsonl").write_text("\n".join(good), encoding="utf-8")
+    (tmp_path / "some.jsonl").write_text("\n".join([bad[0], *good, bad[1]]), encoding="utf-8")
+    command = ["evaluate", "--checkpoint", world / "answering", "--json", *FP32, "--chat"]
+    expected = content_of(llada(*command, tmp_path / "good.jsonl"))
+    refused = llada(*command, tmp_path / "some.jsonl")
+    assert_one_sentence(refused, "Line 1 of", "is no dialogue to learn")
+    result = llada(*command, tmp_path / "some.jsonl", "--skip_bad")
+    content = content_of(result)
+    assert (content["windows"], content["nelbo_nats_per_token"]) == (3, expected["nelbo_nats_per_token"])
+    notes = [line for line in result.err.splitlines() if "Line 1" in line or "Line 5" in line]
+    assert len(notes) == 2, result.err
+    refused = llada("evaluate", "--checkpoint", world / "masked", "--skip_bad", *FP32)
+    assert_one_sentence(refused, "--skip_bad is for dialogues")

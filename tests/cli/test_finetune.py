@@ -13,13 +13,15 @@ from rich.console import Console
 from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.load import open_model
-from llada.checkpoints.lora import LoraOptions
+from llada.checkpoints.lora import LoraOptions, adapter_weights
+from llada.checkpoints.quantization import is_quantised
 from llada.cli import main
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
 from llada.training.answer_check import AnswerCheck, EosShare, check_answers, end_ids_of
+from llada.training.build import build_model
 from llada.training.config import DataOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import LossByTime, read_metrics
 from llada.training.plan import RunPlan
@@ -535,6 +537,18 @@ def test_a_qlora_run_is_opened_beside_the_rounded_weights(base: Path, dialogues:
     assert run(["export", "--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "merged")]) == 0
     merged = read_checkpoint(tmp_path / "merged").model(x_t)
     assert (merged - opened.model(x_t)).norm() < 0.02 * merged.norm()  # both are rounded to bf16 on their way
+
+
+def test_weights_that_are_not_loaded_are_put_into_four_bits_as_well(
+    base: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = small(base, dialogues, tmp_path / "run", method="qlora")
+    start = read_checkpoint(base)
+    data = Answers.load(dialogues, start.tokenizer, 64)
+    network = build_model(RunPlan.of(config, data, start.config), start=None).network
+    assert is_quantised(network)
+    assert {weight.dtype for weight in adapter_weights(network).values()} == {torch.float32}
 
 
 def test_muon_finds_the_layers_of_every_layout(text: str, dialogues: Path, tmp_path: Path) -> None:

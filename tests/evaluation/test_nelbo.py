@@ -3,6 +3,7 @@
 import itertools
 import math
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada.data.batches import TokenBatch
+from llada.data.corpus import Corpus
+from llada.data.prepared import prepare
 from llada.evaluation.distributed import Shard
 from llada.evaluation.nelbo import (
     BoundOptions,
@@ -22,13 +25,14 @@ from llada.evaluation.nelbo import (
     nll_by_logits,
     nll_by_model,
 )
-from llada.evaluation.windows import TextSize, cut_windows, scored_places
-from llada.forward_process import mask_bernoulli
+from llada.evaluation.windows import TextSize, cut_windows, scored_places, scored_windows
+from llada.forward_process import NoisyBatch, mask_bernoulli
 from llada.models import LLaDAConfig, MaskPredictor, build_network
 from llada.objective import sequence_bounds
 from llada.sampling.guidance import at_positions
 from llada.system.device import choose_precision
 from llada.system.errors import UserError
+from tests.support.sentences import assert_one_sentence
 from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
 TABLE = table_predictor(length=4, seed=3)
@@ -217,12 +221,50 @@ def test_given_tokens_are_read_and_not_scored() -> None:
     tokens = np.arange(11, dtype=np.uint8)
     text = cut_windows(tokens, 4, given=1)
     assert text.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
-    places = scored_places(text, 1)
+    places = scored_places(text, 1, eos_id=99)
     assert places is not None
     assert text[places].tolist() == list(range(1, 10))
-    assert scored_places(text, 0) is None
+    assert scored_places(text, 0, eos_id=99) is None
     with pytest.raises(UserError, match="4 cannot be given: choose a `prefix` below 4"):
         cut_windows(tokens, 4, given=4)
+
+
+def test_the_end_of_a_document_is_read_and_not_scored(tmp_path: Path) -> None:
+    """By hand, of "h" EOS "ij", the last tenth of five documents: log 2 for "h" and "i", log 8 for "j", and no EOS."""
+    corpus = Corpus("\n\n".join((*["abcdefgh"] * 4, "ij")), "file", "made up", (8, 18, 28, 38))
+    data = prepare(corpus, tmp_path / "data", 5)
+    tokens, eos_id = data.tokens("val"), data.tokenizer.eos_id
+    h, i, j = data.tokenizer.encode("hij")
+    assert tokens.tolist() == [h, eos_id, i, j]
+    windows, places = scored_windows(tokens, len(tokens), eos_id)
+    assert places is not None
+    assert places.tolist() == [[True, False, True, True]]
+    asked: list[int] = []
+
+    def nll_at(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
+        targets = batch.x_0[noisy.is_masked]
+        asked.extend(targets.tolist())
+        return torch.where(targets == j, math.log(8), math.log(2))
+
+    batch = TokenBatch(windows, places)
+    result = estimate_nelbo(TokenNll(nll_at, MASK, is_causal=True), batch, BoundOptions(masks_per_window=2))
+    assert (sorted(asked), result.tokens_scored) == ([h, i, j], 3)
+    assert result.nelbo_nats_per_token == pytest.approx((2 * math.log(2) + math.log(8)) / 3)
+    estimate_nelbo(TokenNll(nll_at, MASK), batch, BoundOptions(masks_per_window=64))
+    assert eos_id not in asked
+
+
+def test_a_window_of_nothing_but_an_end_is_left_out() -> None:
+    tokens = np.array([3, 4, 2, 5, 6], dtype=np.uint8)
+    windows, places = scored_windows(tokens, 1, eos_id=2)
+    assert windows.tolist() == [[3], [4], [5], [6]]
+    assert places is not None
+    assert bool(places.all())
+    windows, places = scored_windows(tokens, 2, eos_id=9)
+    assert (windows.tolist(), places) == ([[3, 4], [2, 5]], None)
+    with pytest.raises(UserError, match="nothing to score but the ends of documents") as caught:
+        scored_windows(np.array([2], dtype=np.uint8), 1, eos_id=2)
+    assert_one_sentence(caught.value)
 
 
 def test_bits_a_byte_and_a_word_are_of_the_same_text() -> None:

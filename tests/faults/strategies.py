@@ -1,7 +1,12 @@
-"""Inputs for the loaders: valid ones with pieces changed, and nonsense."""
+"""Inputs for the loaders: valid ones with pieces changed, nonsense, and other things in a file's place."""
 
+import gzip
 import json
+import os
+import shutil
 import string
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -69,3 +74,44 @@ def json_files(valid: dict[str, Any]) -> st.SearchStrategy[bytes]:
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value).encode()
+
+
+def _make_huge(path: Path) -> None:
+    """Of nothing but holes, which take no room on the disk."""
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda path: None,
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to its folder": lambda path: path.symlink_to("."),
+    "empty": lambda path: path.touch(),
+    "huge": _make_huge,
+    "compressed": lambda path: path.write_bytes(gzip.compress(b"{}")),
+    "zip": lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),
+    "UTF-16": lambda path: path.write_bytes('{"a": 1}'.encode("utf-16")),
+    "zeros": lambda path: path.write_bytes(bytes(100_000)),
+}
+"""What may be in the place of a file, by its name, and how it is made."""
+
+
+def put(path: Path, content: bytes | str) -> None:
+    """Put bytes, or one of `KINDS`, in the place of whatever is there."""
+    remove(path)
+    if isinstance(content, str):
+        KINDS[content](path)
+    else:
+        path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -4,7 +4,10 @@
 """
 
 import contextlib
+import copy
+import errno
 import json
+import math
 import resource
 import struct
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llada import cli
+from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import make_predictor, read_checkpoint, read_config, read_tokenizer, save_weights
 from llada.checkpoints.lora_files import read_lora_values
 from llada.checkpoints.safetensors import StoredWeights
@@ -31,13 +35,16 @@ from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConf
 from llada.system.checksums import check_whole, find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json
+from llada.system.opener import check_regular
 from llada.tokenizers.bpe import BPETokenizer
 from llada.tokenizers.char import CharTokenizer
-from llada.training.config import TrainConfig
+from llada.tokenizers.chat_template import chat_format
+from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.presets import PRESETS
 from llada.training.state import read_state
-from tests.faults.strategies import SCALARS, VALUES, changed, corrupted, json_files
+from tests.faults.strategies import KINDS, SCALARS, VALUES, changed, corrupted, json_files, put, remove
+from tests.support.runs import train
 
 QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
 TOKENIZER = CharTokenizer("abcdef")
@@ -75,7 +82,13 @@ class World:
         self.summed.mkdir()
         (self.summed / "file").write_bytes(b"abc")
         write_checksums(self.summed)
-        self.data = prepare(Corpus("to be or not to be " * 9, "file", "made up"), self.root / "data", 10).folder
+        self.prepared = prepare(Corpus("to be or not to be " * 9, "file", "made up"), self.root / "data", 10)
+        self.data = self.prepared.folder
+        self.run_config = TrainConfig(
+            network=NetworkOptions(d_model=16, n_heads=2, n_layers=1), optimizer=OptimizerOptions(warmup_steps=1),
+            data=DataOptions(data_dir=self.data, sequence_length=8), output_dir=self.root / "run",
+            batch_size=2, steps=2, evaluation_windows=1, device="cpu", precision="fp32", compile=False,
+        )  # fmt: skip
         self.state = self.root / "state"
         self.state.mkdir()
         saved = {"progress": {"step": 1}, "optimizers": [{"state": {0: torch.zeros(2)}}], "weights": None}
@@ -108,16 +121,18 @@ def target(n_full: int) -> Callable[[Target], Target]:
     return register
 
 
-def replacing(path: Path, act: Callable[[], object]) -> Callable[[bytes], object]:
-    """Act with other content in a file, and put the content back."""
+def replacing(path: Path, act: Callable[[], object]) -> Callable[[bytes | str], object]:
+    """Act with other content in a file, or something else in its place, and put the content back."""
     whole = path.read_bytes() if path.exists() else None
 
-    def do(content: bytes) -> object:
-        path.write_bytes(content)
+    def do(content: bytes | str) -> object:
+        put(path, content)
         try:
             return act()
         finally:
-            path.unlink() if whole is None else path.write_bytes(whole)
+            remove(path)
+            if whole is not None:
+                path.write_bytes(whole)
 
     return do
 
@@ -168,17 +183,26 @@ def vocab_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
 
 @target(2_000)
 def tokenizer_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     valid = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": ["a b"]},
     }  # fmt: skip
     model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())  # type: ignore[arg-type]
     ids = {"vocab_size": 4, "mask_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
-    return model | json_files(valid), replacing(
-        world.scratch / "tokenizer.json", lambda: BPETokenizer.load(world.scratch, ids)
-    )
+    use = replacing(world.scratch / "tokenizer.json", lambda: BPETokenizer.load(world.scratch, ids))
+    use(json.dumps(valid).encode())  # what the others are made of is valid
+    return model | json_files(valid), use
+
+
+@target(500)
+def tokenizer_config_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """Which need not be there."""
+    place = world.root / "bpe"
+    write_random_checkpoint(place, "to be or not to be, that is the question. " * 20)
+    path = place / "tokenizer_config.json"
+    return json_files(world.read(path)), replacing(path, lambda: chat_format(read_tokenizer(place)))
 
 
 @target(10_000)
@@ -289,7 +313,73 @@ def adapter_config(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any]
 @target(4_000)
 def training_state(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     path = world.state / "training_state.pt"
-    return corrupted(path.read_bytes()) | st.binary(max_size=60), replacing(path, lambda: read_state(world.state))
+
+    def use() -> None:
+        check_regular(path)
+        read_state(world.state)
+
+    return corrupted(path.read_bytes()) | st.binary(max_size=60), replacing(path, use)
+
+
+@target(3_000)
+def foreign_state(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """Of a run, each entry put in the place of another, or something else there."""
+    trainer = train(world.run_config, world.prepared)
+    folder = trainer.folder.last
+    saved = read_state(folder)
+    ways = list(_ways(saved))
+    tensors = [torch.zeros(()), torch.zeros(3), torch.zeros(16, 16), torch.full((16,), math.nan), torch.zeros(4).long()]
+    other = st.sampled_from(ways).map(lambda way: _at(saved, way)) | st.sampled_from(tensors) | VALUES
+    edits = st.lists(st.tuples(st.sampled_from(ways), other), min_size=1, max_size=3)
+
+    def use(edits: list[tuple[tuple[Any, ...], Any]]) -> None:
+        state = copy.deepcopy(saved)
+        for way, value in edits:
+            with contextlib.suppress(KeyError, IndexError, TypeError):  # an edit before it took its place away
+                _at(state, way[:-1])[way[-1]] = value
+        torch.save(state, folder / "training_state.pt")
+        trainer.folder.load(trainer.state, trainer.plan.data.fingerprints, {}, allow_changed_data=True)
+
+    return edits, use
+
+
+def _ways(state: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """To all entries, however deep."""
+    if way:
+        yield way
+    if isinstance(state, dict | list):
+        for key, part in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _ways(part, (*way, key))
+
+
+def _at(state: Any, way: tuple[Any, ...]) -> Any:
+    for key in way:
+        state = state[key]
+    return state
+
+
+@target(2_000)
+def foreign_folder(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
+    """A folder with files of others under the names of its own, or something else there."""
+    openers: dict[Path, Callable[[Path], object]] = {
+        world.checkpoint: read_checkpoint, world.sharded: read_checkpoint, world.data: PreparedText.open,
+        world.summed: lambda folder: check_whole(folder, "use another"),
+    }  # fmt: skip
+    contents = {path: path.read_bytes() for folder in openers for path in folder.iterdir() if path.is_file()}
+    content = st.sampled_from([*contents.values(), *KINDS])
+    swaps = st.lists(st.tuples(st.sampled_from(list(contents)), content), min_size=1, max_size=3)
+
+    def use(swaps: list[tuple[Path, bytes | str]]) -> None:
+        try:
+            for path, new in swaps:
+                put(path, new)
+            openers[swaps[0][0].parent](swaps[0][0].parent)
+        finally:
+            for path, _ in swaps:
+                remove(path)
+                path.write_bytes(contents[path])
+
+    return swaps, use
 
 
 @target(700)
@@ -315,8 +405,24 @@ def command_line(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
     return st.tuples(commands, st.lists(word, max_size=5)), run
 
 
+def refuse_in_words(act: Callable[[], object]) -> None:
+    """Do it, or be refused in one sentence; the commands make one of what the system says of links to nothing."""
+    sentence = "Taken."
+    try:
+        act()
+    except UserError as error:
+        sentence = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOENT):
+            raise
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
 def feed(world: World, name: str, n_inputs: int) -> None:
     strategy, act = TARGETS[name][0](world)
+    if "replacing" in act.__qualname__:
+        strategy |= st.sampled_from(list(KINDS))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @settings(
@@ -325,14 +431,7 @@ def feed(world: World, name: str, n_inputs: int) -> None:
     )  # fmt: skip
     @given(strategy)
     def each(content: Any) -> None:
-        try:
-            act(content)
-        except UserError as error:
-            sentence = str(error)
-        else:
-            return
-        assert "\n" not in sentence
-        assert sentence.endswith(".")
+        refuse_in_words(lambda: act(content))
 
     each()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MOST_BYTES
@@ -343,6 +442,18 @@ def _quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     yield
     capsys.readouterr()
+
+
+REPLACING = [name for name in TARGETS if name not in ("command_line", "foreign_state", "foreign_folder")]
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("name", REPLACING)
+def test_no_kind_of_thing_in_the_place_of_a_file_is_waited_for(world: World, name: str) -> None:
+    """Each of them, whatever the chance of the others finds."""
+    _, act = TARGETS[name][0](world)
+    for kind in KINDS:
+        refuse_in_words(lambda kind=kind: act(kind))  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("_quiet")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,3 +68,17 @@ def test_what_a_code_page_lacks_is_escaped() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout.strip() == rb"a\u4e16b"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell there closes no streams")
+def test_a_stream_that_is_closed_does_not_become_a_file(tmp_path: Path) -> None:
+    """As by `2>&-`: the number 2 would else be that of the next file, and what libraries say be written into it."""
+    program = (
+        "import os, sys; from llada.system.environment import open_streams; open_streams(); file = open('file', 'w'); "
+        "print('noise', file=sys.stderr); sys.stderr.flush(); os.write(2, b'noise'); sys.exit(file.fileno() <= 2)"
+    )
+    closed = "import os, sys; os.close(0); os.close(1); os.close(2); os.execv(sys.executable, sys.argv[1:])"
+    arguments = [sys.executable, "-c", program]
+    done = subprocess.run([sys.executable, "-c", closed, *arguments], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""

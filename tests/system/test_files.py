@@ -12,7 +12,15 @@ import pytest
 from llada.system import files
 from llada.system.asides import aside_of, is_aside
 from llada.system.errors import UserError
-from llada.system.files import check_writable, folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
+from llada.system.files import (
+    check_writable,
+    folder_written_whole,
+    read_json,
+    remove_leftovers,
+    resolved,
+    sha256_of,
+    write_json,
+)
 from tests.support.sentences import assert_one_sentence
 
 
@@ -301,3 +309,20 @@ def test_a_place_that_cannot_be_written_is_found_by_trying(tmp_path: Path, monke
     with pytest.raises(UserError, match="Read-only file system") as caught:
         check_writable(tmp_path / "run")
     assert_one_sentence(caught.value)
+
+
+def test_a_path_through_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    """`a/../b` without `a` would be written to `b` and be looked for in vain."""
+    with pytest.raises(UserError, match=r"through .*/a, which is not there: name the folder without it") as caught:
+        check_writable(tmp_path / "a" / ".." / "b")
+    assert_one_sentence(caught.value)
+    (tmp_path / "a").mkdir()
+    check_writable(tmp_path / "a" / ".." / "b")
+
+
+def test_a_link_to_itself_is_no_path_further(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    assert resolved(loop) == tmp_path.resolve() / "loop"
+    (tmp_path / "link").symlink_to("there")
+    assert resolved(tmp_path / "link") == tmp_path.resolve() / "there"

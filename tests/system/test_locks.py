@@ -221,3 +221,8 @@ def test_a_lock_that_could_not_be_written_is_not_held(tmp_path: Path, monkeypatc
             locked(tmp_path / "run").__enter__()
     with locked(tmp_path / "run"):
         pass
+
+
+def test_the_root_of_a_disk_is_refused() -> None:
+    with pytest.raises(UserError, match="is the root of a disk: choose a folder in it"), locked(Path("/")):
+        pass

@@ -16,8 +16,16 @@ from llada.system import opener
 from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json, sha256_of
-from llada.system.locks import locked
-from llada.system.opener import append_own, check_regular, make_own_folder, open_own, open_regular, read_bounded
+from llada.system.locks import LOCK_FILE, locked
+from llada.system.opener import (
+    append_own,
+    check_regular,
+    make_own_folder,
+    open_own,
+    open_regular,
+    read_bounded,
+    read_optional,
+)
 from llada.tokenizers.char import CharTokenizer
 from llada.training.metrics import MetricsFile
 from llada.training.run_folder import keep_for
@@ -83,10 +91,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
     monkeypatch.chdir(tmp_path)  # the name of a socket must be short
     make(Path("thing"))
     error = in_time(lambda: read(Path("thing")))
-    assert isinstance(error, UserError | OSError)
-    if isinstance(error, UserError):
-        assert_one_sentence(error)
-        assert "is not a regular file" in str(error)
+    assert isinstance(error, UserError)
+    assert_one_sentence(error)
+    assert "is not a regular file" in str(error)
 
 
 @NO_FILES
@@ -214,3 +221,51 @@ def test_a_link_that_comes_in_between_is_not_followed(tmp_path: Path, monkeypatc
 def test_a_name_that_is_a_pipe_stands_for_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last")
     assert in_time(lambda: _equal(followed(tmp_path / "last"), tmp_path / "last")) is None
+
+
+def test_a_hard_link_is_not_written_through(tmp_path: Path) -> None:
+    """Of a lock, which would be overwritten, it is refused; what grows at its end leaves the other name its content."""
+    victim, ours = tmp_path / "victim", tmp_path / "ours"
+    victim.write_bytes(b"precious\n")
+    os.link(victim, ours)
+    with pytest.raises(UserError, match=r"ours has another name elsewhere, whose content would be lost") as caught:
+        open_own(ours, os.O_RDWR)
+    assert_one_sentence(caught.value)
+    os.link(victim, tmp_path / f".run{LOCK_FILE}")
+    with pytest.raises(UserError, match="has another name elsewhere"), locked(tmp_path / "run"):
+        pass
+    append_own(ours, "more\n")
+    append_own(ours, "and more\n")
+    assert ours.read_bytes() == b"precious\nmore\nand more\n"
+    assert victim.read_bytes() == b"precious\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.llada.lock", "ours", "victim"]
+
+
+@NO_FILES
+def test_what_need_not_be_there_does_not_count_as_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    """A tokenizer without its tokenizer_config.json has another chat template, which nobody would notice."""
+    monkeypatch.chdir(tmp_path)
+    assert read_optional(Path("file"), 9) is None
+    make(Path("file"))
+    assert isinstance(in_time(lambda: read_optional(Path("file"), 9)), UserError | OSError)
+
+
+def test_a_link_to_nothing_does_not_count_as_absent(tmp_path: Path) -> None:
+    """As in a cache of downloads that lost a file."""
+    path = tmp_path / "file"
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match="is a link to what is not there: restore the file") as caught:
+        read_optional(path, 9)
+    assert_one_sentence(caught.value)
+    (tmp_path / "nowhere").write_bytes(b"abc")
+    assert read_optional(path, 9) == b"abc"
+    (tmp_path / "checksums.json").symlink_to("gone")
+    assert find_damage(tmp_path) is not None
+
+
+def test_a_file_where_a_folder_of_ours_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "samples").write_bytes(b"")
+    with pytest.raises(UserError, match="samples is not a folder: move it elsewhere"):
+        make_own_folder(tmp_path / "samples")

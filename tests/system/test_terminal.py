@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llada.system.console import StdoutConsole
 from llada.system.terminal import fit_for, visible
 from tests.support.commands import PATIENCE
 
@@ -99,3 +100,13 @@ def test_a_stream_that_lacks_characters_ends_nothing(encoding: str) -> None:
         capture_output=True, check=True,
     )  # fmt: skip
     assert done.stdout.rstrip() == rb"\u2591 \u4e16"
+
+
+def test_a_reader_that_has_gone_ends_a_picture_like_any_other_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich's own console would exit with 1, which no command of ours does."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "wb", buffering=0) as stream:
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stream, encoding="utf-8", write_through=True))
+        with pytest.raises(BrokenPipeError):
+            StdoutConsole().print("a table")

@@ -1,8 +1,10 @@
 """Dialogues in tokens, and what is cut."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -17,7 +19,6 @@ from llada.tokenizers.chat_template import (
     chat_format,
     cut_at_end,
     fitting_prompt,
-    shortened,
 )
 from llada.tokenizers.message import Message
 from llada.tokenizers.templates import LLADA_TEMPLATE
@@ -150,10 +151,33 @@ def test_characters_have_a_plain_form() -> None:
 # --- lengths
 
 
-def test_the_oldest_turns_go_first_and_the_system_message_stays() -> None:
-    system, *turns = DIALOGUE[:4]
-    assert list(shortened(DIALOGUE[:4])) == [[system, *turns], [system, turns[-1]]]
-    assert list(shortened(turns)) == [turns, turns[-1:]]
+@pytest.mark.parametrize("has_system", [False, True])
+def test_as_much_of_a_dialogue_is_kept_as_fits(has_system: bool) -> None:
+    """As trying each length in turn finds, and in a few prompts also where that would be thousands."""
+    form = PlainFormat(CharTokenizer("ab\n"))
+    prompts: list[int] = []
+
+    class Counted(PlainFormat):
+        def prompt(self, messages: Sequence[Message]) -> list[int]:
+            prompts.append(len(messages))
+            return super().prompt(messages)
+
+    rng = np.random.default_rng(0)
+    system = [Message("system", "ab")] * has_system
+    for n_turns in (1, 3, 5, 9, 33):
+        roles = ["user", "assistant"] * n_turns
+        turns = [Message(role, "a" * int(rng.integers(1, 9))) for role in roles[:n_turns]]
+        tries = [[*system, *turns[first:]] for first in range(0, n_turns, 2)]
+        for room in range(0, 60):
+            fitting = [kept for kept in tries if len(form.prompt(kept)) <= room]
+            expected = (form.prompt(fitting[0]), fitting[0]) if fitting else None
+            assert fitting_prompt(form, [*system, *turns], room) == expected
+    long = [*system, *[Message("user", "a"), Message("assistant", "b")] * 5000, Message("user", "a")]
+    found = fitting_prompt(Counted(form.tokenizer), long, 60)
+    assert found is not None
+    assert len(found[0]) == (58 if has_system else 59)  # and four more for each exchange
+    assert max(prompts) <= 64
+    assert len(prompts) <= 12
 
 
 def test_a_prompt_keeps_what_fits() -> None:

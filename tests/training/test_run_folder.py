@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from llada.checkpoints import folder as checkpoint
+from llada.checkpoints import load as loading
 from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
@@ -26,7 +27,7 @@ from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder, keep_for
-from llada.training.state import STATE_FILE, changed_settings
+from llada.training.state import STATE_FILE, Progress, changed_settings
 from llada.training.trainer import Trainer
 from tests.support.runs import train_until as train
 
@@ -395,3 +396,44 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
     stopped.last.resolve().rename(stopped.checkpoints / "gone")
     with pytest.raises(UserError, match="holds no checkpoint"):
         read_checkpoint(stopped.path)
+
+
+def test_a_vocabulary_that_goes_while_it_is_read_is_looked_for_again(
+    stopped: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `compare`, which reads it before the weights, next to a run that saves and prunes."""
+    read_config, read = loading.read_config, []
+
+    def pruning(folder: Path) -> Any:
+        read.append(folder.name)
+        if len(read) == 1:
+            (stopped.checkpoints / "best").unlink()
+            (stopped.checkpoints / "best").symlink_to("step-00000008")
+            shutil.rmtree(folder)
+        return read_config(folder)
+
+    expected = loading.read_vocabulary(stopped.path)
+    monkeypatch.setattr(loading, "read_config", pruning)
+    assert loading.read_vocabulary(stopped.path) == expected
+    assert read == ["step-00000006", "step-00000008"]
+
+
+def test_a_checkpoint_that_lacks_a_file_is_named_and_not_passed_over(stopped: RunFolder) -> None:
+    """The next one would be other weights, without a word."""
+    for name in ("model.safetensors", "config.json"):
+        kept = (stopped.checkpoints / "best" / name).read_bytes()
+        (stopped.checkpoints / "best" / name).unlink()
+        with pytest.raises(UserError, match=rf"step-00000006 is damaged \({name} is missing\): use another checkpoint"):
+            loading.open_model(stopped.path)
+        (stopped.checkpoints / "best" / name).write_bytes(kept)
+    assert loading.open_model(stopped.path).folder.name == "step-00000006"
+
+
+def test_a_name_that_leads_to_itself_is_replaced(stopped: RunFolder) -> None:
+    best = stopped.checkpoints / "best"
+    best.unlink()
+    best.symlink_to("best")
+    stopped.point_best(Progress(step=8, best_step=6))
+    assert best.resolve() == (stopped.checkpoints / "step-00000006").resolve()
+    stopped.prune(1)
+    assert names(stopped) == ["best", "last", "step-00000006", "step-00000008"]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llada.checkpoints.run_layout import candidates, while_there
+from llada.checkpoints.run_layout import REMEDY, candidates, while_there
 from llada.checkpoints.safetensors import StoredWeights, has_weights, save_tensors, some_of
 from llada.checkpoints.tensor_names import plain_names
 from llada.models import (
@@ -31,7 +31,7 @@ from llada.sampling.guidance import Predict, suppress
 from llada.system.checksums import check_whole
 from llada.system.device import PrecisionName, memory_bytes
 from llada.system.errors import UserError
-from llada.system.files import read_json, write_json
+from llada.system.files import read_json, resolved, write_json
 from llada.system.format import bytes_in_words
 from llada.system.literals import check_literal
 from llada.tokenizers.base import Tokenizer, find_mask_row, load_tokenizer
@@ -160,13 +160,13 @@ def read_checkpoint(
         UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
     """
     return while_there(
-        lambda: find_checkpoint(Path(path)).resolve(),  # a run that goes on moves `best` to another folder
+        lambda: resolved(find_checkpoint(Path(path))),  # a run that goes on moves `best` to another folder
         lambda folder: _load(folder, torch.device(device), dtype, keep_fp16),
     )
 
 
 def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp16: bool) -> Checkpoint:
-    check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
+    check_whole(folder, REMEDY)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     shapes, stored = _fitting(StoredWeights.of(folder), config)

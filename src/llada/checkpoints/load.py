@@ -1,7 +1,9 @@
 """Any model by its name: a run, a checkpoint, an adapter with its base, or a repository on the Hugging Face hub."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -9,6 +11,7 @@ from llada.checkpoints.folder import (
     DTYPES,
     Checkpoint,
     DtypeName,
+    find_checkpoint,
     read_checkpoint,
     read_config,
     read_tokenizer,
@@ -20,7 +23,10 @@ from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE, base_of_adapter, i
 from llada.checkpoints.run_layout import candidates, while_there
 from llada.system.device import PrecisionName
 from llada.system.errors import UserError
+from llada.system.files import resolved
 from llada.tokenizers.base import Tokenizer
+
+Result = TypeVar("Result")
 
 
 def open_model(
@@ -46,9 +52,11 @@ def open_model(
     if adapter is None:
         if base is not None:
             raise UserError(f"{name} is not an adapter and has no base: leave out `base`.")
-        return read_checkpoint(fetch(str(name), read_published_config(str(name))), device, dtype, keep_fp16)
+        return while_there(
+            lambda: _find_model(str(name)), lambda folder: read_checkpoint(folder, device, dtype, keep_fp16)
+        )
     return while_there(
-        lambda: (find_adapter(Path(name)) or adapter).resolve(),  # a run that goes on moves `best` to another folder
+        lambda: resolved(find_adapter(Path(name)) or adapter),  # a run that goes on moves `best` to another folder
         lambda folder: _open_adapter(folder, device, dtype, base, keep_fp16),
     )
 
@@ -59,12 +67,11 @@ def _open_adapter(
     in_four_bits = is_for_four_bits(adapter)
     if in_four_bits and dtype not in (None, torch.bfloat16):
         raise UserError(f"The adapter in {adapter} was trained on layers in 4 bits and bf16: leave out `dtype`.")
-    folder = _find_base(adapter, base)
     if in_four_bits:  # rounded as it was then: those are the weights that the adapter knows
-        checkpoint = read_checkpoint(folder, "cpu", torch.bfloat16)
+        checkpoint = _read_base(adapter, base, lambda folder: read_checkpoint(folder, "cpu", torch.bfloat16))
         quantise(checkpoint.model.network, device)
     else:
-        checkpoint = read_checkpoint(folder, device, dtype, keep_fp16)
+        checkpoint = _read_base(adapter, base, lambda folder: read_checkpoint(folder, device, dtype, keep_fp16))
     load_adapter(checkpoint.model.network, adapter)
     checkpoint.model.to(device).eval()
     return replace(checkpoint, folder=adapter)
@@ -84,9 +91,16 @@ def read_vocabulary(name: str | Path, base: str | None = None) -> tuple[Tokenize
 
     The arguments are those of `open_model`.
     """
+
+    def read(folder: Path) -> tuple[Tokenizer, int]:
+        return read_tokenizer(folder), read_config(folder).max_sequence_length
+
     adapter = find_adapter(Path(name))
-    folder = _find_base(adapter, base) if adapter else fetch(str(name), read_published_config(str(name)))
-    return read_tokenizer(folder), read_config(folder).max_sequence_length
+    if adapter is None:
+        return while_there(lambda: _find_model(str(name)), read)
+    return while_there(
+        lambda: resolved(find_adapter(Path(name)) or adapter), lambda folder: _read_base(folder, base, read)
+    )
 
 
 def load_checkpoint(
@@ -102,16 +116,27 @@ def load_checkpoint(
     return open_model(name, device, dtype, base)
 
 
-def _find_base(adapter: Path, base: str | None) -> Path:
-    """The folder of an adapter's base, downloaded if need be."""
+def _find_model(name: str) -> Path:
+    """The folder of a model, which is downloaded if need be."""
+    if Path(name).exists():
+        return resolved(find_checkpoint(Path(name)))
+    return fetch(name, read_published_config(name))
+
+
+def _read_base(adapter: Path, base: str | None, read: Callable[[Path], Result]) -> Result:
+    """What is read of the folder of an adapter's base; that of a run that goes on may be removed meanwhile."""
     name = base_of_adapter(adapter) if base is None else base
-    try:
-        return fetch(name, read_published_config(name))
-    except UserError as error:
-        reason = str(error).rstrip(".")
-        raise UserError(
-            f"The base of the adapter in {adapter} cannot be had ({reason}): say by `base` where it is."
-        ) from error
+
+    def find() -> Path:
+        try:
+            return _find_model(name)
+        except UserError as error:
+            reason = str(error).rstrip(".")
+            raise UserError(
+                f"The base of the adapter in {adapter} cannot be had ({reason}): say by `base` where it is."
+            ) from error
+
+    return while_there(find, read)
 
 
 def find_adapter(path: Path) -> Path | None:

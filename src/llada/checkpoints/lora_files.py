@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llada.checkpoints.safetensors import check_header
 from llada.system.errors import UserError
-from llada.system.files import read_json
+from llada.system.files import read_json, resolved
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS_FILE = "adapter_model.bin"
@@ -51,7 +51,7 @@ def base_of_adapter(folder: Path) -> str:
             "write its folder or name there as base_model_name_or_path."
         )
     if base.startswith(RELATIVE):
-        return os.path.normpath(folder.resolve() / base)
+        return os.path.normpath(resolved(folder) / base)
     return base
 
 
@@ -63,9 +63,9 @@ def portable_base(base: str, folder: Path) -> str:
     if not Path(base).exists():
         return base
     try:
-        way = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
+        way = Path(os.path.relpath(resolved(Path(base)), resolved(folder))).as_posix()
     except ValueError:  # on another drive
-        return str(Path(base).resolve())
+        return str(resolved(Path(base)))
     return way if way.startswith(RELATIVE) else f"./{way}"
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llada.system.asides import aside_of
-from llada.system.checksums import CHECKSUMS_FILE
+from llada.system.checksums import CHECKSUMS_FILE, check_complete
 from llada.system.errors import UserError
-from llada.system.files import IS_WINDOWS, LARGEST_JSON, flush_to_disk, write_text_whole
+from llada.system.files import IS_WINDOWS, LARGEST_JSON, flush_to_disk, resolved, write_text_whole
 from llada.system.opener import open_regular, read_bounded
 
 CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 TRIES = 5
+REMEDY = "use another checkpoint of the run, or restore this one from a copy"
 BEST, LAST = "best", "last"
 STEP = re.compile(r"step-(\d{8,})")
 LONGEST_LINE = 1 << 20  # bytes of metrics.jsonl; those of ours have a thousand
@@ -103,7 +104,17 @@ def _twin(copy: Path) -> Path | None:
 
 
 def candidates(path: Path) -> Iterator[Path]:
-    """What may be the checkpoint meant by a path, the likeliest first: itself, or, of a run, the best one, the last."""
+    """What may be the checkpoint meant by a path, the likeliest first: itself, or, of a run, the best one, the last.
+
+    Raises:
+        UserError: one of them lacks a file; it is not passed over, since the next one would be taken without a word.
+    """
+    for folder in _candidates(path):
+        check_complete(resolved(folder), REMEDY)
+        yield folder
+
+
+def _candidates(path: Path) -> Iterator[Path]:
     yield followed(path)
     checkpoints = path / CHECKPOINTS_FOLDER
     yield followed(checkpoints / BEST)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from llada.cli.ending import USAGE_ERROR, run_to_end
 from llada.cli.flags import in_flags
-from llada.system.environment import allow_any_text, set_defaults
+from llada.system.environment import allow_any_text, open_streams, set_defaults
 from llada.system.errors import UserError
 from llada.system.terminal import tell
 
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in COMMANDS:
         run_command(arguments[0], arguments[1:])
+    open_streams()
     allow_any_text()
     sys.exit(run_to_end(lambda: _answer(arguments), "", "llada"))
 
@@ -83,6 +84,7 @@ class Program:
 def run_command(name: str, arguments: Sequence[str], program: Program | None = None) -> NoReturn:
     """Run a sub-command, as `llada NAME` or as another program, and exit like `main`."""
     program = program or Program(f"llada {name}")
+    open_streams()
     allow_any_text()
     set_defaults()
     sys.exit(run_to_end(lambda: _run(name, arguments, program), name, program.name.split()[0]))

@@ -112,6 +112,8 @@ def describe(error: BaseException, command: str) -> tuple[int, str]:
     if is_out_of_memory(error):
         remedy = OUT_OF_MEMORY.get(command, "free some memory, or take a machine with more")
         return USAGE_ERROR, f"The memory is not enough for this: {remedy}."
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return USAGE_ERROR, "A path holds a NUL character, which no file's name has: correct it."
     if isinstance(error, OSError):
         return USAGE_ERROR, _describe_os_error(error)
     if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):

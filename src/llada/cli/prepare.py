@@ -1,5 +1,6 @@
 """`llada prepare`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,5 +48,6 @@ def run(arguments: Sequence[str], program: Program) -> int:
         tell(
             f"  {label}: {counts['tokens']:,} characters in {counts['sequences']:,} sequences of {data.sequence_length}"
         )
-    tell(f"Written to {options.output_dir}. Next: {program.next_program} --data_dir {options.output_dir}")
+    next_command = f"{program.next_program} --data_dir {shlex.quote(str(options.output_dir))}"
+    tell(f"Written to {options.output_dir}. Next: {next_command}")
     return 0

@@ -17,10 +17,11 @@ from llada.data.prepared import PreparedText, Split, text_for
 from llada.data.sft import Answers, read_pairs
 from llada.evaluation.distributed import Shard
 from llada.evaluation.nelbo import BoundOptions, TokenNll, nll_by_model
-from llada.evaluation.windows import TextSize, cut_windows, scored_places
+from llada.evaluation.windows import TextSize, scored_windows
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, Precision, PrecisionName, choose_device
 from llada.system.errors import UserError
+from llada.system.files import resolved
 from llada.system.terminal import say
 from llada.training.config import DataOptions
 from llada.training.run_folder import RunFolder
@@ -32,6 +33,8 @@ class ScoringOptions:
     """Folder that `llada prepare` wrote; if left out, what the run was trained on, be it a text or dialogues."""
     chat: Path | None = None
     """JSONL file of dialogues, whose answers are scored, instead of a text."""
+    skip_bad: bool = False
+    """Leave out, and count, what of --chat cannot be read or scored, instead of stopping there."""
     split: Split = "val"
     """Which part of the text."""
     sequence_length: int | None = None
@@ -74,6 +77,8 @@ class ScoringOptions:
         check_positive(self, "batch_size", "sequence_length", "windows", "target_stderr")
         if self.prefix < 0:
             raise UserError(f"--prefix must be at least 0, not {self.prefix}: correct it.")
+        if self.skip_bad and self.chat is None:
+            raise UserError("--skip_bad is for dialogues: add --chat FILE, or leave it out.")
         if self.chat is not None:
             self.check_for_dialogues(": leave it out with --chat")
 
@@ -107,15 +112,16 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
         options.check_for_dialogues(", and the model was trained on dialogues: leave it out, or name a --data_dir")
         return _answers(checkpoint, trained_on.chat, options.windows, trained_on)
     if options.chat is not None:
-        return _answers(checkpoint, options.chat, options.windows)
+        return _answers(checkpoint, options.chat, options.windows, skip_bad=options.skip_bad)
     data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or trained_on.data_dir))
     trained_length = checkpoint.config.max_sequence_length
     length = trained_length if options.sequence_length is None else options.sequence_length
     checkpoint.check_length(length)
-    windows = cut_windows(data.tokens(options.split), length, options.windows, options.prefix)
+    eos_id = data.tokenizer.eos_id
+    windows, places = scored_windows(data.tokens(options.split), length, eos_id, options.windows, options.prefix)
     given = f", the first {options.prefix} given" if options.prefix else ""
     return Scored(
-        TokenBatch(windows, scored_places(windows, options.prefix)),
+        TokenBatch(windows, places),
         f"{len(windows)} windows of {length}{given}, of the {options.split} split",
         size=_size_of(windows[:, options.prefix :], checkpoint, in_one=options.windows is None),
         data=data,
@@ -130,13 +136,19 @@ def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:
     return TextSize.sum(TextSize.of(decode(row.tolist())) for row in scored)
 
 
-def _answers(checkpoint: Checkpoint, path: Path, most: int | None, trained_on: DataOptions | None = None) -> Scored:
+def _answers(
+    checkpoint: Checkpoint,
+    path: Path,
+    most: int | None,
+    trained_on: DataOptions | None = None,
+    skip_bad: bool = False,
+) -> Scored:
     """The answers of a file of dialogues, `most` of them at most, spread evenly over it; of a run's own, those that it
     keeps for validation."""
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     left_out = ""
     if trained_on is None:
-        read = read_pairs(path, tokenizer, longest)
+        read = read_pairs(path, tokenizer, longest, skip_bad)
         pairs = read.pairs
         left_out = f" ({read.n_left_out} left out as too long)" if read.n_left_out else ""
         for note in read.notes:
@@ -152,7 +164,7 @@ def _answers(checkpoint: Checkpoint, path: Path, most: int | None, trained_on: D
 
 def _data_options_of(checkpoint: Path) -> DataOptions:
     """The data of the run that a checkpoint folder belongs to; the default if it belongs to none."""
-    run = checkpoint.resolve().parent.parent
+    run = resolved(checkpoint).parent.parent
     return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
 
 

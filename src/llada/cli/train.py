@@ -23,7 +23,7 @@ from llada.data.sft import Answers
 from llada.models import EncoderConfig
 from llada.system.console import StderrConsole
 from llada.system.errors import UserError, is_out_of_memory
-from llada.system.files import check_writable, read_json
+from llada.system.files import check_writable, read_json, resolved
 from llada.system.format import duration_in_words
 from llada.system.locks import Lock, locked
 from llada.system.terminal import note, say
@@ -127,7 +127,7 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
         start = fetch(base, network)
     if config.method != "full" and Path(base).exists():
         # Wherever the adapter is opened from, and if the run that it stands on goes on.
-        start = start.resolve()
+        start = resolved(start)
         config = replace(config, base=str(start))
         if start != folder.last:
             keep_for(folder.path, start)  # before anything that takes long, since its run may go on meanwhile

@@ -12,6 +12,7 @@ the arrays an EOS in its place; metadata.json says where. Letters: N rows, L len
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
 from llada.system.mapped import FileState, remember
-from llada.system.opener import check_no_link
+from llada.system.opener import check_no_link, check_regular
 from llada.tokenizers.base import Tokenizer, ids_of, load_tokenizer
 from llada.tokenizers.char import CharTokenizer
 
@@ -45,6 +46,7 @@ SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
 
 Split = Literal["train", "val"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
+_kept_until_the_end: list[tempfile.TemporaryDirectory[str]] = []  # each goes when this process ends
 
 
 def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText":
@@ -89,14 +91,26 @@ def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
 def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
     """The text of a prepared folder in the ids of another tokenizer, split at the same place of the text.
 
-    Kept inside the folder, so that it is made once, and goes when the folder is prepared anew.
+    Kept inside the folder, so that it is made once, and goes when the folder is prepared anew. Where nothing can be
+    written there, as on a read-only disk, it is made for this process alone, among the temporary files.
     """
     with tempfile.TemporaryDirectory(prefix="llada-") as name:
         tokenizer.save(Path(name))
         digests = [sha256_of(Path(name, file)) for file in tokenizer.file_names]
     key = hashlib.sha256(repr((digests, ids_of(tokenizer))).encode()).hexdigest()[:12]
     check_no_link(data.folder / TOKENISED_FOLDER)
-    folder = data.folder / TOKENISED_FOLDER / key
+    try:
+        return _retokenised(data, tokenizer, data.folder / TOKENISED_FOLDER / key)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    temporary = tempfile.TemporaryDirectory(prefix="llada-")
+    _kept_until_the_end.append(temporary)
+    return _retokenised(data, tokenizer, Path(temporary.name) / key)
+
+
+def _retokenised(data: "PreparedText", tokenizer: Tokenizer, folder: Path) -> "PreparedText":
+    """What is in a folder if it is this, or it is made there."""
     with contextlib.ExitStack() as stack:
         if not folder.exists() or os.access(folder.parent, os.W_OK):
             stack.enter_context(locked(folder, wait=True))  # the second of two runs that start together finds it made
@@ -312,6 +326,7 @@ def _map_rows(path: Path, remedy: str) -> Ids:
     Raises:
         UserError: the file holds something else than whole numbers, or is no array. Nothing is unpickled.
     """
+    check_regular(path)  # numpy would wait for a pipe
     try:
         state = FileState.of(path.stat())
         rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default

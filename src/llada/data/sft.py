@@ -144,14 +144,17 @@ class Pairs:
     """What else is left out, in sentences for people."""
 
 
-def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int) -> Pairs:
+def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int, skip_bad: bool = False) -> Pairs:
     """All pairs of a file of dialogues.
+
+    Args:
+        skip_bad: count and leave out what is broken, instead of stopping there.
 
     Raises:
         UserError: the file is broken, or holds nothing that fits.
     """
-    file = read_dialogues(path)
-    made = make_pairs(file.dialogues, chat_format(tokenizer), tokenizer, max_length)
+    file = read_dialogues(path, Reading(skip_bad=skip_bad))
+    made = make_pairs(file.dialogues, chat_format(tokenizer), tokenizer, max_length, skip_bad)
     return replace(made, notes=[*file.notes, *made.notes])
 
 

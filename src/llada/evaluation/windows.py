@@ -44,9 +44,29 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
     return torch.from_numpy(np.asarray(tokens)[starts[:, None] + np.arange(length)].astype(np.int64))
 
 
-def scored_places(windows: Tensor, given: int) -> Tensor | None:
-    """(W, L) bool, False at the tokens that are given; None if there are none."""
-    return None if given == 0 else (torch.arange(windows.shape[1]) >= given).expand_as(windows)
+def scored_places(windows: Tensor, given: int, eos_id: int) -> Tensor | None:
+    """(W, L) bool, False at the tokens that are given, and at each EOS, which stands between two documents and is no
+    text; None if there are none of either."""
+    places = (torch.arange(windows.shape[1]) >= given) & (windows != eos_id)
+    return None if bool(places.all()) else places
+
+
+def scored_windows(
+    tokens: Ids, length: int, eos_id: int, at_most: int | None = None, given: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """The windows of a text by `cut_windows`, but for those without anything to score, and their `scored_places`.
+
+    Raises:
+        UserError: as `cut_windows`, or there is nothing to score in any of them.
+    """
+    windows = cut_windows(tokens, length, at_most, given)
+    places = scored_places(windows, given, eos_id)
+    if places is None:
+        return windows, None
+    has_any = places.any(1)
+    if not bool(has_any.any()):
+        raise UserError("The text holds nothing to score but the ends of documents: use a longer `sequence_length`.")
+    return windows[has_any], places[has_any]
 
 
 def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:

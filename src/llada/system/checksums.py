@@ -4,6 +4,7 @@ A bit that a disk flips, or a file that lost its end, is found when the folder i
 against accidents; whoever can write the folder can write its checksums as well.
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
     for name in expected:
         if not (folder / name).is_file():
             return f"{name} is missing"
-    if not (folder / CHECKSUMS_FILE).exists():
+    if not os.path.lexists(folder / CHECKSUMS_FILE):
         return None
     try:
         content = read_json(folder / CHECKSUMS_FILE)
@@ -58,6 +59,21 @@ def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
 
 def _unreadable(error: Exception) -> str:
     return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def check_complete(folder: Path, remedy: str) -> None:
+    """Refuse a folder that lacks a file which its checksums name. No file is read but theirs; see `check_whole`.
+
+    Raises:
+        UserError: it does; the sentence ends with the remedy.
+    """
+    try:
+        sums = read_json(folder / CHECKSUMS_FILE).get("sha256")
+    except (UserError, OSError):  # none, or damaged ones, which `find_damage` reports
+        return
+    missing = [name for name in sums if not os.path.isfile(folder / name)] if isinstance(sums, dict) else []
+    if missing and folder.is_dir():  # and not removed meanwhile
+        raise UserError(f"{folder} is damaged ({missing[0]} is missing): {remedy}.")
 
 
 def check_whole(folder: Path, remedy: str) -> None:

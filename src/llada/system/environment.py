@@ -29,6 +29,19 @@ def set_defaults() -> None:
             os.environ.setdefault(name, value)
 
 
+def open_streams() -> None:
+    """Give a command that was started without a standard stream (`2>&-`) one that leads nowhere.
+
+    Its number would else be that of the next file that is opened, into which libraries would then write.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if descriptor == number:
+                os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def allow_any_text() -> None:
     """Let characters that standard output cannot show be escaped there, instead of ending the command.
 

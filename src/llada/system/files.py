@@ -27,6 +27,14 @@ _TRIES, _PAUSE_SECONDS = 20, 0.05
 _NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+def resolved(path: Path) -> Path:
+    """A path without links, as far as there are any to follow: a link that leads to itself stays, for others to refuse.
+
+    `Path.resolve` raises RuntimeError for such a link in Python 3.11 and 3.12.
+    """
+    return Path(os.path.realpath(path))
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces.
 
@@ -103,7 +111,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
     old one next to it (asides.py), and the next call puts it back first.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder_aside(folder) as aside:
         yield aside
@@ -119,7 +127,7 @@ def remove_leftovers(folder: Path) -> None:
 
     To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     remove_asides(folder.parent, folder.name)
 
 
@@ -193,6 +201,8 @@ def check_writable(folder: Path) -> None:
     """
     place = folder.absolute()
     while not place.exists() and place != place.parent:
+        if place.name == "..":
+            raise UserError(f"{folder} leads through {place.parent}, which is not there: name the folder without it.")
         place = place.parent
     if not place.is_dir():
         raise UserError(f"{folder} cannot be written, since {place} is a file: choose another folder.")

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from llada.system.errors import UserError
-from llada.system.files import IS_WINDOWS, patiently
+from llada.system.files import IS_WINDOWS, patiently, resolved
 from llada.system.opener import open_own
 
 LOCK_FILE = ".llada.lock"
@@ -90,7 +90,9 @@ def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[L
     Raises:
         UserError: another process has it.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
+    if not folder.name:
+        raise UserError(f"{folder} is the root of a disk: choose a folder in it.")
     path = folder / LOCK_FILE if inside else folder.with_name(f".{folder.name}{LOCK_FILE}")
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

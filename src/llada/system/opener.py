@@ -5,12 +5,15 @@ of nothing but holes be hashed for hours, and a link followed to what it should 
 """
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from llada.system.asides import aside_of
 from llada.system.errors import UserError
 
 LARGEST_HOLES = 4 << 30  # bytes of a file that are not on the disk; what is written here has none
@@ -38,10 +41,34 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be opened.
         UserError: it is something else.
     """
-    descriptor, status = open_unwaiting(path)
-    with open(descriptor, "rb") as file:
+    try:
+        descriptor, status = open_unwaiting(path)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a terminal where there is none
+            raise _not_regular(path) from error
+        raise
+    try:
         _check_regular(path, status)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with open(descriptor, "rb") as file:
         yield file
+
+
+def read_optional(path: Path, most: int) -> bytes | None:
+    """The content of a file that need not be there; what is there and cannot be read does not count as absent.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is not a regular file, is larger, or is a link that leads nowhere.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_bounded(path, most)
+    except FileNotFoundError:
+        raise UserError(f"{path} is a link to what is not there: restore the file, or remove the link.") from None
 
 
 def check_regular(path: Path) -> None:
@@ -109,14 +136,18 @@ def open_own(path: Path, flags: int) -> int:
 
     Raises:
         OSError: it cannot be opened.
-        UserError: a link is there, or something else than a regular file, which is not written into.
+        UserError: a link is there, or something else than a regular file, which is not written into. Of a file with
+            another name elsewhere (a hard link), nothing but the end is written.
     """
     check_no_link(path)  # also where there is no O_NOFOLLOW, and for the sentence
     with contextlib.suppress(FileNotFoundError):  # it may go at any moment, like the file of a lock
         _check_regular(path, path.stat())  # a pipe that nobody reads could not even be opened
     descriptor = os.open(path, flags | os.O_CREAT | _PLAIN | _NO_LINK, 0o666)
     try:
-        _check_regular(path, os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        _check_regular(path, status)
+        if status.st_nlink > 1 and not flags & os.O_APPEND:
+            raise UserError(f"{path} has another name elsewhere, whose content would be lost: remove {path}.")
     except BaseException:
         os.close(descriptor)
         raise
@@ -124,7 +155,14 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def append_own(path: Path, text: str) -> None:
-    """Add to the end of a file of our own."""
+    """Add to the end of a file of our own, and of no other: one with another name elsewhere is copied first."""
+    check_no_link(path)
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:  # as backups by hard links leave it
+            aside = aside_of(path)
+            shutil.copyfile(path, aside)
+            os.replace(aside, path)
     descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
     with open(descriptor, "a", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -134,10 +172,13 @@ def make_own_folder(path: Path) -> None:
     """Make a folder in one of ours, if it is not there.
 
     Raises:
-        UserError: a link is in its place, which could lead anywhere.
+        UserError: a link is in its place, which could lead anywhere, or a file.
     """
     check_no_link(path)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{path} is not a folder: move it elsewhere.") from None
 
 
 def check_no_link(path: Path) -> None:
@@ -152,4 +193,8 @@ def check_no_link(path: Path) -> None:
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a regular file: restore it.")
+        raise _not_regular(path)
+
+
+def _not_regular(path: Path) -> UserError:
+    return UserError(f"{path} is not a regular file: restore it.")

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from llada.system.bounded import BoundedProcess, Limits, WorkError
 from llada.system.errors import UserError
-from llada.system.opener import read_bounded
+from llada.system.opener import read_optional
 
 MODEL_FILE, NAMES_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPECIAL_MAP_FILE = "special_tokens_map.json"
@@ -289,8 +289,8 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:
-    names = (name for name in (MODEL_FILE, *OTHER_FILES) if (folder / name).is_file())
-    return {name: read_bounded(folder / name, LARGEST_FILE[name]) for name in names}
+    contents = {name: read_optional(folder / name, LARGEST_FILE[name]) for name in (MODEL_FILE, *OTHER_FILES)}
+    return {name: content for name, content in contents.items() if content is not None}
 
 
 def _read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

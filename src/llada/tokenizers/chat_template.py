@@ -5,7 +5,7 @@ have a plain form: BOS, then each message with EOS behind it, by turns.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from llada.tokenizers.rendering import DialogueError, Template
 from llada.tokenizers.templates import LLADA_ROWS, LLADA_TEMPLATE, LLADA_TOKENS
 
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that stand for nothing
+CHARACTERS_PER_TOKEN = 16  # far more than any text has on average
 _PROBE = "LLaDA"  # an answer that shows where a template puts it
 
 
@@ -237,27 +238,41 @@ def _pattern(names: Iterable[str]) -> re.Pattern[str]:
 # -- lengths ----------------------------------------------------------------------------------------------------------
 
 
-def shortened(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """A dialogue that ends in a question, and again with its oldest question and answer left out, one after the other.
+def _n_questions(messages: Sequence[Message]) -> int:
+    return (len(messages) - _n_system(messages) + 1) // 2
 
-    The system message and the last question always stay.
-    """
-    system = [message for message in messages[:1] if message.role == "system"]
-    turns = list(messages[len(system) :])
-    while turns:
-        yield [*system, *turns]
-        del turns[:2]
+
+def _last_questions(messages: Sequence[Message], n: int) -> Sequence[Message]:
+    """The system message, and the last n questions with the answers between them; the last message is a question."""
+    return [*messages[: _n_system(messages)], *messages[len(messages) - 2 * n + 1 :]]
+
+
+def _n_system(messages: Sequence[Message]) -> int:
+    return int(bool(messages) and messages[0].role == "system")
 
 
 def fitting_prompt(
     form: ChatFormat, messages: Sequence[Message], room: int
 ) -> tuple[list[int], Sequence[Message]] | None:
-    """The prompt of at most `room` ids that keeps most of the dialogue, and its messages; None if there is none."""
-    for kept in shortened(messages):
+    """The prompt of at most `room` ids that keeps most of the dialogue, and its messages; None if there is none.
+
+    The system message and the last question always stay. More of a dialogue makes a longer prompt, so it is searched
+    for by halves, since dialogues have thousands of turns; from the end of one that is too long by far, since a prompt
+    of all of it takes long as well.
+    """
+    n = _n_questions(messages)
+    fits, too_many, found = 0, n + 1, None  # in questions
+    is_near = sum(len(message.content) + 1 for message in messages) <= CHARACTERS_PER_TOKEN * room
+    tried = n if is_near else 1
+    while too_many - fits > 1:
+        kept = _last_questions(messages, tried)
         ids = form.prompt(kept)
         if len(ids) <= room:
-            return ids, kept
-    return None
+            fits, found = tried, (ids, kept)
+        else:
+            too_many = tried
+        tried = min(n, max(1, 2 * fits)) if too_many > n else (fits + too_many) // 2
+    return found
 
 
 def cut_at_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:

@@ -127,7 +127,8 @@ def check_answers(
         same = [i for i, pair in enumerate(pairs) if pair.n_given == n_given]
         for first in range(0, len(same), batch_size):
             index = same[first : first + batch_size]
-            prompts = torch.tensor([pairs[i].ids[:n_given] for i in index], device=device)
+            # Of integers also where a template writes nothing ahead of an answer.
+            prompts = torch.tensor([pairs[i].ids[:n_given] for i in index], dtype=torch.long, device=device)
             ids = write_answers(model, data, prompts, min(n_masks, longest - n_given))
             written.update(zip(index, ids.tolist(), strict=True))
     cut = [cut_at_end(written[i], end_ids) for i in range(len(pairs))]

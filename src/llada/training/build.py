@@ -21,12 +21,15 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
     if start is None and last is not None and config.base is not None and config.method == "full":
         start = last  # its own last checkpoint: no random weights are made for nothing
     if start is None:
-        model = make_predictor(plan.network_config, plan.data.tokenizer).to(plan.device, _stored_type(plan))
-    elif config.method == "qlora":  # the device never holds more than the result
+        model = make_predictor(plan.network_config, plan.data.tokenizer)
+        if config.method != "qlora":
+            model = model.to(plan.device, _stored_type(plan))
+    elif config.method == "qlora":
         model = read_checkpoint(start, "cpu", torch.bfloat16).model
-        quantise(model.network, plan.device)
     else:
         model = read_checkpoint(start, plan.device, _stored_type(plan)).model
+    if config.method == "qlora":  # the device never holds more than the result
+        quantise(model.to(torch.bfloat16).network, plan.device)
     model.train()
     if config.method != "full":
         if last is None:

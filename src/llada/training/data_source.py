@@ -13,7 +13,7 @@ from llada.data.batches import DrawBatch, TokenBatch, answers, pad_answers, rand
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
-from llada.evaluation.windows import cut_windows, evenly_spread
+from llada.evaluation.windows import evenly_spread, scored_windows
 from llada.models import MaskPredictor, block_length_of
 from llada.objective import Average
 from llada.sampling.config import FREE_TEXT
@@ -84,7 +84,10 @@ class TextSource:
             self.draw = random_windows(data, config.distinct_sequences, plan.length)
         else:
             self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
-        self.windows = TokenBatch(cut_windows(data.tokens("val"), plan.length, config.evaluation_windows))
+        windows, places = scored_windows(
+            data.tokens("val"), plan.length, data.tokenizer.eos_id, config.evaluation_windows
+        )
+        self.windows = TokenBatch(windows, places)
 
     def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
         return estimate_nelbo(nll, self.windows, _bound_options(self.plan))

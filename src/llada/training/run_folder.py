@@ -47,7 +47,7 @@ from llada.models import MaskPredictor
 from llada.system.asides import aside_of, is_aside, remove_asides
 from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError, first_line
-from llada.system.files import folder_written_whole, read_json, write_json
+from llada.system.files import folder_written_whole, read_json, resolved, write_json
 from llada.system.format import bytes_in_words
 from llada.system.locks import LOCK_FILE, Lock
 from llada.system.opener import append_own, check_no_link, check_regular, make_own_folder
@@ -100,7 +100,7 @@ class RunFolder:
     @property
     def last_step(self) -> int | None:
         """Of the checkpoint that a run would go on from; None if there is none."""
-        return step_of(self.last.resolve()) if self.last.is_dir() else None
+        return step_of(resolved(self.last)) if self.last.is_dir() else None
 
     def check_there(self) -> None:
         """Refuse to write to another folder than the one that was locked.
@@ -332,7 +332,7 @@ class RunFolder:
         folder, name = step_folder(self.checkpoints, progress.best_step), self.checkpoints / BEST
         now = followed(name)
         if folder.is_dir():
-            if now.resolve() != folder.resolve():
+            if resolved(now) != resolved(folder):
                 point(name, folder)
         elif not now.is_dir():
             name.unlink(missing_ok=True)
@@ -343,10 +343,10 @@ class RunFolder:
         What a disk refuses to remove stays, and is tried again after the next checkpoint.
         """
         folders = newest_first(self.checkpoints)
-        kept = {followed(self.checkpoints / name).resolve() for name in (LAST, BEST)}
-        kept |= {folder.resolve() for folder in folders[:n_newest]}
+        kept = {resolved(followed(self.checkpoints / name)) for name in (LAST, BEST)}
+        kept |= {resolved(folder) for folder in folders[:n_newest]}
         for folder in folders:
-            if folder.resolve() not in kept and not (folder / KEPT_FILE).exists():
+            if resolved(folder) not in kept and not (folder / KEPT_FILE).exists():
                 with contextlib.suppress(OSError):
                     os.rename(folder, aside_of(folder, "leaving"))
         remove_asides(self.checkpoints, kind="leaving")
@@ -373,7 +373,7 @@ def keep_for(run: Path, checkpoint: Path) -> None:
     if step_of(checkpoint) is None or checkpoint.parent.name != CHECKPOINTS_FOLDER:
         return
     try:
-        append_own(checkpoint / KEPT_FILE, f"{run.resolve()}\n")
+        append_own(checkpoint / KEPT_FILE, f"{resolved(run)}\n")
     except FileNotFoundError as error:
         raise UserError(f"{checkpoint} is gone, removed by the run that it is of: repeat the command.") from error
     except OSError as error:
