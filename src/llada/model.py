@@ -281,7 +281,7 @@ class Model:
         on_step: OnStep | None,
         sampler: SamplerFields,
     ) -> list[str]:
-        """Fill the templates and decode them; those with masks at the same positions go through the network together."""
+        """Fill the templates and decode them; those with masks at the same positions form one batch."""
         mask_id, rows = self.tokenizer.mask_id, [list(template) for template in templates]
         batches: dict[tuple[bool, ...], list[int]] = {}
         for number, template in enumerate(templates):

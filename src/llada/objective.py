@@ -65,7 +65,7 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
     Args:
         power: weights are in proportion to importance / p^power. With 1 the loss is the bound. With less it is a
             weighted mean of cross-entropies, not a likelihood bound, but its variance is lower, and short runs learn
-            faster by it (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md). 0 is the plain mean over the masked tokens.
+            faster by it (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md). 0 is the plain mean over masked tokens.
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Source: LLaDA's GUIDELINES.md.
     """

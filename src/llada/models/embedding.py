@@ -55,7 +55,7 @@ def look_up(table: Tensor, keys: Tensor) -> Tensor:
 
 
 class Table(nn.Embedding):
-    """`nn.Embedding` without its options and with a reproducible gradient; it takes keys (B, L) to vectors (B, L, D)."""
+    """`nn.Embedding` with a reproducible gradient and without options: keys (B, L) to vectors (B, L, D)."""
 
     def forward(self, keys: Tensor) -> Tensor:
         return look_up(self.weight, keys)

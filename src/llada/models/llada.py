@@ -279,7 +279,7 @@ class RotaryNetwork(nn.Module):
         return rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)

@@ -288,7 +288,7 @@ class Local(nn.Module):
         return normed(x.to(products_dtype(x)))
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
+        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
         attention_mask = None if attention_mask is None else attention_mask.bool()
         x = embedded = self.embed(rows, attention_mask)
         cos, sin = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, rows.device)
