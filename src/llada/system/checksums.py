@@ -1,4 +1,4 @@
-"""Checksums of a folder, kept in it: checksums.json has the SHA-256 of each of its files.
+"""Checksums of a folder, kept in the folder: checksums.json holds the SHA-256 of each of its files.
 
 A bit that a disk flips, or a file that lost its end, is found when the folder is opened, and named. This guards
 against accidents; whoever can write the folder can write its checksums as well.
@@ -22,7 +22,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
-    """What is wrong with the files of a folder, or None; a folder without checksums cannot be told to be damaged.
+    """Say what is wrong with the files of a folder, or return None; damage does not show in a folder without checksums.
 
     Args:
         expected: files that must be there.
@@ -64,7 +64,7 @@ def check_whole(folder: Path, remedy: str) -> None:
     """Refuse a damaged folder.
 
     Raises:
-        UserError: it is; the sentence ends with the remedy.
+        UserError: it is damaged; the sentence ends with the remedy.
     """
     damage = find_damage(folder)
     if damage:
