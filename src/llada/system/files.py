@@ -81,8 +81,8 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """Read the object in a JSON file of at most `most` bytes.
 
     Raises:
-        UserError: the file is missing, is not JSON or not a regular file, is larger, or holds something else than an
-        object.
+        UserError: the file is missing, is not JSON or not a regular file, is larger, or does not hold an
+            object.
     """
     try:
         content = json.loads(read_bounded(path, most).decode("utf-8"))
