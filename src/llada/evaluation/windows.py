@@ -1,4 +1,4 @@
-"""The windows of a text that is measured, and how much text they are.
+"""The windows of a text that is measured, and the size of that text.
 
 Shape letters: W windows, L length.
 """
@@ -18,12 +18,12 @@ Item = TypeVar("Item")
 
 
 def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int = 0) -> Tensor:
-    """Windows (W, L) of a text, in which every token is scored once; its last, shorter piece is left out.
+    """Cut a text into windows (W, L) that score every token once; the last, shorter piece is left out.
 
     Args:
         length: L, at least 1.
-        at_most: only so many, spread evenly over the text.
-        given: so many tokens at the start of each window are there to be read, not to be scored; they are the last
+        at_most: largest number of windows, spread evenly over the text.
+        given: number of tokens at the start of each window that are read but not scored; they are the last
             ones of the window before. With 1, and windows of 257, it is the conditioning of nanoGPT's evaluation.
 
     Raises:
@@ -45,12 +45,12 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
 
 
 def scored_places(windows: Tensor, given: int) -> Tensor | None:
-    """(W, L) bool, False at the tokens that are given; None if there are none."""
+    """Mark the scored tokens, (W, L) bool, False where a token is given; None if no token is given."""
     return None if given == 0 else (torch.arange(windows.shape[1]) >= given).expand_as(windows)
 
 
 def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
-    """All items, or only so many of them, from the first to the last."""
+    """Choose `at_most` of the items, evenly spread from the first to the last; all if there are no more."""
     if at_most >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, at_most).round().astype(int)]
@@ -58,13 +58,13 @@ def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
 
 @dataclass(frozen=True)
 class TextSize:
-    """How much text was scored."""
+    """The amount of text that was scored."""
 
     characters: int
     bytes: int
-    """In UTF-8."""
+    """Number of bytes in UTF-8."""
     words: int
-    """Separated by white space."""
+    """Number of words, separated by white space."""
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -72,6 +72,6 @@ class TextSize:
 
     @classmethod
     def sum(cls, sizes: Iterable[Self]) -> Self:
-        """Of texts apart."""
+        """Add up the sizes of separate texts."""
         parts = [(size.characters, size.bytes, size.words) for size in sizes]
         return cls(*map(sum, zip(*parts, strict=True)))
