@@ -123,7 +123,7 @@ def test_a_file_with_a_size_that_no_such_file_has_is_not_read(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"is not on the disk but for a part \(1,099,\d{3},\d{3},\d{3} of") as caught:
         sha256_of(path)
     assert_one_sentence(caught.value)
-    assert find_damage(tmp_path) == "model.safetensors is no whole file"
+    assert find_damage(tmp_path) == "model.safetensors is not a whole file"
     os.truncate(tmp_path / "checksums.json", 1 << 40)
     with pytest.raises(UserError, match=r"checksums\.json has more than 16,000,000 bytes"):
         read_json(tmp_path / "checksums.json")

@@ -105,7 +105,7 @@ def _wrong_number(values: Mapping[str, Any]) -> str | None:
             return f"{key} = {values[key]!r}"
         patterns = values.get("rank_pattern" if key == "r" else "alpha_pattern") or {}
         if not isinstance(patterns, dict):
-            return f"{key} has patterns that are no object"
+            return f"{key} has patterns that are not an object"
         for value in patterns.values():
             if not is_right(value):
                 return f"{key} = {value!r} in a pattern"

@@ -50,7 +50,7 @@ def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
             if sha256_of(folder / name) != expected_sum:
                 return f"{name} has another checksum than when it was written"
         except UserError:
-            return f"{name} is no whole file"
+            return f"{name} is not a whole file"
         except (OSError, ValueError) as error:
             return _unreadable(error)
     return None
