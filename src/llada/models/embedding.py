@@ -54,7 +54,7 @@ def look_up(table: Tensor, keys: Tensor) -> Tensor:
     return found
 
 
-class Table(nn.Embedding):
+class DeterministicEmbedding(nn.Embedding):
     """`nn.Embedding` with a reproducible gradient and without options: keys (B, L) to vectors (B, L, D)."""
 
     def forward(self, keys: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
 INIT_STD = 0.02  # BERT's and GPT-2's
@@ -97,8 +97,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Table(config.vocab_size, config.d_model)
-        self.position_embedding = Table(config.max_sequence_length, config.d_model)
+        self.token_embedding = DeterministicEmbedding(config.vocab_size, config.d_model)
+        self.position_embedding = DeterministicEmbedding(config.max_sequence_length, config.d_model)
         self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)

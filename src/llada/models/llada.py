@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
 # No network comes near these limits, but a damaged configuration may name any number.
@@ -169,15 +169,15 @@ def init_normal(weight: Tensor, std: float) -> None:
         nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
 
-def make_embedding(config: LLaDAConfig) -> Table:
+def make_embedding(config: LLaDAConfig) -> DeterministicEmbedding:
     """Make an embedding with one row for each id, to be initialised by the caller.
 
     On the meta device, nn.Embedding's initialiser would import about 800 modules (1 s) and initialise nothing.
     """
     if torch.empty(0).is_meta:
         weight = torch.empty(config.vocab_size, config.d_model)
-        return Table.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
-    return Table(config.vocab_size, config.d_model)
+        return DeterministicEmbedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+    return DeterministicEmbedding(config.vocab_size, config.d_model)
 
 
 def init_layer(inner: Iterable[nn.Linear], residual: Iterable[nn.Linear], depth: int) -> None:
@@ -258,7 +258,7 @@ class RotaryNetwork(nn.Module):
         self.config = config
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         raise NotImplementedError
 
     @property
@@ -315,7 +315,7 @@ class LLaDA(RotaryNetwork):
         return self.model.transformer
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         return self.transformer.wte
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import (
     LLaDAConfig,
     RMSNorm,
@@ -32,7 +32,8 @@ class Attention(nn.Module):
     """Attention over the whole sequence, from (B, L, D) to (B, L, D)."""
 
     def __init__(self, config: LLaDAConfig, norms_heads: bool = False) -> None:
-        """
+        """Create the linear layers and norms.
+
         Args:
             norms_heads: whether RMSNorm is applied to the channels of each query and key, before they are rotated.
         """
@@ -121,7 +122,7 @@ class DecoderNetwork(RotaryNetwork):
             init_normal(self.lm_head.weight, config.d_model**-0.5)
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         return self.model.embed_tokens
 
     @property

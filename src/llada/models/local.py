@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
 from llada.models.parts import Parts
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
 """Positions, relative to a token, of the pairs that have an embedding."""
-TABLE_STD = 0.3  # initial std of a pair embedding; the token embedding's is 1
+PAIR_STD = 0.3  # initial std of a pair embedding; the token embedding's is 1
 PRIME = 92_821  # spreads pairs over the rows of an embedding with fewer rows than pairs
 EPS = 1e-6  # added to the mean square, so that RMSNorm never divides by zero
-LONGEST_PRODUCTS = 1024  # above this length, the scores of all pairs of positions are not held in memory
+LONGEST_SCORES = 1024  # above this length, the scores of all pairs of positions are not held in memory
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def normed(x: Tensor) -> Tensor:
     return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
-def products_dtype(x: Tensor) -> torch.dtype:
+def matmul_dtype(x: Tensor) -> torch.dtype:
     """The type in which matmuls with x are computed: autocast's, or that of x."""
     kind = "cpu" if x.is_meta else x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -148,7 +148,7 @@ class Scores(torch.autograd.Function):
         return gradient @ k, gradient.mT @ q
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def attend_by_matmuls(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Compute softmax(q k^T / sqrt(C) + bias) v, all (B, H, L, C), with the scores of all pairs in memory.
 
     `scaled_dot_product_attention` computes the same, but its backward pass on a CPU takes half as long again.
@@ -161,8 +161,8 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attend over all positions: (B, L, D) of q, k and v (B, H, L, C)."""
-    if q.device.type == "cpu" and q.shape[2] <= LONGEST_PRODUCTS:
-        mixed = attend_by_products(q, k, v, bias)
+    if q.device.type == "cpu" and q.shape[2] <= LONGEST_SCORES:
+        mixed = attend_by_matmuls(q, k, v, bias)
     else:
         bias = None if bias is None else bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -271,13 +271,13 @@ class Local(nn.Module):
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Table(config.vocab_size, config.d_model)
-        self.pair_embeddings = nn.ModuleList(Table(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
+        self.token_embedding = DeterministicEmbedding(config.vocab_size, config.d_model)
+        self.pair_embeddings = nn.ModuleList(DeterministicEmbedding(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
         self.layers = nn.ModuleList(LocalLayer(config, depth) for depth in range(config.n_layers))
         self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.token_embedding.weight)
         for table in self.pair_embeddings:
-            nn.init.normal_(table.weight, std=TABLE_STD)  # type: ignore[arg-type]
+            nn.init.normal_(table.weight, std=PAIR_STD)  # type: ignore[arg-type]
         nn.init.zeros_(self.output.weight)
 
     def embed(self, rows: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -285,7 +285,7 @@ class Local(nn.Module):
         x = self.token_embedding(rows)
         for table, keys in zip(self.pair_embeddings, pair_keys(rows, attention_mask, self.config), strict=True):
             x = x + table(keys)
-        return normed(x.to(products_dtype(x)))
+        return normed(x.to(matmul_dtype(x)))
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""

@@ -61,7 +61,8 @@ class BoundedProcess:
     """A process that answers questions. It starts at the first question, and again at the first one after it ended."""
 
     def __init__(self, script: Path, *arguments: str) -> None:
-        """
+        """Describe the process, which is not started yet.
+
         Args:
             script: a Python file that answers as `tokenizers/stranger.py` does.
         """

@@ -41,7 +41,8 @@ class BPETokenizer:
     unit = "token"
 
     def __init__(self, files: Mapping[str, bytes], vocabulary: Mapping[str, int]) -> None:
-        """
+        """Load the tokenizer from the content of its files.
+
         Args:
             files: name and content of the tokenizer's files, tokenizer.json at least.
             vocabulary: the keys of config.json that name ids, VOCABULARY_KEYS.

@@ -102,7 +102,8 @@ class TemplateFormat:
         specials: Mapping[str, int],
         name: str = "by the checkpoint's chat template",
     ) -> None:
-        """
+        """Compile the template and probe it for the signs around an answer.
+
         Args:
             specials: names and ids of the tokens that the template may write.
 

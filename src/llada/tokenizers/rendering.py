@@ -40,7 +40,8 @@ class Template:
     _living: ClassVar["WeakValueDictionary[str, Template]"] = WeakValueDictionary()
 
     def __init__(self, text: str) -> None:
-        """
+        """Compile the template in its process.
+
         Raises:
             UserError: the template is invalid.
         """

@@ -49,7 +49,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     """A masked diffusion language model, as the harness sees it."""
 
     def __init__(self, options: HarnessOptions) -> None:
-        """
+        """Open the checkpoint on its device.
+
         Raises:
             UserError: the checkpoint or the device is not available.
         """
