@@ -342,7 +342,7 @@ def mask_exact_count(
 
 
 def _importance_of_counts(count: Tensor, n: Tensor, schedule: MaskSchedule, times: TimeSampling) -> Tensor:
-    """(B,) fp32: 1/n, divided by how often the counts (B,) of n (B,) maskable tokens are drawn."""
+    """Compute 1/n, (B,) fp32, divided by how often the counts (B,) of n (B,) maskable tokens are drawn."""
     fractions = torch.stack((count - 1, count)).double() / n
     below, up_to = times.cumulative(schedule.time_at(fractions))
     return (1 / (n * (up_to - below))).float()
@@ -371,8 +371,7 @@ def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) ->
 
 
 def truncate_randomly(x_0: Tensor, generator: Generator, probability: float = 0.01) -> Tensor:
-    """With the given probability, cut the whole batch to a length uniform on 1..L (LLaDA's GUIDELINES.md,
-    "Pre-training")."""
+    """Cut the batch, with this probability, to a length uniform on 1..L (LLaDA's GUIDELINES.md, "Pre-training")."""
     if float(torch.rand((), generator=generator)) >= probability:
         return x_0
     return x_0[:, : int(torch.randint(1, x_0.shape[1] + 1, (), generator=generator))]

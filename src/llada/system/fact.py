@@ -18,4 +18,4 @@ class Fact:
     advice: str = ""
     """A sentence with the problem and its remedy; empty if there is no problem."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs, under names that do not change."""
+    """The values behind the summary for programs, under names that do not change."""
