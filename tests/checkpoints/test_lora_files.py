@@ -71,7 +71,7 @@ Q = "base_model.model.model.transformer.blocks.0.q_proj"
             lambda folder: edit_weights(folder, lambda w: w[f"{Q}.lora_A.weight"].fill_(torch.nan)),
             ["numbers that are not finite"],
         ),
-        (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "no linear map"]),
+        (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "not a linear layer"]),
         (lambda folder: edit_config(folder, target_modules=["attn_norm"]), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules=["query"]), ["cannot be used", "query"]),
         (lambda folder: edit_config(folder, target_modules=["q_proj"]), ["and 23 more are not part of it"]),

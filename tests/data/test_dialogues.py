@@ -113,7 +113,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 BROKEN: list[tuple[object, str]] = [
     ('{"prompt": "a"', "is not valid JSON"),
-    ("[1]", "no JSON object"),
+    ("[1]", "not a JSON object"),
     ('{"prompt": "\\ud800", "answer": "b"}', "half a character"),
     ({"text": "a"}, "neither"),
     ({"prompt": "a"}, "neither"),
@@ -122,7 +122,7 @@ BROKEN: list[tuple[object, str]] = [
     ('{"prompt": "a", "answer": NaN}', 'its "answer" is not text'),
     ({"prompt": "a", "answer": " "}, "message 2, an answer, is empty"),
     ({"prompt": [], "completion": []}, "has no answer"),
-    ({"messages": "a"}, "are no list"),
+    ({"messages": "a"}, "is not a list"),
     ({"messages": ["a"]}, "message 1 is not a JSON object"),
     ({"messages": []}, "has no answer"),
     ({"messages": [ASK]}, "has no answer"),
@@ -135,8 +135,8 @@ BROKEN: list[tuple[object, str]] = [
     ({"messages": [ASK, {"role": "system", "content": "b"}]}, "message 2 is of the system"),
     ({"messages": [ASK, {"role": "tool", "content": "b"}]}, "role 'tool', that of a tool"),
     ({"messages": [{"role": "system", "content": "t"}, ASK, SAY], "system": "s"}, "two system messages"),
-    ({"instruction": "q", "output": "a", "history": "b"}, '"history" is no list'),
-    ({"instruction": "q", "output": "a", "history": [["b"]]}, '"history" is no list'),
+    ({"instruction": "q", "output": "a", "history": "b"}, '"history" is not a list'),
+    ({"instruction": "q", "output": "a", "history": [["b"]]}, '"history" is not a list'),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, "it is a preference"),
     ({"chosen": [ASK, SAY], "rejected": [ASK, SAY]}, "it is a preference"),
     ({"prompt": "q", "completion": "a", "label": False}, "an unpaired preference"),

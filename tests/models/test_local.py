@@ -186,7 +186,7 @@ def test_its_configuration_is_stored_and_read() -> None:
         ({"conv_width": 4}, "odd"),
         ({"n_heads": 3}, "multiple"),
         ({"table_rows": 0}, "table_rows"),
-        ({"mask_token_id": 7}, "no row"),
+        ({"mask_token_id": 7}, "not a row"),
         ({"rope_theta": float("nan")}, "rope_theta"),
     ],
 )
