@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from llada.system import files
-from llada.system.asides import aside_of, is_aside
 from llada.system.errors import UserError
 from llada.system.files import check_writable, folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
+from llada.system.temporary_names import aside_of, is_aside
 from tests.support.sentences import assert_one_sentence
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llada.system.asides import aside_of
 from llada.system.checksums import CHECKSUMS_FILE
 from llada.system.errors import UserError
 from llada.system.files import IS_WINDOWS, LARGEST_JSON, flush_to_disk, write_text_whole
-from llada.system.opener import open_regular, read_bounded
+from llada.system.regular_files import open_regular, read_bounded
+from llada.system.temporary_names import aside_of
 
 CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"

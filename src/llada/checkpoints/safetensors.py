@@ -31,8 +31,8 @@ from torch import Tensor
 
 from llada.system.errors import UserError
 from llada.system.files import file_written_whole, read_json, write_json
-from llada.system.mapped import FileState, remember
-from llada.system.opener import open_regular
+from llada.system.mapped_files import FileState, remember
+from llada.system.regular_files import open_regular
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

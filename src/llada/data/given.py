@@ -16,7 +16,7 @@ from typing import BinaryIO
 from llada.system.device import free_memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words
-from llada.system.opener import open_unwaiting
+from llada.system.regular_files import open_unwaiting
 
 LARGEST_BYTES = 16 << 30
 LEAST_LIMIT = 64 << 20  # this much is always tried, however full the memory is

@@ -28,8 +28,8 @@ from llada.data.corpus import Corpus
 from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
-from llada.system.mapped import FileState, remember
-from llada.system.opener import check_no_link
+from llada.system.mapped_files import FileState, remember
+from llada.system.regular_files import check_no_link
 from llada.tokenizers.base import Tokenizer, ids_of, load_tokenizer
 from llada.tokenizers.char import CharTokenizer
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from llada.system import compile_check
-from llada.system.child import ask
+from llada.system.child_process import ask
 from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
 from llada.system.errors import first_line
 from llada.system.files import write_text_whole

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llada.system.child import Answer, run_limited
+from llada.system.child_process import Answer, run_limited
 from llada.system.fact import Fact
 
 USUAL_COMPILERS = {"darwin": ("clang++", "g++"), "win32": ("cl",)}

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from llada.system.child import Answer, ask
+from llada.system.child_process import Answer, ask
 from llada.system.cxx import Compiler, compiled_code_fact, compiler_fact, describe_compiler, find_compiler
 from llada.system.errors import first_line
 from llada.system.fact import Fact

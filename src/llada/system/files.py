@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from llada.system.asides import aside_of, asides_in, folder_aside, put_back, remove_asides
 from llada.system.errors import UserError
-from llada.system.opener import check_holes, open_regular, read_bounded
+from llada.system.regular_files import check_holes, open_regular, read_bounded
+from llada.system.temporary_names import aside_of, asides_in, folder_aside, put_back, remove_asides
 
 IS_WINDOWS = os.name == "nt"
 LARGEST_JSON = 16_000_000  # bytes: the index of 100,000 tensors, the ends of a million documents
@@ -102,7 +102,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
     The files are on the disk before the rename, and the rename is before this returns. Where the system can swap two
     folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
-    old one next to it (asides.py), and the next call puts it back first.
+    old one next to it (temporary_names.py), and the next call puts it back first.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Questions of `llada doctor` for child processes (system/child.py): all that imports something which may be broken."""
+"""Questions of `llada doctor` for child processes (child_process.py): all imports of something that may be broken."""
 
 import importlib
 from collections.abc import Callable

@@ -23,7 +23,7 @@ from filelock import lock_descriptor
 
 from llada.system.errors import UserError
 from llada.system.files import IS_WINDOWS, patiently
-from llada.system.opener import open_own
+from llada.system.regular_files import open_own
 
 LOCK_FILE = ".llada.lock"
 """Name of the lock's file in a folder; next to a folder that is replaced as a whole, it is `.NAME.llada.lock`."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llada.system.child import Answer
+from llada.system.child_process import Answer
 from llada.system.errors import UserError
 from llada.system.fact import Fact, Level
 from llada.system.files import check_writable

@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from llada.system.child import run_limited
+from llada.system.child_process import run_limited
 from llada.system.cxx import find_compilers
 from llada.system.files import file_written_whole
 

@@ -1,6 +1,6 @@
 """Facts about torch and what it would use, from the answer of `inspection.describe_torch`."""
 
-from llada.system.child import Answer
+from llada.system.child_process import Answer
 from llada.system.fact import Fact
 from llada.system.format import bytes_in_words
 from llada.system.installation import Package, again

@@ -2,7 +2,7 @@
 
 Its ids are the network's rows, MASK's included. The files are kept as they were read, byte for byte.
 
-The library works in a process of its own (system/bounded.py), since an untrusted file can make it take any time
+The library works in a process of its own (system/limited_process.py), since an untrusted file can make it take any time
 and memory, panic, or abort: normalizers that grow a text, regular expressions that never end. The file is parsed there,
 once.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
-from llada.system.bounded import BoundedProcess, Limits, WorkError
 from llada.system.errors import UserError
-from llada.system.opener import read_bounded
+from llada.system.limited_process import BoundedProcess, Limits, WorkError
+from llada.system.regular_files import read_bounded
 
 MODEL_FILE, NAMES_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPECIAL_MAP_FILE = "special_tokens_map.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llada.system.errors import UserError
-from llada.system.opener import read_bounded
+from llada.system.regular_files import read_bounded
 
 PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
 SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from llada.system.bounded import BoundedProcess, Limits, WorkError
 from llada.system.errors import UserError
+from llada.system.limited_process import BoundedProcess, Limits, WorkError
 from llada.tokenizers.bpe import LARGEST_FILE, STRANGER, TEMPLATE_FILE
 from llada.tokenizers.message import Message
 
@@ -31,7 +31,7 @@ class DialogueError(UserError):
 
 
 class Template:
-    """A chat template in Jinja, rendered in a process of its own (system/bounded.py).
+    """A chat template in Jinja, rendered in a process of its own (system/limited_process.py).
 
     It is set up as in the transformers library. In Jinja's sandbox it can compute strings and reach nothing else; its
     process limits its time, memory and output.

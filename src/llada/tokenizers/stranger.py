@@ -1,4 +1,4 @@
-"""A process for an untrusted chat template or tokenizer: a script that `system/bounded.py` runs.
+"""A process for an untrusted chat template or tokenizer: a script that `system/limited_process.py` runs.
 
 It imports nothing of this package, so that it starts in a tenth of a second. Questions come on standard input
 and answers go to standard output, each as its length and JSON; a question also has some bytes, which may be none.

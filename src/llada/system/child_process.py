@@ -1,7 +1,7 @@
 """Questions that may crash, hang or print, asked in a process of their own and within a time limit.
 
 Each question has a new process, so that what an earlier one imported or broke is gone. Many small questions about
-untrusted data, which need limits of computing and memory as well, go to one process that stays: see bounded.py.
+untrusted data, which need limits of computing and memory as well, go to one process that stays: see limited_process.py.
 """
 
 import contextlib
