@@ -1,4 +1,4 @@
-"""How the estimate of an answer's log-likelihood scatters about its true value, by ours and by the published script.
+"""Scatter of the estimate of an answer's log-likelihood about its true value, for ours and for the published script.
 
     python benchmarks/answers.py --checkpoint runs/demo [--tokens 8 11] [--answers 3] [--draws 128] [--repeats 1500]
 
@@ -39,7 +39,7 @@ Draw = Callable[[int, int, Generator], Tensor]
 
 
 def ours(n: int, draws: int, generator: Generator) -> Tensor:
-    """(draws, n) bool"""
+    """Draw masks (draws, n) bool as the evaluation does."""
     return mask_exact_count(torch.zeros(draws, n, dtype=torch.long), 1, generator, complementary=True).is_masked
 
 
@@ -48,8 +48,8 @@ def without_pairs(n: int, draws: int, generator: Generator) -> Tensor:
 
 
 def published(n: int, draws: int, generator: Generator) -> Tensor:
-    """By the description of get_log_likelihood.py: counts of a batch at even distances from a random start, rounded
-    half to even, and taken modulo n; any places."""
+    """Draw masks by the description of get_log_likelihood.py: counts of a batch at even distances from a random start,
+    rounded half to even, and taken modulo n; any places."""
     masks = []
     for _ in range(draws // PUBLISHED_BATCH):
         start = float(torch.randint(1, n + 1, (), generator=generator))
@@ -62,7 +62,7 @@ def published(n: int, draws: int, generator: Generator) -> Tensor:
 
 @torch.inference_mode()
 def bounds_of_all_masks(checkpoint: Checkpoint, item: Item) -> Tensor:
-    """(2^n - 1,) fp64, in nats per token."""
+    """Compute the bounds under all masks of an answer, (2^n - 1,) fp64, in nats per token."""
     predict_at = predict_by_model(checkpoint.model, Precision(torch.float32, ""))
     bounds = []
     for masks in all_masks(len(item.answer))[0].split(256):

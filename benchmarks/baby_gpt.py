@@ -1,4 +1,4 @@
-"""nanoGPT's configuration for Tiny Shakespeare on a GPU, written here: what others' speed is compared with.
+"""nanoGPT's configuration for Tiny Shakespeare on a GPU, written here as the yardstick of speed.
 
 The network and the step of github.com/karpathy/nanoGPT's config/train_shakespeare_char.py: GPT-2 without biases, 6
 layers of 384, 6 heads, 64 sequences of 256, dropout 0.2, the embedding as head, AdamW (fused on a GPU), gradients
@@ -20,7 +20,7 @@ LEARNING_RATE, WEIGHT_DECAY, BETAS, CLIP = 1e-3, 0.1, (0.9, 0.99), 1.0
 
 
 class Block(nn.Module):
-    """Causal attention and a feed-forward part with GELU, each behind a norm."""
+    """Causal attention and a feed-forward part with GELU, each after a norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class BabyGPT(nn.Module):
-    """From ids (B, L) and what follows each to the loss."""
+    """A GPT that takes ids (B, L) and the next ids to the loss."""
 
     def __init__(self, layers: int = LAYERS, width: int = WIDTH, heads: int = HEADS, length: int = LENGTH) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class BabyTraining:
         return self.batch * self.length
 
     def step(self) -> Tensor:
-        """One step; returns its loss, which is still on its way."""
+        """Train one step; returns its loss, which may still be computing on the device."""
         text = torch.randint(0, VOCABULARY, (self.batch, self.length + 1), generator=self.generator)
         ids, following = (send(part.contiguous(), self.device) for part in (text[:, :-1], text[:, 1:]))
         with self.precision.autocast(self.device):

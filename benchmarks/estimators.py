@@ -1,4 +1,4 @@
-"""How much an evaluation scatters, by ours and by other estimators of the same bound, at the same number of passes.
+"""Scatter of an evaluation, for ours and for other estimators of the same bound, at the same number of passes.
 
     python benchmarks/estimators.py --checkpoint runs/demo [--windows 32] [--masks 8] [--repeats 40]
 
@@ -32,7 +32,7 @@ Draw = Callable[[Tensor, Generator], NoisyBatch]
 
 
 def row_by_row(mask_id: int, mask: Callable[[Tensor, int, Generator], NoisyBatch]) -> Draw:
-    """Rows (B, L) masked one at a time, so that nothing is stratified."""
+    """Make a `Draw` that masks rows (B, L) one at a time, so that nothing is stratified."""
 
     def draw(rows: Tensor, generator: Generator) -> NoisyBatch:
         drawn = [mask(row[None], mask_id, generator) for row in rows]

@@ -1,9 +1,9 @@
-"""Time of a training step: what `llada train` foresees beside what it takes.
+"""Time of a training step: what `llada train` forecasts compared with what it takes.
 
     python benchmarks/forecast.py [--gives_back]
 
-With --gives_back, freed memory goes back to the system at once, as in runs whose memory is tight; the seconds beside
-those of a call without it are what that costs.
+With --gives_back, freed memory goes back to the system at once, as in runs whose memory is tight; compared with the
+seconds of a call without it, that shows what it costs.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
         give_back_freed_memory()
     console = Console()
     table = Table(title=f"{datetime.date.today()} · {describe_device(torch.device('cpu'))} · torch {torch.__version__}")
-    for column in ("network", "length", "products", "attention", "foreseen s", "measured s", "ratio"):
+    for column in ("network", "length", "matmuls", "attention", "foreseen s", "measured s", "ratio"):
         table.add_column(column, justify="left" if column == "network" else "right")
     with tempfile.TemporaryDirectory() as name:
         codes = torch.randint(33, 98, (200_000,), generator=torch.Generator().manual_seed(0))

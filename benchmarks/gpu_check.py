@@ -1,4 +1,4 @@
-"""Checks and measures this clone on a GPU: tests, training speed, LLaDA-8B's memory and speed, sampling.
+"""Check and measure this clone on a GPU: tests, training speed, LLaDA-8B's memory and speed, sampling.
 
     scripts/gpu-check [--device cuda|cpu] [--tiny] [--wheels FOLDER] [--out FOLDER] [--only SECTIONS] [--python PYTHON]
 
@@ -6,8 +6,8 @@ Needs no network and no installation: the code is that of the clone, and package
 from a folder (.whl in the clone, if it is there). Each section is a process of its own with a time limit, so that
 whatever goes wrong in one is a row of the report and its memory is free for the next one; all take 8 minutes at most.
 The report is written to FOLDER (runs/gpu-check) after every section: gpu-check.json, gpu-check.txt, and gpu-check.log
-with what the sections print. The exit code is 0 if nothing failed; what a machine cannot run is left out with a word.
-`--device cpu --tiny` is a rehearsal of the same code in about a minute, with shapes that mean nothing.
+with what the sections print. The exit code is 0 if nothing failed; what a machine cannot run is reported as left out.
+`--device cpu --tiny` is a rehearsal of the same code in about a minute, with shapes whose figures mean nothing.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from gpu_packages import MISSING
 from gpu_rows import Row, draw_table, read_rows, shortened
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 480.0  # of all sections together
-# Seconds that a section may take; in their order, so that what matters most has been done if the time runs out.
+SECONDS = 480.0  # for all sections together
+# Seconds that a section may take, in order of importance: the first ones are done if the time runs out.
 LIMITS = {
     "machine": 75,
     "tests": 150,
@@ -43,11 +43,11 @@ LIMITS = {
 PATIENCE = 3.0  # times as long for a rehearsal, which may share its machine with others
 PREPARING = 120.0  # seconds for the wheels, and for importing what is there
 WORTH_STARTING = 10.0  # seconds, for importing torch alone takes some
-NEEDED_TO_RUN = "packages"  # the row of what is missing
+NEEDED_TO_RUN = "packages"  # name of the row for missing packages
 
 
 class Check:
-    """The sections of one run, and their report."""
+    """A run of sections, and their report."""
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         self.options, self.scratch = options, scratch
@@ -74,7 +74,7 @@ class Check:
         return time.monotonic() - self.started
 
     def _missing(self) -> str:
-        """Put the wheels in place; then what is missing all the same, in a sentence."""
+        """Install the wheels, and say in a sentence what is missing all the same."""
         wheels = sorted(self.options.wheels.glob("*.whl")) if self.options.wheels else []
         if self.options.wheels and not wheels:
             return f"There are no wheels in {self.options.wheels}: name another folder, or leave out --wheels."
@@ -92,7 +92,7 @@ class Check:
         return f"{missing[0]}: put wheels of these into a folder and name it by --wheels." if missing else ""
 
     def _prepare(self, command: Sequence[str]) -> tuple[int, str]:
-        """Exit code and output of what comes before the sections."""
+        """Run a command that comes before the sections; returns its exit code and output."""
         try:
             result = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, check=False,
@@ -104,7 +104,7 @@ class Check:
         return result.returncode, result.stdout
 
     def _run(self, section: str) -> list[Row]:
-        """A section in a process of its own, which is ended at its limit."""
+        """Run a section in a process of its own, which is ended at its limit."""
         limit = min(LIMITS[section] * self.patience, SECONDS * self.patience - self.taken())
         if limit < WORTH_STARTING:
             minutes = SECONDS * self.patience / 60
@@ -144,7 +144,7 @@ class Check:
             file.write(text.rstrip() + "\n")
 
     def write(self, is_complete: bool) -> None:
-        """The report as it stands."""
+        """Write the report as it stands."""
         content = {
             "machine": self.machine,
             "commit": commit_of(self.options.commit),
@@ -166,7 +166,7 @@ class Check:
 
 
 def environment_of(options: argparse.Namespace, scratch: Path) -> dict[str, str]:
-    """Of the sections: the clone's code, the wheels, and nothing that reaches for a network or a display."""
+    """Return the environment of the sections: the clone's code, the wheels, and no network or display."""
     paths = [str(ROOT / "src"), str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -177,7 +177,7 @@ def environment_of(options: argparse.Namespace, scratch: Path) -> dict[str, str]
         "MPLBACKEND": "Agg",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for what has to be repeatable bit for bit
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for results that must be repeatable bit for bit
         "LLADA_CUDA_TESTS_ON": options.device,
     }
     if options.tiny:  # compiling takes a CPU minutes: its place in the code is rehearsed, not its work
@@ -186,7 +186,7 @@ def environment_of(options: argparse.Namespace, scratch: Path) -> dict[str, str]
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """The process with all that it started."""
+    """End the process and all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -198,7 +198,7 @@ def last_line(printed: str) -> str:
 
 
 def commit_of(given: str | None) -> str:
-    """As given, or as git has it; a copy without git's folder has none."""
+    """Return the commit as given, or as git reports it; "unknown" without git's folder."""
     if given:
         return given
     command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -235,7 +235,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what ends the section
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the section is ended as well
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:

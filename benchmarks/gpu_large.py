@@ -1,4 +1,5 @@
-"""LLaDA-8B on one GPU: LoRA, QLoRA and training of all weights, and sampling, with their memory next to the forecast.
+"""Benchmarks of LLaDA-8B on one GPU: LoRA, QLoRA, training of all weights, and sampling, with memory next to the
+forecast.
 
 The network has the public checkpoints' shape and random weights, made on the device. Its vocabulary's first rows stand
 for characters, since there is no tokenizer of 126,464 tokens here; no number depends on which tokens they are.
@@ -43,15 +44,15 @@ from processes import begin_peak_anew, status_bytes
 from throughput import make_text, tokens_per_second
 
 RANK = 16
-STEPS = 6  # timed, behind two that warm up
-USABLE_SHARE = 0.8  # of the memory, for what the forecast counts: it is what is to be tested
+STEPS = 6  # timed, after two that warm up
+USABLE_SHARE = 0.8  # share of the memory that a forecast may fill, so that an underestimate still runs
 GB = 1e9
 # Sampling: tokens of the prompt, of the answer and of a block.
 PROMPT, ANSWER, BLOCK = 128, 128, 32
 
 
 def large_config(tiny: bool) -> LLaDAConfig:
-    """LLaDA-8B's, or that of a network with the same parts."""
+    """Return LLaDA-8B's configuration, or that of a small network with the same parts."""
     if not tiny:
         return LLADA_8B
     return replace(LLADA_8B, d_model=64, n_heads=2, n_kv_heads=2, n_layers=2, mlp_hidden_size=192, vocab_size=512,
@@ -59,7 +60,7 @@ def large_config(tiny: bool) -> LLaDAConfig:
 
 
 def run_config(place: Place) -> TrainConfig:
-    """Fine-tuning on one long sequence, as the preset of that name does."""
+    """Configure fine-tuning on one long sequence, as the preset of that name does."""
     preset = PRESETS["finetune"]
     return replace(
         preset,
@@ -89,7 +90,7 @@ def qlora(place: Place) -> None:
 
 
 def bf16(place: Place) -> None:
-    """All weights in bf16: with moments in 8 bits, and in fp32 with as many layers as the memory holds."""
+    """Train all weights in bf16: with 8-bit optimizer moments, and with fp32 moments and as many layers as fit."""
     config = replace(run_config(place), weights="bf16")
     eight = replace(config, optimizer=replace(config.optimizer, optimizer_state="8bit"))
     with place.rows.case("all weights in bf16, 8-bit moments"):
@@ -103,9 +104,10 @@ def bf16(place: Place) -> None:
 
 
 def need(*packages: str) -> None:
-    """
+    """Skip the case if a package is not installed.
+
     Raises:
-        LeftOutError: one is not installed.
+        LeftOutError: a package is not installed.
     """
     for package in packages:
         if find_spec(package) is None:
@@ -113,7 +115,7 @@ def need(*packages: str) -> None:
 
 
 def fitting(place: Place, config: TrainConfig, network: LLaDAConfig) -> LLaDAConfig:
-    """The network with the most layers whose training fits the memory by the forecast."""
+    """Return the network with the most layers whose training fits into the memory by the forecast."""
     with tempfile.TemporaryDirectory() as name:
         plan = RunPlan.of(config, make_text(Path(name)), network)
     for n_layers in range(network.n_layers, 0, -1):
@@ -125,7 +127,7 @@ def fitting(place: Place, config: TrainConfig, network: LLaDAConfig) -> LLaDACon
 
 @contextlib.contextmanager
 def made_on_the_device(place: Place, config: TrainConfig) -> Iterator[None]:
-    """Networks that a run begins with are made where they are trained, in 4 bits if the run wants them so."""
+    """Make a run's initial network on its device, in 4 bits if the run wants that."""
 
     def make(network_config: LLaDAConfig, tokenizer: CharTokenizer) -> MaskPredictor:
         network = random_network(network_config, place.device, torch.bfloat16)
@@ -138,7 +140,7 @@ def made_on_the_device(place: Place, config: TrainConfig) -> Iterator[None]:
 
 
 def measure_training(place: Place, row: str, config: TrainConfig, network: LLaDAConfig) -> None:
-    """Some steps of a run: speed, and the peak of memory next to the forecast."""
+    """Measure some steps of a run: speed, and the peak of memory next to the forecast."""
     with tempfile.TemporaryDirectory() as name:
         data = make_text(Path(name))
         plan = RunPlan.of(config, data, network)
@@ -166,7 +168,7 @@ def measure_training(place: Place, row: str, config: TrainConfig, network: LLaDA
 
 
 def begin_peak(place: Place) -> None:
-    """The peak of memory counts from here on."""
+    """Restart the measurement of the peak of memory."""
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place.device)
@@ -176,7 +178,8 @@ def begin_peak(place: Place) -> None:
 
 
 def peak_figures(place: Place, predicted: float) -> dict[str, float]:
-    """Of the tensors and of torch's allocator on a GPU; on a CPU, of the whole process where the system tells."""
+    """Report peaks: of the tensors and torch's allocator on a GPU; of the process on a CPU, where the system reports
+    it."""
     if place.device.type == "cuda":
         allocated = torch.cuda.max_memory_allocated(place.device)
         reserved = torch.cuda.max_memory_reserved(place.device)
@@ -187,14 +190,14 @@ def peak_figures(place: Place, predicted: float) -> dict[str, float]:
 
 
 def sampling(place: Place) -> None:
-    """Tokens and evaluations of the network a second: LLaDA-8B's shape in bf16, and the laptop preset."""
+    """Measure tokens and network evaluations per second: LLaDA-8B's shape in bf16, and the laptop preset."""
     config, answer, block = large_config(place.tiny), ANSWER, BLOCK
     if place.tiny:
         answer, block = 16, 8
     with place.rows.case("LLaDA-8B in bf16"):
         network = random_network(config, place.device, torch.bfloat16).eval()
         predict = suppress(MaskPredictor(network, config.mask_token_id, config.mask_token_id), [config.mask_token_id])
-        # Fewer steps where one takes long: the speed of a step does not depend on how many there are.
+        # Fewer steps where one takes long: the speed of a step does not depend on their number.
         for batch, steps, temperature in ((1, answer, 0.0), (16, answer // 4, 0.0), (1, answer // 4, 1.0)):
             row = f"LLaDA-8B in bf16, batch {batch}, {steps} steps, temperature {temperature:g}"
             with place.rows.case(row):
@@ -207,7 +210,7 @@ def sampling(place: Place) -> None:
 
 
 def measure_preset(place: Place, data: PreparedText) -> None:
-    """As `llada sample` does: fp32, all masks at once, random places, temperature 1."""
+    """Measure sampling as `llada sample` does it: fp32, all masks at once, random places, temperature 1."""
     preset = PRESETS["laptop"]
     config = preset.network.build_config(data.tokenizer, preset.data.sequence_length)
     model = make_predictor(config, data.tokenizer).to(place.device).eval()
@@ -231,7 +234,7 @@ def measure_sampling(
     mask_id: int,
     weight_bytes: int = 2,
 ) -> None:
-    """A prompt and its answer, twice: the first one warms up."""
+    """Write an answer to a prompt twice, first to warm up."""
     prompt = torch.arange(8 if place.tiny else PROMPT, device=place.device).remainder(60).add(3).expand(batch, -1)
 
     def write(steps: int) -> tuple[int, float]:
@@ -258,7 +261,7 @@ def measure_sampling(
 
 
 def tidy(place: Place) -> None:
-    """What a case has left on the device goes before the next one."""
+    """Free what a case has left on the device before the next one."""
     gc.collect()
     if place.device.type == "cuda":
         torch.cuda.empty_cache()

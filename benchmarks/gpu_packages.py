@@ -1,4 +1,4 @@
-"""Which of a project's required packages cannot be imported here, and why; nothing if all can.
+"""List a project's required packages that cannot be imported here, and why; prints nothing if all can.
 
     python benchmarks/gpu_packages.py pyproject.toml
 
@@ -15,7 +15,7 @@ MISSING = "Missing here:"
 
 
 def missing_packages(project: Path) -> list[str]:
-    """Names of packages with what their import said."""
+    """Return the names of packages that fail to import, with the reason."""
     required = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     missing = []
     for requirement in required:

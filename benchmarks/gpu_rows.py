@@ -1,6 +1,6 @@
-"""Rows of the report of `scripts/gpu-check`: written by its sections as they go, read and shown by what starts them.
+"""Rows of the report of `scripts/gpu-check`: written by its sections as they go, read and shown by the main process.
 
-Nothing but the standard library, so that a machine that lacks the rest still gets a report.
+This needs nothing but the standard library, so that a machine that lacks the rest still gets a report.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Literal
 
 Outcome = Literal["ok", "skipped", "failed"]
 LONGEST_SENTENCE = 160
-# Title, key of the figure, and how it is written.
+# Title, key of the figure, and its format.
 COLUMNS = (
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
     ("NFE/s", "nfe_per_second", "{:,.1f}"),
@@ -34,7 +34,7 @@ class LeftOutError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report."""
+    """A line of the report."""
 
     section: str
     name: str
@@ -44,13 +44,13 @@ class Row:
 
 
 class Rows:
-    """The rows of a section, each written to a file as soon as it is there."""
+    """The rows of a section, each written to a file as soon as it is known."""
 
     def __init__(self, section: str, path: Path) -> None:
         self.section, self.path = section, path
 
     def add(self, name: str, outcome: Outcome = "ok", sentence: str = "", **figures: float) -> None:
-        """Write a row; a figure that is not finite makes it a failed one."""
+        """Write a row; a non-finite figure makes it a failed one."""
         broken = [key for key, value in figures.items() if not math.isfinite(value)]
         if broken:
             outcome, sentence = "failed", f"{', '.join(broken)}: not a finite number"
@@ -61,7 +61,7 @@ class Rows:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """A part of the section whose failure is a row of its own, and does not end the section."""
+        """Run a part of the section; its failure becomes a row of its own, and does not end the section."""
         try:
             yield
         except LeftOutError as reason:
@@ -72,7 +72,7 @@ class Rows:
 
 
 def sentence_of(error: BaseException) -> str:
-    """Kind and first line of an error."""
+    """Return the type and first line of an error."""
     first = str(error).strip().splitlines()
     return shortened(f"{type(error).__name__}: {first[0]}" if first else type(error).__name__)
 
@@ -82,7 +82,7 @@ def shortened(text: str) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What a section has written so far; a line that was cut off by its end is left out."""
+    """Read what a section has written so far; a line that was cut off is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -93,7 +93,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def draw_table(rows: Sequence[Row]) -> str:
-    """All rows as one table of plain text; columns that no row fills are left out."""
+    """Draw all rows as a table in plain text; columns that no row fills are left out."""
     columns = [column for column in COLUMNS if any(column[1] in row.figures for row in rows)]
     lines = [["section", "what", "", *(title for title, _, _ in columns), ""]]
     for row in rows:

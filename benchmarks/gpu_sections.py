@@ -1,4 +1,4 @@
-"""One section of `scripts/gpu-check`, in a process of its own.
+"""Run one section of `scripts/gpu-check`, in a process of its own.
 
     python benchmarks/gpu_sections.py SECTION ROWS [--device cuda|cpu] [--tiny]
 
@@ -25,14 +25,14 @@ from gpu_rows import LeftOutError, Rows, shortened
 from llada.system.device import choose_device, describe_device, matmul_flops_per_second
 
 ROOT = Path(__file__).parents[1]
-LARGE_PRODUCT = 8192  # rows and columns: a smaller product is over before a GPU is busy
-REPEATS, PRODUCTS = 5, 10
+LARGE_MATMUL = 8192  # rows and columns: a smaller matmul is over before a GPU is busy
+REPEATS, MATMULS = 5, 10
 OPTIONAL = ("triton", "peft", "bitsandbytes", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a section runs, and at which size."""
+    """The device and size of a section, with its rows."""
 
     device: torch.device
     tiny: bool
@@ -45,24 +45,25 @@ class Place:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of large matmuls: the median of several runs of some, on a GPU; of the product's own on a CPU."""
+    """Measure FLOPs per second of large matmuls: on a GPU the median of several runs, on a CPU by the package's
+    function."""
     if device.type == "cpu":
         return matmul_flops_per_second(device, dtype, seconds=0.05)
-    a, b = (torch.randn(LARGE_PRODUCT, LARGE_PRODUCT, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(LARGE_MATMUL, LARGE_MATMUL, device=device, dtype=dtype) for _ in range(2))
     speeds = []
     for _ in range(REPEATS + 1):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(PRODUCTS):
+        for _ in range(MATMULS):
             a @ b
         stop.record()
         stop.synchronize()
-        speeds.append(PRODUCTS * 2 * LARGE_PRODUCT**3 / (start.elapsed_time(stop) / 1000))
+        speeds.append(MATMULS * 2 * LARGE_MATMUL**3 / (start.elapsed_time(stop) / 1000))
     return sorted(speeds[1:])[REPEATS // 2]  # the first run pays for set-up
 
 
 def machine(place: Place) -> None:
-    """What the machine is, and how fast it multiplies."""
+    """Report the machine and how fast it multiplies."""
     facts = {
         "device": describe_device(place.device),
         "torch": torch.__version__,
@@ -95,7 +96,7 @@ def driver_version() -> str:
 
 
 class Recorder:
-    """Writes a row for each test as it ends, with the numbers that it recorded."""
+    """A pytest plugin that writes a row for each test as it ends, with the numbers that it recorded."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -125,7 +126,7 @@ class Recorder:
 
 
 def tests(place: Place) -> None:
-    """The tests that need a GPU; on a CPU, they compare it with itself."""
+    """Run the tests that need a GPU; on a CPU, they compare it with itself."""
     arguments = ["-m", "cuda", str(ROOT / "tests" / "test_cuda.py"), "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     recorder = Recorder(place.rows)
     code = pytest.main([*arguments, "-q", "--tb=short"], plugins=[recorder])
@@ -134,7 +135,7 @@ def tests(place: Place) -> None:
 
 
 def doctor(place: Place) -> None:
-    """What `llada doctor` finds, where there is such a command."""
+    """Report what `llada doctor` finds, where there is such a command."""
     with place.rows.case("llada doctor"):
         if importlib.util.find_spec("llada.cli.doctor") is None:
             raise LeftOutError("this version has no such command")
@@ -148,7 +149,7 @@ def doctor(place: Place) -> None:
 
 
 def find(section: str) -> Callable[[Place], None]:
-    """The function of a section; what it needs is imported for it alone."""
+    """Find the function of a section; modules that only it needs are imported here."""
     if section == "speed":
         from gpu_speed import speed
 

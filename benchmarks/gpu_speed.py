@@ -1,6 +1,6 @@
-"""How fast a GPU trains small networks: the laptop preset, and 6 layers of 384 next to nanoGPT's own configuration.
+"""Training speed of small networks on a GPU: the laptop preset, and 6 layers of 384 next to nanoGPT's configuration.
 
-Each case once as it is written and once compiled. The share of the peak is by the FLOPs of a token
+Each case is measured once uncompiled and once compiled. The share of the peak is by the FLOPs of a token
 (costs/parameters.py) and the speed of large matmuls, measured in the same process.
 """
 
@@ -29,16 +29,16 @@ from llada.training.trainer import Trainer
 from throughput import make_text, of_shape, tokens_per_second
 
 REPEATS = 5
-REPEAT_SECONDS = 0.5  # of each at least
+REPEAT_SECONDS = 0.5  # for each at least
 WARM_UP = 3  # steps
 BABY = "nanoGPT's 6 x 384, 64 x 256"
 
 
 def make_cases(place: Place) -> dict[str, TrainConfig | None]:
-    """By name, not compiled; nanoGPT's has no configuration of ours. What is asked for most comes first."""
+    """Return the cases by name, uncompiled; None stands for nanoGPT's network. The most important case comes first."""
     preset = replace(PRESETS["laptop"], device=place.device.type, compile=False)  # type: ignore[arg-type]
     recipe = of_shape(preset, "peers")
-    # Attention's kernels on a GPU are made for heads of 64 and 128 channels; nanoGPT has 6 of 64.
+    # Attention's kernels on a GPU are optimised for heads of 64 and 128 channels; nanoGPT has 6 of 64.
     alike = NetworkOptions(n_layers=6, d_model=384, n_heads=6)
     cases: dict[str, TrainConfig | None] = {
         "preset laptop, 8 x 256": of_shape(preset, "laptop"),
@@ -61,7 +61,7 @@ def smaller(config: TrainConfig) -> TrainConfig:
 
 
 def speed(place: Place) -> None:
-    """Tokens a second of training, case by case."""
+    """Measure training in tokens per second, case by case."""
     precision = choose_precision("auto", place.device)
     peak = matmul_peak(place.device, precision.dtype)
     with tempfile.TemporaryDirectory() as name:
@@ -131,11 +131,11 @@ def add_speed(
     start_seconds: float,
     loss: float,
 ) -> None:
-    """A row of the median of several measurements of some steps each.
+    """Add a row with the median of several measurements of some steps each.
 
     Args:
-        measure: from steps to tokens a second.
-        start_seconds: of the first steps, with what was compiled for them.
+        measure: function from steps to tokens per second.
+        start_seconds: seconds of the first steps, compilation included.
     """
     steps = 1 if place.tiny else max(3, round(REPEAT_SECONDS * measure(3) / tokens_per_step))
     speeds = [measure(steps) for _ in range(1 if place.tiny else REPEATS)]
@@ -155,7 +155,7 @@ def add_speed(
 
 
 def tidy(place: Place) -> None:
-    """Memory and compiled code of a case go before the next one."""
+    """Free memory and compiled code of a case before the next one."""
     torch.compiler.reset()
     gc.collect()
     if place.device.type == "cuda":

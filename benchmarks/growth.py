@@ -1,4 +1,4 @@
-"""How speed and memory grow with the length and the width, beside what the formulas let expect.
+"""Growth of time and memory with length and width, compared with what the formulas predict.
 
     python benchmarks/growth.py [--network local] [--quick]
 
@@ -59,8 +59,9 @@ def make_config(network: str, length: int, width: int) -> TrainConfig:
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
-    """Of this process: the median step, the peak of memory above that of a process that did next to nothing."""
-    if case["gives_back"]:  # for the memory of tensors rather than of the C library's heap; it costs time
+    """Measure this process: the median step, and the peak of memory above that of a process that did next to
+    nothing."""
+    if case["gives_back"]:  # measures tensors rather than the C library's heap, but costs time
         give_back_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         codes = torch.randint(33, 98, (100_000,), generator=torch.Generator().manual_seed(0))

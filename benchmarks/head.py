@@ -1,4 +1,4 @@
-"""Memory of the head in training: logits of the masked positions some at a time, against all logits at once.
+"""Memory of the head in training: logits of the masked positions some at a time, compared with all logits at once.
 
     python benchmarks/head.py [--length 4096] [--width 512] [--layers 2] [--vocab 126464] [--batch 1 2] [--share 1.0]
 
@@ -56,7 +56,7 @@ def make_model(case: dict[str, Any]) -> MaskPredictor:
 
 
 def make_batch(case: dict[str, Any]) -> tuple[torch.Tensor, NoisyBatch]:
-    """Random tokens (B, L), and the same with MASK at a share of the positions of each row."""
+    """Make random tokens (B, L), and the same with MASK at a share of the positions of each row."""
     generator = torch.Generator().manual_seed(1)
     shape, share = (case["batch"], case["length"]), case["share"]
     x_0 = torch.randint(1, case["vocab"], shape, generator=generator)
@@ -68,7 +68,7 @@ def make_batch(case: dict[str, Any]) -> tuple[torch.Tensor, NoisyBatch]:
 
 
 def train_step(case: dict[str, Any], way: str) -> tuple[MaskPredictor, float]:
-    """One step of AdamW; the model has its gradients still."""
+    """Train one step of AdamW; the model still has its gradients."""
     model = make_model(case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     x_0, noisy = make_batch(case)
@@ -116,7 +116,7 @@ def compare_memory(options: dict[str, Any]) -> Table:
 
 
 def compare_gradients(options: dict[str, Any]) -> Table:
-    """Norm of the difference by norm, for the tensor where that is largest."""
+    """Compare norms: the difference divided by the norm, for the tensor where that is largest."""
     table = Table("head", "loss apart", "gradients apart", "in")
     for tied in (False, True):
         case = {**compared_case(options), "tied": tied}

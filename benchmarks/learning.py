@@ -1,4 +1,4 @@
-"""What a preset has learned after so many minutes: `llada train` and `llada evaluate`, as a user would run them.
+"""Result of a preset after so many minutes: `llada train` and `llada evaluate`, as a user would run them.
 
     python benchmarks/learning.py [--preset laptop] [--minutes 3 5 10] [--data_dir data/shakespeare]
 
@@ -26,7 +26,7 @@ LLADA = [sys.executable, "-m", "llada"]
 
 
 def train(preset: str, minutes: float, data: Path, folder: Path, more: list[str]) -> dict[str, Any]:
-    """The last logged step of the run."""
+    """Train a run and return its last logged step."""
     limits = ["--steps", NEVER, "--minutes", str(minutes)]
     subprocess.run(
         [*LLADA, "train", "--preset", preset, *limits, "--data_dir", str(data), "--output_dir", str(folder), *more],
@@ -55,7 +55,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     device = torch.device("cpu")
     peak = matmul_flops_per_second(device, choose_precision("auto", device).dtype) / 1e9
-    title = f"{datetime.date.today()} · {describe_device(device)}, products at {peak:.0f} GFLOP/s"
+    title = f"{datetime.date.today()} · {describe_device(device)}, matmuls at {peak:.0f} GFLOP/s"
     table = Table(title=f"{title} · torch {torch.__version__} · {' '.join([options.preset, *more])}")
     for column in ("minutes", "NELBO, nats per token", "steps", "tokens", "tokens/s"):
         table.add_column(column, justify="right")

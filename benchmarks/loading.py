@@ -1,4 +1,4 @@
-"""What it costs to open a checkpoint: seconds and peak memory, beside what transformers takes for the same tensors.
+"""Cost of opening a checkpoint: seconds and peak memory, compared with transformers for the same tensors.
 
     python benchmarks/loading.py [--billions 1.2]
 
@@ -6,7 +6,7 @@ The checkpoint is a random one in LLaDA's layout, in bf16. transformers cannot l
 checkpoint, so it gets the same tensors under the names of its own Llama. Each row is a process of its own, whose peak
 of resident memory (VmHWM of /proc/self/status, so Linux only) is taken right after loading, and again when every weight
 has been read: by a forward pass and then, since that needs few rows of the embedding, by a look at each whole matrix.
-Its address space (VmSize) is taken right after loading, too. What a process has that only imports the same libraries is
+Its address space (VmSize) is taken right after loading, too. The memory of a process that only imports the libraries is
 subtracted. The files are in the page cache.
 """
 
@@ -34,7 +34,7 @@ from llada.system.environment import set_defaults
 from processes import in_a_process, status_bytes
 
 WIDTH, HIDDEN, HEADS, ROWS = 2048, 5632, 16, 32_000
-LIMIT = 1.1  # of the weights, our own aim
+LIMIT = 1.1  # peak divided by the weights, our own aim
 TEXT = "to be or not to be that is the question " * 20
 LLAMA_NAMES = {
     "model.transformer.wte": "model.embed_tokens",
@@ -56,7 +56,7 @@ def memory_in_use() -> dict[str, int]:
 
 
 def as_llama(name: str) -> str:
-    """The name of one of LLaDA's tensors in transformers' Llama."""
+    """Translate the name of one of LLaDA's tensors to transformers' Llama."""
     for ours, theirs in LLAMA_NAMES.items():
         if name.startswith(ours + ".") or f".{ours}." in name.removeprefix("model.transformer"):
             name = name.replace(ours, theirs)
@@ -64,7 +64,7 @@ def as_llama(name: str) -> str:
 
 
 def write_llama(source: Path, folder: Path) -> None:
-    """The same tensors as a checkpoint of transformers' own Llama."""
+    """Write the same tensors as a checkpoint of transformers' own Llama."""
     config, stored = read_published_config(str(source)), StoredWeights.of(source)
     assert isinstance(config, LLaDAConfig)
     folder.mkdir()
@@ -85,7 +85,7 @@ def write_llama(source: Path, folder: Path) -> None:
 
 
 def measure(how: str, folder: str) -> dict[str, Any]:
-    """Seconds, and peaks in bytes, of one way to load, in this process."""
+    """Measure one way to load, in this process: seconds, and peaks in bytes."""
     ids = torch.arange(8)[None]
     if how.startswith("transformers"):
         from transformers import LlamaForCausalLM
@@ -109,7 +109,7 @@ def measure(how: str, folder: str) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, billions: float) -> int:
-    """A random checkpoint of about this size; its number of parameters."""
+    """Write a random checkpoint of about this size; returns its number of parameters."""
     per_layer = 4 * WIDTH**2 + 3 * WIDTH * HIDDEN
     n_layers = max(1, round((billions * 1e9 - 2 * ROWS * WIDTH) / per_layer))
     write_random_checkpoint(

@@ -1,11 +1,11 @@
-"""Memory of a training step: the formula's prediction beside the measured peak of a process.
+"""Memory of a training step: the forecast compared with the measured peak of a process.
 
     python benchmarks/memory.py [--quick | --fine_tuning]
 
 Each row is a process of its own, which trains a small network first, so that what torch itself takes does not count,
 and then three steps of the configuration. The peak is that of resident memory (VmHWM of /proc/self/status, so Linux
-only), once with freed memory given back at once, as runs that are tight do (`hardware.give_back_freed_memory`), and
-once with the C library's own heap, whose gaps come on top.
+only), once with freed memory given back at once, as runs do whose memory is tight
+(`system.device.give_back_freed_memory`), and once with the C library's own heap, whose gaps come on top.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def make_trainer(case: dict[str, Any], data: PreparedText, folder: Path) -> Trai
 
 
 def measure(case: dict[str, Any]) -> dict[str, int]:
-    """Predicted and measured bytes, in this process."""
+    """Return predicted and measured bytes, in this process."""
     if case["gives_back"]:
         give_back_freed_memory()
     with tempfile.TemporaryDirectory() as name:
@@ -152,7 +152,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     device = describe_device(torch.device("cpu"))
     table = Table(title=f"{datetime.date.today()} · {device} · torch {torch.__version__} · MB", padding=(0, 1))
-    for column in ("network", "batch", "products", "recomputed", "predicted", "measured", "ratio", "own heap"):
+    for column in ("network", "batch", "matmuls", "checkpointing", "predicted", "measured", "ratio", "own heap"):
         table.add_column(column, justify="left" if column == "network" else "right")
     ratios = []
     cases = FINE_TUNING if options.fine_tuning else [*SHAPES, *OTHERS, *FINE_TUNING]

@@ -1,4 +1,4 @@
-"""Other trainers for Tiny Shakespeare on a CPU, run as they ship from copies that you have: one training step of each.
+"""One training step of other trainers for Tiny Shakespeare on a CPU, run as they ship from copies that you have.
 
     python benchmarks/peers.py NAME FOLDER [--steps 3]
 
@@ -21,7 +21,8 @@ TINY_DIFFUSION_RATE = 3e-4
 
 
 def nanogpt(generator: torch.Generator) -> Callable[[], None]:
-    """github.com/karpathy/nanoGPT, config/train_shakespeare_char.py: autoregressive, dropout 0.2, fp32 on a CPU."""
+    """Set up github.com/karpathy/nanoGPT, config/train_shakespeare_char.py: autoregressive, dropout 0.2, fp32 on a
+    CPU."""
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     model = GPT(GPTConfig(block_size=LENGTH, vocab_size=65, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False))
@@ -39,7 +40,7 @@ def nanogpt(generator: torch.Generator) -> Callable[[], None]:
 
 
 def tiny_diffusion(generator: torch.Generator) -> Callable[[], None]:
-    """github.com/nathan-barry/tiny-diffusion, training.py: masked diffusion, AdamW, fp32.
+    """Set up github.com/nathan-barry/tiny-diffusion, training.py: masked diffusion, AdamW, fp32.
 
     Its own loader yields slices that its loss cannot view on a CPU; contiguous ones are given to it here.
     """

@@ -1,11 +1,11 @@
-"""Training throughput on this machine: tokens per second, as a share of the measured speed of matrix products.
+"""Training throughput on this machine: tokens per second, as a share of the measured speed of matmuls.
 
     python benchmarks/throughput.py [--shape laptop] [--peer-dir DIR] [--steps 3] [--repeats 3]
 
 The shape is that of other trainers for Tiny Shakespeare (6 layers of 384, 64 sequences of 256) or the laptop preset's.
 The first row is the network and recipe of that preset; each row below it changes one thing. A plain PyTorch encoder
 (fp32, AdamW, dropout 0.2, not compiled) is the baseline; with `--peer-dir`, copies of nanoGPT and tiny-diffusion in
-folders of those names under DIR are measured beside it (peers.py).
+folders of those names under DIR are measured as well (peers.py).
 
 Every row is the median of several repeats that take turns with the others, so that a drift of the machine hits all of
 them alike; the ratios hold where the seconds do not. Below the table, where the time of a step goes.
@@ -42,17 +42,18 @@ from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
-BATCHES = 50  # drawn to time that alone
+BATCHES = 50  # batches that are drawn to time drawing alone
 PEERS = ("nanoGPT", "tiny-diffusion")
 # Of a profile's events, those that are not element-wise work; the first pattern that a name starts with decides.
 PARTS = {
-    "products": ("aten::mm", "aten::addmm", "mkldnn::_linear"),
+    "matmuls": ("aten::mm", "aten::addmm", "mkldnn::_linear"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot_product"),
 }
 
 
 def of_shape(config: TrainConfig, shape: str) -> TrainConfig:
-    """Without the batches that are cut to a random length, which would have each another speed."""
+    """Return the configuration in this shape, and without batches cut to a random length, which would differ in
+    speed."""
     noise = dataclasses.replace(config.noise, random_length=0.0)
     config = dataclasses.replace(config, noise=noise, data=dataclasses.replace(config.data, sequence_length=256))
     if shape == "laptop":
@@ -86,7 +87,8 @@ BASELINE = "baseline: plain encoder, fp32"
 
 
 def make_text(folder: Path) -> PreparedText:
-    """As many characters as Tiny Shakespeare has, of as many kinds; speed does not depend on which."""
+    """Prepare a random text with as many characters as Tiny Shakespeare, of as many kinds; speed does not depend on
+    which."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(33, 98, (1_115_394,), generator=generator)
     return prepare(Corpus(bytes(codes.tolist()).decode(), "file", "random"), folder / "data", 4096)
@@ -108,7 +110,7 @@ def peer_tokens_per_second(name: str, folder: Path, steps: int) -> float:
 
 
 def part_of(event: FunctionEvent) -> str:
-    """Which part of a step an event of its profile belongs to, by its own name and those that it is called within."""
+    """Find the part of a step that an event of its profile belongs to, by its name and those of its callers."""
     above: FunctionEvent | None = event
     while above is not None:
         if above.name.startswith("Optimizer."):
@@ -120,7 +122,7 @@ def part_of(event: FunctionEvent) -> str:
 
 
 def where_time_goes(trainer: Trainer, steps: int) -> dict[str, float]:
-    """Shares of a step, from a profile of the CPU."""
+    """Measure the shares of a step, from a profile of the CPU."""
     make_batch = trainer.steps.make_batch
 
     def recorded(step: int):  # type: ignore[no-untyped-def]
@@ -196,7 +198,7 @@ def main() -> None:
             row[6] = f"{first_steps[case]:.0f} s" if trainers[case].is_compiled else ""
         table.add_row(*row)
     console.print(table)
-    console.print(f"Peak of products: {peak / 1e9:.0f} GFLOP/s in {first.precision.dtype} ({first.precision.reason}).")
+    console.print(f"Peak of matmuls: {peak / 1e9:.0f} GFLOP/s in {first.precision.dtype} ({first.precision.reason}).")
     shares = ", ".join(f"{part} {share:.1%}" for part, share in parts.items())
     console.print(f"A step of the first row: {shares}.")
     share = batch_seconds * median["laptop recipe"] / first.plan.tokens_per_step

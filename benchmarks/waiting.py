@@ -1,11 +1,11 @@
-"""What a training step asks of its device, operation by operation, and whether it ever waits for an answer.
+"""Operations of a training step on its device, counted one by one, and whether the host ever waits for a result.
 
     python benchmarks/waiting.py
 
 A step has a host's side and a GPU's side. The tensors of the GPU are put on torch's "meta" device here, which has
 shapes and no values, and every operation is counted by where its operands are. One that hands a value of the device to
 the host (a number, the places of what is true, a copy back) would make the host wait for a GPU; it is counted, and the
-meta device refuses it. No GPU is needed, and nothing is said of its speed.
+meta device refuses it. No GPU is needed, and this says nothing about its speed.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "ite
 
 
 class Journal(TorchDispatchMode):
-    """Counts operations by where their operands are."""
+    """A dispatch mode that counts operations by where their operands are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def trainer_on_meta(config: TrainConfig, folder: Path) -> Trainer:
     fused = torch.optim.AdamW
 
     class Plain(fused):  # type: ignore[misc, valid-type]
-        """torch's fused AdamW, one operation on a GPU, is not made for this device, and leaves out steps."""
+        """An AdamW that is not fused: the fused one, a single operation on a GPU, skips steps on this device."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "fused": False})

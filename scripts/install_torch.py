@@ -1,4 +1,4 @@
-"""Installs the build of torch that this machine can use into the environment of the Python that runs this.
+"""Install the build of torch that this machine can use into the environment of the Python that runs this.
 
 PyPI's torch for Linux is the CUDA build, 3 GB to download. Where there is no NVIDIA GPU, PyTorch's CPU build
 (200 MB) does the same, and PyTorch publishes it on an index of its own. The version is the one of constraints.txt.
@@ -47,7 +47,8 @@ def wanted_version(constraints: Path) -> str:
 
 
 def installed_build() -> tuple[str, str] | None:
-    """The version without its local part, and cpu, cuda, hip or xpu, of the torch that is there; it is not imported."""
+    """Return version (without local part) and kind (cpu, cuda, hip, xpu) of the installed torch, without importing
+    it."""
     importlib.invalidate_caches()
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -116,8 +117,8 @@ def choose(wish: str, version: str, system: str, has_gpu: bool) -> None:
     if wish != "auto" and (not is_installed or installed_build() != (version, wish)):
         place = "the usual index" if wish == "cuda" else f"the usual index or, within {SECONDS} s, {CPU_INDEX}"
         raise SystemExit(
-            f"install_torch: the {wish.upper()} build of torch {version} cannot be had from {place}; connect to it, or "
-            f"leave TORCH={wish} out and take what there is (at most {CUDA_SIZE})."
+            f"install_torch: the {wish.upper()} build of torch {version} cannot be obtained from {place}; connect to "
+            f"it, or leave TORCH={wish} out and take what there is (at most {CUDA_SIZE})."
         )
     if not is_installed:
         say(f"that build is out of reach, so the usual index's comes with the package; it may be {CUDA_SIZE}")

@@ -1,4 +1,4 @@
-"""Runs the checks of a test script for a person: each by its name, with what it prints, and what failed."""
+"""Runner for the checks of a test script: each with its name, what it prints, and what failed."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ Check = Callable[[], None]
 
 
 def run_checks(checks: Iterable[Check]) -> None:
-    """Run them in order; exits with 1 if one of them failed."""
+    """Run the checks in order; exits with 1 if one of them failed."""
     failed = 0
     for check in checks:
         name = check.__name__.removeprefix("test_").replace("_", " ")

@@ -1,4 +1,4 @@
-"""Importing this makes the package of this clone importable, wherever a script is called from."""
+"""Make the package of this clone importable, wherever a script is called from; importing this is enough."""
 
 import shlex
 import sys
@@ -15,12 +15,13 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def command(script: str) -> str:
-    """How to call a script of this folder from the folder that the running one was called from."""
+    """Return the command that calls a script of this folder from where the running one was called."""
     return f"python {shlex.quote(str(Path(sys.argv[0]).with_name(script)))}"
 
 
 def program(script: str, **differences: Any) -> "Program":
-    """A script as a program, whose messages name the scripts of this folder; `differences` are further fields."""
+    """Describe a script as a program, whose messages name the scripts of this folder; `differences` are further
+    fields."""
     from llada.cli import Program
 
     return Program(

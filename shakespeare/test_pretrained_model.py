@@ -67,13 +67,13 @@ def checkpoint_folder() -> Path:
 
 @functools.cache
 def loaded() -> Checkpoint:
-    """A real one in bf16, as it is stored; a random one in fp32."""
+    """Load the checkpoint: a real one in bf16, as it is stored; a random one in fp32."""
     dtype = torch.float32 if OPTIONS.model_name is None else torch.bfloat16
     return read_checkpoint(checkpoint_folder(), choose_device("auto"), dtype)
 
 
 def text_ids() -> Tensor:
-    """(1, L) ids of the text."""
+    """Return token ids (1, L) of the text."""
     checkpoint = loaded()
     device = next(checkpoint.model.parameters()).device
     return torch.tensor([checkpoint.tokenizer.encode(TEXT)[:LENGTH]], device=device)
@@ -155,10 +155,10 @@ CHECKS = (
 
 
 def announce(name: str) -> None:
-    """Say what the real checkpoint takes, before anything is downloaded or loaded.
+    """Report what the real checkpoint takes, before anything is downloaded or loaded.
 
     Raises:
-        UserError: it does not fit the memory at all.
+        UserError: it does not fit into memory at all.
     """
     config = read_published_config(name)
     use, train = inference_memory(config, 1, LENGTH), training_memory(config, TrainingSetting(1, LENGTH)).total

@@ -36,7 +36,7 @@ CONFIGS = {
 
 
 def networks() -> Iterator[tuple[str, LLaDA | Encoder]]:
-    """Both networks, freshly initialised, in evaluation mode: without dropout."""
+    """Build both networks, freshly initialised, in evaluation mode: without dropout."""
     for name, config in CONFIGS.items():
         torch.manual_seed(0)
         yield name, build_network(config).eval()
@@ -84,7 +84,7 @@ def test_parameters_are_as_many_as_the_formula_says() -> None:
 
 
 def loss_of(network: LLaDA | Encoder, x_0: Tensor) -> Tensor:
-    """LLaDA's loss, under the same masks whenever it is asked for."""
+    """Compute LLaDA's loss, under the same masks in each call."""
     noisy = mask_exact_count(x_0, MASK_ROW, torch.Generator().manual_seed(2))
     logits = MaskPredictor(network, MASK_ROW, MASK_ROW)(noisy.x_t, positions=noisy.is_masked)
     return weighted_loss(masked_nll(logits, x_0, noisy), noisy.at_masked(loss_weights(noisy)))
@@ -103,7 +103,7 @@ def test_a_step_lowers_the_loss() -> None:
 
 
 def show_speed() -> None:
-    """Forward and backward of 8 sequences of 64; a number to read, not a test."""
+    """Time forward and backward of 8 sequences of 64; a number to read, not a test."""
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     print(f"  {describe_device(device)}, {precision.dtype}: {precision.reason}")

@@ -215,7 +215,7 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
         (lambda model: model.generate(length=4, step=1), "unexpected keyword argument 'step'"),
         (lambda model: model.nelbo(""), "An empty text has no likelihood"),
         (lambda model: model.chat([{"content": "a"}]), "has no 'role'"),
-        (lambda model: model.chat([package.Message("assistant", "a")]), "are no dialogue: message 1"),
+        (lambda model: model.chat([package.Message("assistant", "a")]), "are not a dialogue: message 1"),
         (lambda model: model.chat("ab", length=16), "leaves no room for a question"),
     ],
 )

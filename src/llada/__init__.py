@@ -47,7 +47,7 @@ _HOMES = {
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
-if not TYPE_CHECKING:  # who see every name above, and would take any other for a name of any type
+if not TYPE_CHECKING:  # type checkers see every name above; `__getattr__` would give any other name the type Any
 
     def __getattr__(name):
         for module, names in _HOMES.items():

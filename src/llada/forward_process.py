@@ -5,8 +5,8 @@ one (`mask_bernoulli`) and one of lower variance with the same expectation (`mas
 `NoisyBatch`, which is all that the objective needs to know about them.
 
 A `MaskSchedule` says which part of the tokens is masked at a time t, and a `TimeSampling` how often each t is drawn.
-Together they decide which amounts of noise a model sees more often. They do not change what the loss is in expectation:
-what comes too often weighs less (`NoisyBatch.importance`). A new one is a class here and a line in `SCHEDULES` or
+Together they decide which amounts of noise a model sees more often. The expectation of the loss does not change: what
+is drawn too often weighs less (`NoisyBatch.importance`). A new one is a class here and a line in `SCHEDULES` or
 `TIME_SAMPLINGS`.
 
 Shape letters: B batch, L length.
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Generator, Tensor
 
-MIN_MASK_PROBABILITY = 1e-3  # LLaDA's eps (GUIDELINES, "Pre-training"): bounds the weight 1/p by 1000
+MIN_MASK_PROBABILITY = 1e-3  # the eps of LLaDA's own GUIDELINES.md, "Pre-training": bounds the weight 1/p by 1000
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class NoisyBatch:
     n_maskable: Tensor
     """(B, 1) fp32: how many tokens of the row could have been masked; L unless some are given."""
     importance: Tensor
-    """(B, 1) fp32: how often the bound wants this amount of masks, divided by how often it is drawn; 1 if all are drawn
-    equally often."""
+    """The frequency with which the bound wants this amount of masks, divided by that with which it is drawn, (B, 1)
+    fp32; 1 if all are drawn equally often."""
 
     def rows(self, index: slice) -> Self:
-        """Some rows, that follow each other."""
+        """Return consecutive rows of the batch."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def take(self, rows: Tensor) -> Self:
-        """Rows by their indices (n,)."""
+        """Return the rows with the given indices (n,)."""
         return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def columns(self, length: int) -> Self:
-        """The first columns, if nothing behind them is maskable."""
+        """Return the first `length` columns, valid if no position after them is maskable."""
         return replace(self, x_t=self.x_t[:, :length], is_masked=self.is_masked[:, :length])
 
     def at_masked(self, of_rows: Tensor) -> Tensor:
-        """Values of the rows (B, 1) as values of their masked tokens (N,), in row order."""
+        """Spread values of the rows (B, 1) over their masked tokens (N,), in row order."""
         return of_rows.expand_as(self.is_masked)[self.is_masked]
 
     def to(self, device: torch.device) -> Self:
@@ -92,7 +92,7 @@ class MaskSchedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(MaskSchedule):
-    """LLaDA's schedule: m(t) = t, and so p(t) = (1 - eps) t + eps (GUIDELINES, "Forward process")."""
+    """LLaDA's schedule: m(t) = t, and so p(t) = (1 - eps) t + eps (LLaDA's GUIDELINES.md, "Forward process")."""
 
     def fraction(self, t: Tensor) -> Tensor:
         return t
@@ -152,15 +152,15 @@ LINEAR = Linear()
 
 @dataclass(frozen=True)
 class TimeSampling(ABC):
-    """How often each time t is drawn, by its quantiles: a t whose u is uniform on (0, 1), or stratified there."""
+    """A distribution of the time t, given by its quantiles: t = quantile(u) for u uniform, or stratified, on (0, 1)."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The time that a part u of the draws is below."""
+        """The time below which a fraction u of the draws falls."""
 
     @abstractmethod
     def cumulative(self, t: Tensor) -> Tensor:
-        """The inverse of `quantile`: the part of the draws that is below t."""
+        """The inverse of `quantile`: the fraction of the draws below t."""
 
     @abstractmethod
     def density(self, t: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Bell(TimeSampling):
         return (t.double() - self.center) / self.width
 
     def _cut(self) -> tuple[Tensor, Tensor]:
-        """How much of the whole normal distribution is below t = 0, and how much between 0 and 1."""
+        """The mass of the whole normal distribution below t = 0, and that between 0 and 1."""
         below, up_to = torch.special.ndtr(self._z(torch.tensor([0.0, 1.0])))
         return below, up_to - below
 
@@ -226,25 +226,25 @@ Named = TypeVar("Named", MaskSchedule, TimeSampling)
 
 
 def schedule_by_name(name: str) -> MaskSchedule:
-    """The schedule of this name; its parameters may follow, as in "polynomial:1.5".
+    """Return the schedule of this name; its parameters may follow, as in "polynomial:1.5".
 
     Raises:
-        ValueError: there is none, or its parameters cannot be used.
+        ValueError: the name is unknown, or its parameters cannot be used.
     """
     return _by_name("mask_schedule", name, SCHEDULES)
 
 
 def time_sampling_by_name(name: str) -> TimeSampling:
-    """The time sampling of this name; its parameters may follow, as in "bell:0.5:0.2", its center and its width.
+    """Return the time sampling of this name; its parameters may follow, as in "bell:0.5:0.2", its center and its width.
 
     Raises:
-        ValueError: there is none, or its parameters cannot be used.
+        ValueError: the name is unknown, or its parameters cannot be used.
     """
     return _by_name("time_sampling", name, TIME_SAMPLINGS)
 
 
 def _by_name(argument: str, name: str, kinds: Mapping[str, type[Named]]) -> Named:
-    """The object that a name and its numbers stand for, as in "name:1:2"."""
+    """Build the object that a name and its numbers stand for, as in "name:1:2"."""
     key, *numbers = name.split(":")
     if key not in kinds or len(numbers) > len(fields(kinds[key])):
         choices = ", ".join(_form(known, fields(kinds[known])) for known in kinds)
@@ -297,7 +297,7 @@ def mask_exact_count(
     schedule: MaskSchedule = LINEAR,
     times: TimeSampling = UNIFORM,
 ) -> NoisyBatch:
-    """Exactly k of a row's n maskable tokens are masked, with k uniform on 1..n and spread evenly over the rows.
+    """Mask exactly k of a row's n maskable tokens, with k uniform on 1..n and spread evenly over the rows.
 
     The objective then needs the weight n/k in place of 1/p, and its expectation is the same bound (RADD, arXiv
     2406.03736; LLaDA evaluates by it, arXiv 2502.09992, eq. 6 and appendix B.5). The counts are stratified: row b
@@ -335,24 +335,24 @@ def mask_exact_count(
         remaining[count == n_maskable] = is_masked[count == n_maskable]
         is_masked = torch.cat((is_masked, remaining))
         n_maskable = torch.cat((n_maskable, n_maskable))
-        importance = torch.cat((importance, importance))  # a complement is as rare as what it complements
+        importance = torch.cat((importance, importance))  # a complement is as rare as its counterpart
     p_mask = is_masked.sum(1, keepdim=True) / n_maskable[:, None]
     t = schedule.time_at(p_mask[:, 0])
     return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable, importance[:, None])
 
 
 def _importance_of_counts(count: Tensor, n: Tensor, schedule: MaskSchedule, times: TimeSampling) -> Tensor:
-    """(B,) fp32: 1/n, divided by how often the counts (B,) of n (B,) maskable tokens are drawn."""
+    """Compute 1/n, (B,) fp32, divided by how often the counts (B,) of n (B,) maskable tokens are drawn."""
     fractions = torch.stack((count - 1, count)).double() / n
     below, up_to = times.cumulative(schedule.time_at(fractions))
     return (1 / (n * (up_to - below))).float()
 
 
 def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
-    """No noise: every maskable token is there, and is to be predicted all the same.
+    """Add no noise: every maskable token stays in x_t and is scored all the same.
 
-    For a causal network, which sees only what is before a token. The objective is then the mean cross-entropy of the
-    next token, that of autoregressive models.
+    This is for a causal network, which sees only what comes before a token. The objective is then the mean
+    cross-entropy of the next token, that of autoregressive models.
 
     Args:
         x_0, maskable: as in `mask_bernoulli`.
@@ -363,14 +363,15 @@ def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
 
 
 def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) -> Tensor:
-    """For each row a uniformly random set of `count` (B,) among its `candidates` (B, L) bool; returns (B, L) bool."""
+    """Choose, for each row, a uniformly random set of `count` (B,) among its `candidates` (B, L) bool; returns (B, L)
+    bool."""
     score = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, torch.inf)
     is_early = torch.arange(score.shape[1]) < count[:, None]
     return torch.zeros_like(candidates).scatter_(1, score.argsort(dim=1), is_early)
 
 
 def truncate_randomly(x_0: Tensor, generator: Generator, probability: float = 0.01) -> Tensor:
-    """With the given probability, cut the whole batch to a length uniform on 1..L (GUIDELINES, "Pre-training")."""
+    """Cut the batch, with this probability, to a length uniform on 1..L (LLaDA's GUIDELINES.md, "Pre-training")."""
     if float(torch.rand((), generator=generator)) >= probability:
         return x_0
     return x_0[:, : int(torch.randint(1, x_0.shape[1] + 1, (), generator=generator))]

@@ -1,8 +1,8 @@
-"""A model as Python has it: opened by its name, strings in and strings out.
+"""A model for use from Python: opened by its name, strings in and strings out.
 
-`load` opens whatever the commands open. What a `Model` does is what the commands do, by the same functions: the text of
-a seed is the one that `llada sample` prints for it. The mathematics below, over token ids and any mask predictor, is
-public as well: `llada.unmask`, `llada.infill`, `llada.masked_nll` and so on.
+`load` opens whatever the commands open, and a `Model` calls the same functions as the commands: a seed gives the text
+that `llada sample` prints for it. The functions underneath, over token ids and any mask predictor, are public as well:
+`llada.unmask`, `llada.infill`, `llada.masked_nll` and so on.
 
 Shape letters: B batch, L length, V vocabulary rows.
 """
@@ -30,7 +30,7 @@ from llada.tokenizers.char import MASK
 from llada.tokenizers.chat_template import cut_at_end
 from llada.tokenizers.message import Message, check_turns
 
-OPEN = "_"  # a token that is not decided yet, in the text of a step
+OPEN = "_"  # stands for a masked token in the text of a step
 ANSWER_LENGTH = 128  # tokens at most
 
 
@@ -55,23 +55,23 @@ class SamplerFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback gets after each step of the sampler."""
+    """The state of the texts after a step of the sampler, passed to the callback."""
 
     texts: tuple[str, ...]
-    """All texts that are being written, "_" for each token that is not decided yet."""
+    """All texts that are being written, with "_" for each token that is still masked."""
     n_open: int
-    """Tokens that are not decided yet, of all texts together."""
+    """Number of tokens still masked, over all texts."""
     nfe: int
     """Number of function evaluations of the network so far."""
 
     @property
     def text(self) -> str:
-        """The first of them."""
+        """The first text."""
         return self.texts[0]
 
 
 OnStep = Callable[[Step], object]
-Texts = list[str] | tuple[str, ...]  # not any sequence of strings, since a string is one
+Texts = list[str] | tuple[str, ...]  # not Sequence[str], since a string is a sequence of strings
 
 
 def load(
@@ -89,7 +89,7 @@ def load(
         base: where an adapter's base is, if not where the adapter says.
 
     Raises:
-        UserError: there is none, it is broken, or it does not fit the memory.
+        UserError: there is no such model, it is damaged, or it does not fit into memory.
     """
     place = device if isinstance(device, torch.device) else choose_device(device)
     weights = dtype if isinstance(dtype, torch.dtype) else weights_dtype(dtype)
@@ -98,18 +98,18 @@ def load(
 
 @dataclass(frozen=True)
 class Model:
-    """A model that writes, fills in, answers and measures."""
+    """A model that continues texts, fills in masks, answers and measures likelihoods."""
 
     checkpoint: Checkpoint
 
     @property
     def network(self) -> Network:
-        """The torch module that maps rows of the embedding (B, L) to logits (B, L, V)."""
+        """The torch module that takes rows of the embedding (B, L) to logits (B, L, V)."""
         return self.checkpoint.model.network
 
     @property
     def predictor(self) -> MaskPredictor:
-        """The mask predictor: token ids (B, L), MASK among them, to logits (B, L, V), with gradients."""
+        """The mask predictor: it takes token ids (B, L), MASK among them, to logits (B, L, V), with gradients."""
         return self.checkpoint.model
 
     @property
@@ -127,23 +127,23 @@ class Model:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have: as many as the model was trained on."""
+        """The longest text in tokens: the length that the model was trained on."""
         return self.config.max_sequence_length
 
     def ids(self, template: str) -> Tensor:
-        """Token ids (1, L) of a text, in which `<MASK>` or `<MASK*20>` stands for what is masked."""
+        """Encode a text, in which `<MASK>` or `<MASK*20>` stands for masked tokens, as token ids (1, L)."""
         ids = read_template(template, self.tokenizer, self.checkpoint.check_length)
         return torch.tensor([ids], device=self.device)
 
     def text(self, ids: Tensor) -> list[str]:
-        """The texts of token ids (B, L), "_" for MASK."""
+        """Decode token ids (B, L) to B texts, with "_" for MASK."""
         return [self.tokenizer.decode(row, OPEN) for row in ids.tolist()]
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, L, V) for token ids (B, L), MASK among them; those at a position predict the token there.
+        """Compute logits (B, L, V) for token ids (B, L), MASK among them; those at a position predict the token there.
 
-        Column v belongs to the token id v; the only one that no text has is MASK's.
+        Column v belongs to token id v. The only column that no text uses is MASK's.
         """
         return self.predictor(ids.to(self.device))
 
@@ -169,17 +169,17 @@ class Model:
         on_step: OnStep | None = None,
         **sampler: Unpack[SamplerFields],
     ) -> str | list[str]:
-        """Write on from a prompt, or from each of several; the prompt is part of the text.
+        """Continue a prompt, or each of several; the prompt is part of the returned text.
 
         Args:
-            length: tokens to add; what is left of the model's length if None.
-            seed: fixes the texts. Prompts of one length go through the network together and draw from one source.
+            length: tokens to add; None fills the model's length.
+            seed: fixes the texts. Prompts of equal length form one batch and share a random generator.
             config: how to sample. If None, the defaults are those of `llada sample`: temperature 1, one step a token.
             on_step: called after each step with the texts so far.
-            sampler: fields of `SamplerConfig`, which go before those of `config` and of the defaults.
+            sampler: fields of `SamplerConfig`, which override those of `config` and the defaults.
 
         Raises:
-            UserError: the text would be longer than the model's length, or has a character that the vocabulary has not.
+            UserError: the text would be longer than the model's length, or has a character that the vocabulary lacks.
         """
         prompts = _listed(prompt)
         templates = [self._appended(self.tokenizer.encode(one), length) for one in prompts]
@@ -236,7 +236,7 @@ class Model:
         The other arguments are those of `generate`.
 
         Raises:
-            UserError: the last message does not fit, or the messages are no dialogue.
+            UserError: the last message does not fit, or the messages are not a dialogue.
         """
         length = max(1, min(ANSWER_LENGTH, self.max_length // 2)) if length is None else length
         assistant = self.checkpoint.assistant()
@@ -281,7 +281,7 @@ class Model:
         on_step: OnStep | None,
         sampler: SamplerFields,
     ) -> list[str]:
-        """The texts of filled templates; those with their masks in the same places go through the network together."""
+        """Fill the templates and decode them; those with masks at the same positions form one batch."""
         mask_id, rows = self.tokenizer.mask_id, [list(template) for template in templates]
         batches: dict[tuple[bool, ...], list[int]] = {}
         for number, template in enumerate(templates):
@@ -311,7 +311,7 @@ class Model:
             raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
 
     def _config(self, config: SamplerConfig, sampler: SamplerFields) -> SamplerConfig:
-        """How to sample: `config` with the fields that are given."""
+        """Return the sampler's configuration: `config` with the given fields replaced."""
         try:
             config = replace(config, **sampler)
             given = config.block_length if "block_length" in sampler or not self.predictor.is_causal else None
@@ -325,7 +325,7 @@ def _listed(text: str | Texts) -> Texts:
 
 
 def _dialogue(messages: str | Sequence[Message | Mapping[str, str]]) -> list[Message]:
-    """Messages, from a question or from mappings such as other libraries have."""
+    """Read messages from a question, or from mappings such as other libraries use."""
     if isinstance(messages, str):
         return [Message("user", messages)]
     try:
@@ -335,5 +335,5 @@ def _dialogue(messages: str | Sequence[Message | Mapping[str, str]]) -> list[Mes
     try:
         check_turns(read)
     except ValueError as error:
-        raise UserError(f"These messages are no dialogue: {error}.") from error
+        raise UserError(f"These messages are not a dialogue: {error}.") from error
     return read

@@ -55,19 +55,19 @@ def sequence_bounds(nll: Tensor, noisy: NoisyBatch) -> Tensor:
 
 
 def bound_weights(noisy: NoisyBatch) -> Tensor:
-    """(B, 1): the weight of a masked token's cross-entropy in its row's bound: importance / (p n)."""
+    """The weight (B, 1) of a masked token's cross-entropy in its row's bound: importance / (p n)."""
     return noisy.importance / (noisy.p_mask * noisy.n_maskable)
 
 
 def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "tokens") -> Tensor:
-    """(B, 1): the weight of a masked token's cross-entropy in the training loss of the whole batch.
+    """The weight (B, 1) of a masked token's cross-entropy in the training loss of the whole batch.
 
     Args:
         power: weights are in proportion to importance / p^power. With 1 the loss is the bound. With less it is a
-            weighted mean of cross-entropies, no likelihood, but of lower variance, which learns faster in a short run
-            (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md); 0 is the plain mean over the masked tokens.
+            weighted mean of cross-entropies, not a likelihood bound, but its variance is lower, and short runs learn
+            faster by it (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md). 0 is the plain mean over masked tokens.
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
-            "sequences" (its fine-tuning loss, each answer's sum divided by its length). Both: GUIDELINES.md.
+            "sequences" (its fine-tuning loss, each answer's sum divided by its length). Source: LLaDA's GUIDELINES.md.
     """
     check_literal("average", average, Average)
     if power != 1.0 and average != "tokens":

@@ -298,7 +298,7 @@ def test_a_name_is_fetched_as_data_only_and_once(hub: list[str], folder: Path) -
     n_asked = len(hub)
     assert fetch("someone/small", config) == fetched
     assert len(hub) == n_asked  # from the cache
-    with pytest.raises(UserError, match="no folder here"):
+    with pytest.raises(UserError, match="not a folder here"):
         read_published_config("someone/else")
 
 

@@ -88,7 +88,7 @@ def test_usual_names_are_taken_without_a_word(folder: Path, caplog: pytest.LogCa
 
 def test_other_names_are_named_as_they_are_stored(folder: Path) -> None:
     rewrite(folder, lambda name: f"student.{name}")
-    assert_refused(folder, "student.model.transformer", "no part of it", "missing")
+    assert_refused(folder, "student.model.transformer", "not part of it", "missing")
 
 
 def test_one_tensor_under_two_names_is_refused(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_one_tensor_under_two_names_is_refused(folder: Path) -> None:
     weights = {f"module.{name}": tensor for name, tensor in load_file(path).items()}
     name = next(iter(weights))
     save_file({**weights, f"module.{name}": weights[name].clone()}, path)
-    assert_refused(folder, "no part of it")
+    assert_refused(folder, "not part of it")
 
 
 # -- types ------------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_base_says_where_it_is_now_and_its_weights_decide(llada: Any, tmp_path: 
     adapter = adapter_of(base, tmp_path / "adapter")
     expected = open_model(adapter).model(X_T)
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"cannot be had .*: say by `base` where it is") as caught:
+    with pytest.raises(UserError, match=r"cannot be obtained .*: say by `base` where it is") as caught:
         open_model(adapter)
     assert_one_sentence(caught.value)
     assert torch.equal(open_model(adapter, base=str(tmp_path / "moved")).model(X_T), expected)

@@ -29,7 +29,7 @@ from llada.checkpoints.lora import (
 )
 from llada.costs.parameters import lora_parameters
 from llada.models import NetworkConfig, checkpoint_activations
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.system.errors import UserError
 from tests.support.small_adapters import (
     ALL,
@@ -123,7 +123,7 @@ def test_patterns_are_the_published_ones() -> None:
 def test_head_is_never_touched() -> None:
     network = adapted(LLADA)
     assert type(network.get_submodule("model.transformer.ff_out")) is nn.Linear
-    assert type(network.get_submodule("model.transformer.wte")) is Table
+    assert type(network.get_submodule("model.transformer.wte")) is DeterministicEmbedding
 
 
 def test_adapted_map_by_hand() -> None:

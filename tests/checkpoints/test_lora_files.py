@@ -71,14 +71,14 @@ Q = "base_model.model.model.transformer.blocks.0.q_proj"
             lambda folder: edit_weights(folder, lambda w: w[f"{Q}.lora_A.weight"].fill_(torch.nan)),
             ["numbers that are not finite"],
         ),
-        (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "no linear map"]),
+        (lambda folder: edit_config(folder, target_modules=["wte"]), ["wte", "not a linear layer"]),
         (lambda folder: edit_config(folder, target_modules=["attn_norm"]), ["cannot be used"]),
         (lambda folder: edit_config(folder, target_modules=["query"]), ["cannot be used", "query"]),
-        (lambda folder: edit_config(folder, target_modules=["q_proj"]), ["and 23 more are no part of it"]),
+        (lambda folder: edit_config(folder, target_modules=["q_proj"]), ["and 23 more are not part of it"]),
         (lambda folder: edit_weights(folder, lambda w: w.pop(f"{Q}.lora_A.weight")), [f"{Q}.lora_A.weight is missing"]),
         (
             lambda folder: edit_weights(folder, lambda w: w.update(extra=torch.zeros(1))),
-            ["extra is no part of it"],
+            ["extra is not part of it"],
         ),
         (
             lambda folder: edit_weights(folder, lambda w: w.update({f"{Q}.lora_B.weight": torch.zeros(3, 4)})),
@@ -120,7 +120,7 @@ def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 def test_adapter_that_names_no_base(tmp_path: Path) -> None:
     folder = stored(tmp_path / "adapter")
     edit_config(folder, base_model_name_or_path=None)
-    with pytest.raises(UserError, match="does not tell which checkpoint"):
+    with pytest.raises(UserError, match="does not say which checkpoint"):
         base_of_adapter(folder)
 
 

@@ -174,7 +174,7 @@ def test_what_is_missing_and_what_is_left_over_are_both_named(folder: Path) -> N
     weights = load_file(folder / "model.safetensors")
     del weights["model.transformer.wte.weight"], weights["model.transformer.ln_f.weight"]
     save_file(weights | {"extra": torch.ones(2)}, folder / "model.safetensors")
-    assert_refused(folder, "model.transformer.ln_f.weight and 1 more are missing", "extra is no part of it")
+    assert_refused(folder, "model.transformer.ln_f.weight and 1 more are missing", "extra is not part of it")
 
 
 # Tied heads

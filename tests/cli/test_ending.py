@@ -123,7 +123,7 @@ def test_killed_while_something_else_than_training_goes_on_leaves_a_sentence() -
     program = """
 import subprocess, sys
 from llada.cli.ending import describe, run_to_end
-from llada.system.child import run_limited
+from llada.system.child_process import run_limited
 def work():
     print("at work", flush=True)
     run_limited([sys.executable, "-c", "import time; time.sleep(3600)"], 3000)

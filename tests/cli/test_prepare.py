@@ -51,9 +51,9 @@ def test_one_text_has_no_documents(corpus: Path, tmp_path: Path, capsys: pytest.
     ("name", "content", "complaint"),
     [
         ("chat.jsonl", b'{"messages": []}\n', "chat.jsonl is JSON, not a text"),
-        ("table.parquet", b"PAR1\x15\x04", "table.parquet is Parquet, no text"),
+        ("table.parquet", b"PAR1\x15\x04", "table.parquet is Parquet, not text"),
         ("a.txt", b"caf\xe9", "is not UTF-8 (byte 3)"),
-        ("a.bin", b"ab\0c", "is no text (byte 2 is NUL)"),
+        ("a.bin", b"ab\0c", "is not text (byte 2 is NUL)"),
         ("", b"", "holds no .txt file"),
         ("nowhere.txt", None, "No file matches"),
     ],

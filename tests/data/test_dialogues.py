@@ -113,21 +113,21 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 BROKEN: list[tuple[object, str]] = [
     ('{"prompt": "a"', "is not valid JSON"),
-    ("[1]", "no JSON object"),
+    ("[1]", "not a JSON object"),
     ('{"prompt": "\\ud800", "answer": "b"}', "half a character"),
     ({"text": "a"}, "neither"),
     ({"prompt": "a"}, "neither"),
     ({}, "no keys"),
-    ({"prompt": 3, "answer": "b"}, 'its "prompt" is no text'),
-    ('{"prompt": "a", "answer": NaN}', 'its "answer" is no text'),
+    ({"prompt": 3, "answer": "b"}, 'its "prompt" is not text'),
+    ('{"prompt": "a", "answer": NaN}', 'its "answer" is not text'),
     ({"prompt": "a", "answer": " "}, "message 2, an answer, is empty"),
     ({"prompt": [], "completion": []}, "has no answer"),
-    ({"messages": "a"}, "are no list"),
-    ({"messages": ["a"]}, "message 1 is no JSON object"),
+    ({"messages": "a"}, "is not a list"),
+    ({"messages": ["a"]}, "message 1 is not a JSON object"),
     ({"messages": []}, "has no answer"),
     ({"messages": [ASK]}, "has no answer"),
     ({"messages": [{"role": "user"}]}, 'lacks "role" or "content"'),
-    ({"messages": [{"role": "user", "content": None}, SAY]}, "content of message 1 is no text"),
+    ({"messages": [{"role": "user", "content": None}, SAY]}, "content of message 1 is not text"),
     ({"messages": [SAY]}, "where the user has the turn"),
     ({"messages": [{"role": "judge", "content": "a"}]}, "role 'judge'"),
     ({"messages": [{"role": ["user"], "content": "a"}]}, "message 1 has the role"),
@@ -135,8 +135,8 @@ BROKEN: list[tuple[object, str]] = [
     ({"messages": [ASK, {"role": "system", "content": "b"}]}, "message 2 is of the system"),
     ({"messages": [ASK, {"role": "tool", "content": "b"}]}, "role 'tool', that of a tool"),
     ({"messages": [{"role": "system", "content": "t"}, ASK, SAY], "system": "s"}, "two system messages"),
-    ({"instruction": "q", "output": "a", "history": "b"}, '"history" is no list'),
-    ({"instruction": "q", "output": "a", "history": [["b"]]}, '"history" is no list'),
+    ({"instruction": "q", "output": "a", "history": "b"}, '"history" is not a list'),
+    ({"instruction": "q", "output": "a", "history": [["b"]]}, '"history" is not a list'),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, "it is a preference"),
     ({"chosen": [ASK, SAY], "rejected": [ASK, SAY]}, "it is a preference"),
     ({"prompt": "q", "completion": "a", "label": False}, "an unpaired preference"),
@@ -144,7 +144,7 @@ BROKEN: list[tuple[object, str]] = [
     ('{"prompt": "q", "answer": "a", "answer": "b"}', "the key 'answer' twice"),
     ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "the key 'content' twice"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, SAY]}, "'image_url'"),
-    ({"messages": [{"role": "user", "content": [3]}, SAY]}, "a part that is no text"),
+    ({"messages": [{"role": "user", "content": [3]}, SAY]}, "a part that is not text"),
 ]
 
 
@@ -286,7 +286,7 @@ def test_a_weight_of_a_question_says_nothing_or_is_counted(tmp_path: Path) -> No
     silent = read(tmp_path, {"messages": [{**ASK, "weight": 0}, SAY]})
     assert (learned(silent), silent.notes) == ([["a"]], [])
     wanted = read(tmp_path, {"messages": [{**ASK, "train": True}, SAY]})
-    assert "train of messages that are no answers (1 line)" in wanted.notes[0]
+    assert "train of messages that are not answers (1 line)" in wanted.notes[0]
 
 
 def test_ignoring_keys_reads_what_was_read_before_they_were_judged(tmp_path: Path) -> None:

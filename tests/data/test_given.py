@@ -55,7 +55,7 @@ def test_what_is_no_file_and_no_pipe_is_refused_at_once(tmp_path: Path, monkeypa
             (Path("/dev/null"), "is neither a file nor a pipe"),
             (tmp_path / "socket", "cannot be read"),
             (tmp_path / ("x" * 300), "cannot be read"),
-            (tmp_path / "a\0b", "is no path"),
+            (tmp_path / "a\0b", "is not a path"),
         ):
             with pytest.raises(UserError, match=complaint) as caught:
                 read(path)
@@ -113,12 +113,12 @@ def test_a_text_is_read_with_line_breaks_of_one_kind(tmp_path: Path, data: bytes
         ("Grüße".encode()[:3], r"is not UTF-8 \(byte 2\)"),
         ("ab".encode("utf-16"), r"is UTF-16, not UTF-8"),
         ("ab".encode("utf-32"), r"is UTF-32, not UTF-8"),
-        ("ab".encode("utf-16-le"), r"is no text \(byte 1 is NUL\)"),
-        (b"a" * 3_000_000 + b"\0", r"is no text \(byte 3000000 is NUL\)"),
-        (b"PAR1" + b"\x15\x04", r"is Parquet, no text: take the text out of it"),
-        (b"\x1f\x8b\x08", r"is compressed by gzip, no text: unpack it"),
-        (b"PK\x03\x04", r"is a zip archive, no text"),
-        (b"%PDF-1.7\n", r"is a PDF, no text"),
+        ("ab".encode("utf-16-le"), r"is not text \(byte 1 is NUL\)"),
+        (b"a" * 3_000_000 + b"\0", r"is not text \(byte 3000000 is NUL\)"),
+        (b"PAR1" + b"\x15\x04", r"is Parquet, not text: take the text out of it"),
+        (b"\x1f\x8b\x08", r"is compressed by gzip, not text: unpack it"),
+        (b"PK\x03\x04", r"is a zip archive, not text"),
+        (b"%PDF-1.7\n", r"is a PDF, not text"),
     ],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, complaint: str) -> None:

@@ -451,7 +451,7 @@ def test_a_folder_of_others_is_left_alone_though_it_has_names_of_ours(tmp_path: 
         mine.mkdir()
         for name in names:
             (mine / name).write_text('{"title": "mine"}', encoding="utf-8")
-        with pytest.raises(UserError, match=r"which is no prepared text: choose another `output_dir`") as caught:
+        with pytest.raises(UserError, match=r"which is not a prepared text: choose another `output_dir`") as caught:
             prepare(corpus, mine, 10)
         assert_one_sentence(caught.value)
         assert sorted(path.name for path in mine.iterdir()) == sorted(names)

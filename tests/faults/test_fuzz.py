@@ -35,7 +35,7 @@ from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConf
 from llada.system.checksums import check_whole, find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json
-from llada.system.opener import check_regular
+from llada.system.regular_files import check_regular
 from llada.tokenizers.bpe import BPETokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.chat_template import chat_format

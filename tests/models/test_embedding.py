@@ -11,14 +11,14 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.decomposition import select_decomp_table
 
 from llada.models import NetworkConfig, build_network
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.system.toolchains import has_compiler
 from tests.support.layouts import MOE
 from tests.support.networks import CAUSAL, ENCODER, LLADA, LOCAL, random_rows
 
 
 def test_the_gradient_of_a_row_is_the_sum_over_its_places() -> None:
-    table, keys = Table(4, 2), torch.tensor([[3, 0, 3], [3, 1, 0]])
+    table, keys = DeterministicEmbedding(4, 2), torch.tensor([[3, 0, 3], [3, 1, 0]])
     factors = torch.tensor([[[1.0, 2], [4, 8], [16, 32]], [[64, 128], [256, 512], [1024, 2048]]])
     found = table(keys)
     assert torch.equal(found, table.weight[keys])
@@ -28,7 +28,7 @@ def test_the_gradient_of_a_row_is_the_sum_over_its_places() -> None:
 
 def test_a_frozen_table_has_no_gradient() -> None:
     keys, scale = torch.tensor([1, 1]), torch.ones(2, requires_grad=True)
-    frozen = Table(3, 2).requires_grad_(False)
+    frozen = DeterministicEmbedding(3, 2).requires_grad_(False)
     (frozen(keys) * scale).sum().backward()
     assert frozen.weight.grad is None
     assert torch.equal(scale.grad, 2 * frozen.weight[1])
@@ -36,7 +36,7 @@ def test_a_frozen_table_has_no_gradient() -> None:
 
 def test_weights_in_bf16_have_a_gradient_that_is_added_up_in_fp32() -> None:
     """In bf16 the sum would stay at 256, to which 1 adds nothing."""
-    table = Table(5, 2, dtype=torch.bfloat16)
+    table = DeterministicEmbedding(5, 2, dtype=torch.bfloat16)
     table(torch.tensor([[4] * 1000 + [1] * 24])).sum().backward()
     expected = torch.tensor([0, 24, 0, 0, 1000], dtype=torch.bfloat16)
     assert torch.equal(table.weight.grad, expected[:, None].expand(5, 2))
@@ -47,7 +47,7 @@ def test_weights_in_bf16_have_a_gradient_that_is_added_up_in_fp32() -> None:
 def test_compiled_it_adds_up_in_the_same_order_every_time() -> None:
     """Most tokens are the same one, so that threads meet; `nn.Embedding` differs from one call to the next here."""
     torch.manual_seed(0)
-    table = Table(50, 64)
+    table = DeterministicEmbedding(50, 64)
     keys = torch.randint(50, (8, 256)).masked_fill(torch.rand(8, 256) < 0.9, 49)
     factors = torch.randn(8, 256, 64)
 

@@ -70,7 +70,7 @@ def test_mask_has_the_published_row_unless_the_tokenizer_has_another() -> None:
     assert config_from_json(ILLADA_JSON).mask_token_id == 5
     assert config_from_json(MOE_JSON).mask_token_id == 156_895
     assert config_from_json(MOE_JSON, mask_row=77).mask_token_id == 77
-    with pytest.raises(ValueError, match="156895 is no row of an embedding of 300"):
+    with pytest.raises(ValueError, match="156895 is not a row of an embedding of 300"):
         config_from_json({**MOE_JSON, "vocab_size": 300})
 
 

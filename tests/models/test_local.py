@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada.models import LocalConfig, build_network, config_from_json, config_to_json
-from llada.models.local import NEIGHBOURS, Local, NearMixing, Scores, attend_by_products, pair_keys
+from llada.models.local import NEIGHBOURS, Local, NearMixing, Scores, attend_by_matmuls, pair_keys
 from tests.support.networks import LOCAL
 
 
@@ -125,7 +125,7 @@ def test_attention_by_products_equals_torchs(has_bias: bool, dtype: torch.dtype,
     bias = torch.randn(2, 1, 1, 33, generator=generator) if has_bias else None
     results = []
     for attend in (
-        attend_by_products,
+        attend_by_matmuls,
         lambda q, k, v, bias: F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), None if bias is None else bias
         ).to(dtype),
@@ -161,7 +161,7 @@ def test_long_sequences_go_another_way_to_the_same_result(monkeypatch: pytest.Mo
     network = trained_network()
     rows = torch.randint(0, 7, (2, 30), generator=torch.Generator().manual_seed(3))
     by_products = network(rows)
-    monkeypatch.setattr("llada.models.local.LONGEST_PRODUCTS", 20)
+    monkeypatch.setattr("llada.models.local.LONGEST_SCORES", 20)
     torch.testing.assert_close(network(rows), by_products, rtol=1e-4, atol=1e-4)
 
 
@@ -186,7 +186,7 @@ def test_its_configuration_is_stored_and_read() -> None:
         ({"conv_width": 4}, "odd"),
         ({"n_heads": 3}, "multiple"),
         ({"table_rows": 0}, "table_rows"),
-        ({"mask_token_id": 7}, "no row"),
+        ({"mask_token_id": 7}, "not a row"),
         ({"rope_theta": float("nan")}, "rope_theta"),
     ],
 )

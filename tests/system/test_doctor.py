@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from llada.system import cxx, machine
-from llada.system.child import Answer, ask, run_limited
+from llada.system.child_process import Answer, ask, run_limited
 from llada.system.device import choose_device, choose_precision
 from llada.system.doctor import KEYS
 from llada.system.installation import OPTIONAL_PARTS, Package, look_up, packages_fact, part_fact

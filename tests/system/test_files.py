@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from llada.system import files
-from llada.system.asides import aside_of, is_aside
 from llada.system.errors import UserError
 from llada.system.files import (
     check_writable,
@@ -21,6 +20,7 @@ from llada.system.files import (
     sha256_of,
     write_json,
 )
+from llada.system.temporary_names import aside_of, is_aside
 from tests.support.sentences import assert_one_sentence
 
 

@@ -184,7 +184,7 @@ def test_a_build_asked_for_by_name_is_installed_or_refused(
     refused = machine.choose("cpu", pypi, OUT_OF_REACH)
     assert refused.returncode == 1
     assert machine.installed() is None
-    assert "cannot be had" in lines(refused)[-1]
+    assert "cannot be obtained" in lines(refused)[-1]
     assert lines(refused)[-1].endswith(").")
 
     assert machine.choose("cpu", pypi, pytorch, has_gpu=True).returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llada.system.errors import UserError
-from llada.system.opener import read_bounded
+from llada.system.regular_files import read_bounded
 from llada.tokenizers.bpe import BPETokenizer, find_token
 from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.chat_template import TemplateFormat, chat_format

@@ -17,9 +17,9 @@ from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
 from llada.checkpoints.run_layout import followed, newest_first
 from llada.data.prepared import PreparedText
-from llada.system.asides import aside_of
 from llada.system.errors import UserError
 from llada.system.files import flush_to_disk
+from llada.system.temporary_names import aside_of
 from llada.training.config import TrainConfig
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder

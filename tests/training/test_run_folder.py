@@ -17,8 +17,8 @@ from llada.checkpoints import load as loading
 from llada.checkpoints.folder import read_checkpoint
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
-from llada.system.asides import aside_of
 from llada.system.errors import UserError
+from llada.system.temporary_names import aside_of
 from llada.system.toolchains import has_compiler
 from llada.training import plan as plan_module
 from llada.training.config import TrainConfig

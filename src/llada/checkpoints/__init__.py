@@ -1,1 +1,1 @@
-"""Checkpoints as folders and by name: the official layouts, adapters, and what a stranger may have put there."""
+"""Checkpoints as folders and by name: the official layouts, adapters, and guards against untrusted content."""

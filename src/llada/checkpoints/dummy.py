@@ -1,6 +1,6 @@
-"""Checkpoints in the public layouts that know nothing, of any size: for tests, demonstrations and benchmarks.
+"""Checkpoints with random weights in the public layouts, of any size: for tests, demonstrations and benchmarks.
 
-`random_network` makes such a network on its device, where a file of it is not wanted.
+`random_network` makes such a network directly on its device, where no file is wanted.
 """
 
 import json
@@ -21,8 +21,8 @@ from llada.tokenizers.bpe import MODEL_FILE, NAMES_FILE, BPETokenizer
 from llada.tokenizers.templates import LLADA_MOE_TEMPLATE, LLADA_MOE_TOKENS, LLADA_TEMPLATE, LLADA_TOKENS
 
 Layout = Literal["llada", "illada", "moe"]
-SPARE_ROWS = 5  # without a token, as the public checkpoints have
-NORM_STD = 0.1  # about 1, so that a norm that is left out shows
+SPARE_ROWS = 5  # rows without a token, as in the public checkpoints
+NORM_STD = 0.1  # spread around 1, so that a forgotten norm changes results
 
 
 class Names(NamedTuple):
@@ -33,9 +33,9 @@ class Names(NamedTuple):
     pad: str
     mask: str
     special: tuple[str, ...]
-    """All of them, in the order of their ids."""
+    """All special tokens, in the order of their ids."""
     come_first: bool
-    """Before the bytes, or behind the merges."""
+    """Whether their ids come before those of the bytes, or after those of the merges."""
     template: str
 
 
@@ -88,17 +88,17 @@ def write_random_checkpoint(
     shard_bytes: int | None = None,
     seed: int = 0,
 ) -> None:
-    """A checkpoint in an official layout that knows nothing: shards with an index, and a byte-level BPE.
+    """Write a checkpoint with random weights in an official layout: shards with an index, and a byte-level BPE.
 
-    One and a half times its weights are held in memory meanwhile.
+    This takes one and a half times the memory of its weights.
 
     Args:
         text: the tokenizer's merges are learned from it.
-        mlp_hidden_size: of a layer, or of each expert of "moe"; three times the width if left out.
-        n_experts: of "moe" only.
-        n_tokens: of the tokenizer, from 256 bytes up, without the special ones.
-        vocab_size: rows of the network; a few more than there are tokens, as the public ones have, if left out.
-        shard_bytes: of a file at most; half of all if left out.
+        mlp_hidden_size: width of the feed-forward part, or of each expert of "moe"; three times `d_model` if left out.
+        n_experts: number of experts, for "moe" only.
+        n_tokens: tokens of the tokenizer, at least the 256 bytes, without the special tokens.
+        vocab_size: rows of the network; if left out, a few more than tokens, as in the public checkpoints.
+        shard_bytes: largest size of a file; half of all weights if left out.
     """
     check_literal("layout", layout, Layout)
     names = NAMES[layout]
@@ -130,7 +130,7 @@ def write_random_checkpoint(
 
 
 def _make_config(layout: Layout, numbers: Mapping[str, Any], n_experts: int, n_experts_per_token: int) -> LLaDAConfig:
-    """With the rotary base of the published network, where that is known."""
+    """Build the configuration, with the published network's rotary base where that is known."""
     if layout == "moe":
         return LLaDAMoEConfig(
             **numbers, rope_theta=50_000.0, n_experts=n_experts, n_experts_per_token=n_experts_per_token
@@ -141,7 +141,7 @@ def _make_config(layout: Layout, numbers: Mapping[str, Any], n_experts: int, n_e
 
 
 def _random_weights(config: LLaDAConfig, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
-    """Tensor by tensor, each of the size that keeps what goes through it: a whole network in fp32 is never there."""
+    """Draw tensor by tensor, scaled to keep the size of activations; a whole network in fp32 never exists."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build_network(config).state_dict().items()}
     generator = Generator().manual_seed(seed)
@@ -152,9 +152,10 @@ def _random_weights(config: LLaDAConfig, dtype: torch.dtype, seed: int) -> dict[
 
 
 def random_network(config: LLaDAConfig, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Network:
-    """A network with the weights of a checkpoint that knows nothing, drawn on the device itself.
+    """Make a network with random weights, drawn on the device itself.
 
-    LLaDA-8B takes a GPU a second; drawn by the host and copied, minutes. Another device draws other numbers.
+    For LLaDA-8B this takes a GPU a second, where drawing on the host and copying takes minutes. Another device draws
+    other numbers.
     """
     with torch.device("meta"):
         network = build_network(config)
@@ -167,12 +168,12 @@ def random_network(config: LLaDAConfig, device: torch.device | str, dtype: torch
 
 
 def _scaled(noise: Tensor) -> Tensor:
-    """Standard normal numbers, changed in place into weights that keep the size of what goes through them."""
+    """Turn standard normal numbers, in place, into weights that keep the size of activations."""
     return noise.mul_(noise.shape[1] ** -0.5) if noise.dim() == 2 else noise.mul_(NORM_STD).add_(1)
 
 
 def _train_tokenizer(text: str, n_tokens: int, names: Names) -> dict[str, bytes]:
-    """The content of its files."""
+    """Train a tokenizer on the text and return the content of its files."""
     model = FastTokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()

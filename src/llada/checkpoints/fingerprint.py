@@ -1,4 +1,4 @@
-"""What tells the base of an adapter from other weights: a hash of all of them, whatever precision they are in."""
+"""A fingerprint of an adapter's base, in whatever precision it is: a hash of all its weights."""
 
 import hashlib
 import os
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from llada.checkpoints.safetensors import PIECE_BYTES
 
 FINGERPRINT, OLD_FINGERPRINT = "base_sha256", "base_fingerprint"
-"""Names in the metadata of an adapter's file: of all values, and of the first of each tensor, as it was before."""
-OLD_VALUES = 64  # of each tensor
+"""Keys in the metadata of an adapter's file: hash of all values, and the older hash of each tensor's first values."""
+OLD_VALUES = 64  # values hashed of each tensor by the older fingerprint
 KEPT = "llada_fingerprints"  # attribute of a network whose weights do not change any more
 THREADS = 8
 
 
 def base_fingerprint(network: nn.Module, kind: str = FINGERPRINT) -> str:
-    """A hash of names, shapes and values of a network's weights, without those of an adapter.
+    """Hash names, shapes and values of a network's weights, without those of an adapter.
 
     The values are taken in bf16, so that it does not matter in which precision the base was opened.
     """
@@ -27,14 +27,14 @@ def base_fingerprint(network: nn.Module, kind: str = FINGERPRINT) -> str:
 
 
 def keep_fingerprint(network: nn.Module, kind: str) -> str:
-    """The same, and keep it: nothing but an adapter is trained from now on, and the weights may be rounded."""
+    """Compute the fingerprint and keep it: only an adapter is trained from now on, and the weights may be rounded."""
     value = base_fingerprint(network, kind)
     setattr(network, KEPT, {**getattr(network, KEPT, {}), kind: value})
     return value
 
 
 def forget_fingerprints(network: nn.Module) -> None:
-    """Compute them anew when they are asked for."""
+    """Drop the kept fingerprints, so that they are computed anew."""
     if hasattr(network, KEPT):
         delattr(network, KEPT)
 
@@ -66,7 +66,7 @@ def _in_bf16(values: Tensor) -> bytes:
 
 
 def _base_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors in the order of the names, as they are without an adapter."""
+    """Iterate over names and tensors in the order of the names, as they are without an adapter."""
     tensors = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in network.state_dict().items()
@@ -76,4 +76,4 @@ def _base_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 KINDS: dict[str, Callable[[nn.Module], str]] = {FINGERPRINT: _hash_all, OLD_FINGERPRINT: _hash_first}
-"""The most exact one first."""
+"""Kinds of fingerprints, the most exact one first."""

@@ -1,4 +1,4 @@
-"""A model as a folder: config.json, its weights in safetensors and its tokenizer's files, and back.
+"""Reading and writing a model as a folder: config.json, its weights in safetensors and its tokenizer's files.
 
 Networks are stored in the layouts of the public checkpoints (LLaDA, iLLaDA, LLaDA-MoE), whatever their size, and those
 are read by the same functions. No code of a folder is run, and nothing is unpickled.
@@ -54,19 +54,19 @@ class Checkpoint:
     """A model ready for use: on its device, in evaluation mode."""
 
     model: MaskPredictor
-    """`model(x_t)`: token ids (B, L), MASK among them, to logits (B, L, V)."""
+    """The mask predictor: `model(x_t)` takes token ids (B, L), MASK among them, to logits (B, L, V)."""
     tokenizer: Tokenizer
     config: NetworkConfig
     folder: Path
-    """Without links: that of a step, where a run was named."""
+    """The folder with links resolved: that of a step, if a run was named."""
 
     @property
     def further_end_ids(self) -> frozenset[int]:
-        """Ids that end an answer besides EOS and those of the chat template: config.json may name several."""
+        """Ids that end an answer in addition to EOS and those of the chat template: config.json may name several."""
         return frozenset(getattr(self.config, "further_eos_ids", ()))
 
     def assistant(self, form: ChatFormat | None = None) -> Assistant:
-        """The model as one that answers in dialogues.
+        """Wrap the model as an assistant that answers in dialogues.
 
         Args:
             form: the chat format; if left out, the tokenizer's own.
@@ -80,14 +80,15 @@ class Checkpoint:
 
     @property
     def predict(self) -> Predict:
-        """The model for sampling: what stands for no text, MASK and PAD above all, has no probability."""
+        """The model for sampling, in which tokens that never stand in a text, such as MASK and PAD, have probability
+        0."""
         return suppress(self.model, self.tokenizer.forbidden_rows)
 
     def check_length(self, length: int) -> None:
         """Refuse a text that is longer than those the model was trained on.
 
         Raises:
-            UserError: it is.
+            UserError: the text is too long.
         """
         check_length(length, self.config.max_sequence_length)
 
@@ -96,7 +97,7 @@ def check_length(length: int, longest: int) -> None:
     """Refuse a text that is longer than those a model was trained on.
 
     Raises:
-        UserError: it is.
+        UserError: the text is too long.
     """
     if length > longest:
         raise UserError(
@@ -106,7 +107,7 @@ def check_length(length: int, longest: int) -> None:
 
 
 def weights_dtype(name: DtypeName, precision: PrecisionName = "auto") -> torch.dtype | None:
-    """The type that a name means; None is the one that the weights are stored in, but bf16 for fp16.
+    """Return the type that a name means; None is the stored type, or bf16 where fp16 is stored.
 
     Args:
         precision: of the matmuls. Where fp32 is asked for, "auto" is fp32, since bf16 weights are multiplied in bf16.
@@ -116,7 +117,7 @@ def weights_dtype(name: DtypeName, precision: PrecisionName = "auto") -> torch.d
 
 
 def make_predictor(config: NetworkConfig, tokenizer: Tokenizer) -> MaskPredictor:
-    """A freshly initialised model for this vocabulary."""
+    """Build a freshly initialised model for this vocabulary."""
     return MaskPredictor(build_network(config), tokenizer.mask_id, tokenizer.mask_row)
 
 
@@ -127,10 +128,10 @@ def save_weights(
     weights: Mapping[str, Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint into an existing folder; for a whole or no folder, see `files.folder_written_whole`.
+    """Write a checkpoint into an existing folder; for all or nothing, see `files.folder_written_whole`.
 
     Args:
-        shard_bytes: larger weights are spread over several files, with an index.
+        shard_bytes: largest size of a file; larger weights are spread over several files, with an index.
     """
     write_json(folder / CONFIG_FILE, config_to_json(config))
     tokenizer.save(folder)
@@ -148,8 +149,8 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint folder, or the best checkpoint of a run folder.
 
-    Weights that are wanted on the CPU as they are stored are the file itself, mapped into memory; what is written into
-    them stays in memory. Others are converted piece by piece. Neither holds more than the weights.
+    Weights that are wanted on the CPU as they are stored are mapped from the file into memory; what is written into
+    them does not reach the file. Others are converted piece by piece. Neither takes more memory than the weights.
 
     Args:
         dtype: of the weights in memory; None for the one that the embedding is stored in, but bf16 for fp16.
@@ -157,7 +158,7 @@ def read_checkpoint(
             activations of these networks go beyond.
 
     Raises:
-        UserError: no checkpoint there, or one that is broken, does not fit together, or does not fit the memory.
+        UserError: there is no checkpoint, it is damaged or inconsistent, or it does not fit into memory.
     """
     return while_there(
         lambda: resolved(find_checkpoint(Path(path))),  # a run that goes on moves `best` to another folder
@@ -180,10 +181,10 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by `path`: itself, or the best one of a run.
+    """Find the checkpoint folder meant by `path`: the folder itself, or the best checkpoint of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no checkpoint.
     """
     for folder in candidates(path):
         if has_weights(folder) and (folder / CONFIG_FILE).is_file():
@@ -192,7 +193,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _what_is_wrong(path: Path) -> str:
-    """With a path that is no checkpoint, and what to do about it."""
+    """Say why `path` is not a checkpoint, and what to do about it."""
     if not path.exists():
         return "is not there: name a run folder or a checkpoint folder, one that `llada train` wrote or LLaDA's"
     if path.is_file() and path.suffix in (".safetensors", ".json"):
@@ -212,18 +213,18 @@ def _what_is_wrong(path: Path) -> str:
 
 
 def read_config(folder: Path) -> NetworkConfig:
-    """The network configuration of a checkpoint folder."""
+    """Read the network configuration of a checkpoint folder."""
     return read_config_file(folder / CONFIG_FILE)
 
 
 def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
-    """The network configuration that a config.json describes, together with the tokenizer beside it.
+    """Read the network configuration that a config.json describes, together with the tokenizer next to it.
 
     Args:
         origin: what the file is called in an error.
 
     Raises:
-        UserError: it describes none that is known here.
+        UserError: it does not describe a network that is known here.
     """
     content = read_json(path)
     try:
@@ -239,7 +240,7 @@ def read_config_file(path: Path, origin: str | None = None) -> NetworkConfig:
 
 
 def _named_id(folder: Path, key: str) -> int | None:
-    """The id of a special token in a folder's tokenizer, None if that names none."""
+    """Return the id of a special token in a folder's tokenizer; None if the tokenizer does not name it."""
     if not (folder / NAMES_FILE).is_file():
         return None
     name = read_json(folder / NAMES_FILE).get(key)
@@ -248,10 +249,10 @@ def _named_id(folder: Path, key: str) -> int | None:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, which fits its network.
+    """Read the tokenizer of a checkpoint folder and check that it fits the network.
 
     Raises:
-        UserError: there is none, or it has other ids than the network has rows.
+        UserError: there is no tokenizer, or its ids do not fit the network's rows.
     """
     config = read_config(folder)
     tokenizer = load_tokenizer(folder, vars(config))
@@ -276,9 +277,9 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
 
 
 def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str, torch.Size], StoredWeights]:
-    """Shapes of a network's tensors, and the weights under its names, none missing, left over or of another shape.
+    """Return shapes of a network's tensors and the weights under its names, after checking that names and shapes fit.
 
-    All of it from names and shapes, before there is a network: one that cannot be the folder's may be of any size.
+    The check needs names and shapes only, and comes before there is a network: a wrong config.json may name any size.
 
     Raises:
         UserError: the weights are not those of such a network.
@@ -303,13 +304,14 @@ def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str,
 
 
 def _expected_names(shapes: Mapping[str, torch.Size], config: NetworkConfig) -> Collection[str]:
-    """With that of a tied head, which may be stored all the same."""
+    """Return the names of the tensors, with that of a tied head, which may be stored as well."""
     tied = tied_head(config)
     return shapes.keys() | {tied.head} if tied else shapes.keys()
 
 
 def _stored_type(shapes: Mapping[str, torch.Size], stored: StoredWeights, keep_fp16: bool) -> torch.dtype:
-    """The embedding is the first matrix of every network; norms are sometimes stored with more digits."""
+    """Return the stored type of the embedding, each network's first matrix; norms are sometimes stored in higher
+    precision."""
     dtype = stored.entries[next(name for name, shape in shapes.items() if len(shape) == 2)].dtype
     return torch.bfloat16 if dtype == torch.float16 and not keep_fp16 else dtype
 
@@ -332,7 +334,7 @@ def _check_memory(
 def _check_fit(shapes: Mapping[str, torch.Size], stored: StoredWeights, config: NetworkConfig) -> None:
     """Refuse weights that are not those of the network: no tensor is missing, left over or of another shape.
 
-    A tied head may be stored all the same, if it is the embedding.
+    A tied head may be stored as well, if it equals the embedding.
     """
     names = set(stored.entries)
     tied = tied_head(config)
@@ -343,7 +345,7 @@ def _check_fit(shapes: Mapping[str, torch.Size], stored: StoredWeights, config: 
     if missing := shapes.keys() - names:
         troubles.append(f"{some_of(missing)} missing")
     if unexpected := names - shapes.keys():
-        troubles.append(f"{some_of(unexpected)} no part of it")
+        troubles.append(f"{some_of(unexpected)} not part of it")
     for name in sorted(names & shapes.keys()):
         shape, wanted = list(stored.entries[name].shape), list(shapes[name])
         if shape != wanted:

@@ -1,4 +1,4 @@
-"""The public LLaDA checkpoints: found by name or folder, fetched, and what they ask of the machine beforehand.
+"""The public LLaDA checkpoints: found by name or folder, downloaded, and checked against the machine beforehand.
 
 Names of LLaDA-8B, LLaDA-1.5 and LLaDA-MoE are known offline; others, iLLaDA's among them, are asked for on the hub.
 """
@@ -59,7 +59,7 @@ PUBLISHED: dict[str, NetworkConfig] = {
 }
 INSTRUCT = "GSAI-ML/LLaDA-8B-Instruct"
 
-# The commit of a repository that this process has read the configuration of: weights and tokenizer are of the same one.
+# Commit of each repository whose configuration this process has read: weights and tokenizer come from the same one.
 _commits: dict[str, str] = {}
 
 # Data only: no code of a repository is fetched, let alone run.
@@ -67,13 +67,13 @@ FETCHED_FILES = ("*.json", "*.safetensors", "*.jinja")
 
 
 def read_published_config(name: str) -> NetworkConfig:
-    """The network of a checkpoint, without its weights.
+    """Read the network configuration of a checkpoint, without its weights.
 
     Args:
         name: a folder, a config.json, or the name of a repository on the Hugging Face hub.
 
     Raises:
-        UserError: there is none, or it is of a kind that is not known here.
+        UserError: there is no such checkpoint, or its network is not known here.
     """
     path = followed(Path(name))
     if path.is_file():
@@ -96,13 +96,13 @@ def read_published_config(name: str) -> NetworkConfig:
 
 
 def fetch(name: str, config: NetworkConfig) -> Path:
-    """The folder of a checkpoint; one that is not here is downloaded into the Hugging Face cache.
+    """Return the folder of a checkpoint, downloaded into the Hugging Face cache if it is not here.
 
     Args:
-        config: its network, for the room that it takes on the disk.
+        config: its network, which gives the space that it needs on the disk.
 
     Raises:
-        UserError: it is not there, cannot be reached, or does not fit the disk.
+        UserError: it does not exist, cannot be reached, or does not fit on the disk.
     """
     if Path(name).exists():
         return find_checkpoint(Path(name))
@@ -121,8 +121,8 @@ def fetch(name: str, config: NetworkConfig) -> Path:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is neither a folder that is here nor could be a repository's name."""
-    hub_logging.set_verbosity(logging.ERROR)  # a retry is no news, and a failure has its own sentence
+    """Refuse a name that is neither an existing folder nor a possible name of a repository."""
+    hub_logging.set_verbosity(logging.ERROR)  # a retry is not worth a warning, and a failure has its own sentence
     parts = name.split("/")
     if len(parts) != 2 or not all(part and not part.startswith(".") for part in parts):
         raise UserError(
@@ -131,7 +131,7 @@ def _check_name(name: str) -> None:
 
 
 def _snapshot(name: str, local_files_only: bool = False) -> Path:
-    """The folder in the cache that holds the whole repository, but for what is no data."""
+    """Return the folder in the cache that holds all data files of the repository."""
     found = snapshot_download(
         name,
         cache_dir=_cache_folder(),
@@ -163,6 +163,6 @@ def _check_disk(name: str, needed: int) -> None:
 def _unreachable(name: str, error: Exception) -> UserError:
     reason = "no such name" if isinstance(error, HFValidationError) else type(error).__name__
     return UserError(
-        f"{name} is no folder here and could not be had from the Hugging Face hub ({reason}): check the name and the "
-        "network, or download it elsewhere and name its folder."
+        f"{name} is not a folder here and could not be obtained from the Hugging Face hub ({reason}): check the name "
+        "and the network, or download it elsewhere and name its folder."
     )

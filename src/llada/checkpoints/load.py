@@ -1,4 +1,4 @@
-"""Any model by its name: a run, a checkpoint, an adapter with its base, or a repository on the Hugging Face hub."""
+"""Opening any model by its name: a run, a checkpoint, an adapter with its base, or a Hugging Face repository."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,17 +36,17 @@ def open_model(
     base: str | None = None,
     keep_fp16: bool = False,
 ) -> Checkpoint:
-    """A model ready for use; that of an adapter is its base with the adapter in it.
+    """Open a model ready for use; for an adapter, that is its base with the adapter in it.
 
     Args:
-        name: a run folder (its best checkpoint is meant), a checkpoint folder, an adapter folder, or a repository.
+        name: a run folder (for its best checkpoint), a checkpoint folder, an adapter folder, or a repository.
         dtype: of the weights in memory; None is that in which they are stored, but bf16 for fp16. The base of an
             adapter that was trained on layers in 4 bits is put into 4 bits and bf16 again, and takes no other.
         base: where an adapter's base is, if not where the adapter says.
         keep_fp16: see `folder.read_checkpoint`.
 
     Raises:
-        UserError: there is none, it is broken, or an adapter's base is not to be had.
+        UserError: there is no such model, it is damaged, or an adapter's base cannot be obtained.
     """
     adapter = find_adapter(Path(name))
     if adapter is None:
@@ -80,14 +80,14 @@ def _open_adapter(
 def open_to_measure(
     name: str | Path, device: torch.device, dtype: DtypeName, precision: PrecisionName, base: str | None = None
 ) -> Checkpoint:
-    """A model in the type that a measurement in this precision asks for; layers in 4 bits stay what they are."""
+    """Open a model in the type that a measurement in this precision asks for; layers in 4 bits stay as they are."""
     adapter = find_adapter(Path(name))
     in_four_bits = adapter is not None and is_for_four_bits(adapter)
     return open_model(name, device, DTYPES[dtype] if in_four_bits else weights_dtype(dtype, precision), base)
 
 
 def read_vocabulary(name: str | Path, base: str | None = None) -> tuple[Tokenizer, int]:
-    """The tokenizer of a model and the length that it was trained on, without its weights.
+    """Read a model's tokenizer and the length that it was trained on, without its weights.
 
     The arguments are those of `open_model`.
     """
@@ -133,12 +133,13 @@ def _read_base(adapter: Path, base: str | None, read: Callable[[Path], Result]) 
         except UserError as error:
             reason = str(error).rstrip(".")
             raise UserError(
-                f"The base of the adapter in {adapter} cannot be had ({reason}): say by `base` where it is."
+                f"The base of the adapter in {adapter} cannot be obtained ({reason}): say by `base` where it is."
             ) from error
 
     return while_there(find, read)
 
 
 def find_adapter(path: Path) -> Path | None:
-    """The adapter folder meant by `path`: itself, or the best one of a run; None if it is none."""
+    """Find the adapter folder meant by `path`: the folder itself, or the best adapter of a run; None if there is no
+    adapter."""
     return next((folder for folder in candidates(path) if (folder / ADAPTER_CONFIG_FILE).is_file()), None)

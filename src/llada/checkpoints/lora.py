@@ -1,10 +1,10 @@
-"""Fine-tuning a few weights of a frozen network: LoRA (arXiv 2106.09685), and QLoRA on 4-bit layers (arXiv 2305.14314).
+"""LoRA adapters in a frozen network (arXiv 2106.09685), also on 4-bit layers (QLoRA, arXiv 2305.14314).
 
-A network with an adapter is still the network: the linear maps that are adapted compute W x + scale * B A x, all else
-is as it was. Adapters are stored as the peft library stores them, under the official names, so that other programs
-can load ours and we can load theirs. Nothing is unpickled.
+A network with an adapter is still the network: the adapted linear layers compute W x + scale * B A x, all else is
+unchanged. Adapters are stored as the peft library stores them, under the official names, so that other programs can
+load ours and we can load theirs. Nothing is unpickled.
 
-Shape letters: R rank of an adapter, I inputs and O outputs of a linear map.
+Shape letters: R rank of an adapter, I inputs and O outputs of a linear layer.
 """
 
 import re
@@ -39,7 +39,7 @@ from llada.system.files import write_json
 from llada.system.literals import check_literal, check_literals
 
 ADAPTER = "default"  # peft's name of the only adapter of a network
-FILE_PREFIX = "base_model.model."  # of tensor names in peft's files
+FILE_PREFIX = "base_model.model."  # prefix of tensor names in peft's files
 
 
 Targets = Literal["all", "attention"]
@@ -47,16 +47,16 @@ Targets = Literal["all", "attention"]
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter to train."""
+    """Options of the adapter to train."""
 
     lora_rank: int = 16
-    """Rank of the adapters: more can learn more, and takes more memory."""
+    """Rank of the adapters: a higher rank can learn more, and takes more memory."""
     lora_alpha: int = 32
-    """Adapters count alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     lora_dropout: float = 0.0
-    """Of what goes into the adapters; masking regularises already."""
+    """Dropout on the input of the adapters; masking regularises already."""
     lora_targets: Targets = "all"
-    """Which linear maps of the layers are adapted; experts and their router never are."""
+    """Linear layers of the network that are adapted; experts and their router never are."""
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -68,7 +68,7 @@ class LoraOptions:
 
 
 def target_pattern(network: Network, targets: Targets = "all") -> str:
-    """The regular expression for the whole names of the linear maps to adapt."""
+    """Return the regular expression for the full names of the linear layers to adapt."""
     check_literal("targets", targets, Targets)
     parts, names = network.PARTS, [name for name, _ in network.named_modules()]
     adapted = parts.adapted(attention_only=targets == "attention")
@@ -79,7 +79,8 @@ def target_pattern(network: Network, targets: Targets = "all") -> str:
 def add_adapter(network: Network, options: LoraOptions, seed: int) -> None:
     """Freeze the network and put a new adapter into it, which changes nothing yet: B is 0.
 
-    A is uniform up to 1 / sqrt(I), as usual, and drawn from the seed alone. Both are in fp32, whatever the base is in.
+    A is uniform on (-1 / sqrt(I), 1 / sqrt(I)), as usual, and drawn from the seed alone. Both are in fp32, whatever the
+    base is in.
 
     Raises:
         UserError: peft is not installed.
@@ -110,7 +111,7 @@ def is_adapted(network: Network) -> bool:
 
 
 def adapter_weights(network: Network) -> dict[str, Tensor]:
-    """A (R, I) and B (O, R) of every adapted map, under their names in peft's files."""
+    """Return A (R, I) and B (O, R) of every adapted layer, under their names in peft's files."""
     return {
         f"{FILE_PREFIX}{name}.{matrix}.weight": getattr(layer, matrix)[ADAPTER].weight
         for name, layer in _adapted(network)
@@ -119,11 +120,12 @@ def adapter_weights(network: Network) -> dict[str, Tensor]:
 
 
 def save_adapter(folder: Path, network: Network, base: str) -> None:
-    """Write the adapter, in peft's format, into an existing folder; for a whole one, see `files.folder_written_whole`.
+    """Write the adapter, in peft's format, into an existing folder; for all or nothing, see
+    `files.folder_written_whole`.
 
     Args:
-        base: the checkpoint that the adapter belongs to, a folder or a name on the Hugging Face hub. Of a folder, the
-            way there is written, so that both can be moved together.
+        base: the checkpoint that the adapter belongs to, a folder or a name on the Hugging Face hub. For a folder, a
+            relative path is written, so that both can be moved together.
     """
     config = network.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
@@ -139,14 +141,14 @@ def save_adapter(folder: Path, network: Network, base: str) -> None:
 
 
 def load_adapter(network: Network, folder: Path, trainable: bool = False) -> None:
-    """Put a stored adapter into the network, every tensor accounted for; the network is frozen.
+    """Put a stored adapter into the network and freeze the network; every tensor must fit.
 
     Args:
         trainable: whether the adapter is to be trained further.
 
     Raises:
-        UserError: peft is not installed, files are missing or damaged, or hold no LoRA adapter, or one of another
-            base; the network has no adapter then.
+        UserError: peft is not installed, files are missing or damaged, or hold something else than a LoRA adapter for
+            this base; the network then has no adapter.
     """
     _check_plain(network)
     check_whole(folder, "use another checkpoint of the run, or restore this one from a copy")
@@ -173,7 +175,7 @@ def load_adapter(network: Network, folder: Path, trainable: bool = False) -> Non
 
 
 def _check_base(network: Network, folder: Path, fingerprints: Mapping[str, str]) -> None:
-    """Refuse a base that is not the one that an adapter was trained with; by the most exact fingerprint that it has."""
+    """Refuse a base that the adapter was not trained with, by the most exact fingerprint that it has."""
     kind = next((kind for kind in KINDS if kind in fingerprints), None)
     if kind is not None and fingerprints[kind] != keep_fingerprint(network, kind):
         forget_fingerprints(network)
@@ -185,10 +187,10 @@ def _check_base(network: Network, folder: Path, fingerprints: Mapping[str, str])
 
 @torch.no_grad()
 def merge_adapter(network: Network) -> None:
-    """Make the network a plain one again, its weights W + scale * B A, under their own names and not frozen.
+    """Make the network a plain one again, with weights W + scale * B A, under their own names and not frozen.
 
     The sum is computed in fp32 and rounded to the type of W, in place. A network in 4 bits becomes bf16 first, since
-    its rounded weights are those that the adapter was trained beside.
+    the adapter was trained with its rounded weights.
     """
     if is_quantised(network):
         restore_from_four_bits(network)
@@ -202,10 +204,10 @@ def merge_adapter(network: Network) -> None:
 
 
 def quantise(network: Network, device: torch.device | str | None = None) -> None:
-    """Freeze the network and store it in 4 bits (`four_bits`), ready for an adapter.
+    """Freeze the network and store it in 4 bits (`quantization`), ready for an adapter.
 
     Args:
-        device: where the network goes, never holding more than the result and one layer; None leaves it where it is.
+        device: the device to move to, which never holds more than the result and one layer; None moves nothing.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -219,7 +221,7 @@ def quantise(network: Network, device: torch.device | str | None = None) -> None
 
 
 def _adapted(network: Network) -> Iterator[tuple[str, Any]]:
-    """Names and peft's wrappers of the adapted maps."""
+    """Iterate over names and peft's wrappers of the adapted layers."""
     for name, module in network.named_modules():
         if hasattr(module, "base_layer"):
             yield name, module
@@ -231,20 +233,20 @@ def _check_plain(network: Network) -> None:
 
 
 def _inject(network: Network, config: Any) -> None:
-    """Wrap the maps that the configuration means. The adapters have no memory and no values yet: see `_fill`.
+    """Wrap the layers that the configuration means; the adapters have no memory and no values yet (see `_fill`).
 
     Raises:
-        ValueError: there are none, or something else than linear maps is meant.
+        ValueError: there are no such layers, or some are not linear layers.
     """
     network.requires_grad_(False)
     _peft().inject_adapter_in_model(config, network, ADAPTER, low_cpu_mem_usage=True)
     for name, layer in _adapted(network):
         if ADAPTER not in layer.lora_A:
-            raise ValueError(f"{name} is no linear map")
+            raise ValueError(f"{name} is not a linear layer")
 
 
 def _inject_resolved(network: Network, config: Any) -> None:
-    """The same for the patterns of a stranger, which peft does not see; they stay in the configuration.
+    """Wrap the layers that untrusted patterns mean; peft gets full names, and the configuration keeps the patterns.
 
     Raises:
         ValueError: as above, or the patterns cannot be used.
@@ -258,7 +260,7 @@ def _inject_resolved(network: Network, config: Any) -> None:
 
 
 def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> None:
-    """Give the adapters these values, in fp32 and on the device of what they adapt."""
+    """Give the adapters these values, in fp32 and on the device of the layers that they adapt."""
     for name, layer in _adapted(network):
         for matrix in ("lora_A", "lora_B"):
             value = weights[f"{FILE_PREFIX}{name}.{matrix}.weight"]
@@ -267,7 +269,7 @@ def _fill(network: Network, weights: Mapping[str, Tensor], trainable: bool) -> N
 
 
 def _undo_of(network: Network) -> Callable[[], None]:
-    """What makes of the network, after an adapter that does not fit, what it is now."""
+    """Return a function that restores the network's present state, after an adapter that does not fit."""
     was_trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
 
     def undo() -> None:
@@ -289,12 +291,12 @@ def _remove(network: Network) -> None:
 
 
 def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """What is wrong with an adapter's tensors; nothing, if nothing is."""
+    """Say what is wrong with an adapter's tensors; empty if nothing is."""
     troubles = []
     if missing := expected.keys() - weights.keys():
         troubles.append(f"{some_of(missing)} missing")
     if unexpected := weights.keys() - expected.keys():
-        troubles.append(f"{some_of(unexpected)} no part of it")
+        troubles.append(f"{some_of(unexpected)} not part of it")
     for name in sorted(expected.keys() & weights.keys()):
         shape, wanted = list(weights[name].shape), list(expected[name].shape)
         if shape != wanted:
@@ -305,7 +307,7 @@ def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> s
 
 def _peft() -> Any:
     try:
-        with importing_bitsandbytes():  # which it imports
+        with importing_bitsandbytes():  # peft imports it
             import peft
     except ImportError as error:
         raise UserError("Adapters need the peft package: pip install peft.") from error

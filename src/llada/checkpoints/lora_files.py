@@ -1,6 +1,6 @@
-"""The files of an adapter, as the peft library writes them: adapter_config.json and adapter_model.safetensors.
+"""Files of an adapter, as the peft library writes them: adapter_config.json and adapter_model.safetensors.
 
-Nothing is unpickled, and what would make more of an adapter than LoRA is refused, not left out.
+Nothing is unpickled, and an adapter that is more than plain LoRA is refused, not read in part.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from llada.system.files import read_json, resolved
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS_FILE = "adapter_model.bin"
-# In the metadata of an adapter's weights, where peft has nothing; with it are `fingerprint.KINDS`.
+# Key and value in the metadata of an adapter's weights, next to `fingerprint.KINDS`; peft writes nothing there.
 STORED_AS, FOUR_BITS = "base_stored_as", "nf4"
 
-# What we read of an adapter_config.json; what changes nothing about a trained adapter; all other keys must be off.
+# Keys of adapter_config.json that we read, and keys that do not affect a trained adapter; all others must be off.
 LORA_KEYS = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "rank_pattern",
     "alpha_pattern", "layers_to_transform", "layers_pattern",
@@ -32,22 +32,22 @@ NEUTRAL_KEYS = (
     "corda_config", "lora_ga_config", "ensure_weight_tying",
 )  # fmt: skip
 OFF: tuple[Any, ...] = (None, False, "none", {}, [])
-# Other initialisations change the base as well, which the adapter's file does not tell.
+# Other initialisations change the base as well, which the adapter's file does not record.
 GREATEST_RANK, GREATEST_SCALE = 1_000_000, 1e18
 RELATIVE = ("./", "../")
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def base_of_adapter(folder: Path) -> str:
-    """The checkpoint that an adapter belongs to, a folder or a name on the hub, as `portable_base` wrote it.
+    """Return the checkpoint that an adapter belongs to, a folder or a name on the hub, as `portable_base` wrote it.
 
     Raises:
-        UserError: there is no adapter, or it does not tell.
+        UserError: there is no adapter, or it does not name its base.
     """
     base = _read_content(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(
-            f"{folder / ADAPTER_CONFIG_FILE} does not tell which checkpoint the adapter belongs to: "
+            f"{folder / ADAPTER_CONFIG_FILE} does not say which checkpoint the adapter belongs to: "
             "write its folder or name there as base_model_name_or_path."
         )
     if base.startswith(RELATIVE):
@@ -56,9 +56,10 @@ def base_of_adapter(folder: Path) -> str:
 
 
 def portable_base(base: str, folder: Path) -> str:
-    """What an adapter in a folder says of its base: a name on the hub, or the way to a folder from its own.
+    """Return what an adapter's folder records of its base: a name on the hub, or the path to a folder relative to its
+    own.
 
-    A way begins with a dot, which no name on the hub does.
+    Such a path begins with a dot, which no name on the hub does.
     """
     if not Path(base).exists():
         return base
@@ -82,7 +83,7 @@ def _read_content(folder: Path) -> dict[str, Any]:
 
 
 def read_lora_values(folder: Path) -> dict[str, Any]:
-    """What peft needs to build the adapter of a folder; more than plain LoRA is refused rather than left out."""
+    """Read what peft needs to build the adapter of a folder; more than plain LoRA is refused rather than left out."""
     content = _read_content(folder)
     others = [key for key in content if key not in LORA_KEYS + NEUTRAL_KEYS and content[key] not in OFF]
     if content.get("init_lora_weights", True) not in PLAIN_INITIALISATIONS:
@@ -98,13 +99,13 @@ def read_lora_values(folder: Path) -> dict[str, Any]:
 
 
 def _wrong_number(values: Mapping[str, Any]) -> str | None:
-    """What is said of a rank or a scale that cannot be; None if there is none."""
+    """Describe a rank or a scale that is impossible; None if there is no such value."""
     for key, is_right in (("r", _is_rank), ("lora_alpha", _is_finite)):
         if key in values and not is_right(values[key]):
             return f"{key} = {values[key]!r}"
         patterns = values.get("rank_pattern" if key == "r" else "alpha_pattern") or {}
         if not isinstance(patterns, dict):
-            return f"{key} has patterns that are no object"
+            return f"{key} has patterns that are not an object"
         for value in patterns.values():
             if not is_right(value):
                 return f"{key} = {value!r} in a pattern"
@@ -120,13 +121,13 @@ def _is_finite(value: Any) -> bool:
 
 
 def read_adapter_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of an adapter, and its metadata: if it was trained here, with fingerprints of its base."""
+    """Read the tensors of an adapter, and its metadata: if it was trained here, with fingerprints of its base."""
     with _open_weights(folder) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def is_for_four_bits(folder: Path) -> bool:
-    """Whether an adapter was trained beside layers in 4 bits."""
+    """Whether an adapter was trained with a base in 4 bits."""
     with _open_weights(folder) as file:
         return (file.metadata() or {}).get(STORED_AS) == FOUR_BITS
 

@@ -1,7 +1,7 @@
-"""Which linear layers an adapter is for, and how large it is there: the patterns of a stranger's adapter_config.json.
+"""Patterns of an untrusted adapter_config.json: the linear layers that an adapter is for, with rank and scale of each.
 
 peft matches them by Python's `re`, which some expressions keep busy for ever. Here they are matched by `regex`, which
-can be stopped, and peft is handed the whole names. The rules are those of peft's `check_target_module_exists` and
+can be stopped, and peft is given the full names. The rules are those of peft's `check_target_module_exists` and
 `get_pattern_key`.
 """
 
@@ -23,7 +23,7 @@ ANY_LAYER = r".*?\.[^.]*\."  # before the first number in a name
 
 
 class Matcher:
-    """Regular expressions, with an end to the time that they may take in all."""
+    """A matcher of regular expressions, with a limit on the time that they may take in all."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         import regex  # type: ignore[import-untyped]  # a requirement of transformers, which peft requires
@@ -33,7 +33,7 @@ class Matcher:
         self._compiled: dict[str, Any] = {}
 
     def match(self, pattern: str, name: str, whole: bool) -> Any:
-        """Like `re.fullmatch`, or like `re.match`.
+        """Match a name as `re.fullmatch` does, or as `re.match` does.
 
         Raises:
             ValueError: the expression is broken, too long, or takes too long.
@@ -56,15 +56,15 @@ class Matcher:
 
 @dataclass(frozen=True)
 class Targets:
-    """What an adapter's configuration means in a network, in whole names."""
+    """The linear layers that an adapter's configuration means in a network, by their full names."""
 
     names: Sequence[str]
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """Of the names that have one of their own."""
+    """Ranks of the names that have one of their own."""
     alphas: Mapping[str, float] = field(default_factory=dict)
 
     def as_fields(self) -> dict[str, Any]:
-        """The fields of peft's configuration that mean the same."""
+        """Return the fields of peft's configuration that mean the same."""
         return {
             "target_modules": "|".join(map(re.escape, self.names)),
             "exclude_modules": None,
@@ -79,10 +79,10 @@ def find_targets(network: nn.Module, config: Any) -> Targets:
     """Resolve the patterns of an adapter.
 
     Args:
-        config: peft's.
+        config: the configuration as peft holds it.
 
     Raises:
-        ValueError: they are broken, too many, or take too long, or nothing matches.
+        ValueError: the patterns are broken, too many, or take too long, or nothing matches.
     """
     _check_sizes(config)
     matcher, modules = Matcher(), dict(network.named_modules())
@@ -117,7 +117,7 @@ def _check_sizes(config: Any) -> None:
 
 
 def _pattern_test(matcher: Matcher, patterns: str | Collection[str] | None) -> Callable[[str], bool]:
-    """Whether a name is meant: by one expression for it all, or by one of several names or ends of names."""
+    """Make a test of names: by one expression for the full name, or by several names or ends of names."""
     if isinstance(patterns, str):
         pattern = patterns
         return lambda name: bool(matcher.match(pattern, name, whole=True))
@@ -126,7 +126,7 @@ def _pattern_test(matcher: Matcher, patterns: str | Collection[str] | None) -> C
 
 
 def _layers_test(matcher: Matcher, config: Any) -> Callable[[str], bool]:
-    """Whether a name is in one of the layers that are adapted."""
+    """Make a test whether a name is in one of the layers that are adapted."""
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
         return lambda name: True
@@ -145,7 +145,7 @@ def _layers_test(matcher: Matcher, config: Any) -> Callable[[str], bool]:
 
 
 def _of_patterns(matcher: Matcher, names: Iterable[str], patterns: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The value of the first pattern that each name ends in, where there is one."""
+    """Return, for each name, the value of the first pattern that it ends in, if there is one."""
     found = {}
     for name in names:
         for pattern, value in (patterns or {}).items():
@@ -156,7 +156,7 @@ def _of_patterns(matcher: Matcher, names: Iterable[str], patterns: Mapping[str, 
 
 
 def _by_value(of_names: Mapping[str, Any]) -> dict[str, Any]:
-    """One pattern for each value, which means these names and no ends of others."""
+    """Make one pattern for each value, which matches these full names and not the ends of others."""
     groups: dict[Any, list[str]] = {}
     for name, value in of_names.items():
         groups.setdefault(value, []).append(re.escape(name))

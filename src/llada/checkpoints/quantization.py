@@ -1,8 +1,9 @@
-"""The linear maps of a network's layers in 4 bits, by bitsandbytes (QLoRA, arXiv 2305.14314, section 3).
+"""Linear layers of a network in 4 bits, by bitsandbytes (QLoRA, arXiv 2305.14314, section 3).
 
-NF4 with double quantisation, products in bf16. Embeddings, norms, biases and head are stored in bf16; the router of
-experts too, since rounding would change which of them are chosen, and maps whose inputs are no multiple of a block,
-which on a CPU bitsandbytes 0.50 reads with the scales of other blocks (an error of 24 % instead of 9 %).
+They are in NF4 with double quantisation, with matmuls in bf16. Embeddings, norms, biases and head are stored in bf16;
+so is the router of experts, since rounding would change which of them are chosen, and so are linear layers whose inputs
+are not a multiple of a block, which on a CPU bitsandbytes 0.50 reads with the scales of other blocks (an error of 24 %
+instead of 9 %).
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.errors import UserError
 
-BLOCK = 64  # weights that share a scale
+BLOCK = 64  # number of weights that share a scale
 ROUTER = "mlp.gate"
 FLAG = "is_loaded_in_4bit"  # attribute of a network in 4 bits, which peft looks for
 
@@ -28,7 +29,7 @@ def store_in_four_bits(network: Network, device: torch.device | str | None = Non
     """Round the weights to 4 bits, in place and one layer after the other, and freeze the network.
 
     Args:
-        device: where the network goes, never holding more than the result and one layer; None leaves it where it is.
+        device: the device to move to, which never holds more than the result and one layer; None moves nothing.
 
     Raises:
         UserError: bitsandbytes is not installed, or the device is a GPU of Apple's.
@@ -46,7 +47,7 @@ def store_in_four_bits(network: Network, device: torch.device | str | None = Non
 
 
 def restore_from_four_bits(network: Network) -> None:
-    """Make plain linear maps of those in 4 bits, with the values that they stand for, in bf16."""
+    """Turn the layers in 4 bits into plain linear layers in bf16, with the values that they stand for."""
     library = _bitsandbytes()
     for name, module in list(network.named_modules()):
         if isinstance(module, library.nn.Linear4bit):

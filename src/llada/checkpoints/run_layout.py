@@ -1,8 +1,8 @@
-"""The checkpoints of a run folder by name: `step-NNNNNNNN`, and `best` and `last`, which stand for two of these.
+"""Names of the checkpoints in a run folder: `step-NNNNNNNN`, and `best` and `last`, which stand for two of these.
 
 A name is a link where the disk has links, and elsewhere a pointer, a small file with the name of the step's folder. A
 run folder that was copied may have lost both, or have whole folders in their place, where the copy followed the links.
-Whoever reads understands all of these: by `followed` for a name, by `candidates` for a run.
+Readers understand all of these: by `followed` for a name, by `candidates` for a run.
 """
 
 import json
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llada.system.asides import aside_of
 from llada.system.checksums import CHECKSUMS_FILE, check_complete
 from llada.system.errors import UserError
 from llada.system.files import IS_WINDOWS, LARGEST_JSON, flush_to_disk, resolved, write_text_whole
-from llada.system.opener import open_regular, read_bounded
+from llada.system.regular_files import open_regular, read_bounded
+from llada.system.temporary_names import aside_of
 
 CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
@@ -25,8 +25,8 @@ TRIES = 5
 REMEDY = "use another checkpoint of the run, or restore this one from a copy"
 BEST, LAST = "best", "last"
 STEP = re.compile(r"step-(\d{8,})")
-LONGEST_LINE = 1 << 20  # bytes of metrics.jsonl; those of ours have a thousand
-MOST_BYTES = 64  # of a pointer
+LONGEST_LINE = 1 << 20  # bytes of a line of metrics.jsonl; ours have a thousand
+MOST_BYTES = 64  # bytes of a pointer
 
 Result = TypeVar("Result")
 
@@ -36,31 +36,31 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that a folder is named after; None if it has another name."""
+    """Return the step that a folder is named after; None if it has another name."""
     match = STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def newest_first(checkpoints: Path) -> list[Path]:
-    """The folders of steps; others, like a person's copy of one, are left alone."""
+    """List the folders of steps, newest first; other folders, like a person's copy of one, are left out."""
     steps = {folder: step for folder in checkpoints.glob("step-*") if (step := step_of(folder)) is not None}
     return sorted(steps, key=lambda folder: steps[folder], reverse=True)
 
 
 def point(name: Path, folder: Path) -> None:
-    """Make a name stand for a folder next to it, in one step, so that it never stands for nothing."""
+    """Make a name stand for a folder next to it, in one step, so that the name always leads somewhere."""
     aside = aside_of(name)
     if _is_linked(aside, folder):
         os.replace(aside, name)
     else:
-        if IS_WINDOWS and name.is_symlink():  # of a system with links; it can only be removed
+        if IS_WINDOWS and name.is_symlink():  # made by a system with links; it can only be removed
             name.unlink()
         write_text_whole(name, f"{folder.name}\n")
     flush_to_disk(name.parent)
 
 
 def _is_linked(link: Path, folder: Path) -> bool:
-    """Make a link, if that can be done."""
+    """Make a link if that is possible, and return whether it was."""
     if IS_WINDOWS:  # there, few may make links, and none to a folder can be replaced in one step
         return False
     try:
@@ -74,9 +74,10 @@ def _is_linked(link: Path, folder: Path) -> bool:
 
 
 def followed(path: Path) -> Path:
-    """The folder that a path stands for, which need not be there: that which a pointer names, else the path itself.
+    """Return the folder that a path stands for, which need not exist: the one that a pointer names, else the path
+    itself.
 
-    A folder in the place of a name, as copies leave that follow links, is the same as that of its step.
+    A folder in the place of a name, which copies that follow links leave, counts as its step's folder.
     """
     if path.is_symlink():
         return path
@@ -87,7 +88,7 @@ def followed(path: Path) -> Path:
 
 
 def _read_pointer(path: Path) -> str | None:
-    """The name of a step's folder, if that is all that a file holds."""
+    """Return the name of a step's folder, if that is all that a file holds."""
     with open_regular(path) as file:
         content = file.read(MOST_BYTES + 1)
     name = content.decode("ascii", errors="replace").strip()
@@ -95,7 +96,7 @@ def _read_pointer(path: Path) -> str | None:
 
 
 def _twin(copy: Path) -> Path | None:
-    """The folder of a step next to it that has the same checksums."""
+    """Find the folder of a step next to `copy` that has the same checksums."""
     if not (copy / CHECKSUMS_FILE).is_file():
         return None
     sums = read_bounded(copy / CHECKSUMS_FILE, LARGEST_JSON)
@@ -126,7 +127,7 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 def while_there(find: Callable[[], Path], read: Callable[[Path], Result]) -> Result:
-    """Find a folder and read it; again, if it is gone after it could not be read: a run that goes on removes some."""
+    """Find a folder and read it, and try again if it vanished meanwhile: a running run removes old checkpoints."""
     for _ in range(TRIES - 1):
         folder = find()
         try:
@@ -138,7 +139,7 @@ def while_there(find: Callable[[], Path], read: Callable[[Path], Result]) -> Res
 
 
 def _best_measured(run: Path) -> int | None:
-    """The step whose bound was the least of those that are still there, the first one in case of a tie."""
+    """Return the step with the lowest bound among those that still exist, the first one in case of a tie."""
     if not (run / METRICS_FILE).is_file():
         return None
     bounds = {row["step"]: row.get("nelbo") for row in each_row(run / METRICS_FILE) if "nelbo" in row}
@@ -152,7 +153,7 @@ def _is_number(value: Any) -> bool:
 
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.jsonl, up to the first that is none: the last one may have been cut off."""
+    """Iterate over the rows of metrics.jsonl, up to the first invalid one: the last line may have been cut off."""
     with open_regular(path) as file:
         while line := file.readline(LONGEST_LINE):
             try:

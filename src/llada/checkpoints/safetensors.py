@@ -1,8 +1,8 @@
 """Weights as safetensors files: cut into shards with an index, mapped into memory, every tensor accounted for.
 
 Nothing is unpickled, and no more is held in memory than what was asked for: a tensor that is wanted as it is stored is
-its bytes of the file, mapped, and any other is converted piece by piece. Each has a mapping of its own, since pages of
-a mapped file count as memory until they are unmapped.
+mapped from the file, and any other is converted piece by piece. Each has a mapping of its own, since pages of a mapped
+file count as memory until they are unmapped.
 
 That is why tensors are not read by safetensors' own `safe_open`, which checks the header and maps the whole file: 0.4
 GB in bf16, widened to fp32 by `get_tensor` or by `get_slice`, took 1.505 times the weights at the peak, the file opened
@@ -31,22 +31,22 @@ from torch import Tensor
 
 from llada.system.errors import UserError
 from llada.system.files import file_written_whole, read_json, write_json
-from llada.system.mapped import FileState, remember
-from llada.system.opener import open_regular
+from llada.system.mapped_files import FileState, remember
+from llada.system.regular_files import open_regular
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SUFFIX = ".safetensors"
 PIECE_BYTES = 1 << 24
-# Far more than any network has, and few enough to be refused in a moment; the header is of a safetensors file.
+# Far more than any network has, and few enough to be refused quickly; the header is that of a safetensors file.
 MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
 LENGTH_BYTES = 8
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust says it
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def _c_library() -> ctypes.CDLL | None:
-    """The C library's `mmap` and `munmap`; None where there is none, as on Windows."""
+    """Return the C library with `mmap` and `munmap`; None where there is no such library, as on Windows."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         library.mmap.restype = ctypes.c_void_p
@@ -62,12 +62,12 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class Entry(NamedTuple):
-    """Where a tensor is stored, and how."""
+    """The place of a stored tensor, its shape and its type."""
 
     path: Path
     state: FileState
     start: int
-    """Of its bytes in the file."""
+    """Start of its bytes in the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -76,16 +76,16 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, first: int, stop: int) -> Self:
-        """The part of it that is these rows."""
+        """Return the entry of some of its rows."""
         part = self._replace(shape=(first, *self.shape[1:]))
         return self._replace(start=self.start + part.n_bytes, shape=(stop - first, *self.shape[1:]))
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    """Write tensors into an existing folder, those that share memory once each, in place of weights that are there.
+    """Write tensors into an existing folder, replacing weights that are there.
 
     Args:
-        shard_bytes: more are spread over several files, with an index.
+        shard_bytes: largest size of a file; more are spread over several files, with an index.
     """
     shards = _cut_into_shards(tensors, shard_bytes)
     file_of: dict[str, str] = {}
@@ -104,7 +104,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Aside first, since the tensors may be mapped from the very file that is to be written."""
+    """Write the tensors under a temporary name first, since they may be mapped from the very file that is replaced."""
     plain: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in tensors.items():
@@ -116,10 +116,10 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A file of tensors that share no memory, with the permissions of any new file.
+    """Write a file of tensors that share no memory, with the permissions of any new file.
 
     Raises:
-        OSError: what the disk said, which the library wraps.
+        OSError: the disk failed; the library wraps its error.
     """
     path.touch()
     mode = path.stat().st_mode
@@ -134,7 +134,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order, in place: the library writes it in another one every time."""
+    """Sort the metadata of a safetensors file, in place: the library writes it in a different order every time."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         header = json.loads(file.read(length))
@@ -162,7 +162,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: one, or those of the index, which all lie in the folder itself.
+    """List the files that hold the weights: one, or those of the index, which all lie in the folder itself.
 
     Raises:
         UserError: the index names no files of the folder.
@@ -173,7 +173,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _read_weight_map(folder: Path) -> dict[str, str]:
-    """File by tensor, as the index says."""
+    """Read the index: a file name for each tensor."""
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
         raise UserError(f"{folder / INDEX_FILE} names no files of its folder: download the checkpoint again.")
@@ -186,14 +186,14 @@ def _is_file_name(name: Any) -> bool:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What the weight files of a folder hold, without having read it."""
+    """The tensors in the weight files of a folder, known from the headers alone."""
 
     folder: Path
     entries: Mapping[str, Entry]
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Look into the files of a folder.
+        """Read the headers of the files in a folder.
 
         Raises:
             UserError: a file is missing or damaged, has tensors of another kind than fp32, bf16 and fp16, or disagrees
@@ -212,17 +212,17 @@ class StoredWeights:
         return cls(folder, entries)
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """These weights under other names."""
+        """Return these weights under other names."""
         return replace(self, entries={names[name]: entry for name, entry in self.entries.items()})
 
     def tensor(self, name: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-        """A tensor of a type on a device: mapped from its file if it is so stored, otherwise a copy.
+        """Return a tensor in a type on a device: mapped from its file if it is stored so, otherwise a copy.
 
         Args:
-            dtype: None for the type that it is stored in.
+            dtype: None for the type in which it is stored.
 
         Raises:
-            UserError: the file was changed since it was looked into, or cannot be read or mapped any more.
+            UserError: the file was changed since its header was read, or cannot be read or mapped any more.
         """
         entry = self.entries[name]
         if device.type == "cpu" and dtype in (None, entry.dtype):
@@ -238,7 +238,7 @@ class StoredWeights:
             target[rows].copy_(piece)
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Whether two tensors hold the same bits, those of different types when widened to fp32."""
+        """Whether two tensors hold the same bits; tensors of different types are widened to fp32 first."""
         one, two = self.entries[name], self.entries[other]
         if one.shape != two.shape:
             return False
@@ -248,7 +248,8 @@ class StoredWeights:
 
 
 def _pieces(entry: Entry) -> Iterator[tuple[slice | EllipsisType, Tensor]]:
-    """Rows of a tensor, mapped; in fp32 they would be no larger than a piece (or one row). A number is one piece."""
+    """Iterate over rows of a tensor, mapped, in pieces of at most `PIECE_BYTES` in fp32 (or one row); a scalar is one
+    piece."""
     if not entry.shape:
         yield ..., _map(entry)
         return
@@ -266,7 +267,7 @@ def check_header(path: Path) -> None:
     """Refuse a safetensors file whose header is longer than that of any network, before it is read.
 
     Raises:
-        UserError: it is.
+        UserError: the header is too long.
     """
     with _troubles_of(path), open_regular(path) as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -275,14 +276,14 @@ def check_header(path: Path) -> None:
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, Entry]]:
-    """Every tensor of a file that safetensors has found sound, by its name."""
+    """Iterate over the tensors of a file that safetensors has found sound, by name."""
     with _troubles_of(path), open_regular(path) as file:
         state = FileState.of(os.fstat(file.fileno()))
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         data = LENGTH_BYTES + length
         if length > MAX_HEADER_BYTES or data > state.size:
             raise ValueError(f"a header of {length} bytes")
-        with safe_open(path, framework="np"):  # for torch it would be mapped twice
+        with safe_open(path, framework="np"):  # with framework="pt" it would be mapped twice
             _check_unchanged(path, state, path.stat())
         header = json.loads(file.read(length))
     for name, facts in header.items():
@@ -318,10 +319,10 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def _map(entry: Entry) -> Tensor:
-    """A tensor that is its bytes of the file; what is written into it stays in memory.
+    """Map a tensor from its bytes of the file; what is written into it does not reach the file.
 
     Raises:
-        UserError: the file is gone, is another one by now, or cannot be mapped.
+        UserError: the file is gone, was replaced, or cannot be mapped.
     """
     if entry.n_bytes == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
@@ -337,10 +338,10 @@ def _map(entry: Entry) -> Tensor:
 
 
 def _map_bytes(file: int, start: int, length: int) -> Any:
-    """A buffer that is these bytes of an open file, until it is forgotten.
+    """Return a buffer mapped from these bytes of an open file, which is unmapped when nobody uses it any more.
 
-    Where there is a C library, not by Python's `mmap`, which keeps a file open for each mapping: LLaDA-MoE has more
-    tensors than a process may usually open files. Windows allows millions.
+    Where there is a C library, Python's `mmap` is not used, since it keeps a file open for each mapping: LLaDA-MoE has
+    more tensors than a process may usually open files. Windows allows millions.
     """
     if _LIBC is None:
         return mmap.mmap(file, length, access=mmap.ACCESS_COPY, offset=start)
@@ -355,7 +356,7 @@ def _map_bytes(file: int, start: int, length: int) -> Any:
 
 @contextlib.contextmanager
 def _troubles_of(path: Path) -> Iterator[None]:
-    """Tell those of reading a safetensors file in one sentence."""
+    """Report the errors of reading a safetensors file in one sentence."""
     try:
         yield
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -367,6 +368,6 @@ def _troubles_of(path: Path) -> Iterator[None]:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first name, and how many there are besides."""
+    """Write the first name, and how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more are" if others else f"{first} is"

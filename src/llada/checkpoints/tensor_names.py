@@ -1,18 +1,18 @@
-"""Names of tensors, without what training programs put into them."""
+"""Names of tensors, without the parts that training programs add."""
 
 from collections.abc import Collection
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Of torch.compile, FSDP and activation checkpointing: anywhere in a name."""
+"""Wrappers' names, from torch.compile, FSDP and activation checkpointing: anywhere in a name."""
 PREFIXES, OWN_PREFIX = ("module.", "base_model.", "model."), "model."
-"""Of DataParallel and peft, at the front; and the one that the published names begin with, which may be missing."""
+"""Prefixes of DataParallel and peft, and the one that the published names begin with, which may be missing."""
 
 
 def plain_names(names: Collection[str], expected: Collection[str]) -> tuple[dict[str, str], str | None]:
-    """For each name the one that a network expects, and in words what was different.
+    """Map each name to the one that a network expects, and describe the difference in words.
 
-    Nothing is different where all names are right, and where taking out what is known does not lead to other names
-    than before, or leads to one twice: they are left as they are.
+    Nothing counts as different if all names are right, or if removing the known parts does not lead to other names than
+    before, or leads to one name twice: names are then left as they are.
     """
     plain = {name: _plain_name(name, expected) for name in names}
     changed = next((name for name in names if plain[name] != name), None)
@@ -27,7 +27,7 @@ def plain_names(names: Collection[str], expected: Collection[str]) -> tuple[dict
 
 
 def _plain_name(name: str, expected: Collection[str]) -> str:
-    """The name that is expected; the name itself if there is none."""
+    """Return the name that is expected, or the name itself if none is."""
     if name in expected:
         return name
     plain = name

@@ -1,1 +1,1 @@
-"""Text: where it comes from, its tokenizer, and the prepared folder that training reads."""
+"""Text: its sources, its preparation, and the batches that training reads."""

@@ -19,7 +19,7 @@ from llada.system.errors import UserError
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Clean ids (B, L), and which of them may be masked and attended to."""
+    """A batch of clean ids (B, L), with the positions that may be masked and attended to."""
 
     x_0: Tensor
     maskable: Tensor | None = None
@@ -28,41 +28,42 @@ class TokenBatch:
     """(B, L) bool, False where a token is padding that must not be attended to; None means everywhere."""
 
     def __len__(self) -> int:
-        """B"""
+        """The number of rows, B."""
         return len(self.x_0)
 
     @property
     def is_maskable(self) -> Tensor:
-        """`maskable` in full."""
+        """The positions (B, L) bool that may be masked, also if `maskable` is None."""
         return torch.ones_like(self.x_0, dtype=torch.bool) if self.maskable is None else self.maskable
 
     @property
     def is_given(self) -> Tensor:
-        """(B, L) bool: tokens that are neither masked ever nor padding, those of a prompt for example."""
+        """The tokens (B, L) bool that are never masked and are not padding, those of a prompt for example."""
         return ~self.is_maskable if self.attention_mask is None else ~self.is_maskable & self.attention_mask
 
     def rows(self, index: slice | Tensor) -> Self:
         return self._map(lambda tensor: tensor[index])
 
     def columns(self, length: int) -> Self:
-        """The first columns."""
+        """Return the first `length` columns."""
         return self._map(lambda tensor: tensor[:, :length])
 
     @property
     def needed_columns(self) -> int:
-        """Columns up to the last one of which something may be masked; behind it there is padding at most."""
+        """Number of columns up to the last one in which something may be masked; only padding follows."""
         if self.maskable is None:
             return self.x_0.shape[1]
         return int(self.maskable.any(0).nonzero().max()) + 1
 
     @property
     def needed_attention_mask(self) -> Tensor | None:
-        """None if there is no padding: attention is faster without a mask. Waits for the device that it is on."""
+        """The attention mask, or None without padding: attention is faster without a mask. This waits for the
+        device."""
         mask = self.attention_mask
         return None if mask is None or bool(mask.all()) else mask
 
     def twice(self) -> Self:
-        """All rows, and all rows again."""
+        """Return the batch with all its rows repeated once."""
         return self._map(lambda tensor: tensor.repeat(2, 1))
 
     def to(self, device: torch.device | str) -> Self:
@@ -74,14 +75,14 @@ class TokenBatch:
 
 
 DrawBatch = Callable[[int, Generator], TokenBatch]
-"""`draw(n_before, generator)`: the batch that follows so many samples, the same whenever it is asked for."""
+"""A function `draw(n_before, generator)`: the batch after `n_before` samples, the same whenever it is asked for."""
 
 
 def check_window(data: PreparedText, length: int) -> None:
     """Refuse windows that are longer than the training text.
 
     Raises:
-        UserError: they are.
+        UserError: they are longer.
     """
     n_tokens = len(data.tokens("train"))
     if length > n_tokens:
@@ -89,7 +90,8 @@ def check_window(data: PreparedText, length: int) -> None:
 
 
 def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
-    """Windows (B, L) at any offset of the training text, so that many epochs over a short text see fresh cuts."""
+    """Make a source of windows (B, L) at any offset of the training text, so that each epoch over a short text has new
+    cuts."""
     check_window(data, length)
     tokens = data.tokens("train")
 
@@ -101,7 +103,7 @@ def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatc
 
 
 def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatch:
-    """The stored rows as they are, each once an epoch, in an order that is new in every epoch."""
+    """Make a source of the stored rows as they are, each once an epoch, in a new order in every epoch."""
     rows, pad_id = data.rows["train"], data.tokenizer.pad_id
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
@@ -113,15 +115,16 @@ def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatc
 
 
 def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id: int, seed: int) -> DrawBatch:
-    """Prompts and answers, each once an epoch; the answers of some are made equally long by EOS, as LLaDA does.
+    """Make a source of prompts with answers, each once an epoch; answers are padded to equal length by EOS, as LLaDA
+    does.
 
-    That padding is attended to, masked and learned like any other token of the answer (GUIDELINES, 5), so the model
-    learns where an answer ends.
+    That padding is attended to, masked and learned like any other token of the answer (GUIDELINES.md, section 5),
+    so that the model learns where an answer ends.
 
     Args:
-        padded_together: so many rows at a time are padded to the longest of them; what follows in a row is no part of
-            it, neither maskable nor needed.
-        end_id: EOS.
+        padded_together: number of consecutive rows that are padded to the longest of them; what follows in a row is
+            not part of it, neither maskable nor needed.
+        end_id: id of EOS.
     """
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
@@ -144,17 +147,17 @@ class Answered(Protocol):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of both."""
+        """Token ids of the prompt and the answer."""
 
     @property
     def n_given(self) -> int:
-        """How many of them are the prompt."""
+        """Number of tokens of the prompt."""
 
 
 def pad_answers(pairs: Sequence[Answered], pad_id: int) -> TokenBatch:
-    """Prompts and answers for measuring, with padding behind them.
+    """Pad prompts and answers at the end, for measuring.
 
-    The padding is neither attended to nor scored, so that what is measured of an answer does not depend on the others.
+    The padding is neither attended to nor scored, so that the result for an answer does not depend on the others.
     """
     length = max(len(pair.ids) for pair in pairs)
     x_0 = torch.tensor([[*pair.ids, *[pad_id] * (length - len(pair.ids))] for pair in pairs], dtype=torch.long)
@@ -165,7 +168,7 @@ def pad_answers(pairs: Sequence[Answered], pad_id: int) -> TokenBatch:
 
 
 def _shuffled(n_before: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers (B,) of the items that follow so many: each of n once an epoch, in a new order in every epoch."""
+    """Draw the next items' numbers (B,): each of n once an epoch, in a new order in every epoch."""
     position = n_before + np.arange(batch_size)
     epoch, index = position // n, position % n
     for e in np.unique(epoch):

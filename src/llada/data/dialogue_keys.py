@@ -1,8 +1,8 @@
-"""The keys of dialogues, judged in one place: what is obeyed, what is refused, and what is counted.
+"""Rules for the keys of dialogues: which are obeyed, which are refused, and which are counted.
 
 A key whose value is null or empty says nothing. Of the others, some say what is to be learned, and are obeyed; some
 hold a part of the dialogue that cannot be learned here, without which the rest would teach something wrong, and are
-refused; all others are left out and counted, so that nothing is left out without a word.
+refused; all others are left out and counted, so that nothing is left out silently.
 """
 
 from collections import Counter
@@ -11,8 +11,8 @@ from typing import Any
 
 from llada.data.rows import Repeated
 
-# Whether an answer is learned: 0 or false, 1 or true. OpenAI and Mistral have `weight`, axolotl `train` and `training`,
-# ms-swift `loss`, others `trainable`.
+# Keys that say whether an answer is learned: 0 or false, 1 or true. OpenAI and Mistral have `weight`, axolotl `train`
+# and `training`, ms-swift `loss`, others `trainable`.
 MESSAGE_FLAGS = ("weight", "train", "trainable", "training", "loss")
 ROW_FLAGS = ("weight", "train", "trainable")
 REFUSED_IN_MESSAGES = {
@@ -22,40 +22,40 @@ REFUSED_IN_MESSAGES = {
     "training_detail": "an answer that is learned in part",
 }
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-LONGEST_KEY = 40  # characters that are shown of one
+LONGEST_KEY = 40  # characters of a key that are shown
 SHOWN_KEYS = 8
 
 
 class Keys:
-    """The judge of a file's keys.
+    """A judge of the keys in a file.
 
-    With `obey` false nothing is obeyed or refused, but all of it counted: the text alone is learned, as it was before
-    keys were judged.
+    With `obey` false no key is obeyed or refused, but all are counted: only the text is learned, as before keys were
+    judged.
     """
 
     def __init__(self, obey: bool) -> None:
         self.obey = obey
         self._unused: Counter[str] = Counter()
-        self._in_row: dict[str, None] = {}  # a set that keeps its order
+        self._in_row: dict[str, None] = {}  # an ordered set
 
     def begin_row(self) -> None:
-        """What is counted from here on belongs to another row."""
+        """Start to count keys for another row."""
         self._unused.update(self._in_row.keys())
         self._in_row = {}
 
     def forget_row(self) -> None:
-        """The row is not used, and counts nowhere."""
+        """Drop the counts of a row that is not used."""
         self._in_row = {}
 
     def judge_row(self, row: Mapping[str, Any], used: Collection[str], has_one_answer: bool) -> bool:
-        """Whether the answers of a row may be learned.
+        """Decide whether the answers of a row may be learned.
 
         Args:
             used: keys that the row was read by.
             has_one_answer: the row is a prompt and a completion.
 
         Raises:
-            ValueError: it has a key that is refused.
+            ValueError: the row has a key that is refused.
         """
         self._check_repeated(row)
         self._refuse(row, dict.fromkeys(MEDIA, "media"))
@@ -64,10 +64,10 @@ class Keys:
         return self._judge(row, used, ROW_FLAGS, " of the row")
 
     def judge_message(self, message: Mapping[str, Any], used: Collection[str], is_answer: bool, number: int) -> bool:
-        """Whether a message, if it is an answer, is to be learned.
+        """Decide whether a message, if it is an answer, is to be learned.
 
         Raises:
-            ValueError: it has a key that is refused.
+            ValueError: the message has a key that is refused.
         """
         self._check_repeated(message)
         self._refuse(message, {**REFUSED_IN_MESSAGES, **dict.fromkeys(MEDIA, "media")}, f"message {number}")
@@ -75,11 +75,11 @@ class Keys:
         if not is_answer and self.obey:
             for key in MESSAGE_FLAGS:
                 if key not in used and message.get(key):
-                    self._in_row[f"{key} of messages that are no answers"] = None
+                    self._in_row[f"{key} of messages that are not answers"] = None
         return is_learned
 
     def judge_part(self, part: Mapping[str, Any], used: Collection[str]) -> None:
-        """Of a content that is a list of parts."""
+        """Judge the keys of a part of a content that is a list."""
         self._check_repeated(part)
         self._judge(part, used, (), "")
 
@@ -88,7 +88,7 @@ class Keys:
         self._in_row[what] = None
 
     def describe(self, unit: str) -> str | None:
-        """What was left out, and in how many rows; None if nothing was."""
+        """Describe what was left out, and in how many rows; None if nothing was."""
         self.begin_row()
         if not self._unused:
             return None

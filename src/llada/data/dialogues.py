@@ -1,4 +1,4 @@
-"""Dialogues, and the files that hold them: one reader for every layout (rows.py) and form (dialogue_forms.py)."""
+"""Files of dialogues: one reader for every layout (rows.py) and form (dialogue_forms.py)."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class Origin:
 
     path: Path
     unit: str
-    """What a dialogue's number counts: "line" or "row"."""
+    """The unit that a dialogue's number counts: "line" or "row"."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,32 @@ class Dialogue:
 
     messages: tuple[Message, ...]
     learned: tuple[int, ...]
-    """Which of them are the answers to be learned."""
+    """Indices of the answers to be learned."""
     origin: Origin
     number: int
 
     @property
     def place(self) -> str:
-        """For the beginning of a sentence: "Line 3 of chat.jsonl"."""
+        """The place of the dialogue for the beginning of a sentence: "Line 3 of chat.jsonl"."""
         return f"{self.origin.unit.capitalize()} {self.number} of {self.origin.path}"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file of dialogues is read."""
+    """Options for reading a file of dialogues."""
 
     skip_bad: bool = False
     """Count and leave out what cannot be read or learned, instead of stopping there."""
     last_answer: bool = False
     """Learn the last answer of each dialogue only."""
     keys: Literal["obey", "ignore"] = "obey"
-    """"obey": keys that say what is to be learned are obeyed, and what cannot be learned is refused. "ignore": they
-    are counted."""
+    """Treatment of keys: with "obey", keys that say what is to be learned are obeyed, and what cannot be learned is
+    refused; with "ignore", they are counted."""
 
 
 @dataclass
 class Skipped:
-    """What `skip_bad` leaves out."""
+    """Count of what `skip_bad` leaves out, with the first reason."""
 
     n: int = 0
     first: str = ""
@@ -67,28 +67,28 @@ class Skipped:
         self.n += 1
 
     def describe(self, what: str) -> list[str]:
-        """A sentence, if there is something to say."""
+        """Describe what was skipped in a sentence, if anything was."""
         return [f"Skipped {self.n:,} {what}; the first: {self.first}."] if self.n else []
 
 
 @dataclass(frozen=True)
 class DialogueFile:
-    """What a file of dialogues holds."""
+    """The content of a file of dialogues."""
 
     path: Path
     dialogues: list[Dialogue]
-    """Those with an answer to learn."""
+    """Dialogues that have an answer to learn."""
     sha256: str
     notes: list[str] = field(default_factory=list)
-    """What is left out of the file, in sentences for people."""
+    """Sentences for people about what is left out of the file."""
 
 
 def read_dialogues(path: Path, reading: Reading = Reading()) -> DialogueFile:
-    """The dialogues of a file, which is read once, from beginning to end.
+    """Read the dialogues of a file, once, from beginning to end.
 
     Raises:
-        UserError: the file is missing, empty, or neither JSON nor Parquet; or a line, which is named by its number, is
-            no dialogue with an answer.
+        UserError: the file is missing, empty, or neither JSON nor Parquet; or a line, named by its number, is not a
+            dialogue with an answer.
     """
     keys, skipped, dialogues, n_rows, n_unlearned = Keys(reading.keys == "obey"), Skipped(), [], 0, 0
     with open_given(path) as given:
@@ -140,7 +140,7 @@ def _read_row(row: Row, origin: Origin, keys: Keys, last_answer: bool) -> Dialog
         turns = _in_turns(turns_of(row.content, keys), keys)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it is too deep"
-        raise UserError(f"{dialogue.place} is no dialogue to learn ({reason}): correct or remove it.") from None
+        raise UserError(f"{dialogue.place} is not a dialogue to learn ({reason}): correct or remove it.") from None
     answers = [i for i, turn in enumerate(turns) if turn.message.role == "assistant"]
     if last_answer:
         answers = answers[-1:]
@@ -149,10 +149,10 @@ def _read_row(row: Row, origin: Origin, keys: Keys, last_answer: bool) -> Dialog
 
 
 def _in_turns(turns: list[Turn], keys: Keys) -> list[Turn]:
-    """The turns from the first question on, checked.
+    """Check the turns and return those from the first question on.
 
     Raises:
-        ValueError: they are no dialogue with an answer.
+        ValueError: they are not a dialogue with an answer.
     """
     n_before = sum(turn.message.role == "system" for turn in turns[:1])
     rest = turns[n_before:]
@@ -174,20 +174,20 @@ def _in_turns(turns: list[Turn], keys: Keys) -> list[Turn]:
 
 @dataclass(frozen=True)
 class SplitDialogues:
-    """Dialogues to learn, and others to measure on."""
+    """Dialogues to learn from, and others for validation."""
 
     path: Path
-    """The file of those to learn."""
+    """The file of the training dialogues."""
     train: list[Dialogue]
     val: list[Dialogue]
     text_sha256: str
-    """Of the file, or of both files."""
+    """SHA-256 of the file, or of both files."""
     notes: list[str]
     reading: Reading
 
     @property
     def characters(self) -> set[str]:
-        """All characters of them, and the line break before a first question."""
+        """All characters of the dialogues, and the line break that a system message needs."""
         return {"\n"}.union(
             *(message.content for part in (self.train, self.val) for d in part for message in d.messages)
         )
@@ -201,15 +201,15 @@ def split_dialogues(
     seed: int = 0,
     reading: Reading = Reading(),
 ) -> SplitDialogues:
-    """Read dialogues, and keep some of them to measure on.
+    """Read dialogues, and keep some of them for validation.
 
     Args:
-        validation: a file with those to measure on; without one, a part of `path` is kept for that.
-        validation_share: that part, at least one dialogue.
-        rule: "shuffled", any of them, by `seed`; "last", the last ones of the file, as runs did that do not say it.
+        validation: a file of validation dialogues; without one, a part of `path` is kept for validation.
+        validation_share: size of that part as a share; at least one dialogue.
+        rule: "shuffled" chooses them by `seed`; "last" takes the last ones of the file, as early runs did.
 
     Raises:
-        UserError: a file is broken, or too short to be split.
+        UserError: a file is damaged, or too short to be split.
     """
     given = read_dialogues(path, reading)
     if validation is not None:
@@ -226,12 +226,12 @@ def split_dialogues(
 
 
 def _shuffled(n: int, seed: int) -> list[int]:
-    """The numbers below n in an order by their hashes, which no version of a library changes."""
+    """Sort the numbers below n by their hashes, an order that no version of a library changes."""
     return sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
 
 
 def fingerprint(dialogues: Iterable[Dialogue]) -> str:
-    """Of the texts of dialogues and of which answers are learned, in their order."""
+    """Hash the texts of dialogues and which of their answers are learned, in order."""
     digest = hashlib.sha256()
     for dialogue in dialogues:
         content = [dialogue.learned, [[message.role, message.content] for message in dialogue.messages]]

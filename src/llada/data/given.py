@@ -1,7 +1,7 @@
-"""Files of text or dialogues that a person names: opened in one place, read once from beginning to end.
+"""Opening files of text or dialogues that a person names, to be read once from beginning to end.
 
-A regular file, or a pipe as `<(...)` makes one. Anything else is refused before a byte is read, and so is a file that
-is larger than can be held here.
+A file may be a regular file, or a pipe as `<(...)` makes one. Anything else is refused before a byte is read, and so is
+a file that is larger than can be held here.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from typing import BinaryIO
 from llada.system.device import free_memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words
-from llada.system.opener import open_unwaiting
+from llada.system.regular_files import open_unwaiting
 
 LARGEST_BYTES = 16 << 30
-LEAST_LIMIT = 64 << 20  # that much is tried however full the memory is
+LEAST_LIMIT = 64 << 20  # this much is always tried, however full the memory is
 HEAD_BYTES = 4096
 _BUFFER_BYTES = 1 << 20
 UTF8_MARK = b"\xef\xbb\xbf"
 PARQUET = "Parquet"
-# What a file begins with that is no text. The four bytes of UTF-32 come before the two of UTF-16, which begin them.
+# First bytes of files that are not text. UTF-32 comes before UTF-16, whose two bytes begin those of UTF-32.
 KINDS = (
     (b"PAR1", PARQUET),
     (b"\x1f\x8b", "compressed by gzip"),
@@ -49,21 +49,21 @@ class GivenFile:
     def __init__(self, path: Path, raw: "_Counted", is_pipe: bool, file: BinaryIO) -> None:
         self.path, self.is_pipe = path, is_pipe
         self.head = raw.head
-        """Its first bytes."""
+        """The first bytes of the file."""
         self.stream = io.BufferedReader(raw, _BUFFER_BYTES)
-        """All of it, the head included."""
+        """A stream over the whole file, the head included."""
         self.file = file
-        """The same without a count; to be used for random access in a regular file, after it was read."""
+        """The file without counting, for random access in a regular file after it was read."""
         self._raw = raw
 
     @property
     def kind(self) -> str | None:
-        """What it is if it is no text, by its first bytes; None if it may be one."""
+        """The kind of file if it is not text, by its first bytes; None if it may be text."""
         return next((kind for magic, kind in KINDS if self.head.startswith(magic)), None)
 
     @property
     def sha256(self) -> str:
-        """Of what has been read."""
+        """SHA-256 of what has been read so far."""
         return self._raw.digest.hexdigest()
 
 
@@ -72,7 +72,7 @@ def open_given(path: Path) -> Iterator[GivenFile]:
     """Open a file that a person named, for the time of the block.
 
     Raises:
-        UserError: it is missing, neither a file nor a pipe, not to be read, or too large; the last of them also while
+        UserError: it is missing, neither a file nor a pipe, not readable, or too large; the last also while
             it is read, since a pipe does not say how much is in it.
     """
     at_most = largest_bytes()
@@ -83,7 +83,7 @@ def open_given(path: Path) -> Iterator[GivenFile]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
     except ValueError as error:  # a path with a NUL
-        raise UserError(f"{path} is no path ({error}): correct it.") from None
+        raise UserError(f"{path} is not a path ({error}): correct it.") from None
     try:
         is_pipe = _check_kind(path, status, at_most)
         os.set_blocking(descriptor, True)
@@ -95,7 +95,7 @@ def open_given(path: Path) -> Iterator[GivenFile]:
 
 
 def _check_kind(path: Path, status: os.stat_result, at_most: int) -> bool:
-    """Whether it is a pipe; what is neither that nor a file is refused."""
+    """Return whether it is a pipe; refuse what is neither a pipe nor a file."""
     is_pipe = stat.S_ISFIFO(status.st_mode)
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is a folder: name a file in it.")
@@ -107,10 +107,10 @@ def _check_kind(path: Path, status: os.stat_result, at_most: int) -> bool:
 
 
 def read_given_text(path: Path) -> str:
-    """The text of a file that a person named, with line breaks as "\\n" and without a byte order mark.
+    """Read the text of a file that a person named, with line breaks as "\\n" and without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8, or is no text.
+        UserError: it cannot be read, is not UTF-8, or is not text.
     """
     with open_given(path) as given:
         if given.kind is not None:
@@ -119,7 +119,7 @@ def read_given_text(path: Path) -> str:
         while chunk := given.stream.read(_BUFFER_BYTES):
             if b"\0" in chunk:
                 place = content.tell() + chunk.index(b"\0")
-                raise UserError(f"{path} is no text (byte {place} is NUL): leave it out.")
+                raise UserError(f"{path} is not text (byte {place} is NUL): leave it out.")
             content.write(chunk)
     data = content.getvalue()
     try:
@@ -132,11 +132,11 @@ def read_given_text(path: Path) -> str:
 def _remedy(kind: str) -> str:
     if kind.startswith("UTF"):
         return "not UTF-8 (byte 0): convert it, or leave it out"
-    return "no text: unpack it" if kind.startswith("compressed") else "no text: take the text out of it"
+    return "not text: unpack it" if kind.startswith("compressed") else "not text: take the text out of it"
 
 
 def largest_bytes() -> int:
-    """Of a file that can be read here: half of the memory that is free, where the system says how much that is."""
+    """Largest size in bytes of a file that can be read here: half of the free memory, if the system reports it."""
     free = free_memory_bytes()
     return LARGEST_BYTES if free is None else min(LARGEST_BYTES, max(free // 2, LEAST_LIMIT))
 
@@ -146,7 +146,7 @@ def _too_large(path: Path, at_most: int) -> UserError:
 
 
 class _Counted(io.RawIOBase):
-    """What is read through it is counted and hashed; the first bytes are known before that."""
+    """A raw stream that counts and hashes what is read; the first bytes are known before."""
 
     def __init__(self, path: Path, file: BinaryIO, at_most: int) -> None:
         self.digest = hashlib.sha256()

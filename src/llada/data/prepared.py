@@ -1,4 +1,4 @@
-"""The prepared folder: a text as ids, cut into sequences, with its vocabulary and checksums; and batches from it.
+"""The prepared folder: a text as ids, cut into sequences, with its vocabulary and checksums.
 
     shakespeare_raw.txt   the text; prepared_text.txt, if it is one of your own
     vocab.json            its vocabulary
@@ -7,7 +7,7 @@
     metadata.json         counts, split, source, the sha256 of every other file, and that of its own content
     tokenised/            the same text in the ids of other tokenizers, each a prepared folder again
 
-The file names are the founding document's. A text of several documents has a blank line between two of them, and in
+A text of several documents has a blank line between two of them, and in
 the arrays an EOS in its place; metadata.json says where. Letters: N rows, L length, B batch.
 """
 
@@ -29,19 +29,19 @@ from llada.data.corpus import Corpus
 from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
-from llada.system.mapped import FileState, remember
-from llada.system.opener import check_no_link, check_regular
+from llada.system.mapped_files import FileState, remember
+from llada.system.regular_files import check_no_link, check_regular
 from llada.tokenizers.base import Tokenizer, ids_of, load_tokenizer
 from llada.tokenizers.char import CharTokenizer
 
-FORMAT_VERSION = 2  # 1 had no seal
+FORMAT_VERSION = 2  # version 1 had no seal
 TRAIN_FRACTION = 0.9
 DEFAULT_FOLDER = Path("data/shakespeare")
 RAW_FILE, OWN_RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "prepared_text.txt", "metadata.json"
 BREAKS_KEY = "document_breaks"  # in metadata.json, for several documents: Corpus.breaks
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
 TOKENISED_FOLDER = "tokenised"
-SMALL_REST = 2  # so few files are taken for a prepared text, which has five, only if metadata.json says so
+SMALL_REST = 2  # with so few files, a folder counts as a prepared text, which has five, only by its metadata.json
 SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
 
 Split = Literal["train", "val"]
@@ -72,7 +72,7 @@ def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText
 
 
 def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
-    """The text of a prepared folder in the ids of this tokenizer: as it is, or retokenised.
+    """Return the text of a prepared folder in the ids of this tokenizer: as it is, or retokenised.
 
     Raises:
         UserError: the tokenizer knows the characters of another text only.
@@ -89,7 +89,7 @@ def text_for(tokenizer: Tokenizer, data: "PreparedText") -> "PreparedText":
 
 
 def retokenise(data: "PreparedText", tokenizer: Tokenizer) -> "PreparedText":
-    """The text of a prepared folder in the ids of another tokenizer, split at the same place of the text.
+    """Encode the text of a prepared folder by another tokenizer, split at the same place of the text.
 
     Kept inside the folder, so that it is made once, and goes when the folder is prepared anew. Where nothing can be
     written there, as on a read-only disk, it is made for this process alone, among the temporary files.
@@ -160,13 +160,13 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, sequence_length: 
 
 
 def _seal_of(metadata: dict[str, Any]) -> str:
-    """SHA-256 of all of it but the seal, however it is laid out."""
+    """Compute the SHA-256 of metadata without the seal, however it is laid out."""
     content = {key: value for key, value in metadata.items() if key != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _join(parts: Sequence[list[int]], between: int) -> list[int]:
-    """Lists of ids one after the other, with this id between two; an empty one, at a cut, needs none."""
+    """Join lists of ids with this id between them; an empty one, at a cut, needs none."""
     ids: list[int] = []
     for part in filter(None, parts):
         ids += [between, *part] if ids else part
@@ -178,7 +178,7 @@ def _content_files(tokenizer: Tokenizer, raw_file: str) -> tuple[str, ...]:
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
-    """Leave alone what is not a prepared text, whole or not: a few of its names may be anybody's."""
+    """Refuse to replace a folder that is not a prepared text; a few of its file names may be anybody's."""
     if folder.is_dir():
         own = {
             RAW_FILE,
@@ -191,7 +191,7 @@ def _refuse_foreign_folder(folder: Path) -> None:
         there = {path.name for path in folder.iterdir()}
         foreign = sorted(there if len(there) <= SMALL_REST and not _has_own_metadata(folder) else there - own)
         if foreign:
-            raise UserError(f"{folder} holds {foreign[0]}, which is no prepared text: choose another `output_dir`.")
+            raise UserError(f"{folder} holds {foreign[0]}, which is not a prepared text: choose another `output_dir`.")
     elif folder.exists():
         raise UserError(f"{folder} is a file: choose another `output_dir`.")
 
@@ -204,7 +204,7 @@ def _has_own_metadata(folder: Path) -> bool:
 
 
 def _rows_of(ids: list[int], sequence_length: int, tokenizer: Tokenizer) -> Ids:
-    """Ids cut into rows (N, L), the last one padded, in the smallest type that holds a network row's number."""
+    """Cut ids into rows (N, L), the last one padded, in the smallest type that holds a network row's number."""
     n_rows = -(-len(ids) // sequence_length)
     rows = np.full(n_rows * sequence_length, tokenizer.pad_id, dtype=np.min_scalar_type(tokenizer.vocab_size - 1))
     rows[: len(ids)] = ids
@@ -219,7 +219,7 @@ class PreparedText:
     tokenizer: Tokenizer
     metadata: dict[str, Any]
     rows: dict[str, Ids]
-    """(N, L) ids of each split, padded at the end."""
+    """Ids (N, L) of each split, padded at the end."""
     raw_file: str = RAW_FILE
     """Name of the file that holds the text."""
 
@@ -255,11 +255,11 @@ class PreparedText:
                 raise UserError(f"{folder / name} has changed since it was written (wrong checksum): {remedy}.")
         rows = {split: _map_rows(folder / name, remedy) for split, name in SPLIT_FILES.items()}
         if not _counts_fit(metadata, rows):
-            raise UserError(f"{folder / METADATA_FILE} does not fit the arrays beside it: {remedy}.")
+            raise UserError(f"{folder / METADATA_FILE} does not fit the arrays next to it: {remedy}.")
         tokenizer = load_tokenizer(folder, metadata)
         for split, name in SPLIT_FILES.items():
             if int(rows[split].max(initial=0)) >= tokenizer.vocab_size:
-                raise UserError(f"{folder / name} has ids that the vocabulary has not: {remedy}.")
+                raise UserError(f"{folder / name} has ids that the vocabulary lacks: {remedy}.")
         unchecked = set(_content_files(tokenizer, raw_file)) - set(checksums)
         if unchecked:
             raise UserError(f"{folder / METADATA_FILE} has no checksum of {min(unchecked)}: {remedy}.")
@@ -271,7 +271,7 @@ class PreparedText:
 
     @property
     def text_sha256(self) -> str:
-        """Of the raw text, which fixes vocabulary, split and ids."""
+        """SHA-256 of the raw text, which fixes vocabulary, split and ids."""
         return str(self.metadata["sha256"][self.raw_file])
 
     @property
@@ -281,10 +281,10 @@ class PreparedText:
 
     @property
     def breaks(self) -> tuple[int, ...]:
-        """Where in the text a document ends and another begins.
+        """Places in the text where a document ends and another begins.
 
         Raises:
-            UserError: the metadata say something else than that.
+            UserError: the metadata hold something else.
         """
         breaks, previous = self.metadata.get(BREAKS_KEY, []), -1
         if not isinstance(breaks, list):
@@ -300,7 +300,7 @@ class PreparedText:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What a run learns from, each part by a checksum: the text, the vocabulary, and the tokens of both splits.
+        """Checksums of what a run learns from: the text, the vocabulary, and the tokens of both splits.
 
         They do not depend on the length of the stored sequences.
         """
@@ -311,30 +311,30 @@ class PreparedText:
         return parts
 
     def text(self, split: Split) -> str:
-        """The characters of the split."""
+        """Return the characters of a split."""
         text = self.raw_text
         return text[: _n_train(text)] if split == "train" else text[_n_train(text) :]
 
     def tokens(self, split: Split) -> Ids:
-        """The split as one run of ids, without its padding."""
+        """Return a split as one run of ids, without its padding."""
         return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]
 
 
 def _map_rows(path: Path, remedy: str) -> Ids:
-    """The ids of a split, mapped.
+    """Map the ids of a split.
 
     Raises:
-        UserError: the file holds something else than whole numbers, or is no array. Nothing is unpickled.
+        UserError: the file is not an array of whole numbers. Nothing is unpickled.
     """
     check_regular(path)  # numpy would wait for a pipe
     try:
         state = FileState.of(path.stat())
-        rows = np.load(path, mmap_mode="r")  # of plain numbers only, by default
+        rows = np.load(path, mmap_mode="r")  # by default this loads plain numbers only
     except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
-        raise UserError(f"{path} is no array of ids ({first_line(error)}): {remedy}.") from error
+        raise UserError(f"{path} is not an array of ids ({first_line(error)}): {remedy}.") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:
-        raise UserError(f"{path} is no array of ids: {remedy}.")
-    remember(getattr(rows, "_mmap", rows), path, state)  # which lives as long as any part of the array
+        raise UserError(f"{path} is not an array of ids: {remedy}.")
+    remember(getattr(rows, "_mmap", rows), path, state)  # the mapping lives as long as any part of the array
     return rows
 
 

@@ -1,7 +1,6 @@
-"""The rows of a file of data, whatever its layout: JSON objects line by line, one after the other over several lines,
-in an array, or a Parquet file.
+"""Rows of a data file, in any layout: JSON objects one a line, over several lines or in an array, or Parquet.
 
-A row is one JSON value with the number of the line where it begins. Of JSON, no more than a row is in memory.
+A row is a JSON value with the number of the line where it begins. No more than a row of JSON is in memory.
 """
 
 import io
@@ -16,47 +15,47 @@ from llada.data.given import PARQUET, GivenFile
 from llada.system.errors import UserError, first_line
 
 LONGEST_ROW = 1 << 24  # characters
-PARQUET_ROWS = 256  # that are taken out of a Parquet file at a time
+PARQUET_ROWS = 256  # rows that are read from a Parquet file at a time
 _CHUNK = 1 << 16
 _SPACE, _MARK = " \t\r\n", "\ufeff"
-_LONGEST_WORD = 16  # characters of JSON that are judged as a whole: -Infinity, a pair of escapes
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of a byte that belongs to no character
+_LONGEST_WORD = 16  # longest JSON token that must not be cut: -Infinity, a pair of escapes
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python decodes a byte to that is not UTF-8
 
 
 @dataclass(frozen=True)
 class Row:
-    """One object of a file, or what is wrong with it."""
+    """An object of a file, or what is wrong with it."""
 
     number: int
-    """Of the line where it begins, from 1; in Parquet, of the row."""
+    """Number of the line where it begins, from 1; in Parquet, of the row."""
     content: Any = None
     problem: str | None = None
-    """Why it cannot be read, as the end of a sentence: "is not valid JSON (...)"."""
+    """The reason that it cannot be read, as the end of a sentence: "is not valid JSON (...)"."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an open file, to be gone through once."""
+    """The rows of an open file, to be iterated over once."""
 
     unit: str
-    """What a row's number counts: "line" or "row"."""
+    """The unit that a row's number counts: "line" or "row"."""
     rows: Iterator[Row]
 
 
 class Repeated(dict[str, Any]):
-    """A JSON object that has a key twice, of which the last value is kept."""
+    """A JSON object in which a key stands twice; the last value is kept."""
 
     key = ""
 
 
 def rows_of(given: GivenFile) -> Rows:
-    """The rows of a file, read as they are asked for.
+    """Iterate over the rows of a file, which are read as they are asked for.
 
-    A line that is broken is a row with a problem, and the next line goes on. Where rows extend over lines nobody can
-    say where the next one begins, so there a broken one is the end.
+    A broken line is a row with a problem, and reading goes on with the next line. Where rows extend over lines nobody
+    can say where the next one begins, so there a broken row is an error.
 
     Raises:
-        UserError: it is no text, or no rows can be found in it; the latter also while it is read.
+        UserError: it is not text, or no rows are found in it; the latter also while it is read.
     """
     if given.kind == PARQUET:
         return Rows("row", _parquet_rows(given))
@@ -66,7 +65,7 @@ def rows_of(given: GivenFile) -> Rows:
             f"{given.path} is {given.kind}, {'not UTF-8 text' if is_text else 'not JSON'}: "
             f"{'convert it' if is_text else 'unpack or convert it'}."
         )
-    # A byte that is not UTF-8 is kept until its line is known; "\r" ends a line as well.
+    # A byte that is not UTF-8 is kept until its line is known. A "\r" ends a line as well.
     text = io.TextIOWrapper(given.stream, encoding="utf-8", errors="surrogateescape", newline=None)
     return Rows("line", _json_rows(_Text(given.path, text), json.JSONDecoder(object_pairs_hook=_to_object)))
 
@@ -84,18 +83,19 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Text:
-    """A text that is read in lines, or in pieces that grow, with the number of the line where it stands."""
+    """A text that is read in lines, or in growing pieces, and knows the number of the current line."""
 
     def __init__(self, path: Path, file: io.TextIOWrapper) -> None:
         self.path = path
         self.line = 1
-        """Of the next character."""
+        """Number of the line of the next character."""
         self.piece, self.at = "", 0
-        """What has been read, and where in it the next character is."""
+        """The piece that has been read, and the index of the next character in it."""
         self._file = file
 
     def read_line(self) -> str:
-        """The next line with its end, "" behind the last; if it is too long, `LONGEST_ROW` characters and one more."""
+        """Read the next line with its end, "" at the end of the text; of a longer line, `LONGEST_ROW` characters and
+        one more."""
         end = self.piece.find("\n", self.at) + 1
         if end:
             line, self.at = self.piece[self.at : end], end
@@ -104,7 +104,7 @@ class _Text:
         return line + self._file.readline(max(0, LONGEST_ROW + 1 - len(line)))
 
     def skip_line(self) -> None:
-        """Go on behind the rest of a line that is too long."""
+        """Skip the rest of a line that is too long."""
         while (rest := self._file.readline(_CHUNK)) and not rest.endswith("\n"):
             pass
 
@@ -112,19 +112,20 @@ class _Text:
         self.piece, self.at = line + self.piece[self.at :], 0
 
     def grow(self) -> bool:
-        """Read as much again as there is, so that the end of a value is found in linear time; False at the end."""
+        """Read as much again as there is, so that the end of a value is found in linear time; returns False at the
+        end."""
         rest = self.piece[self.at :]
         more = self._file.read(max(_CHUNK, len(rest)))
         self.piece, self.at = rest + more, 0
         return bool(more)
 
     def go_on(self, end: int) -> None:
-        """To this place in the piece."""
+        """Advance to this place in the piece."""
         self.line += self.piece.count("\n", self.at, end)
         self.at = end
 
     def skip(self, characters: str) -> str:
-        """Go on to the first character that is none of these; it, or "" at the end."""
+        """Advance to the first character that is none of these, and return it, or "" at the end."""
         while True:
             found = re.compile(f"[^{re.escape(characters)}]").search(self.piece, self.at)
             self.go_on(found.start() if found else len(self.piece))
@@ -132,7 +133,7 @@ class _Text:
                 return found[0] if found else ""
 
     def fail(self, place: int, what: str) -> NoReturn:
-        """For what is wrong at a place in the piece."""
+        """Raise the error for a problem at a place in the piece."""
         line = self.line + self.piece.count("\n", self.at, place)
         raise UserError(f"Line {line} of {self.path} {what}: correct or remove it.")
 
@@ -189,7 +190,7 @@ def _bad_byte(found: re.Match[str]) -> str:
 
 
 def _spans_lines(text: _Text, decoder: json.JSONDecoder) -> bool:
-    """Whether a first row is found that does not end within its line."""
+    """Whether there is a first row that does not end within its line."""
     try:
         _, end = _find_value(text, decoder)
     except (ValueError, RecursionError):
@@ -198,7 +199,7 @@ def _spans_lines(text: _Text, decoder: json.JSONDecoder) -> bool:
 
 
 def _spanning_rows(text: _Text, decoder: json.JSONDecoder) -> Iterator[Row]:
-    """Values one after the other, with commas between them or without."""
+    """Iterate over values that follow each other, with or without commas between them."""
     while text.skip(f"{_SPACE},{_MARK}"):
         yield _take(text, decoder)
 
@@ -222,7 +223,7 @@ def _array_rows(text: _Text, decoder: json.JSONDecoder) -> Iterator[Row]:
 
 
 def _take(text: _Text, decoder: json.JSONDecoder) -> Row:
-    """The value that begins here, behind which the text goes on."""
+    """Read the value that begins here, and advance past it."""
     number = text.line
     try:
         value, end = _find_value(text, decoder)
@@ -238,10 +239,10 @@ def _take(text: _Text, decoder: json.JSONDecoder) -> Row:
 
 
 def _find_value(text: _Text, decoder: json.JSONDecoder) -> tuple[Any, int]:
-    """The value that begins here, read as far as it extends, and where in the piece it ends.
+    """Decode the value that begins here, reading on as far as needed; returns it and where in the piece it ends.
 
     Raises:
-        ValueError: there is none, or it is longer than a row may be.
+        ValueError: there is no value, or it is longer than a row may be.
     """
     while True:
         try:
@@ -268,7 +269,7 @@ def _parquet_rows(given: GivenFile) -> Iterator[Row]:
             f"{given.path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra parquet), or convert "
             "the file to JSONL."
         ) from None
-    while given.stream.read(1 << 20):  # to its end, for the checksum
+    while given.stream.read(1 << 20):  # read to its end, for the checksum
         pass
     if given.is_pipe:
         raise UserError(f"{given.path} is a pipe with Parquet, which cannot be read in order: name the file itself.")

@@ -1,6 +1,6 @@
-"""Prompts and their answers in ids, from dialogues: what chat fine-tuning learns from.
+"""Prompts and their answers in ids, from dialogues, for chat fine-tuning.
 
-A dialogue of n answers makes n pairs: each answer, with all that comes before it as its prompt.
+A dialogue with n answers makes n pairs: each answer, with all that precedes it as its prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.chat_template import ChatFormat, chat_format, fitting_prompt
 from llada.tokenizers.message import Message
 
-SHOWN_LINES = 8  # of copies that are in both parts
+SHOWN_LINES = 8  # line numbers shown of pairs that are in both parts
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Pair:
     """A prompt and its answer."""
 
     ids: tuple[int, ...]
-    """Prompt, answer, and one EOS."""
+    """Token ids of the prompt, the answer, and one EOS."""
     n_given: int
-    """How many of them are the prompt."""
+    """Number of tokens of the prompt."""
     messages: tuple[Message, ...]
-    """Those of the prompt."""
+    """Messages of the prompt."""
     number: int = 0
-    """Line or row of the file that it is from."""
+    """Number of the line or row of the file that it comes from."""
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -49,23 +49,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Answers:
-    """The pairs of a file of dialogues, some for training, the others for validation."""
+    """The pairs of a file of dialogues, for training and for validation."""
 
     folder: Path
-    """The file."""
+    """The file of training dialogues."""
     tokenizer: Tokenizer
     form: ChatFormat
     pairs: dict[Split, list[Pair]]
     n_shortened: int
-    """Pairs whose prompt has lost its oldest turns."""
+    """Number of pairs whose prompt has lost its oldest turns."""
     n_left_out: int
-    """Pairs that are too long even so."""
+    """Number of pairs that are left out because they are still too long."""
     text_sha256: str
-    """Of the file, or of both files."""
+    """SHA-256 of the file, or of both files."""
     dialogues_sha256: dict[Split, str] = field(default_factory=dict)
-    """Of the dialogues of each part, before they were put into tokens."""
+    """SHA-256 of the dialogues of each part, before they were put into tokens."""
     notes: list[str] = field(default_factory=list)
-    """What of the files is left out, and what is in both parts, in sentences for people."""
+    """Sentences for people about what of the files is left out, and what is in both parts."""
 
     @classmethod
     def load(
@@ -82,7 +82,7 @@ class Answers:
         """Read dialogues by `split_dialogues`, and put them into tokens.
 
         Raises:
-            UserError: a file is broken, too short to be split, or holds nothing that fits.
+            UserError: a file is damaged, too short to be split, or holds nothing that fits.
         """
         dialogues = split_dialogues(path, validation, validation_share, rule, seed, reading)
         return cls.of(dialogues, tokenizer, max_length)
@@ -91,8 +91,8 @@ class Answers:
     def of(cls, dialogues: SplitDialogues, tokenizer: Tokenizer, max_length: int) -> "Answers":
         """Put dialogues into tokens.
 
-        A pair that is longer than `max_length` loses its oldest turns, the system message and the last question never
-        among them; one that is too long even so is left out, since a cut answer would teach not to end.
+        A pair that is longer than `max_length` loses its oldest turns, but never the system message and the last
+        question; one that is still too long is left out, since a cut answer would teach the model not to end.
 
         Raises:
             UserError: nothing of a part fits, or the chat template does not take a dialogue.
@@ -117,31 +117,31 @@ class Answers:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What a run learns from, by checksums; they do not depend on the tokenizer or the length."""
+        """Checksums of what a run learns from; they do not depend on the tokenizer or the length."""
         names: dict[Split, str] = {"train": "training dialogues", "val": "validation dialogues"}
         return {"text": self.text_sha256, **{names[split]: sum_ for split, sum_ in self.dialogues_sha256.items()}}
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of the longest pair."""
+        """Number of tokens of the longest pair."""
         return max(len(pair.ids) for pairs in self.pairs.values() for pair in pairs)
 
     def tokens(self, split: Split) -> Ids:
-        """All that is to be learned: the ids of the answers, one after the other."""
+        """Return the ids of the answers, all that is to be learned, one after the other."""
         return np.concatenate([np.asarray(pair.answer, dtype=np.uint64) for pair in self.pairs[split]])
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What dialogues become in tokens."""
+    """The pairs made from dialogues."""
 
     pairs: list[Pair]
     n_shortened: int
-    """Pairs whose prompt has lost its oldest turns."""
+    """Number of pairs whose prompt has lost its oldest turns."""
     n_left_out: int
-    """Pairs that are too long even so."""
+    """Number of pairs that are left out because they are still too long."""
     notes: list[str]
-    """What else is left out, in sentences for people."""
+    """Sentences for people about what else is left out."""
 
 
 def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int, skip_bad: bool = False) -> Pairs:
@@ -151,7 +151,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int, skip_bad: bool
         skip_bad: count and leave out what is broken, instead of stopping there.
 
     Raises:
-        UserError: the file is broken, or holds nothing that fits.
+        UserError: the file is damaged, or holds nothing that fits.
     """
     file = read_dialogues(path, Reading(skip_bad=skip_bad))
     made = make_pairs(file.dialogues, chat_format(tokenizer), tokenizer, max_length, skip_bad)
@@ -161,7 +161,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer, max_length: int, skip_bad: bool
 def make_pairs(
     dialogues: Sequence[Dialogue], form: ChatFormat, tokenizer: Tokenizer, max_length: int, skip_bad: bool = False
 ) -> Pairs:
-    """The pairs of dialogues, at least one of them.
+    """Make the pairs of dialogues, of which there must be at least one.
 
     Args:
         skip_bad: count and leave out the dialogues that the chat template does not take, instead of stopping there.
@@ -197,7 +197,7 @@ def make_pairs(
 
 
 def _make_pair(dialogue: Dialogue, i: int, form: ChatFormat, tokenizer: Tokenizer, max_length: int) -> Pair | None:
-    """The answer that message i is, behind all that comes before it; None if it is too long."""
+    """Make the pair whose answer is message i, with all that precedes it as the prompt; None if it is too long."""
     before = dialogue.messages[:i]
     answer = [*form.answer(before, dialogue.messages[i].content), tokenizer.eos_id]
     prompt = fitting_prompt(form, before, max_length - len(answer))
@@ -208,7 +208,7 @@ def _make_pair(dialogue: Dialogue, i: int, form: ChatFormat, tokenizer: Tokenize
 
 
 def _describe_copies(pairs: Mapping[Split, Sequence[Pair]], validation: Sequence[Dialogue]) -> list[str]:
-    """What is measured on and learned as well, if there is any, named by its lines."""
+    """Describe answers that are both learned and measured on, if there are any, by their lines."""
     learned = {pair.ids for pair in pairs["train"]}
     copies = [pair.number for pair in pairs["val"] if pair.ids in learned]
     if not copies:
@@ -217,5 +217,5 @@ def _describe_copies(pairs: Mapping[Split, Sequence[Pair]], validation: Sequence
     shown = ", ".join(map(str, copies[:SHOWN_LINES])) + (", ..." if len(copies) > SHOWN_LINES else "")
     return [
         f"{len(copies):,} of the {len(pairs['val']):,} answers to measure on are learned as well, with the same prompt "
-        f"({origin.unit}s {shown} of {origin.path}): what is measured on them is no sign of what was understood."
+        f"({origin.unit}s {shown} of {origin.path}): a measurement on them does not show what was understood."
     ]

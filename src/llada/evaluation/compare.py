@@ -1,6 +1,6 @@
-"""Which of two models is better: their difference on the same windows under the same masks.
+"""Comparison of two models: their difference on the same windows under the same masks.
 
-Most of the error of a bound is common to both, so that a difference is known far better than either.
+Most of the error of a bound is common to both, so that the difference is known far better than either bound.
 """
 
 import math
@@ -19,23 +19,23 @@ class Difference:
     second: Estimate
     difference: float
     stderr: float | None
-    """Over windows, of their differences as they are; None if there is one."""
+    """Standard error over windows, of their differences as they are; None if there is a single window."""
     mask_stderr: float | None
     p_value: float | None
-    """Two-sided: the chance of a difference as large if, over texts of this kind, there were none. By
-    Student's t, and None for fewer windows than the mean takes to be about normal."""
+    """Two-sided p-value: the probability of so large a difference if there were none over texts of this kind. It is
+    Student's, and None for fewer windows than the mean takes to be about normal."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def compare(first: Bounds, second: Bounds) -> Difference:
-    """Two models, whose bounds were drawn with the same windows, masks and seed.
+    """Compare two models whose bounds were drawn with the same windows, masks and seed.
 
-    A causal network has one value a window, which stands beside the mean of the other's draws.
+    A causal network has one value per window, which is compared with the mean of the other's draws.
 
     Raises:
-        ValueError: the windows are not the same, or the masks differ.
+        ValueError: the windows or the masks differ.
     """
     if len(first.values) != len(second.values):
         raise ValueError("bounds of different windows cannot be compared")
@@ -44,8 +44,8 @@ def compare(first: Bounds, second: Bounds) -> Difference:
     if first.values.shape == second.values.shape and not first.mask_ratio.equal(second.mask_ratio):
         raise ValueError("bounds under different masks cannot be compared")
     estimate = estimate_mean(values, mask_ratio, first.same_counts)
-    # Not the error of `estimate`, from which the mean of each level is taken out: here that gains little, since most of
-    # what the counts do is common to both models, and costs degrees of freedom that nobody counts.
+    # This is not the error of `estimate`, from which the mean of each level is taken out: here that gains little, since
+    # most of what the counts do is common to both models, and costs degrees of freedom that nobody counts.
     stderr, p_value = mean_stderr(values.mean((1, 2))), None
     if stderr is not None and len(values) >= FEW_WINDOWS:
         p_value = two_sided(estimate.mean / stderr, len(values) - 1) if stderr else float(estimate.mean == 0)
@@ -60,9 +60,9 @@ def compare(first: Bounds, second: Bounds) -> Difference:
 
 
 def two_sided(t: float, degrees: int) -> float:
-    """The chance that a number of Student's distribution is further from 0 than t, to about 13 decimals.
+    """The probability that a number of Student's distribution is further from 0 than t, to about 13 decimals.
 
-    By the finite series for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    It is computed by the finite series for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
     """
     angle = math.atan(abs(t) / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)

@@ -1,4 +1,4 @@
-"""The cross-entropy by the ratio of masked tokens, as a picture."""
+"""A picture of the cross-entropy over the ratio of masked tokens."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from llada.system.errors import UserError
 
 
 def check_picture(picture: Path) -> None:
-    """Refuse a name that no picture can have.
+    """Refuse a file name that does not fit a picture.
 
     Raises:
-        UserError: it ends neither in .png nor in .svg.
+        UserError: the name ends neither in .png nor in .svg.
     """
     if picture.suffix.lower() not in (".png", ".svg"):
         raise UserError(f"No picture can be written as {picture.name}: let its name end in .png or .svg.")
@@ -20,7 +20,7 @@ def draw_curve(result: Nelbo, picture: Path) -> None:
     """Draw the curve whose area is the bound.
 
     Raises:
-        UserError: there is none, or no picture of this kind can be made.
+        UserError: there is no curve, or no picture of this kind can be made.
     """
     import matplotlib
 

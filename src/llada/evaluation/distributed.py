@@ -1,4 +1,4 @@
-"""Splitting the rows of an evaluation among processes, started by `torchrun`; the result is the same for any number.
+"""Sharing of an evaluation's rows among processes, started by `torchrun`; any number of them gives the same result.
 
 Shape letters: N rows.
 """
@@ -21,17 +21,17 @@ class Shard:
     processes: int = 1
 
     def of(self, rows: Tensor) -> Tensor:
-        """The indices (n,) of the rows (N,) that are this process's."""
+        """Return the indices (n,) of the rows (N,) that this process computes."""
         return torch.arange(self.rank, len(rows), self.processes)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Values (N,) that each process has for its own rows, and 0 for the others, in full."""
+        """Add up values (N,) over processes, each of which has those of its own rows and 0 for the others."""
         if self.processes > 1:
             dist.all_reduce(values)
         return values
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This process's own of several GPUs, if a GPU is chosen: that of its number on its machine."""
+        """Return this process's own GPU of several, by its number on its machine, if a GPU is chosen."""
         if chosen.type != "cuda" or self.processes == 1:
             return chosen
         number = os.environ.get("LOCAL_RANK")
@@ -42,12 +42,12 @@ ALONE = Shard()
 
 
 def join() -> Shard:
-    """This process's shard, by the variables that `torchrun` sets; all of it if it was started alone.
+    """Return this process's shard, by the variables that `torchrun` sets; all rows if it was started alone.
 
-    The processes then know each other: they exchange numbers on the CPU, over gloo.
+    The processes are connected: they exchange numbers on the CPU, over gloo.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1 or "RANK" not in os.environ:  # some clusters' shells tell the number alone
+    if processes == 1 or "RANK" not in os.environ:  # some clusters' shells set the number alone
         return ALONE
     if not dist.is_initialized():
         dist.init_process_group("gloo")
@@ -56,7 +56,7 @@ def join() -> Shard:
 
 @contextmanager
 def joined() -> Iterator[Shard]:
-    """`join`, and part at the end: a process that just ends while others are talking to it is aborted."""
+    """Join the other processes, and leave them at the end: a process that just ends breaks the others' connections."""
     shard = join()
     try:
         yield shard

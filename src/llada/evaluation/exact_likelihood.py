@@ -1,9 +1,9 @@
 """Exact likelihoods: the chain rule along the positions that a sampling policy reveals.
 
-Where the next positions depend only on what is visible so far, the probabilities of the tokens that are revealed
-multiply to that of the text, under the sampler that reveals them in this order and draws each token from the model
-(DUEL, arXiv 2603.01367). Several positions of a step are drawn independently of each other, as a sampler does, and the
-product is exact for that sampler. None of these is the bound, which is over all orders: they are named by their policy.
+Where the next positions depend only on what is visible so far, the probabilities of the revealed tokens multiply to the
+probability of the text under the sampler that reveals them in this order and draws each token from the model (DUEL,
+arXiv 2603.01367). Several positions of a step are drawn independently of each other, as a sampler does, and the value
+is exact for that sampler. None of these is the bound, which is over all orders: each is named by its policy.
 
 As in the bound, tokens are drawn from all rows of the model. `llada sample` forbids some, MASK for example, which makes
 a text likelier by what the model would have given them.
@@ -32,27 +32,27 @@ from llada.system.errors import UserError
 
 @dataclass(frozen=True)
 class ExactNll:
-    """The likelihood of a text under one policy."""
+    """The likelihood of texts under one policy."""
 
     policy: PolicyName
     positions_per_step: int
-    """How many positions each step reveals at least."""
+    """Positions that each step reveals at least."""
     nll_nats_per_token: float
     nll_stderr: float | None
-    """Over windows; None if there is one."""
+    """Standard error over windows; None if there is a single window."""
     bits_per_token: float
     windows: int
     tokens_scored: int
     nfe: int
-    """Evaluations of the network for the window that needs most of them."""
+    """Evaluations of the network for the window that needs the most."""
     nfe_per_window: float
-    """Mean number of evaluations for a window."""
+    """Mean number of evaluations per window."""
     seconds: float
     options: dict[str, Any]
-    """The numbers of the policy."""
+    """The parameters of the policy."""
 
     def with_error(self, digits: int) -> str:
-        """The mean and its standard error for people."""
+        """Write the mean and its standard error for people."""
         return over_windows(self.nll_nats_per_token, self.nll_stderr, digits)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class ExactNll:
 
 
 class ScoredRows(NamedTuple):
-    """What `exact_nll` finds for each row."""
+    """The result of `exact_nll` for each row."""
 
     nll: Tensor
     """(B,) fp64: -log p(x_0) in nats."""
@@ -82,7 +82,7 @@ def measure_exact_nll(
     shard: Shard = ALONE,
     on_progress: Callable[[float, float], None] = lambda fraction_done, running_mean: None,
 ) -> ExactNll:
-    """The mean over windows (W, L) of `exact_nll` a maskable token.
+    """Measure the mean over windows (W, L) of `exact_nll` per maskable token.
 
     The arguments are those of `exact_nll` and of `nelbo.BoundOptions`; the seed is for the policy "random" only.
     """
@@ -96,7 +96,7 @@ def measure_exact_nll(
         done = own[: first + len(rows)]
 
         def show(part: float, first: int = first, n: int = len(rows), done: Tensor = done) -> None:
-            mean = float(per_window[done].sum()) / first if first else math.nan  # nothing is known in the first batch
+            mean = float(per_window[done].sum()) / first if first else math.nan  # no value is known in the first batch
             on_progress((first + part * n) / len(own), mean)
 
         scored = exact_nll(
@@ -133,18 +133,18 @@ def exact_nll(
     priority: Tensor | None = None,
     on_progress: Callable[[float], None] = lambda fraction_done: None,
 ) -> ScoredRows:
-    """-log p(x_0) of each row under a policy, of the maskable tokens given the others.
+    """Compute -log p(x_0) of each row under a policy, of the maskable tokens given the others.
 
     The results are on the device of the batch, or on the CPU if that has no fp64 (`fp64_device`).
 
     Args:
-        policy: which open positions are revealed next.
-        positions_per_step: how many are revealed at least, and exactly by a policy with a fixed budget.
+        policy: chooses the open positions that are revealed next.
+        positions_per_step: positions revealed at least; exactly so many by a policy with a fixed budget.
         priority: (B, L) numbers that decide the order of the policy "random"; zeros if left out.
 
     Raises:
-        ValueError: no position a step.
-        UserError: the model's predictions are not finite numbers.
+        ValueError: `positions_per_step` is below 1.
+        UserError: the model's predictions are non-finite.
     """
     if positions_per_step < 1:
         raise ValueError(f"positions_per_step must be at least 1, not {positions_per_step}")
@@ -169,7 +169,7 @@ def exact_nll(
 def _score_step(
     predict_at: PredictAt, batch: TokenBatch, is_open: Tensor, mask_id: int, policy: Policy, state: StepState
 ) -> tuple[Tensor, Tensor]:
-    """What one step adds to the negative log-likelihoods, (B,) fp64, and what it reveals, (B, L) bool."""
+    """Score one step: what it adds to the negative log-likelihoods, (B,) fp64, and what it reveals, (B, L) bool."""
     x_t = batch.x_0.masked_fill(is_open, mask_id)
     asked = policy.foresee(is_open, state) if policy.foresee else is_open  # the head is computed there only
     logits = predict_at(x_t, attention_mask=batch.attention_mask, positions=asked)

@@ -1,4 +1,4 @@
-"""Whether an answer is the one that a model would write by itself.
+"""A test whether an answer is the one that a model would write by itself.
 
 Shape letters: B batch, L length, V vocabulary rows, N open positions.
 """
@@ -27,16 +27,17 @@ def are_greedy(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> list[bool]:
-    """Whether greedy decoding would write each answer: `sampling.unmask.generate` at temperature 0, a token a step.
+    """Check whether greedy decoding would write each answer: `sampling.unmask.generate` at temperature 0, a token a
+    step.
 
-    As in LLaDA's evaluation, all of the answer is masked, and each step keeps the most confident prediction of all
-    positions. It is over for an answer at the first token that is not its own.
+    As in LLaDA's evaluation, the whole answer is masked, and each step keeps the most confident prediction of all
+    positions. An answer fails at the first token that differs from its own.
 
     Args:
         forbidden: columns of the logits that decoding may not choose, `Tokenizer.forbidden_rows` for example.
 
     Raises:
-        UserError: the model gave a probability that is not a number.
+        UserError: the model gave a non-finite probability.
     """
     check_batch_size(batch_size)
     order = sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True)
@@ -64,7 +65,7 @@ def are_greedy(
 
 
 def _most_confident(logits: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
-    """Column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at what is open."""
+    """Find column (B,) and token (B,) of each row's most confident prediction, from logits (N, V) at open positions."""
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[1])
     parts = [logits[first : first + at_once] for first in range(0, len(logits), at_once)]
     best = [to_fp64(part).softmax(-1).max(-1) for part in parts]  # in fp64, as the sampler

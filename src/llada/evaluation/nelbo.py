@@ -1,9 +1,9 @@
-"""The number that we report: the negative evidence lower bound in nats per token, with its standard errors.
+"""The negative evidence lower bound (NELBO) in nats per token, the number that we report, with its standard errors.
 
 Every window of a text is masked M times, each time at exactly k random positions with k uniform on 1..L; the mean of
 (1/k) * sum of the cross-entropies there bounds the negative log-likelihood of a window from above. Counts are
 stratified over the windows and masks come in complementary pairs, which takes variance out and leaves the expectation
-as it is. A network that sees only what is before a token (`is_causal`) needs no masks: one pass gives its likelihood.
+as it is. A network that sees only what precedes a token (`is_causal`) needs no masks: one pass gives its likelihood.
 
 Shape letters: W windows, L length, B batch, R rounds, P masks of a round.
 """
@@ -29,13 +29,13 @@ from llada.sampling.unmask import NOT_FINITE
 from llada.system.device import Precision, to_fp64
 from llada.system.errors import UserError
 
-MOST_MASKS = 4096  # of a window, however small an error is asked for
-N_TIMES = 10  # rows of the table by t
+MOST_MASKS = 4096  # masks of a window at most, however small an error is asked for
+N_TIMES = 10  # number of bins of t in the report
 
 
 @dataclass(frozen=True)
 class AtTime:
-    """The cross-entropy where the ratio of masked tokens was in (t_from, t_to]."""
+    """The cross-entropy at masked positions, for ratios of masked tokens in (t_from, t_to]."""
 
     t_from: float
     t_to: float
@@ -50,9 +50,9 @@ class Nelbo:
 
     nelbo_nats_per_token: float
     nelbo_stderr: float | None
-    """Over windows: the text's randomness and the masks'. None if there is one window."""
+    """Standard error over windows, from the randomness of text and masks; None if there is a single window."""
     mask_stderr: float | None
-    """The masks' alone. None if there is one round of them; 0 if the number is exact."""
+    """Standard error from the masks alone; None if there is one round of them, 0 if the number is exact."""
     bits_per_token: float
     windows: int
     masks_per_window: int
@@ -60,7 +60,7 @@ class Nelbo:
     tokens_scored: int
     seconds: float
     is_exact: bool = False
-    """Whether it is no bound, but the negative log-likelihood."""
+    """Whether it is not a bound, but the negative log-likelihood itself."""
     by_t: tuple[AtTime, ...] = ()
 
     @property
@@ -68,11 +68,11 @@ class Nelbo:
         return "NLL" if self.is_exact else "NELBO"
 
     def with_error(self, digits: int) -> str:
-        """The bound and its standard error for people."""
+        """Write the bound and its standard error for people."""
         return over_windows(self.nelbo_nats_per_token, self.nelbo_stderr, digits)
 
     def bits_per(self, size: TextSize) -> dict[str, float]:
-        """Bits of a character, a byte and a word of the text that was scored."""
+        """Return bits per character, byte and word of the text that was scored."""
         bits = self.bits_per_token * self.tokens_scored
         return {
             "bits_per_character": bits / max(1, size.characters),
@@ -91,28 +91,28 @@ class Bounds:
     values: Tensor
     """(W, R, P) fp64, in nats per maskable token."""
     mask_ratio: Tensor
-    """(W, R, P) fp64: masked tokens to maskable ones."""
+    """Ratio of masked tokens to maskable ones, (W, R, P) fp64."""
     same_counts: bool = True
-    """Whether all windows have as many maskable tokens."""
+    """Whether all windows have the same number of maskable tokens."""
 
     def estimate(self) -> Estimate:
-        """The mean and its errors."""
+        """Estimate the mean and its standard errors."""
         return estimate_mean(self.values, self.mask_ratio, self.same_counts)
 
 
 @dataclass(frozen=True)
 class TokenNll:
-    """A model as this module sees it: the cross-entropies at the masked positions of a noisy batch."""
+    """A model as this module needs it: the cross-entropies at the masked positions of a noisy batch."""
 
     at_masked: Callable[[NoisyBatch, TokenBatch], Tensor]
-    """From a noisy batch and the clean one to (N,), in row order."""
+    """A function from a noisy batch and the clean one to cross-entropies (N,), in row order."""
     mask_id: int
     is_causal: bool = False
-    """Whether it sees only what is before a token; then one pass without masks gives the likelihood itself."""
+    """Whether it sees only what comes before a token; then one pass without masks gives the likelihood itself."""
 
 
 def nll_by_logits(predict_at: PredictAt, mask_id: int, is_causal: bool = False) -> TokenNll:
-    """From any predictor at all."""
+    """Make a `TokenNll` from any predictor."""
 
     def at_masked(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
         logits = predict_at(noisy.x_t, attention_mask=batch.attention_mask, positions=noisy.is_masked)
@@ -122,7 +122,7 @@ def nll_by_logits(predict_at: PredictAt, mask_id: int, is_causal: bool = False) 
 
 
 def nll_by_model(model: MaskPredictor, precision: Precision) -> TokenNll:
-    """From a model, without the logits of all positions being there at a time."""
+    """Make a `TokenNll` from a model, without holding the logits of all positions at once."""
 
     def at_masked(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
         with precision.autocast(batch.x_0.device):
@@ -135,22 +135,22 @@ def nll_by_model(model: MaskPredictor, precision: Precision) -> TokenNll:
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """How a bound is estimated.
+    """Options of the estimate of a bound.
 
     Raises:
-        ValueError: an odd number of masks, or an impossible batch size or target.
+        ValueError: the number of masks is odd, or the batch size or the target is impossible.
     """
 
     masks_per_window: int = 8
-    """M; even, because masks come in pairs."""
+    """Number of masks M, even because masks come in pairs."""
     target_stderr: float | None = None
-    """Draw masks, M at first and `MOST_MASKS` at most, until `mask_stderr` is this or less."""
+    """Error to reach: draw masks, M at first and `MOST_MASKS` at most, until `mask_stderr` is this or less."""
     batch_size: int = 32
     seed: int = 0
-    """Fixes every mask, whatever the batch size and the shard; the first rounds are the same for any M."""
+    """Seed of every mask, whatever the batch size and the shard; the first rounds are the same for any M."""
     device: torch.device | str = "cpu"
     shard: Shard = ALONE
-    """Which windows are computed in this process."""
+    """Windows that are computed in this process."""
 
     def __post_init__(self) -> None:
         masks, target = self.masks_per_window, self.target_stderr
@@ -164,7 +164,7 @@ class BoundOptions:
 
 DEFAULTS = BoundOptions()
 OnProgress = Callable[[float, float], None]
-"""Given the fraction done and the mean so far, after each batch."""
+"""A function that is called with the fraction done and the mean so far, after each batch."""
 
 
 def estimate_nelbo(
@@ -173,7 +173,7 @@ def estimate_nelbo(
     options: BoundOptions = DEFAULTS,
     on_progress: OnProgress = lambda fraction_done, running_mean: None,
 ) -> Nelbo:
-    """The bound over all windows: the mean over them of nats per maskable token.
+    """Estimate the bound: the mean over all windows of nats per maskable token.
 
     The arguments are those of `draw_bounds`.
     """
@@ -202,20 +202,20 @@ def draw_bounds(
     options: BoundOptions = DEFAULTS,
     on_progress: OnProgress = lambda fraction_done, running_mean: None,
 ) -> Bounds:
-    """The bound of each window under each of its masks.
+    """Compute the bound of each window under each of its masks.
 
     Args:
         nll: the model; see `nll_by_logits` and `nll_by_model`.
-        windows: (W, L), of which tokens that are not maskable, a prompt for example, are given and not scored.
+        windows: (W, L); tokens that are not maskable, a prompt for example, are given and not scored.
 
     Raises:
-        UserError: the model gave a bound that is not a number.
+        UserError: the model gave a non-finite bound.
     """
     wanted, most, target = options.masks_per_window // 2, MOST_MASKS // 2, options.target_stderr
     if nll.is_causal:
         wanted, target = 1, None
     elif target is not None:
-        wanted = max(2, wanted)  # one round says nothing of its error
+        wanted = max(2, wanted)  # one round does not show its error
     values: list[Tensor] = []
     ratios: list[Tensor] = []
     n_maskable = windows.is_maskable.sum(1)
@@ -239,7 +239,8 @@ def draw_bounds(
 def _progress_of_round(
     on_progress: OnProgress, values: Sequence[Tensor], wanted: int
 ) -> Callable[[float, float, int], None]:
-    """From the progress of one round, after the rounds `values` (W, P) of some `wanted`, to that of all."""
+    """Convert progress within one round into progress over all `wanted` rounds; `values` (W, P) are the finished
+    ones."""
     n_rounds, total, n_rows = len(values), sum(float(value.sum()) for value in values), sum(map(torch.numel, values))
     return lambda part, more, n: on_progress((n_rounds + part) / wanted, (total + more) / (n_rows + n))
 
@@ -251,14 +252,14 @@ def _row_bounds(
     options: BoundOptions,
     show: Callable[[float, float, int], None],
 ) -> Tensor:
-    """The bounds (N,) fp64 of the rows of a noisy batch, those of this process being computed here.
+    """Compute the bounds (N,) fp64 of a noisy batch's rows, each process its own share of them.
 
     Args:
-        show: given the fraction done, the sum so far, and of how many rows, after each batch.
+        show: called with the fraction done, the sum so far and its number of rows, after each batch.
     """
     bounds = torch.zeros(len(clean), dtype=torch.float64)
     own = options.shard.of(bounds)
-    # Counts rise with the rows; mixed, the mean so far is one of all counts, and batches cost alike.
+    # Counts rise with the rows; in random order, the mean so far covers all counts, and batches cost the same.
     own = own[torch.randperm(len(own), generator=Generator().manual_seed(0))]
     for first in range(0, len(own), options.batch_size):
         rows, done = own[first : first + options.batch_size], own[: first + options.batch_size]
@@ -270,20 +271,20 @@ def _row_bounds(
 
 
 def _rounds(nll: TokenNll, windows: TokenBatch, seed: int) -> Iterator[tuple[NoisyBatch, Tensor]]:
-    """All windows masked, again and again, and which window each row (P W) is."""
+    """Mask all windows again and again, and give the window of each row (P W)."""
     generator = Generator().manual_seed(seed)
     while True:
         if nll.is_causal:
             yield score_all(windows.x_0, windows.maskable), torch.arange(len(windows))
             continue
-        order = torch.randperm(len(windows), generator=generator)  # so that counts are not tied to places in the text
+        order = torch.randperm(len(windows), generator=generator)  # so that counts do not depend on places in the text
         rows = torch.cat((order, order))
         clean = windows.rows(rows)
         yield mask_exact_count(clean.x_0, nll.mask_id, generator, clean.maskable, complementary=True), rows
 
 
 def _by_window(of_rows: Tensor, rows: Tensor, n_windows: int) -> Tensor:
-    """Values of rows (P W), in rounds over the windows, as (W, P)."""
+    """Rearrange values of rows (P W), in rounds over the windows, as (W, P)."""
     result = torch.empty(n_windows, len(rows) // n_windows, dtype=of_rows.dtype)
     for part, (value, row) in enumerate(zip(of_rows.view(-1, n_windows), rows.view(-1, n_windows), strict=True)):
         result[row, part] = value
@@ -291,14 +292,14 @@ def _by_window(of_rows: Tensor, rows: Tensor, n_windows: int) -> Tensor:
 
 
 def _by_time(bounds: Bounds) -> tuple[AtTime, ...]:
-    """The mean cross-entropy of the draws in bins of t."""
+    """Average the cross-entropies of the draws in bins of t."""
     values, bins = bounds.values.flatten(), bins_of(bounds.mask_ratio, N_TIMES).flatten()
     window = torch.arange(len(bounds.values)).repeat_interleave(bounds.values[0].numel())
     rows = []
     for i in range(N_TIMES):
         is_here = bins == i
         here = values[is_here]
-        # Draws of one window are alike, so what scatters is the windows' means.
+        # Draws of one window are correlated, so the error comes from the scatter of the windows' means.
         n_drawn = torch.zeros(len(bounds.values)).double().index_add(0, window[is_here], torch.ones_like(here))
         sums = torch.zeros(len(bounds.values)).double().index_add(0, window[is_here], here)
         means = (sums / n_drawn)[n_drawn > 0]

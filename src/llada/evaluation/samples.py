@@ -1,8 +1,8 @@
-"""How good samples are, without a reference: each measure beside its value on text that people wrote.
+"""Measures of the quality of samples without a reference, each next to its value on text that people wrote.
 
-None of them says much alone. A likely text may say the same thing again and again, which its entropy shows; a rich one
-may be copied from the training text, which the share of its long n-grams that are found there shows. How likely a text
-is, a judge says: an autoregressive model, one trained here or any of the Hugging Face library.
+None of them says much alone. A likely text may repeat itself, which its entropy shows; a rich one may be copied from
+the training text, which the share of its long n-grams that occur there shows. The likelihood of a text comes from a
+judge: an autoregressive model, one trained here or any of the Hugging Face library.
 
 Shape letters: B batch, L length, V vocabulary rows.
 """
@@ -25,7 +25,7 @@ from llada.system.errors import UserError, first_line
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 Judge = Callable[[str], float]
-"""A text to its negative log-likelihood in nats."""
+"""A function from a text to its negative log-likelihood in nats."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self | None:
-        """None if there are no values."""
+        """Compute the mean of values, or None if there are none."""
         n = len(values)
         if n == 0:
             return None
@@ -48,27 +48,27 @@ class Mean:
 
 @dataclass(frozen=True)
 class Quality:
-    """Measures of some texts; None is one that could not be had."""
+    """Measures of some texts; a measure that cannot be computed is None."""
 
     judge_nats_per_character: Mean | None
-    """Negative log-likelihood under the judge."""
+    """Negative log-likelihood under the judge, in nats per character."""
     entropy_nats: Mean | None
-    """Of the characters of each text, which grows with its length: compare texts of one length."""
+    """Entropy of the characters of each text, which grows with its length: compare texts of one length."""
     valid_words: Mean | None
-    """Share of the words that the training text has."""
+    """Share of the words that occur in the training text."""
     copied: Mean | None
-    """Share of the n-grams of characters that the training text has."""
+    """Share of the n-grams of characters that occur in the training text."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def measure_quality(texts: Sequence[str], training_text: str, ngram: int, judge: Judge | None = None) -> Quality:
-    """The measures of texts.
+    """Measure texts against a training text.
 
     Args:
         training_text: what the model was trained on, whose words count as valid and whose n-grams as copied.
-        ngram: characters of an n-gram.
+        ngram: number of characters of an n-gram.
     """
     words = set(words_of(training_text))
     return Quality(
@@ -80,26 +80,26 @@ def measure_quality(texts: Sequence[str], training_text: str, ngram: int, judge:
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters, in lower case, an apostrophe within them included."""
+    """Find the words of a text: runs of letters, in lower case, with apostrophes within them."""
     return WORD.findall(text.lower())
 
 
 def share_of(items: Sequence[str], known: set[str]) -> float | None:
-    """How much of the items is known; None if there are none."""
+    """Compute the share of the items that are known; None if there are none."""
     return sum(item in known for item in items) / len(items) if items else None
 
 
 def entropy(text: str) -> float:
-    """Of the frequencies of its characters, in nats."""
+    """Compute the entropy of the frequencies of a text's characters, in nats."""
     n = len(text)
     return -sum(count / n * math.log(count / n) for count in Counter(text).values())
 
 
 def copied_shares(texts: Sequence[str], training_text: str, ngram: int) -> list[float]:
-    """For each text that is long enough, the share of its n-grams that the training text has."""
+    """Compute, for each text that is long enough, the share of its n-grams that occur in the training text."""
     grams = [[text[i : i + ngram] for i in range(len(text) - ngram + 1)] for text in texts]
     wanted = {gram for of_text in grams for gram in of_text}
-    # What is looked for is kept, not what is looked through: a training text may be large.
+    # Only the wanted n-grams are kept, not those of the training text, which may be large.
     pieces = (training_text[i : i + ngram] for i in range(len(training_text) - ngram + 1))
     found = {piece for piece in pieces if piece in wanted}
     return [share for of_text in grams if (share := share_of(of_text, found)) is not None]
@@ -109,13 +109,13 @@ def copied_shares(texts: Sequence[str], training_text: str, ngram: int) -> list[
 
 
 def judge_all(judge: Judge, texts: Sequence[str]) -> list[float]:
-    """Nats a character of each text that has any."""
+    """Compute nats per character of each text that has characters."""
     return [judge(text) / len(text) for text in texts if text]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text that fits a model, and from where on its tokens are scored."""
+    """A part of a text that fits a model, and the place from which on its tokens are scored."""
 
     begin: int
     end: int
@@ -123,7 +123,7 @@ class Piece:
 
 
 def cut_pieces(n_tokens: int, longest: int) -> list[Piece]:
-    """Pieces that score each token once, those behind the first with half of `longest` or more before it."""
+    """Cut pieces that score each token once, all but the first with half of `longest` or more as context."""
     pieces = [Piece(0, min(n_tokens, longest), 0)]
     stride = max(1, longest // 2)
     while pieces[-1].end < n_tokens:
@@ -133,10 +133,10 @@ def cut_pieces(n_tokens: int, longest: int) -> list[Piece]:
 
 
 def judge_by_checkpoint(judge: Checkpoint, precision: Precision, device: torch.device) -> Judge:
-    """An autoregressive model that was trained here.
+    """Make a judge from an autoregressive model that was trained here.
 
     Raises:
-        UserError: it is not autoregressive.
+        UserError: the model is not autoregressive.
     """
     if not judge.model.is_causal:
         raise UserError(
@@ -160,9 +160,9 @@ def judge_by_checkpoint(judge: Checkpoint, precision: Precision, device: torch.d
 
 
 def judge_by_transformers(name: str, device: torch.device) -> Judge:
-    """A causal language model of the Hugging Face library, a folder or a name on the hub, in fp32.
+    """Make a judge from a causal language model of the Hugging Face library, a folder or a name on the hub, in fp32.
 
-    Its first token is given if it has no token for the beginning of a text.
+    The first token of a text is given if the model has no token for the beginning of a text.
 
     Raises:
         UserError: the library is not installed, or there is no such model.
@@ -175,7 +175,7 @@ def judge_by_transformers(name: str, device: torch.device) -> Judge:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name} is no causal language model that can be opened ({first_line(error)}).") from error
+        raise UserError(f"{name} is not a causal language model that can be opened ({first_line(error)}).") from error
     longest = int(getattr(model.config, "max_position_embeddings", 1024))
 
     @torch.inference_mode()

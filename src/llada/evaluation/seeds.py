@@ -1,7 +1,7 @@
-"""Which of two recipes is better: their difference over several runs a side, which differ by their seeds.
+"""Comparison of two recipes: their difference over several runs a side, which differ by their seeds.
 
-The runs of two models differ by chance alone, often by more than the recipes do; the error over windows of one pair of
-runs does not know it. Here each pair is compared on the same windows and masks, and the pairs' differences scatter.
+Runs of two models differ by chance alone, often by more than the recipes do; the error over windows of one pair of runs
+does not include that. Here each pair is compared on the same windows and masks, and the pairs' differences scatter.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ class SeedDifference:
 
     difference: float
     stderr: float
-    """Over seeds, on this text."""
+    """Standard error over seeds, on this text."""
     p_value: float
-    """Two-sided, by Student's t with one degree of freedom fewer than there are seeds."""
+    """Two-sided p-value, by Student's t with one degree of freedom fewer than there are seeds."""
     seeds: tuple[Difference, ...]
-    """One a pair of runs; their errors are over windows."""
+    """Differences of each pair of runs; their errors are over windows."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def over_seeds(differences: Sequence[Difference]) -> SeedDifference:
-    """The mean difference of pairs of runs, with its error.
+    """Average the differences of pairs of runs, and estimate the error of the mean.
 
     Raises:
         ValueError: there are fewer than two pairs.

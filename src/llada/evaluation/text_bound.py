@@ -1,4 +1,4 @@
-"""How likely a model finds a text of one's own: the bound of that very text, with the error that is due to the masks.
+"""The bound of one given text, with the error that comes from the masks.
 
 The bound of a whole corpus (nelbo.py) masks each of its many windows a few times. Here there is one text, masked many
 times: its copies are the windows, so that counts are stratified over them.
@@ -25,16 +25,16 @@ class TextBound:
 
     nats_per_token: float
     stderr: float
-    """Of other masks of this very text; 0 if the number is exact."""
+    """Standard error over other masks of this very text; 0 if the number is exact."""
     n_tokens: int
     n_characters: int
     unit: str
-    """What a token is: "character" or "token"."""
+    """Meaning of a token: "character" or "token"."""
     is_exact: bool
 
     @property
     def nats(self) -> float:
-        """Of the whole text."""
+        """The bound of the whole text in nats."""
         return self.nats_per_token * self.n_tokens
 
     @property
@@ -49,24 +49,24 @@ class TextBound:
 def bound_of_text(
     model: MaskPredictor, tokenizer: Tokenizer, text: str, *, masks: int = 128, batch_size: int = 32, seed: int = 0
 ) -> TextBound:
-    """The bound of a text, computed in the type of the model's weights.
+    """Bound the negative log-likelihood of a text, computed in the type of the model's weights.
 
     Args:
-        text: one longer than the model's length is cut into pieces of it, each scored by itself, as `llada evaluate`
-            does.
+        text: a text longer than the model's length is cut into pieces of it, each scored by itself, as `llada evaluate`
+        does.
         masks: an even number; the error falls with its square root.
 
     Raises:
-        UserError: the text is empty, or has a character that the vocabulary has not.
-        ValueError: the number of masks is not an even one from 4 up.
+        UserError: the text is empty, or has a character that the vocabulary lacks.
+        ValueError: the number of masks is odd or below 4.
     """
     if masks < 4 or masks % 2:
-        raise ValueError(f"masks come in pairs, and two pairs tell the error: take an even number, not {masks}")
+        raise ValueError(f"masks come in pairs, and two pairs show the error: take an even number, not {masks}")
     ids, longest = torch.tensor(tokenizer.encode(text)), model.network.config.max_sequence_length
     if len(ids) == 0:
         raise UserError("An empty text has no likelihood: give one of a character or more.")
     device, n_copies = next(model.parameters()).device, 1 if model.is_causal else masks // 2
-    nll, variance = 0.0, 0.0  # of the whole text
+    nll, variance = 0.0, 0.0  # sums over the whole text
     for number, start in enumerate(range(0, len(ids), longest)):
         piece = ids[start : start + longest]
         options = BoundOptions(masks_per_window=2, batch_size=batch_size, seed=seed + number, device=device)

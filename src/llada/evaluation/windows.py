@@ -1,4 +1,4 @@
-"""The windows of a text that is measured, and how much text they are.
+"""The windows of a text that is measured, and the size of that text.
 
 Shape letters: W windows, L length.
 """
@@ -18,12 +18,12 @@ Item = TypeVar("Item")
 
 
 def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int = 0) -> Tensor:
-    """Windows (W, L) of a text, in which every token is scored once; its last, shorter piece is left out.
+    """Cut a text into windows (W, L) that score every token once; the last, shorter piece is left out.
 
     Args:
         length: L, at least 1.
-        at_most: only so many, spread evenly over the text.
-        given: so many tokens at the start of each window are there to be read, not to be scored; they are the last
+        at_most: largest number of windows, spread evenly over the text.
+        given: number of tokens at the start of each window that are read but not scored; they are the last
             ones of the window before. With 1, and windows of 257, it is the conditioning of nanoGPT's evaluation.
 
     Raises:
@@ -45,8 +45,8 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
 
 
 def scored_places(windows: Tensor, given: int, eos_id: int) -> Tensor | None:
-    """(W, L) bool, False at the tokens that are given, and at each EOS, which stands between two documents and is no
-    text; None if there are none of either."""
+    """Mark the scored tokens, (W, L) bool: False where a token is given, and at each EOS, which separates two documents;
+    None if there are none of either."""
     places = (torch.arange(windows.shape[1]) >= given) & (windows != eos_id)
     return None if bool(places.all()) else places
 
@@ -54,7 +54,7 @@ def scored_places(windows: Tensor, given: int, eos_id: int) -> Tensor | None:
 def scored_windows(
     tokens: Ids, length: int, eos_id: int, at_most: int | None = None, given: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """The windows of a text by `cut_windows`, but for those without anything to score, and their `scored_places`.
+    """Cut the windows of a text, without those that hold nothing to score, and mark their scored tokens.
 
     Raises:
         UserError: as `cut_windows`, or there is nothing to score in any of them.
@@ -70,7 +70,7 @@ def scored_windows(
 
 
 def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
-    """All items, or only so many of them, from the first to the last."""
+    """Choose `at_most` of the items, evenly spread from the first to the last; all if there are no more."""
     if at_most >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, at_most).round().astype(int)]
@@ -78,13 +78,13 @@ def evenly_spread(items: Sequence[Item], at_most: int) -> list[Item]:
 
 @dataclass(frozen=True)
 class TextSize:
-    """How much text was scored."""
+    """The amount of text that was scored."""
 
     characters: int
     bytes: int
-    """In UTF-8."""
+    """Number of bytes in UTF-8."""
     words: int
-    """Separated by white space."""
+    """Number of words, separated by white space."""
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -92,6 +92,6 @@ class TextSize:
 
     @classmethod
     def sum(cls, sizes: Iterable[Self]) -> Self:
-        """Of texts apart."""
+        """Add up the sizes of separate texts."""
         parts = [(size.characters, size.bytes, size.words) for size in sizes]
         return cls(*map(sum, zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Networks. They map token rows to logits and know nothing of diffusion, training, files or devices."""
+"""Networks: they take token rows to logits and know nothing of diffusion, training, files or devices."""
 
 from llada.models.config_json import (
     Network,

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint, to and from the configuration dataclass of its network.
+"""The config.json of a checkpoint, read into and written from the configuration dataclass of its network.
 
 Each family of published checkpoints has its own keys. They describe more networks than were ever published, so every
 key that could ask for another one must hold the published value.
@@ -22,40 +22,41 @@ from llada.models.rope_keys import rope_theta
 NetworkConfig = LLaDAConfig | EncoderConfig | LocalConfig  # LLaDAConfig's subclasses among them
 Network = LLaDA | ILLaDA | LLaDAMoE | Encoder | Local
 ConfigClass = type[LLaDAConfig] | type[EncoderConfig] | type[LocalConfig]
-Values = tuple[Any, ...]  # of a key: all that ask for the published network, the first being the one written
+Values = tuple[Any, ...]  # all values of a key that describe the published network; the first is written
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the config.json of a kind of network is written."""
+    """The form of config.json for one kind of network."""
 
     network: type[Any]
     architectures: tuple[str, ...]
-    """The names that are read; the first is written."""
+    """Names that are read; the first is written."""
     model_type: str
     names: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the fields that are not called like them."""
+    """Keys of the fields whose key differs from the field's name."""
     required: Mapping[str, Values] = field(default_factory=dict)
-    """What is not configurable here; left out, it means something else to the official code."""
+    """Keys whose value is fixed here; if one is missing, the official code assumes another value."""
     optional: Mapping[str, Values] = field(default_factory=dict)
-    """The same for keys that may be left out."""
+    """The same as `required`, for keys that may be missing."""
     neutral: Mapping[str, Any] = field(default_factory=dict)
-    """Read by the official class, without effect on what the network computes."""
+    """Keys that the official class reads, without effect on what the network computes."""
     left_out: Mapping[str, Any] = field(default_factory=dict)
     """Values of fields whose keys are missing."""
     derived: Mapping[str, Callable[[Any], Values]] = field(default_factory=dict)
-    """Required keys that follow from the fields."""
+    """Required keys whose values follow from the fields."""
     implied: Mapping[str, Callable[[Any], Values]] = field(default_factory=dict)
-    """The same for keys that are not written and may be left out."""
+    """The same as `derived`, for keys that are not written and may be missing."""
     mask: tuple[str, int] | None = None
     """Name and row of MASK in the published vocabulary, if config.json has no key for it."""
     auto_map: Mapping[str, str] = field(default_factory=dict)
-    """Where the transformers library finds the published class, which is asked before it runs any code: data to us."""
+    """Where the transformers library finds the published class (it asks before it runs that code); never run here."""
 
     stores_tied_head: bool = False
-    """Whether the published files hold a head that is the embedding all the same."""
+    """Whether the published files store a head although it is tied to the embedding."""
     layer_alone: Callable[[Any, int], Any] | None = None
-    """From a configuration and the depth of a layer to a network of one such layer; None if all layers are alike."""
+    """A function from a configuration and the depth of a layer to a network of that one layer; None if all are alike.
+    """
 
     def key_of(self, name: str) -> str:
         return self.names.get(name, name)
@@ -190,7 +191,7 @@ FURTHER_EOS = "further_eos_ids"  # a field without a key of its own: see `_read_
 
 
 class TiedHead(NamedTuple):
-    """Names of two tensors that are one."""
+    """The names of two tensors that share their memory."""
 
     embedding: str
     head: str
@@ -198,32 +199,32 @@ class TiedHead(NamedTuple):
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """A freshly initialised network of this configuration."""
+    """Build a freshly initialised network of this configuration."""
     network: Network = FAMILIES[type(config)].network(config)
     return network
 
 
 def layer_alone(config: NetworkConfig, depth: int) -> NetworkConfig:
-    """A network of one layer, which is like layer `depth` of the network, the first being 0."""
+    """The configuration of a one-layer network whose layer is like layer `depth` of this one, counted from 0."""
     of_family = FAMILIES[type(config)].layer_alone
     alone: NetworkConfig = replace(config, n_layers=1) if of_family is None else of_family(config, depth)
     return alone
 
 
 def kinds_of_layers(config: NetworkConfig) -> Counter[NetworkConfig]:
-    """Networks of one layer, one for each kind of layer of a network, and how many of its layers are of that kind."""
+    """One-layer networks, one for each kind of layer of a network, with the number of its layers of that kind."""
     if FAMILIES[type(config)].layer_alone is None:
         return Counter({layer_alone(config, 0): config.n_layers})
     return Counter(layer_alone(config, depth) for depth in range(config.n_layers))
 
 
 def is_causal(config: NetworkConfig) -> bool:
-    """Whether its predictions at a position see only what is before it: the network of an autoregressive model."""
+    """Whether predictions at a position see only what comes before it: the network of an autoregressive model."""
     return isinstance(config, EncoderConfig) and config.is_causal
 
 
 def tied_head(config: NetworkConfig) -> TiedHead | None:
-    """The head that a network of this configuration shares with its embedding, None if it has its own."""
+    """The head that a network of this configuration shares with its embedding; None if it has its own."""
     if not isinstance(config, LLaDAConfig) or not config.weight_tying:
         return None
     family = FAMILIES[type(config)]
@@ -231,17 +232,17 @@ def tied_head(config: NetworkConfig) -> TiedHead | None:
 
 
 def mask_name(content: Mapping[str, Any]) -> str | None:
-    """What MASK is called in the tokenizer, if config.json does not say which row is its.
+    """The name of MASK in the tokenizer, for a family whose config.json does not give its row; None for others.
 
     Raises:
-        ValueError: an unknown architecture.
+        ValueError: the architecture is unknown.
     """
     mask = _family_of(content)[1].mask
     return mask[0] if mask else None
 
 
 def config_to_json(config: NetworkConfig) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     family = FAMILIES[type(config)]
     values = asdict(config)
     if isinstance(config, LLaDAConfig):  # and its subclasses
@@ -265,14 +266,14 @@ def config_to_json(config: NetworkConfig) -> dict[str, Any]:
 def config_from_json(
     content: Mapping[str, Any], mask_row: int | None = None, eos_id: int | None = None, pad_id: int | None = None
 ) -> NetworkConfig:
-    """The configuration that config.json describes.
+    """Read the configuration that config.json describes.
 
     Args:
-        mask_row: MASK's, for a family whose config.json does not name it; that of the published vocabulary if left out.
-        eos_id, pad_id: the tokenizer's, for a config.json that says null.
+        mask_row: row of MASK, for a family whose config.json does not give it; None takes the published vocabulary's.
+        eos_id, pad_id: ids of the tokenizer, for a config.json that says null.
 
     Raises:
-        ValueError: an unknown architecture, a missing key, or a value that this network cannot compute.
+        ValueError: the architecture is unknown, a key is missing, or the network does not support a value.
     """
     config_class, family = _family_of(content)
     keys = {f.name: family.key_of(f.name) for f in fields(config_class)}
@@ -305,7 +306,7 @@ def config_from_json(
 
 
 def _read_ends(values: dict[str, Any], eos_id: int | None, pad_id: int | None) -> None:
-    """Put in the place of a list of ids for EOS the first and the others, and the tokenizer's in that of null."""
+    """Replace a list of EOS ids by its first and the others, and null by the tokenizer's ids."""
     ends = values.get("eos_token_id")
     if isinstance(ends, list):
         if not ends or not all(type(id_) is int and id_ >= 0 for id_ in ends):

@@ -1,10 +1,10 @@
-"""A table of vectors whose gradient is added up in one order, so that a run can be repeated bit for bit.
+"""An embedding whose gradient is added up in a fixed order, so that a run can be repeated bit for bit.
 
 torch.compile writes the gradient of a lookup as additions to memory that all threads share, in the order in which they
 happen to come: two runs of one seed differ in the last bit after a step, and soon altogether. It is also slow where
-many tokens are the same one, as masked ones are. The operator below is not looked into by the compiler.
+many tokens are equal, as masked ones are. The operator below is opaque to the compiler.
 
-Shape letters: B batch, L length, V rows of the table, D width, U rows of it that were looked up.
+Shape letters: B batch, L length, V rows of the embedding, D width, U rows of it that were looked up.
 """
 
 from typing import Any
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 @torch.library.custom_op("llada::table_gradient", mutates_args=())
 def table_gradient(gradient: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """The gradient (V, D) of a table of `rows` V, from that of what was looked up, (..., D) at `keys` (...).
+    """The gradient (V, D) of an embedding of `rows` V, given the gradient (..., D) of what was looked up at `keys`
+    (...).
 
-    Added up in fp32 and rounded once. A GPU does so by itself; a CPU would add in bf16, where 256 + 1 is 256.
+    The sum is taken in fp32 and rounded once. A GPU does so by itself; a CPU would add in bf16, where 256 + 1 is 256.
     """
     add_up = torch.ops.aten.embedding_dense_backward
     if gradient.device.type != "cpu" or gradient.element_size() >= torch.float32.itemsize:
         return add_up(gradient, keys, rows, -1, False)
-    used, places = torch.unique(keys, return_inverse=True)  # (U,) and (...): not all of a large table in fp32
+    used, places = torch.unique(keys, return_inverse=True)  # (U,) and (...): spares a large embedding's fp32 copy
     result = gradient.new_zeros(rows, gradient.shape[-1])
     result[used] = add_up(gradient.float(), places, len(used), -1, False).to(gradient.dtype)
     return result
@@ -48,13 +49,13 @@ class _LookUp(torch.autograd.Function):
 
 
 def look_up(table: Tensor, keys: Tensor) -> Tensor:
-    """Rows (..., D) of a table (V, D) by their numbers (...)."""
+    """Look up rows (..., D) of an embedding (V, D) by their indices (...)."""
     found: Tensor = _LookUp.apply(table, keys)  # type: ignore[no-untyped-call]
     return found
 
 
-class Table(nn.Embedding):
-    """`nn.Embedding` without its options, from keys (B, L) to vectors (B, L, D)."""
+class DeterministicEmbedding(nn.Embedding):
+    """`nn.Embedding` with a reproducible gradient and without options: keys (B, L) to vectors (B, L, D)."""
 
     def forward(self, keys: Tensor) -> Tensor:
         return look_up(self.weight, keys)

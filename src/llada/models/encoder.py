@@ -1,7 +1,7 @@
-"""The founding document's network: a bidirectional transformer encoder with learned positions.
+"""A bidirectional transformer encoder with learned positions, the network of the preset "founding".
 
 Layer norm on the embeddings, before each attention and feed-forward, and on the output; GELU; dropout. With `is_causal`
-it is a decoder, the autoregressive yardstick: it sees what is before a token, and predicts the token itself; without
+it is a decoder, the autoregressive baseline: it sees what comes before a token and predicts the token itself; without
 the norm of the embeddings it is GPT-2's.
 
 Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
 INIT_STD = 0.02  # BERT's and GPT-2's
@@ -22,7 +22,7 @@ INIT_STD = 0.02  # BERT's and GPT-2's
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of the encoder; the defaults are the founding document's."""
+    """Shape of the encoder; the defaults are those of the preset "founding"."""
 
     vocab_size: int
     """V: rows of the embedding, the mask row included."""
@@ -34,7 +34,7 @@ class EncoderConfig:
     n_layers: int = 24
     dropout: float = 0.1
     is_causal: bool = False
-    """Whether the prediction at a position sees only what is before it."""
+    """Whether the prediction at a position sees only what comes before it."""
 
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.max_sequence_length) < 1:
@@ -67,7 +67,7 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The residual stream (B, L, D) after the layer; `attention_mask` (B, 1, 1 or L, L) is False where a key is
+        """Apply the layer to the residual stream (B, L, D); `attention_mask` (B, 1, 1 or L, L) is False where a key is
         hidden."""
         x = x + self._drop(self.attend(self.attention_norm(x), attention_mask))
         return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
@@ -97,8 +97,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Table(config.vocab_size, config.d_model)
-        self.position_embedding = Table(config.max_sequence_length, config.d_model)
+        self.token_embedding = DeterministicEmbedding(config.vocab_size, config.d_model)
+        self.position_embedding = DeterministicEmbedding(config.max_sequence_length, config.d_model)
         self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)
@@ -106,7 +106,8 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with std 0.02; residual outputs divided by sqrt(2 n_layers), as in GPT-2."""
+        """Draw weights from a normal distribution of std 0.02; residual outputs are divided by sqrt(2 n_layers), as in
+        GPT-2."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 is_residual_output = name.endswith(("attention_out.weight", "down.weight"))
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        """Compute the output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         if rows.shape[1] > self.config.max_sequence_length:
             raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
         key_mask = None if attention_mask is None else _mask_keys(attention_mask)
@@ -129,11 +130,11 @@ class Encoder(nn.Module):
         return self.output_norm(x)
 
     def _shifted(self, rows: Tensor) -> Tensor:
-        """Each token at the place of the next one, and MASK, which no text contains, before the first."""
+        """Move each token to the place of the next one, and put MASK, which no text contains, before the first."""
         return F.pad(rows[:, :-1], (1, 0), value=self.config.mask_token_id)
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (..., V) of features (..., D)."""
+        """Compute logits (..., V) from features (..., D)."""
         return self.output(features)
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -141,15 +142,16 @@ class Encoder(nn.Module):
 
 
 def _mask_keys(attention_mask: Tensor) -> Tensor:
-    """(B, 1, 1, L) bool; a row in which every key is padding attends to all of them instead of becoming NaN."""
+    """Return a mask (B, 1, 1, L) bool; a row in which every key is padding attends to all of them instead of becoming
+    NaN."""
     is_text = attention_mask.bool()
     return (is_text | ~is_text.any(dim=1, keepdim=True))[:, None, None, :]
 
 
 def _mask_later_keys(length: int, key_mask: Tensor | None, device: torch.device) -> Tensor:
-    """(B or 1, 1, L, L) bool: keys up to the query's place, of those that `key_mask` (B, 1, 1, L) leaves.
+    """Return a mask (B or 1, 1, L, L) bool: keys up to the query's place, of those that `key_mask` (B, 1, 1, L) leaves.
 
-    Keys are shifted by one: what stands at place i is token i - 1, whose padding is that of token i - 1.
+    Keys are shifted by one: place i holds token i - 1, and so its padding is that of token i - 1.
     """
     earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if key_mask is None:

@@ -1,4 +1,4 @@
-"""The head over a large vocabulary: cross-entropies without all the logits at once.
+"""The head over a large vocabulary: cross-entropies without holding all logits at once.
 
 Shape letters: N positions, V vocabulary rows, D width.
 """
@@ -13,20 +13,21 @@ from torch.utils.checkpoint import checkpoint
 from llada.objective import token_nll
 
 ROWS_OF_A_SHAPE = 128
-LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little beside any network whose vocabulary makes it matter
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32, little compared with any network whose vocabulary makes it matter
 
 
 def nll_of_features(
     head: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (N,) and likeliest token (N,) at N positions, from what goes into the head, (N, D).
+    """Compute the cross-entropy (N,) and the likeliest token (N,) at N positions from the head's input (N, D).
 
-    Equal to `token_nll(head(features), targets)`, but the logits exist for some positions at a time only, in the
-    forward pass and, computed again, in the backward pass: LLaDA's vocabulary of 126,464 makes 0.5 MB of each position.
+    The result equals `token_nll(head(features), targets)`, but the logits exist for some positions at a time only, in
+    the forward pass and again in the backward pass (activation checkpointing): LLaDA's vocabulary of 126,464 makes 0.5
+    MB of each position.
 
     Args:
         head: features (n, D) to logits (n, V).
-        vocab_size: V, which says how many positions go at a time.
+        vocab_size: V, which decides how many positions are computed at a time.
     """
     at_once = max(1, LOGITS_AT_ONCE // vocab_size)
 
@@ -48,10 +49,10 @@ def nll_of_features(
 
 
 def _in_few_shapes(features: Tensor, at_most: int) -> Tensor:
-    """Features (N, D), on a CPU with rows of zeros behind them, up to a multiple of `ROWS_OF_A_SHAPE` or `at_most`.
+    """Pad features (N, D) with rows of zeros on a CPU, up to a multiple of `ROWS_OF_A_SHAPE` or to `at_most`.
 
-    There, torch makes code for each shape of a product in bf16, and N is another one at almost every step: that takes
-    time, and memory for what is kept (system.environment.MATMULS_KEPT).
+    There, torch generates code for each shape of a bf16 matmul, and N differs at almost every step: that takes time,
+    and memory for the code that is kept (system.environment.MATMULS_KEPT).
     """
     n_rows = len(features)
     if features.device.type != "cpu" or n_rows == 0:

@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
-# No network comes near these, and a configuration that is damaged may name any number.
+# No network comes near these limits, but a damaged configuration may name any number.
 MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18
 
 
 @dataclass(frozen=True)
 class LLaDAConfig:
-    """Keys of the official `config.json` that this network reads; `configuration.py` writes and checks the rest."""
+    """Keys of the official `config.json` that this network reads; `config_json.py` writes and checks the others."""
 
     d_model: int
     n_heads: int
@@ -39,12 +39,12 @@ class LLaDAConfig:
     mlp_hidden_size: int
     max_sequence_length: int
     n_kv_heads: int | None = None
-    """Key-value heads; None means one for each head."""
+    """Number of key-value heads; None means one for each head."""
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     weight_tying: bool = False
     further_eos_ids: tuple[int, ...] = ()
-    """Ids that end an answer besides EOS: config.json may name several."""
+    """Ids that end an answer in addition to EOS: config.json may name several."""
 
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_heads, self.n_layers, self.mlp_hidden_size, self.max_sequence_length) < 1:
@@ -52,7 +52,7 @@ class LLaDAConfig:
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"n_layers {self.n_layers} is more than {MAX_LAYERS}")
         for name, number in (("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)):
-            if not 0 < number <= MAX_NUMBER:  # nor NaN
+            if not 0 < number <= MAX_NUMBER:  # refuses NaN as well
                 raise ValueError(f"{name} must be above 0 and at most {MAX_NUMBER}, not {number}")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
@@ -60,7 +60,7 @@ class LLaDAConfig:
                 f"try d_model {2 * self.n_heads * max(1, round(self.d_model / (2 * self.n_heads)))}"
             )
         if not 0 <= self.mask_token_id < self.vocab_size:
-            raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
+            raise ValueError(f"mask_token_id {self.mask_token_id} is not a row of an embedding of {self.vocab_size}")
         if self.mask_token_id in (self.pad_token_id, self.eos_token_id, *self.further_eos_ids):
             raise ValueError(f"mask_token_id {self.mask_token_id} must not be that of PAD or EOS")
         if any(not 0 <= id_ < self.vocab_size for id_ in self.further_eos_ids):
@@ -95,11 +95,11 @@ class RMSNorm(nn.Module):
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles, each (L, C/2), in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
 
-    Made anew in every forward pass: that costs microseconds, and nothing can cast it to bf16 or keep a table that was
-    made under `inference_mode`, the two ways in which a stored one goes wrong. An operator of its own, because the
-    compiler would otherwise work out every cosine again for each head of each row that it turns.
+    They are computed anew in every forward pass: that costs microseconds, and avoids the two ways in which stored
+    angles go wrong, a cast to bf16 and a tensor made under `inference_mode`. This is a custom operator because the
+    compiler would otherwise compute every cosine again for each head of each row.
     """
-    # Divided, as the public code does it: a negative power would differ in the last bit.
+    # The public code divides here; a negative power would differ in the last bit.
     inverse_frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse_frequency)
     return angles.cos(), angles.sin()
@@ -116,70 +116,72 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (..., L, C), like the result.
-        cos, sin: what `rotary_table` gives, (L, C/2).
+        cos, sin: results of `rotary_table`, (L, C/2).
     """
     lower, upper = x.chunk(2, dim=-1)
     return torch.cat((lower * cos - upper * sin, upper * cos + lower * sin), dim=-1)
 
 
 def turn_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same for x (B, H, L, C) with the heads of a token side by side in memory, and the result as well.
+    """Rotate as `turn` does, for x (B, H, L, C) that lies in memory as (B, L, H, C), and lay the result out in the same
+    way.
 
-    `scaled_dot_product_attention` lays its own out as it finds the queries, and from here no copy has to follow it.
+    `scaled_dot_product_attention` lays its output out as it finds the queries, so that no copy is needed after it.
     """
     return turn(x.transpose(1, 2), cos[:, None], sin[:, None]).transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same, computed in fp32 whatever the type of x and of the result."""
+    """Rotate as `turn_heads` does, but compute in fp32 whatever the type of x, in which the result is returned."""
     return turn_heads(x.float(), cos, sin).to(x.dtype)
 
 
 def key_bias(attention_mask: Tensor) -> Tensor:
     """Additive fp32 bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
 
-    Finite, so that a row in which every key is padding attends evenly instead of becoming NaN, as in the official code.
+    It is finite, so that a row in which every key is padding attends evenly instead of becoming NaN, as in the official
+    code.
     """
     hidden = ~attention_mask.bool()[:, None, None, :]
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, H C) to (B, H, L, C)."""
+    """Reshape (B, L, H C) to (B, H, L, C)."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Every query attends to every key: (B, L, H C) of q (B, H, L, C) and of k and v (B, K, L, C).
+    """Attend from every query to every key: (B, L, H C) of q (B, H, L, C) and of k and v (B, K, L, C).
 
     Args:
-        bias: `key_bias`, added to the scores; head j uses key-value head j // (H / K).
+        bias: result of `key_bias`, added to the scores; head j uses key-value head j // (H / K).
     """
-    if bias is not None:  # of the products' type, where fp32's lowest number would become -inf
+    if bias is not None:  # cast to the matmuls' type, in which fp32's lowest number would become -inf
         bias = bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2).flatten(2)
 
 
 def init_normal(weight: Tensor, std: float) -> None:
-    """Fill with a normal distribution that is cut off at three standard deviations."""
+    """Fill a weight from a normal distribution that is truncated at three standard deviations."""
     if not weight.is_meta:
         nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
 
-def make_embedding(config: LLaDAConfig) -> Table:
-    """One row for each id, to be initialised by the caller.
+def make_embedding(config: LLaDAConfig) -> DeterministicEmbedding:
+    """Make an embedding with one row for each id, to be initialised by the caller.
 
-    On the meta device torch would load 800 modules, in a second, to draw no numbers.
+    On the meta device, nn.Embedding's initialiser would import about 800 modules (1 s) and initialise nothing.
     """
     if torch.empty(0).is_meta:
         weight = torch.empty(config.vocab_size, config.d_model)
-        return Table.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
-    return Table(config.vocab_size, config.d_model)
+        return DeterministicEmbedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+    return DeterministicEmbedding(config.vocab_size, config.d_model)
 
 
 def init_layer(inner: Iterable[nn.Linear], residual: Iterable[nn.Linear], depth: int) -> None:
-    """LLaDA's initialisation ("mitchell"); `depth` counts layers from 1 and shrinks the `residual` outputs."""
+    """Initialise as LLaDA does ("mitchell"); `depth` counts layers from 1 and shrinks the `residual` outputs."""
     for linear in inner:
         init_normal(linear.weight, linear.in_features**-0.5)
     for linear in residual:
@@ -187,7 +189,7 @@ def init_layer(inner: Iterable[nn.Linear], residual: Iterable[nn.Linear], depth:
 
 
 class TransformerLayer(nn.Module):
-    """One pre-norm layer, with the official names: `ff_proj` is the gate, `ff_out` the way down."""
+    """One pre-norm layer, with the official names: `ff_proj` is the gate, `ff_out` the down projection."""
 
     def __init__(self, config: LLaDAConfig, depth: int) -> None:
         super().__init__()
@@ -232,7 +234,7 @@ class Transformer(nn.Module):
 
 
 class _Model(nn.Module):
-    """Holds the prefix `model.` that the official tensor names start with."""
+    """A module that adds the prefix `model.`, which the official tensor names start with."""
 
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
@@ -240,9 +242,10 @@ class _Model(nn.Module):
 
 
 class RotaryNetwork(nn.Module):
-    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position.
+    """Base of the published networks: token rows (B, L) to logits (B, L, V), which predict the token at the same
+    position.
 
-    What the published networks share, whatever the names of their parts; a tied head is the embedding itself.
+    Subclasses name the parts; a tied head uses the embedding's weight.
     """
 
     EMBEDDING_NAME: ClassVar[str]
@@ -255,7 +258,7 @@ class RotaryNetwork(nn.Module):
         self.config = config
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         raise NotImplementedError
 
     @property
@@ -268,15 +271,15 @@ class RotaryNetwork(nn.Module):
 
     @property
     def output(self) -> nn.Linear:
-        """The head, where it is not tied."""
+        """The head, if it is not tied."""
         raise NotImplementedError
 
     def rotary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The table for embedded tokens x (B, L, D)."""
+        """Compute the rotary cosines and sines for embedded tokens x (B, L, D)."""
         return rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)
@@ -285,7 +288,7 @@ class RotaryNetwork(nn.Module):
         return self.final_norm(x)
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (..., V) of features (..., D)."""
+        """Compute logits (..., V) from features (..., D)."""
         return F.linear(features, self.embedding.weight) if self.config.weight_tying else self.output(features)
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -293,7 +296,7 @@ class RotaryNetwork(nn.Module):
 
 
 class LLaDA(RotaryNetwork):
-    """LLaDA-8B's network, and any other size of it."""
+    """The network of LLaDA-8B, in any size."""
 
     EMBEDDING_NAME, HEAD_NAME = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
     PARTS = Parts(
@@ -312,7 +315,7 @@ class LLaDA(RotaryNetwork):
         return self.model.transformer
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         return self.transformer.wte
 
     @property

@@ -1,4 +1,4 @@
-"""LLaDA-MoE: in each layer a router sends every token to a few of many small feed-forward parts, the experts.
+"""LLaDA-MoE: in each layer a router sends every token to a few of many small feed-forward networks, the experts.
 
 The loss that balances the experts in its pre-training (`router_aux_loss_coef`) is not part of our objective.
 
@@ -16,12 +16,12 @@ from llada.models.embedding import look_up
 from llada.models.llada import LLaDAConfig
 from llada.models.llama_layers import DecoderLayer, DecoderNetwork, GatedMLP
 
-MAX_EXPERTS = 1024  # of a layer; see `llada.MAX_LAYERS`
+MAX_EXPERTS = 1024  # experts of a layer; see `llada.MAX_LAYERS`
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLaDAMoEConfig(LLaDAConfig):
-    """LLaDA's numbers, `mlp_hidden_size` being the width of one expert, and those of the experts."""
+    """LLaDA's configuration with that of the experts; `mlp_hidden_size` is the width of one expert."""
 
     n_experts: int
     n_experts_per_token: int
@@ -35,7 +35,7 @@ class LLaDAMoEConfig(LLaDAConfig):
 
 
 class Experts(nn.Module):
-    """The feed-forward part of a layer, (B, L, D) to (B, L, D)."""
+    """The feed-forward part of a layer, from (B, L, D) to (B, L, D)."""
 
     def __init__(self, config: LLaDAMoEConfig) -> None:
         super().__init__()
@@ -44,16 +44,16 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(GatedMLP(config.d_model, config.mlp_hidden_size) for _ in range(config.n_experts))
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of the experts of each token (T, D), both (T, k).
+        """Choose the experts of each token (T, D), and return their weights and their numbers, both (T, k).
 
-        The weights are those among all experts, in fp32, and thus do not add up to 1.
+        The weights are softmax probabilities over all experts, in fp32, and thus do not add up to 1.
         """
         shares = self.gate(tokens).softmax(dim=-1, dtype=torch.float32)
         weights, chosen = shares.topk(self.n_chosen, dim=-1)
         return weights.to(tokens.dtype), chosen
 
     def _n_of_each(self, chosen: Tensor) -> list[int]:
-        """How many tokens each expert has; where there are no numbers, as many for each as can be."""
+        """Count the tokens of each expert; on fake tensors, which have no values, assume an even spread."""
         n_experts = len(self.experts)
         if isinstance(chosen, FakeTensor):
             return [(chosen.numel() + place) // n_experts for place in range(n_experts)]
@@ -69,14 +69,14 @@ class Experts(nn.Module):
         parts = torch.split(look_up(tokens, order // self.n_chosen), n_of)
         results = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         weighted = results * weights.flatten()[order, None]
-        # Back in the order of the tokens, and added up: unlike `index_add_`, that is the same every time on a GPU, and
+        # Back in the order of the tokens, and summed: unlike `index_add_`, that is the same every time on a GPU, and
         # keeps no copy for the backward pass.
         by_token = weighted[order.argsort()].view(len(tokens), self.n_chosen, -1)
         return by_token.sum(1).to(h.dtype).view_as(h)
 
 
 class LLaDAMoE(DecoderNetwork):
-    """Token rows (B, L) in, logits (B, L, V) out."""
+    """The network of LLaDA-MoE: token rows (B, L) to logits (B, L, V)."""
 
     PARTS = DecoderNetwork.PARTS._replace(
         feed_forward=(),  # neither the experts nor their router have adapters, as is usual

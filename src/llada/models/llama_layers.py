@@ -1,7 +1,7 @@
-"""iLLaDA, and the parts that it shares with LLaDA-MoE, under the names that Llama's checkpoints made usual.
+"""The iLLaDA network, and the layers that it shares with LLaDA-MoE, under the names of Llama's checkpoints.
 
-Without a causal mask, and, unlike LLaDA's own, with a rotary table that is made in fp32 but applied in the type of the
-residual stream: in bf16 the angles are rounded, as they were when these networks were trained.
+There is no causal mask. Unlike in LLaDA's own network, the rotary cosines and sines are computed in fp32 but applied in
+the type of the residual stream: in bf16 they are rounded, as they were when these networks were trained.
 
 Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-value heads, C channels of a head,
 M width of a feed-forward layer.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import (
     LLaDAConfig,
     RMSNorm,
@@ -29,12 +29,13 @@ from llada.models.parts import Parts
 
 
 class Attention(nn.Module):
-    """Attention over the whole sequence, (B, L, D) to (B, L, D)."""
+    """Attention over the whole sequence, from (B, L, D) to (B, L, D)."""
 
     def __init__(self, config: LLaDAConfig, norms_heads: bool = False) -> None:
-        """
+        """Create the linear layers and norms.
+
         Args:
-            norms_heads: RMSNorm over the channels of each query and key, before they are rotated.
+            norms_heads: whether RMSNorm is applied to the channels of each query and key, before they are rotated.
         """
         super().__init__()
         width, kv_width = config.d_model, config.kv_heads * config.head_dim
@@ -51,13 +52,13 @@ class Attention(nn.Module):
         q = self.q_norm(split_heads(self.q_proj(h), self.n_heads))  # (B, H, L, C)
         k = self.k_norm(split_heads(self.k_proj(h), self.kv_heads))
         v = split_heads(self.v_proj(h), self.kv_heads)
-        # Under autocast the table and the norms' scales are in fp32, and widen what they multiply.
+        # Under autocast the cosines, the sines and the norms' scales are in fp32, and would make q and k fp32.
         q, k = (turn_heads(x, *rotary).to(v.dtype) for x in (q, k))
         return self.o_proj(attention(q, k, v, bias))
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202): (..., D) to (..., D) by way of M."""
+    """SwiGLU (arXiv 2002.05202), from (..., D) to (..., D) through width M."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer around a feed-forward part of any kind; the published name of its norm is misleading."""
+    """One pre-norm layer around any feed-forward module; the published name of its second norm is misleading."""
 
     def __init__(self, config: LLaDAConfig, depth: int, mlp: nn.Module, norms_heads: bool = False) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class DecoderLayer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """All but the head, under the prefix `model.`."""
+    """All parts of the network except the head, under the prefix `model.`."""
 
     def __init__(self, config: LLaDAConfig, layers: Iterable[DecoderLayer]) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class _Decoder(nn.Module):
 
 
 class DecoderNetwork(RotaryNetwork):
-    """A network of such layers."""
+    """A network of `DecoderLayer`s with Llama's tensor names."""
 
     EMBEDDING_NAME, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
     PARTS = Parts(
@@ -121,7 +122,7 @@ class DecoderNetwork(RotaryNetwork):
             init_normal(self.lm_head.weight, config.d_model**-0.5)
 
     @property
-    def embedding(self) -> Table:
+    def embedding(self) -> DeterministicEmbedding:
         return self.model.embed_tokens
 
     @property
@@ -143,7 +144,7 @@ class DecoderNetwork(RotaryNetwork):
 
 @dataclass(frozen=True)
 class ILLaDAConfig(LLaDAConfig):
-    """The same numbers as LLaDA's; `config_json` knows the keys that they are stored under."""
+    """The same fields as LLaDA's; `config_json` knows the keys that they are stored under."""
 
 
 class ILLaDA(DecoderNetwork):

@@ -1,13 +1,13 @@
-"""A network for small alphabets: what stands beside a token is looked up, then mixed, before anything is attended to.
+"""A network for small alphabets: n-gram embeddings and convolutions see a token's neighbours, attention the rest.
 
-Most of what can be known about a character is in the few next to it. Here three tables hold a vector for every pair of
-neighbours, a convolution mixes the tokens beside each other in every layer, and attention is left with what is far
-away, in few layers. A table costs no products and a convolution few, so this learns more in a minute than a
-network that has to find the same out by attention (docs/EXPERIMENTS.md, 12).
+Most of what can be known about a character is in the few next to it. Here three embeddings hold a vector for every pair
+of neighbours, a convolution mixes neighbouring tokens in every layer, and attention, in few layers, is left with what
+is far away. An embedding costs no matmuls and a convolution little, so this learns more in a minute than a network that
+has to find the same out by attention (docs/EXPERIMENTS.md, 12).
 
-The rest is what short runs are known to gain by: norms of queries and keys, ReLU squared, values of the first layer and
-the embedding led past the layers, maps into the residual stream that start at zero, and a residual stream in the type
-of the products, which under autocast is bf16.
+The rest is known to help short runs: norms of queries and keys, ReLU squared, the values of the first attending layer
+and the embedding fed to later layers, output projections that start at zero, and a residual stream in the type of the
+matmuls, which under autocast is bf16.
 
 Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channels of a head, M width of the feed-forward
 layer, W width of the convolution.
@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.embedding import Table
+from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
 from llada.models.parts import Parts
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
-"""Places, relative to a token, of the pairs that have a table."""
-TABLE_STD = 0.3  # of a table at the start, beside 1 of the embedding
-PRIME = 92_821  # spreads pairs over the rows of a table that is too small for all of them
-EPS = 1e-6  # below it a norm is of nothing
-LONGEST_PRODUCTS = 1024  # beyond it, the scores of all pairs of positions are not held in memory
+"""Positions, relative to a token, of the pairs that have an embedding."""
+PAIR_STD = 0.3  # initial std of a pair embedding; the token embedding's is 1
+PRIME = 92_821  # spreads pairs over the rows of an embedding with fewer rows than pairs
+EPS = 1e-6  # added to the mean square, so that RMSNorm never divides by zero
+LONGEST_SCORES = 1024  # above this length, the scores of all pairs of positions are not held in memory
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class LocalConfig:
     n_layers: int
     mlp_hidden_size: int
     conv_width: int = 9
-    """W, an odd number of tokens."""
+    """Width W of the convolution, an odd number of tokens."""
     attention_every: int = 5
-    """Layers from one that attends to the next, the last of so many; the others convolve only."""
+    """Every so many layers one has attention, the last of each group; the others only have the convolution."""
     table_rows: int = 16_384
-    """Rows that a table of pairs has at most; if there are more pairs, some share a row."""
+    """Rows of a pair embedding at most; if there are more pairs, some share a row."""
     rope_theta: float = 10_000.0
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class LocalConfig:
                 f"try d_model {2 * self.n_heads * max(1, round(self.d_model / (2 * self.n_heads)))}"
             )
         if not 0 <= self.mask_token_id < self.vocab_size:
-            raise ValueError(f"mask_token_id {self.mask_token_id} is no row of an embedding of {self.vocab_size}")
+            raise ValueError(f"mask_token_id {self.mask_token_id} is not a row of an embedding of {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:
@@ -80,37 +80,37 @@ class LocalConfig:
 
     @property
     def n_attending(self) -> int:
-        """Layers that attend."""
+        """Number of layers with attention."""
         return self.n_layers // self.attention_every
 
     def attends(self, depth: int) -> bool:
-        """Whether layer `depth`, the first being 0, does."""
+        """Whether layer `depth`, counted from 0, has attention."""
         return (depth + 1) % self.attention_every == 0
 
     def layer_alone(self, depth: int) -> Self:
-        """A network of one layer, which is like layer `depth` of this one."""
+        """The configuration of a one-layer network whose layer is like layer `depth` of this one."""
         return replace(self, n_layers=1, attention_every=1 if self.attends(depth) else 2)
 
     @property
     def n_pairs(self) -> int:
-        """Rows of a table: a token or the edge of the text on either side."""
+        """Rows of a pair embedding: one for each pair of tokens, where the edge of the text counts as a token."""
         return min(self.table_rows, (self.vocab_size + 1) ** 2)
 
 
 def normed(x: Tensor) -> Tensor:
-    """RMSNorm without a scale (arXiv 1910.07467), computed in fp32, in the type of x."""
+    """Apply RMSNorm without a scale (arXiv 1910.07467), computed in fp32 and returned in the type of x."""
     x32 = x.float()
     return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
-def products_dtype(x: Tensor) -> torch.dtype:
-    """The type that matrix products with x are computed in: autocast's, or its own."""
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matmuls with x are computed: autocast's, or that of x."""
     kind = "cpu" if x.is_meta else x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def pair_keys(rows: Tensor, attention_mask: Tensor | None, config: LocalConfig) -> list[Tensor]:
-    """For each pair of `NEIGHBOURS` the row (B, L) of its table; beyond the edges and in padding is a token of its own.
+    """For each pair of `NEIGHBOURS`, the row (B, L) of its embedding; edges and padding count as one more token.
 
     Args:
         rows: (B, L) token rows.
@@ -130,11 +130,11 @@ def pair_keys(rows: Tensor, attention_mask: Tensor | None, config: LocalConfig) 
 
 
 class Scores(torch.autograd.Function):
-    """q k^T, (B, H, L, L), of q and k (B, H, L, C).
+    """Compute the scores q k^T, (B, H, L, L), of q and k (B, H, L, C).
 
-    The gradient of k is made as it lies in memory, (L, C). Autograd makes that of the transposed k, (C, L), which the
-    rotation's backward pass would then read through a transpose: slower, and a kernel that compilers were seen to get
-    wrong (llada.system.compile_check.rotation).
+    The gradient of k is computed in the layout of k, (L, C). Autograd would compute that of the transposed k, (C, L),
+    which the rotation's backward pass would then read through a transpose: slower, and a kernel that compilers were
+    seen to get wrong (llada.system.compile_check.rotation).
     """
 
     @staticmethod
@@ -148,10 +148,10 @@ class Scores(torch.autograd.Function):
         return gradient @ k, gradient.mT @ q
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(C) + bias) v, all (B, H, L, C), with the scores of all pairs in memory.
+def attend_by_matmuls(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute softmax(q k^T / sqrt(C) + bias) v, all (B, H, L, C), with the scores of all pairs in memory.
 
-    What `scaled_dot_product_attention` computes, which on a CPU takes half as long again in its backward pass.
+    `scaled_dot_product_attention` computes the same, but its backward pass on a CPU takes half as long again.
     """
     scores = Scores.apply(q, k).float() * q.shape[-1] ** -0.5  # type: ignore[no-untyped-call]
     if bias is not None:
@@ -160,9 +160,9 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention over all positions, (B, L, D) of q, k and v (B, H, L, C)."""
-    if q.device.type == "cpu" and q.shape[2] <= LONGEST_PRODUCTS:
-        mixed = attend_by_products(q, k, v, bias)
+    """Attend over all positions: (B, L, D) of q, k and v (B, H, L, C)."""
+    if q.device.type == "cpu" and q.shape[2] <= LONGEST_SCORES:
+        mixed = attend_by_matmuls(q, k, v, bias)
     else:
         bias = None if bias is None else bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -170,9 +170,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class NearMixing(nn.Module):
-    """A convolution over neighbouring tokens, channel by channel, (B, L, D) to the same; it starts as no change.
+    """A depthwise convolution over neighbouring tokens, from (B, L, D) to (B, L, D); it starts as the identity.
 
-    Written as a sum of shifted products, which the compiler makes one pass of; `nn.Conv1d` would turn the tensor twice.
+    It is written as a sum of shifted terms, which the compiler fuses into one pass; `nn.Conv1d` would transpose twice.
     """
 
     def __init__(self, width: int, taps: int) -> None:
@@ -191,7 +191,7 @@ class NearMixing(nn.Module):
 
 
 class LocalLayer(nn.Module):
-    """Pre-norm: a convolution, in some layers attention behind it, and the feed-forward part."""
+    """One pre-norm layer: a convolution, in some layers attention after it, and the feed-forward part."""
 
     def __init__(self, config: LocalConfig, depth: int) -> None:
         super().__init__()
@@ -223,18 +223,19 @@ class LocalLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """
+        """Apply the layer.
+
         Args:
-            x, embedded: the residual stream and what it began as, (B, L, D).
-            first_values: values of the first layer that attends, (B, H, L, C); None up to that layer itself.
+            x, embedded: the residual stream and its initial value, (B, L, D).
+            first_values: values of the first layer with attention, (B, H, L, C); None up to that layer itself.
             attention_mask: (B, L) bool, False where a token is padding.
 
         Returns:
-            The residual stream, and those values.
+            The residual stream, and the values of the first layer with attention.
         """
         x = x * self.stream_share.to(x.dtype) + embedded * self.embedding_share.to(x.dtype)
         h = normed(x)
-        if attention_mask is not None:  # padding is as nothing, like what is beyond the edges
+        if attention_mask is not None:  # padding contributes zeros, like positions beyond the edges
             h = h * attention_mask[..., None]
         h = self.near(h)
         if not self.attends:
@@ -247,12 +248,12 @@ class LocalLayer(nn.Module):
         return x + self.feed_forward(normed(x)), first_values
 
     def feed_forward(self, h: Tensor) -> Tensor:
-        """ReLU squared (arXiv 2109.08668), (B, L, D) to the same."""
+        """Apply the feed-forward part with ReLU squared (arXiv 2109.08668), from (B, L, D) to (B, L, D)."""
         return self.ff_out(F.relu(self.up_proj(h)).square())
 
 
 class Local(nn.Module):
-    """Token rows (B, L) in, logits (B, L, V) out; the logits at a position predict the token at that same position."""
+    """The network: token rows (B, L) to logits (B, L, V), which predict the token at the same position."""
 
     PARTS: ClassVar[Parts] = Parts(
         layer=r"layers\.\d+\.",
@@ -270,24 +271,24 @@ class Local(nn.Module):
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Table(config.vocab_size, config.d_model)
-        self.pair_embeddings = nn.ModuleList(Table(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
+        self.token_embedding = DeterministicEmbedding(config.vocab_size, config.d_model)
+        self.pair_embeddings = nn.ModuleList(DeterministicEmbedding(config.n_pairs, config.d_model) for _ in NEIGHBOURS)
         self.layers = nn.ModuleList(LocalLayer(config, depth) for depth in range(config.n_layers))
         self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.token_embedding.weight)
         for table in self.pair_embeddings:
-            nn.init.normal_(table.weight, std=TABLE_STD)  # type: ignore[arg-type]
+            nn.init.normal_(table.weight, std=PAIR_STD)  # type: ignore[arg-type]
         nn.init.zeros_(self.output.weight)
 
     def embed(self, rows: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, L, D), in the type of the products."""
+        """Embed tokens and their neighbours: (B, L, D), in the type of the matmuls."""
         x = self.token_embedding(rows)
         for table, keys in zip(self.pair_embeddings, pair_keys(rows, attention_mask, self.config), strict=True):
             x = x + table(keys)
-        return normed(x.to(products_dtype(x)))
+        return normed(x.to(matmul_dtype(x)))
 
     def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Normed output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
+        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
         attention_mask = None if attention_mask is None else attention_mask.bool()
         x = embedded = self.embed(rows, attention_mask)
         cos, sin = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, rows.device)
@@ -297,7 +298,7 @@ class Local(nn.Module):
         return normed(x)
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (..., V) of features (..., D)."""
+        """Compute logits (..., V) from features (..., D)."""
         return self.output(features)
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a network names its parts: what a table of sizes counts together, and what adapters are added to."""
+"""Names of a network's parts: groups for the listing of sizes, and the linear layers that adapters are added to."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,14 +8,14 @@ class Parts(NamedTuple):
     """Regular expressions for the names of a network's modules and parameters."""
 
     layer: str
-    """What stands before the name of a module inside a layer."""
+    """The pattern of what precedes the name of a module inside a layer."""
     attention: tuple[str, ...]
-    """Whole names, inside a layer, of the linear layers of attention."""
+    """Full names, inside a layer, of the linear layers of attention."""
     feed_forward: tuple[str, ...]
-    """The same of the feed-forward part, without experts. Adapters are for these and those of attention."""
+    """Full names of those of the feed-forward part, without experts; adapters are added to these and to attention's."""
     others: Mapping[str, str]
-    """Names of the other parts, and what is found in the names of their parameters."""
+    """Names of the other parts, each with a pattern found in the names of their parameters."""
 
     def adapted(self, attention_only: bool = False) -> tuple[str, ...]:
-        """Names, inside a layer, of the linear layers that adapters are added to."""
+        """Return the names, inside a layer, of the linear layers that adapters are added to."""
         return self.attention + (() if attention_only else self.feed_forward)

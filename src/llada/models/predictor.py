@@ -1,4 +1,4 @@
-"""From a network over rows to a mask predictor over token ids.
+"""The mask predictor over token ids, made from a network over embedding rows.
 
 A vocabulary's MASK may have an id far above the others, while a network has one row for
 each id that exists, MASK's being named by its configuration. The predictor translates on the way in, so that everything
@@ -18,10 +18,10 @@ from llada.models.config_json import Network, is_causal
 
 
 class PredictAt(Protocol):
-    """A mask predictor that is asked at some positions only: what evaluations need. `MaskPredictor` is one."""
+    """A mask predictor that is evaluated at some positions only, as evaluations need it; `MaskPredictor` is one."""
 
     def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
-        """Logits (N, V) at the N positions, in row order.
+        """Compute logits (N, V) at the N positions, in row order.
 
         Args:
             x_t: (B, L) token ids.
@@ -31,13 +31,13 @@ class PredictAt(Protocol):
 
 
 class MaskPredictor(nn.Module):
-    """`predict(x_t)`: token ids (B, L) to logits (B, L, V), whose column v is the token id v.
+    """A mask predictor: token ids (B, L) to logits (B, L, V), whose column v belongs to the token id v.
 
-    The only column that is not an id is MASK's own, which no sampler may choose.
+    The only column that does not belong to an id of a text is MASK's own, which no sampler may choose.
     """
 
     takes_positions = True
-    """A sampler may ask it at some positions only, as a `PredictAt`."""
+    """Whether a sampler may ask at some positions only, as with a `PredictAt`."""
 
     def __init__(self, network: Network, mask_id: int, mask_row: int) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class MaskPredictor(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether the logits at a position see only what is before it: an autoregressive model."""
+        """Whether the logits at a position see only what comes before it, as in an autoregressive model."""
         return is_causal(self.network.config)
 
     def forward(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Logits everywhere, (B, L, V), or at N `positions` only, (N, V).
+        """Compute logits everywhere, (B, L, V), or at N `positions` only, (N, V).
 
         Args:
             x_t: (B, L) token ids.
@@ -60,18 +60,18 @@ class MaskPredictor(nn.Module):
                 spare a GPU's host the wait until it knows how many they are.
 
         Raises:
-            ValueError: ids that are not (B, L), or rows that are longer than those the model was trained on.
-            IndexError: an id that is neither MASK nor a row of the network. A GPU is not asked while it trains, since
+            ValueError: the ids are not (B, L), or L exceeds the length that the model was trained on.
+            IndexError: an id is neither MASK nor a row of the network. On a GPU this is not checked in training, since
                 the host would have to wait for it.
         """
         return self.network.head(self.features(x_t, attention_mask, positions))
 
     def rows(self, x_t: Tensor) -> Tensor:
-        """The network's rows (B, L) of token ids (B, L)."""
+        """Translate token ids (B, L) to the network's rows (B, L)."""
         return x_t.masked_fill(x_t == self.mask_id, self.mask_row)
 
     def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
+        """Compute the head's input, (B, L, D) or (N, D); the arguments are those of `forward`."""
         rows = self.rows(x_t)
         self._check(rows)
         features = self.network.features(rows, attention_mask)
@@ -82,7 +82,7 @@ class MaskPredictor(nn.Module):
         return features.flatten(0, 1).index_select(0, positions)
 
     def _check(self, rows: Tensor) -> None:
-        """Refuse what the network would compute nonsense from, or fail at in words of its own."""
+        """Refuse ids for which the network would compute nonsense or fail with an obscure error."""
         config = self.network.config
         if rows.dim() != 2:
             raise ValueError(
@@ -103,10 +103,10 @@ class MaskPredictor(nn.Module):
 
 
 def block_length_of(model: MaskPredictor, wanted: int | None) -> int | None:
-    """The sampler's block length for this model: a causal one fills its positions one by one, from left to right.
+    """Return the sampler's block length for this model; a causal one fills positions one by one, from left to right.
 
     Raises:
-        ValueError: another one is wanted.
+        ValueError: another block length is wanted for a causal model.
     """
     if not model.is_causal:
         return wanted
@@ -116,12 +116,13 @@ def block_length_of(model: MaskPredictor, wanted: int | None) -> int | None:
 
 
 def flat_positions(chosen: Tensor) -> Tensor:
-    """(N,) indices b L + i of what is true in (B, L), in row order. Waits for the device that it is on."""
+    """Return the indices b L + i (N,) of what is true in (B, L), in row order; this waits for the device."""
     return chosen.flatten().nonzero()[:, 0]
 
 
 def checkpoint_activations(network: Network) -> None:
-    """Keep the inputs of the layers only, and compute their activations again in the backward pass.
+    """Turn on activation checkpointing: keep only the inputs of the layers, and compute the rest again in the backward
+    pass.
 
     A step then takes a third more matmuls and a fraction of the memory (arXiv 1604.06174); its result is the same.
     """

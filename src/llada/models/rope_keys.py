@@ -1,4 +1,4 @@
-"""What a config.json says about rotary positions, in the places where versions of transformers write it.
+"""The rotary base in a config.json, in the places where different versions of transformers write it.
 
 Positions are never scaled here, so everything that would scale them is refused.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 THETA = "rope_theta"
 OBJECTS = ("rope_scaling", "rope_parameters")
-"""Keys of objects that may scale positions; that of transformers 5 also has the base."""
+"""Keys of objects that may scale positions; that of transformers 5 also holds the base."""
 KINDS = ("rope_type", "type")
 NEUTRAL = {"factor": 1, "partial_rotary_factor": 1}
 
 
 def rope_theta(content: Mapping[str, Any]) -> Any:
-    """The rotary base that a config.json names; None where it names none.
+    """Return the rotary base that a config.json names, or None if it names none.
 
     Raises:
         ValueError: positions are scaled, or two places name different bases.

@@ -1,4 +1,4 @@
-"""Names and shapes of a network's tensors, without the network: one layer of each kind says all of its layers."""
+"""Names and shapes of a network's tensors, without the network: one layer of each kind stands for all of them."""
 
 import re
 from collections import Counter
@@ -13,21 +13,22 @@ from torch.overrides import TorchFunctionMode
 from llada.models.config_json import Network, NetworkConfig, build_network, kinds_of_layers, layer_alone
 
 LAYER = re.compile(r"(.*\b(?:blocks|layers)\.)(\d+)(\..*)")
-"""Of a tensor's name: what is before the number of its layer, the number, and what is behind it."""
+"""A tensor's name, split into what precedes the number of its layer, the number, and what follows."""
 
 
 class Shape(NamedTuple):
-    """A parameter, and in how many of the network's layers it is."""
+    """A parameter, and the number of the network's layers that have it."""
 
     name: str
-    """In a network of one layer."""
+    """Name of the parameter in a one-layer network."""
     size: torch.Size
     times: int
     is_in_layer: bool
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Draws nothing. On the meta device torch would load 800 modules, in a second, to draw no numbers."""
+    """A mode in which nothing is initialised: on the meta device torch would import 800 modules (1 s) to draw no
+    numbers."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.__name__ in ("normal_", "uniform_", "trunc_normal_"):
@@ -36,14 +37,14 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def shape_only(config: NetworkConfig) -> Network:
-    """A network on the meta device, whose tensors have shapes and no numbers."""
+    """Build a network on the meta device, whose tensors have shapes and no values."""
     with torch.device("meta"), _WithoutNumbers():
         return build_network(config)
 
 
 @lru_cache(maxsize=256)
 def parameter_shapes(config: NetworkConfig) -> tuple[Shape, ...]:
-    """Every parameter of a network: those outside the layers, and those of one layer of each kind."""
+    """List every parameter of a network: those outside the layers, and those of one layer of each kind."""
     shapes: list[Shape] = []
     for number, (kind, times) in enumerate(kinds_of_layers(config).items()):
         network = shape_only(kind)
@@ -58,7 +59,7 @@ def parameter_shapes(config: NetworkConfig) -> tuple[Shape, ...]:
 
 @lru_cache(maxsize=256)
 def adapted_shapes(config: NetworkConfig, attention_only: bool = False) -> Counter[tuple[int, int]]:
-    """The linear layers that adapters are added to, by their (outputs, inputs), and how many there are of each."""
+    """Count the linear layers that adapters are added to, by their (outputs, inputs)."""
     found: Counter[tuple[int, int]] = Counter()
     for kind, times in kinds_of_layers(config).items():
         for _, linear in adaptable(shape_only(kind), attention_only):
@@ -67,7 +68,7 @@ def adapted_shapes(config: NetworkConfig, attention_only: bool = False) -> Count
 
 
 def adaptable(network: Network, attention_only: bool = False) -> Iterator[tuple[str, nn.Linear]]:
-    """Names of the linear layers that adapters are added to, and these."""
+    """Iterate over the linear layers that adapters are added to, with their names."""
     names = re.compile(f"{network.PARTS.layer}({'|'.join(network.PARTS.adapted(attention_only))})")
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and names.fullmatch(name):
@@ -75,10 +76,10 @@ def adaptable(network: Network, attention_only: bool = False) -> Iterator[tuple[
 
 
 def expected_shapes(config: NetworkConfig, at_most: int | None = None) -> dict[str, torch.Size] | None:
-    """The shape of every tensor that a network of this configuration has, by name.
+    """Return the shape of every tensor of a network of this configuration, by name.
 
     Args:
-        at_most: None is returned for a network of more tensors than that.
+        at_most: None is returned for a network with more tensors than this.
     """
     shapes: dict[str, torch.Size] = {}
     of_kind: dict[NetworkConfig, list[tuple[str, str, torch.Size]]] = {}

@@ -1,1 +1,1 @@
-"""What the machine is and can do, and whether it does it right."""
+"""Facts about the machine: what it is, what it can do, and whether it computes correctly."""

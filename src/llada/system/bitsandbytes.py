@@ -1,4 +1,4 @@
-"""bitsandbytes, imported so that it fetches no code."""
+"""An import of bitsandbytes that fetches no code."""
 
 import contextlib
 import logging
@@ -10,10 +10,11 @@ KERNELS, MISSING = "kernels", object()
 
 @contextlib.contextmanager
 def importing_bitsandbytes() -> Iterator[None]:
-    """Import bitsandbytes, or what imports it, in this block: nothing is fetched from the hub, and nothing is said.
+    """Import bitsandbytes, or what imports it, in this block: nothing is downloaded from the hub, and nothing is
+    printed.
 
-    On some CPUs it would fetch native code there, and run it, where the `kernels` package is installed; where that is
-    not, it complains about it.
+    On some CPUs bitsandbytes would download native code and run it where the `kernels` package is installed; without
+    that package, it prints a complaint.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     before = sys.modules.get(KERNELS, MISSING)

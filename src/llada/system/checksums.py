@@ -1,4 +1,4 @@
-"""Checksums of a folder, kept in it: checksums.json has the SHA-256 of each of its files.
+"""Checksums of a folder, kept in the folder: checksums.json holds the SHA-256 of each of its files.
 
 A bit that a disk flips, or a file that lost its end, is found when the folder is opened, and named. This guards
 against accidents; whoever can write the folder can write its checksums as well.
@@ -23,7 +23,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
-    """What is wrong with the files of a folder, or None; a folder without checksums cannot be told to be damaged.
+    """Say what is wrong with the files of a folder, or return None; damage does not show in a folder without checksums.
 
     Args:
         expected: files that must be there.
@@ -51,7 +51,7 @@ def find_damage(folder: Path, expected: Collection[str] = ()) -> str | None:
             if sha256_of(folder / name) != expected_sum:
                 return f"{name} has another checksum than when it was written"
         except UserError:
-            return f"{name} is no whole file"
+            return f"{name} is not a whole file"
         except (OSError, ValueError) as error:
             return _unreadable(error)
     return None
@@ -80,7 +80,7 @@ def check_whole(folder: Path, remedy: str) -> None:
     """Refuse a damaged folder.
 
     Raises:
-        UserError: it is; the sentence ends with the remedy.
+        UserError: it is damaged; the sentence ends with the remedy.
     """
     damage = find_damage(folder)
     if damage:

@@ -1,4 +1,4 @@
-"""torch.compile with a toolchain whose code is right on this machine, or not at all.
+"""Compiled functions by torch.compile, with a toolchain whose code was found to be right on this machine.
 
 Each toolchain is first tried in a process of its own with a time limit: a compiler that hangs, or code that crashes,
 ends that process and nothing else. What passes there is compiled here, out of the same cache, and checked once more on
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from llada.system import compile_check
-from llada.system.child import ask
+from llada.system.child_process import ask
 from llada.system.compile_check import Finding, Recipe, Subject, compare, compile_function
 from llada.system.errors import first_line
 from llada.system.files import write_text_whole
@@ -40,14 +40,14 @@ from llada.system.toolchains import (
 CHILD_SECONDS = 600.0
 """Time limit of compiling and checking in a process of its own."""
 PROBE_SECONDS = 150.0
-"""The same for the small case of `probe`, which takes 10 to 40."""
+"""Time limit of the small case of `probe`, which takes 10 to 40 seconds."""
 FAILED = "compiling failed"
 VERDICTS_FILE = "verdicts.json"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A toolchain that was tried on this machine."""
+    """The result of trying a toolchain on this machine."""
 
     toolchain: ToolchainName
     compiler: str
@@ -72,11 +72,11 @@ def compile_checked(
     preferred: ToolchainName | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Compiled | None:
-    """The subject's function, compiled by the first toolchain whose code is right; None if there is no such one.
+    """Compile the subject's function by the first toolchain whose code is right; None if there is no such toolchain.
 
     Args:
         recipe: makes an equivalent subject, of other weights, in another process.
-        preferred: is tried first, such as the one that a run began with.
+        preferred: the toolchain that is tried first, such as the one that a run began with.
         say: is given a sentence on each toolchain that fails.
     """
     for toolchain, finding in _tried(recipe, device, preferred):
@@ -89,7 +89,7 @@ def compile_checked(
 
 
 def probe(device: torch.device) -> list[Verdict]:
-    """The verdicts on this machine's toolchains in order, up to the first right one; [] if there is no compiler."""
+    """Try this machine's toolchains in order, up to the first right one; returns [] if there is no compiler."""
     verdicts = []
     recipe = Recipe("llada.system.compile_check:rotation", {})
     start = time.perf_counter()
@@ -107,7 +107,8 @@ def probe(device: torch.device) -> list[Verdict]:
 def _tried(
     recipe: Recipe, device: torch.device, preferred: ToolchainName | None, seconds: float = CHILD_SECONDS
 ) -> Iterator[tuple[Toolchain, Finding]]:
-    """Each toolchain with what was found in a process of its own; a compiler that hung is not asked again."""
+    """Iterate over the toolchains with what was found in a process of its own; a compiler that hung is not asked
+    again."""
     hung: set[str] = set()
     for toolchain in sorted(toolchains(device), key=lambda each: each.name != preferred):
         if toolchain.compiler in hung:
@@ -125,7 +126,7 @@ def _tried(
 
 
 def _compile_here(subject: Subject, toolchain: Toolchain) -> tuple[Callable[..., Tensor], Finding]:
-    """Compile in this process and check; what is wrong is forgotten."""
+    """Compile in this process and check; compiled code that is wrong is forgotten."""
     compiled = subject.function
     try:
         use(toolchain)
@@ -147,7 +148,7 @@ def try_in_child(toolchain: Toolchain, recipe: Recipe, seconds: float = CHILD_SE
     """Compile and check in another process, which may crash; what it compiled stays in the cache.
 
     Raises:
-        TimeoutError: the compiler hangs.
+        TimeoutError: the compiler did not answer in time.
     """
     memory = VerdictMemory(toolchain, recipe)
     finding = memory.recall()
@@ -177,7 +178,7 @@ def _ask_child(toolchain: Toolchain, recipe: Recipe, seconds: float) -> Finding:
 
 
 def carry_out(path: str) -> dict[str, Any]:
-    """Compile and check what an order says; called in a process of its own."""
+    """Compile and check as an order file says; called in a process of its own."""
     order = json.loads(Path(path).read_text(encoding="utf-8"))
     said = order["toolchain"]
     toolchain = Toolchain(**{**said, "replacements": tuple(map(tuple, said["replacements"]))})
@@ -188,7 +189,7 @@ def carry_out(path: str) -> dict[str, Any]:
 
 
 class VerdictMemory:
-    """What was found about a toolchain and a recipe, kept next to the compiled code that it is about.
+    """A store of what was found about a toolchain and a recipe, next to the compiled code.
 
     A failure to compile is tried again each time, since it may have been the disk or another process.
     """
@@ -228,7 +229,7 @@ def _processor_name() -> str:
 
 
 def _identity(compiler: str) -> list[Any]:
-    """What changes when another compiler is installed under the same name."""
+    """Facts that change when another compiler is installed under the same name."""
     program = shutil.which(shlex.split(compiler)[0]) if compiler else None
     if program is None:
         return []

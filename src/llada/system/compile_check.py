@@ -1,7 +1,7 @@
-"""Whether compiled code gives what the function gives as it is written, on this machine.
+"""A check that compiled code gives the same as the plain function, on this machine.
 
 A compiler can be wrong in ways that no test on another machine finds: a kernel that returns NaN, or finite numbers that
-are slightly off. So what was compiled is run once on an example, forward and backward, next to the plain function.
+are slightly off. So compiled code is run once on an example, forward and backward, and compared with plain code.
 
 The tolerance follows from the precision. Where a function runs in bf16 by autocast, its exact result is taken from
 fp32; the compiled result may be off from that by at most `TIMES_PLAIN` times what the plain bf16 result is off.
@@ -22,17 +22,17 @@ TIMES_PLAIN = 1.5
 """How much further from fp32 compiled bf16 may be than plain bf16, in norm; twice that in its largest element. Measured
 on the laptop preset: 0.85 to 1.0, since fused code rounds less often (docs/EXPERIMENTS.md, 19)."""
 FEW_ELEMENTS = 64
-"""Tensors of fewer are compared together: how far a single number is off is a matter of luck."""
+"""Tensors with fewer elements are compared together: how far a single number is off is a matter of luck."""
 FEW = "a gradient of few elements"
 RESULT = "the result"
 FLOOR = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float64: 1e-12}
-"""Added to what is allowed, as a share of the norm: the last bit, rounded otherwise."""
+"""Tolerance that is added, as a share of the norm: the last bit may be rounded otherwise."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2, torch.float64: 1e-9}
 """Relative difference of compiled from plain that is allowed where there is no more precise result."""
 LEAST = 1e-7
 """Share of the norm of all tensors together that is allowed in any case."""
 MOST_OFF = 0.3
-"""Share of its norm by which plain bf16 may be off from fp32 and still be a measure."""
+"""Share of its norm by which plain bf16 may be off from fp32 and still serve as a measure."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,22 @@ class Subject:
     weights: Mapping[str, Tensor]
     """Tensors by name whose gradients are compared; those of `inputs` that ask for one are compared as well."""
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    """What it is called in, such as autocast."""
+    """The context in which the function is called, such as autocast."""
     autocast: torch.dtype | None = None
     """The type of that autocast, if there is one."""
     has_dropout: bool = False
-    """Which leaves out other elements in fp32, so that there is nothing more precise to compare with."""
+    """Whether there is dropout, which drops other elements in fp32, so that there is nothing more precise to compare
+    with."""
 
     def to(self, device: torch.device) -> "Subject":
-        """The same function with its inputs on a device; for subjects without weights."""
+        """Copy the subject's inputs to a device; for subjects without weights."""
         inputs = [each.detach().to(device).requires_grad_(each.requires_grad) for each in self.inputs]
         return replace(self, inputs=tuple(inputs))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a comparison found."""
+    """The outcome of a comparison."""
 
     is_right: bool
     reason: str
@@ -70,7 +71,7 @@ class Recipe:
     """How another process makes the same subject: a function by its module and name, and its arguments as JSON."""
 
     factory: str
-    """"module:function", which returns a `Subject`."""
+    """A name "module:function"; the function returns a `Subject`."""
     arguments: Mapping[str, Any]
 
     def make(self) -> Subject:
@@ -80,16 +81,16 @@ class Recipe:
 
 
 def compile_function(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.compile for the shapes of the first call.
+    """Compile a function by torch.compile for the shapes of the first call.
 
-    One definition, so that a process finds in its cache what another one compiled.
+    There is one definition, so that a process finds in its cache what another process compiled.
     """
     compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
     return compiled
 
 
 def compare(subject: Subject, compiled: Callable[..., Tensor]) -> Finding:
-    """Whether the compiled function gives what the plain one gives, results and all gradients.
+    """Check whether the compiled function gives what the plain one gives, in its result and all gradients.
 
     Weights that are zero everywhere, such as those of a fresh layer's last matmul, would hide what is behind them;
     for the comparison they get small random values.
@@ -110,7 +111,7 @@ def judge(
     """Compare named tensors of the plain function and of the compiled one.
 
     Args:
-        exact: those of a more precise run, if there was one.
+        exact: tensors of a more precise run, if there was one.
         dtype: in which plain and compiled function compute.
     """
     for name, reference in plain.items():
@@ -135,7 +136,7 @@ def judge(
 
 
 def _pool_few(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, with those of few elements as one vector."""
+    """Gather the tensors of few elements into one vector."""
     few = {name: value for name, value in tensors.items() if value.numel() < FEW_ELEMENTS}
     if not few:
         return dict(tensors)
@@ -144,10 +145,10 @@ def _pool_few(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _excess(found: Tensor, plain: Tensor, exact: Tensor | None, dtype: torch.dtype, least: float) -> float:
-    """The deviation of a tensor in units of what is allowed, in norm or in its largest element, whichever is worse.
+    """Measure the deviation of a tensor in units of what is allowed, by norm or by largest element, whichever is worse.
 
     Args:
-        least: is allowed in any case; the last bits of a tensor that is next to nothing.
+        least: deviation that is allowed in any case, for the last bits of a tensor that is almost zero.
     """
     worst, tiny = 0.0, torch.finfo(torch.float32).tiny
     for size, times in ((_norm, 1.0), (_largest, 2.0)):
@@ -173,8 +174,8 @@ def _all_fp32(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _run(subject: Subject, function: Callable[..., Tensor], in_context: bool = True) -> dict[str, Tensor]:
-    """The result and the gradients of a random linear function of it, on the CPU, by name."""
-    torch.manual_seed(0)  # of dropout, so that each run leaves out the same
+    """Compute the result and the gradients of a random linear function of it, on the CPU, by name."""
+    torch.manual_seed(0)  # so that dropout drops the same elements in each run
     leaves = [each.detach().requires_grad_(each.requires_grad) for each in subject.inputs]
     wanted = {f"the gradient of {name}": weight for name, weight in subject.weights.items() if weight.requires_grad}
     wanted |= {f"the gradient of input {place}": leaf for place, leaf in enumerate(leaves) if leaf.requires_grad}
@@ -206,7 +207,7 @@ def _without_zeros(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def rotation() -> Subject:
-    """The smallest case in which a compiler was seen to be wrong: a rotation in bf16, read through a transpose.
+    """Build the smallest case in which a compiler was seen to be wrong: a rotation in bf16, read through a transpose.
 
     With g++ 12.2 at -O3 and -mtune=generic, on a processor with AVX-512, it returns NaN (torch 2.13).
     """

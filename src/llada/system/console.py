@@ -1,4 +1,4 @@
-"""What is drawn for people by rich, on standard error and on standard output."""
+"""Output that rich draws for people, on standard error and on standard output."""
 
 import io
 import sys
@@ -13,17 +13,17 @@ from llada.system.terminal import tell, visible
 
 
 class _Visible(Console):
-    """Shows what a terminal would obey, unless it is rich's own."""
+    """A console that shows the control characters that a terminal would obey, unless they are rich's own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does; everything that is printed passes here, and control codes of rich's own are marked."""
+        """Render as rich does; everything that is printed passes here, and control codes of rich's own are marked."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class StderrConsole(_Visible):
-    """On standard error. Outlives the terminal, the pipe or the disk that it goes to: rich's own console would end the
-    process there."""
+    """A console on standard error that outlives the terminal, the pipe or the disk that it writes to: rich's own
+    console would end the process there."""
 
     def __init__(self) -> None:
         # Live displays put a stream of their own into this place, which leads back here.
@@ -33,7 +33,7 @@ class StderrConsole(_Visible):
 
 
 def print_rich(renderable: RenderableType) -> None:
-    """Write a result that rich lays out, such as a table, to standard output; raises like `terminal.tell`."""
+    """Write a result that rich lays out to standard output; raises like `terminal.tell`."""
     drawing = io.StringIO()
     on_terminal = Console(highlight=False, soft_wrap=True, emoji=False)
     console = _Visible(

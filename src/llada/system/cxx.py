@@ -8,12 +8,12 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llada.system.child import Answer, run_limited
+from llada.system.child_process import Answer, run_limited
 from llada.system.fact import Fact
 
 USUAL_COMPILERS = {"darwin": ("clang++", "g++"), "win32": ("cl",)}
 COMPILERS = ("g++", "clang++", "c++")
-_SECONDS = 20  # for a question that takes a hundredth of one
+_SECONDS = 20  # a question takes a hundredth of a second
 _INSTALL = "install one (Debian: apt install g++; macOS: xcode-select --install)"
 _INSTALL_NEWER = "a newer compiler, or another one named in CXX, may do"
 _UNCOMPILED = "so runs go on uncompiled, at 0.4 to 0.8 of the speed (docs/EXPERIMENTS.md)"
@@ -26,13 +26,13 @@ class Compiler:
 
     path: str
     name: str = ""
-    """Like "g++ 12.2.0"; empty if it does not answer."""
+    """Name and version like "g++ 12.2.0"; empty if it does not answer."""
     architecture: str | None = None
-    """What `-march=native` stands for; None if it does not say."""
+    """The architecture that `-march=native` stands for; None if the compiler does not report it."""
     tuning: str | None = None
     """The processor whose timing the code is arranged for."""
     failure: str = ""
-    """Why it cannot be used, one clause."""
+    """The reason that it cannot be used, one clause."""
 
     @property
     def knows_processor(self) -> bool | None:
@@ -60,13 +60,13 @@ def find_compilers() -> list[str]:
 
 
 def find_compiler() -> str | None:
-    """Path of the preferred compiler; None if there is none."""
+    """Return the path of the preferred compiler; None if there is no compiler."""
     found = find_compilers()
     return shutil.which(shlex.split(found[0])[0]) if found else None
 
 
 def missing_compiler() -> str | None:
-    """What CXX names, if that is not there."""
+    """Return the compiler named by CXX if it does not exist, else None."""
     named = os.environ.get("CXX", "").strip()
     return named if named and shutil.which(shlex.split(named)[0]) is None else None
 
@@ -103,8 +103,8 @@ def compiler_fact(compiler: Compiler | None, is_checked: bool) -> Fact:
     """Judge the compiler itself.
 
     Args:
-        compiler: None if there is none.
-        is_checked: whether its code is looked at next, so that not knowing the processor matters only if that fails.
+        compiler: None if there is no compiler.
+        is_checked: whether its code is checked next; then an unknown processor matters only if that check fails.
     """
     if compiler is None:
         advice = f"There is no C++ compiler, {_UNCOMPILED}: {_INSTALL}."

@@ -1,4 +1,4 @@
-"""Which device and which precision, and what the machine has; every choice comes with its reason, to be printed."""
+"""Choice of device and precision, each with a reason to print, and what the machine has."""
 
 import contextlib
 import ctypes
@@ -19,11 +19,11 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's own at the start; setting it keeps it from growing
+_MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value; setting it keeps it from growing
 _NOT_REPORTED = (OSError, RuntimeError, psutil.Error)  # in a sandbox of Linux without /proc, for example
 CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}  # of the matmuls that a device's speed is measured with
+MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}  # size of the matmuls that measure a device's speed
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Precision:
 
 
 def choose_device(name: DeviceName) -> torch.device:
-    """The named device; "auto" is the GPU where there is one, NVIDIA's before Apple's.
+    """Return the named device; "auto" is a GPU if there is one, NVIDIA's before Apple's.
 
     Raises:
-        UserError: a GPU is asked for and not there.
+        UserError: a GPU is asked for and there is none.
     """
     check_literal("device", name, DeviceName)
     has_gpu = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -55,7 +55,7 @@ def choose_device(name: DeviceName) -> torch.device:
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """bf16 matmuls where the processor has them in hardware, fp32 elsewhere, unless a name decides."""
+    """Choose bf16 matmuls where the processor has them in hardware and fp32 elsewhere, unless a name decides."""
     check_literal("precision", name, PrecisionName)
     if name != "auto":
         return Precision(torch.bfloat16 if name == "bf16" else torch.float32, "as asked for")
@@ -75,9 +75,9 @@ def has_bf16_cpu() -> bool:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for it, which on an NVIDIA GPU takes page-locked memory to copy from.
+    """Copy to the device without waiting, which for an NVIDIA GPU needs page-locked memory to copy from.
 
-    Apple's GPUs are waited for: they may read the memory of the host, which is theirs too, after it is something else.
+    For Apple's GPUs it waits: they share the host's memory, and may read it after it is something else.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -85,17 +85,17 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def fp64_device(device: torch.device) -> torch.device:
-    """Where the fp64 of tensors on this device is computed: there, or on the CPU, since Apple's GPUs have none."""
+    """The device on which the fp64 of tensors on this device is computed: the same one, or the CPU for Apple's GPUs."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def to_fp64(tensor: Tensor) -> Tensor:
-    """The tensor in fp64, on `fp64_device` of its device."""
+    """Convert a tensor to fp64, on the `fp64_device` of its device."""
     return tensor.to(fp64_device(tensor.device)).double()
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory that this process may use in all: of the device, or of the container if that is less."""
+    """Total memory that this process may use, in bytes: that of the device, or of the container if that is less."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [path.read_text(encoding="utf-8").strip() for path in CONTAINER_LIMITS if path.is_file()]
@@ -113,7 +113,7 @@ def _installed_bytes() -> int:
 
 
 def _process_limits() -> list[int]:
-    """Limits that the process was given (`ulimit`), in bytes; none where the system has no such limits."""
+    """Limits of the process (`ulimit`), in bytes; none where the system has no such limits."""
     kinds = [getattr(psutil, name) for name in ("RLIMIT_AS", "RLIMIT_DATA") if hasattr(psutil, name)]
     try:
         limits = [psutil.Process().rlimit(kind)[0] for kind in kinds]
@@ -123,7 +123,7 @@ def _process_limits() -> list[int]:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory of the host that this process could still take; None where the system does not report it."""
+    """Memory of the host that this process could still take, in bytes; None where the system does not report it."""
     try:
         free = int(psutil.virtual_memory().available)
     except _NOT_REPORTED:
@@ -139,23 +139,23 @@ def give_back_freed_memory() -> None:
 
     By default glibc keeps what is freed in a heap whose gaps can take as much memory as the tensors themselves. This
     makes a step on a CPU take a third to four fifths longer (docs/EXPERIMENTS.md), so it is for runs that would not fit
-    otherwise. Does nothing with another C library.
+    otherwise. It does nothing with another C library.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no library without a name
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measured speed of square matmuls, the yardstick for the expected time of a run.
+    """Measure the speed of square matmuls in FLOPs per second, the yardstick for the expected time of a run.
 
-    On a GPU they are large, and waited for together: one of 1024 takes less time than the wait for it.
+    On a GPU the matmuls are large and waited for together: one of size 1024 takes less time than the wait for it.
     """
     size = MATMUL_SIZE["cpu" if device.type == "cpu" else "gpu"]
     a = torch.randn(size, size, device=device, dtype=dtype)
     a @ a  # the first matmul pays for set-up
     _synchronize(device)
     n_matmuls = 1
-    while True:  # twice as many, until it takes long enough to be told
+    while True:  # twice as many, until it takes long enough to be measured
         start = time.perf_counter()
         for _ in range(n_matmuls):
             a @ a

@@ -1,4 +1,4 @@
-"""Whether this machine is ready, and what a run here will use: facts with verdicts and remedies, for `llada doctor`.
+"""Facts with verdicts and remedies for `llada doctor`: whether this machine is ready, and what a run here will use.
 
 Nothing here raises for a broken installation: what may be broken is imported in child processes (system/inspection.py),
 and a fact that cannot be found out says so.
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from llada.system.child import Answer, ask
+from llada.system.child_process import Answer, ask
 from llada.system.cxx import Compiler, compiled_code_fact, compiler_fact, describe_compiler, find_compiler
 from llada.system.errors import first_line
 from llada.system.fact import Fact
@@ -32,7 +32,7 @@ from llada.system.torch_facts import device_fact, precision_fact, torch_fact, to
 
 INSPECTION = "llada.system.inspection"
 HUB_SECONDS = 3.0
-# Limits for what takes seconds on a healthy machine, and may take long on a busy one or a slow disk.
+# Time limits for what takes seconds on a healthy machine, and longer on a busy one or a slow disk.
 IMPORT_SECONDS = 180.0
 CHECK_SECONDS = 900.0
 KEYS = (
@@ -44,10 +44,10 @@ SLOW_KEYS = ("hub", "compiled_code")
 
 
 def examine(quick: bool = False) -> Iterator[Fact]:
-    """Find out about this machine and installation, one fact after the other, in the order of `KEYS`.
+    """Examine this machine and installation, one fact after the other, in the order of `KEYS`.
 
     Args:
-        quick: leave out `SLOW_KEYS`, and do not try to import the optional parts: seconds instead of a minute.
+        quick: whether to leave out `SLOW_KEYS` and imports of the optional parts: seconds instead of a minute.
     """
     yield _fact("llada", _llada)
     yield _fact("python", _python)
@@ -70,7 +70,7 @@ def examine(quick: bool = False) -> Iterator[Fact]:
 
 
 def _fact(key: str, find: Callable[[], Fact]) -> Fact:
-    """Find a fact, or one that says that it cannot be found out."""
+    """Find a fact; if that fails, return a fact that says so."""
     try:
         return find()
     except Exception as error:
@@ -101,7 +101,7 @@ def _dependencies() -> Fact:
 
 
 def _torch_facts(asked: Answer) -> Iterator[Fact]:
-    """All that is decided by torch, or limited by what it may use."""
+    """Judge everything that torch decides, or that limits what torch may use."""
 
     def judge_torch() -> Fact:
         required = next((one.required for one in required_packages() if one.distribution == "torch"), "")
@@ -137,7 +137,7 @@ def _current_folder() -> Fact:
 
 
 def _compile_cache(asked: Answer) -> Fact:
-    """Where torch keeps compiled code; without it runs are not compiled, but they run."""
+    """Judge the folder where torch keeps compiled code; without it runs are not compiled, but they run."""
     part = torch_part(asked, "cache_folder")
     if part.failure:
         return Fact("compile_cache", "note", part.failure, values=NO_FOLDER)
@@ -160,7 +160,7 @@ def _part(module: str, quick: bool) -> Fact:
 
 
 def _hub() -> Fact:
-    """Whether named checkpoints can be downloaded, which nothing else needs."""
+    """Check whether named checkpoints can be downloaded, which nothing else needs."""
     answer = ask(INSPECTION, "reach_hub", str(HUB_SECONDS), seconds=HUB_SECONDS + 10)
     found = answer.value or {"endpoint": None, "is_offline": None, "failure": answer.failure}
     endpoint, failure = found["endpoint"], found["failure"]

@@ -1,4 +1,4 @@
-"""What libraries read from the environment, set once by a command, before torch is imported.
+"""Environment variables that libraries read, set once by a command before torch is imported.
 
 Importing a module of this package changes nothing there: whoever computes with it as a library decides for themselves.
 """
@@ -7,23 +7,23 @@ import io
 import os
 import sys
 
-# For each shape of a bf16 matmul on a CPU, torch makes code, of a MB or more, and keeps that of 1024 shapes, twice: as
-# good as a leak, to a run whose batches are of many lengths. A step needs some dozens. Read at the first matmul.
+# oneDNN and torch each cache up to 1024 compiled kernels for bf16 matmuls on a CPU, one for each shape, of a MB or
+# more: like a memory leak in a run whose batches have many lengths. A step needs some dozens. Read at the first matmul.
 MATMULS_KEPT = 128
 DEFAULTS = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(MATMULS_KEPT),
     "LRU_CACHE_CAPACITY": str(MATMULS_KEPT),
-    # How long a thread of GNU's OpenMP looks for work before it sleeps, in turns of a loop. By default it looks for
-    # milliseconds, and takes the core from others meanwhile: two commands at once on two cores then have a seventh of
-    # the speed each, and with this about half (docs/EXPERIMENTS.md, 20).
+    # How many turns of a loop a thread of GNU's OpenMP looks for work before it sleeps. By default it looks for
+    # milliseconds, and takes the core from others meanwhile: of two commands on two cores, each then has a seventh of
+    # its speed, and with this about half (docs/EXPERIMENTS.md, 20).
     "GOMP_SPINCOUNT": "1000",
-    # What Apple's GPUs have no kernel for is computed on the CPU. Read while torch is imported.
+    # Compute on the CPU what Apple's GPUs have no kernel for. Read while torch is imported.
     "PYTORCH_ENABLE_MPS_FALLBACK": "1",
 }
 
 
 def set_defaults() -> None:
-    """Set what the environment does not say already."""
+    """Set the variables that the environment does not define already."""
     for name, value in DEFAULTS.items():
         if name != "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault(name, value)
@@ -43,9 +43,9 @@ def open_streams() -> None:
 
 
 def allow_any_text() -> None:
-    """Let characters that standard output cannot show be escaped there, instead of ending the command.
+    """Let standard output escape characters that it cannot show, instead of ending the command.
 
-    A text of a model may hold any, and Windows gives a pipe or a file the 256 characters of its code page.
+    A model's text may hold any character, and Windows gives a pipe or a file the 256 characters of its code page.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

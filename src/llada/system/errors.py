@@ -1,14 +1,14 @@
-"""The one exception that a person is meant to read, and what is said of the others."""
+"""The one exception whose message is for people, and short descriptions of all others."""
 
 import errno
 import re
 from collections.abc import Callable
 
 LONGEST_SENTENCE = 1000
-"""Characters. What is quoted may be anything, such as a name of megabytes."""
+"""Length in characters. What is quoted may be anything, such as a name of megabytes."""
 _LONGEST_REASON = 200
-# Of a RuntimeError where an allocation failed: torch on a CPU and on a GPU, CUDA's libraries, and oneDNN (dnnl.hpp),
-# which names what it could not allocate for. That it has no descriptor of a primitive means something else.
+# What a RuntimeError says if an allocation failed: torch on a CPU and on a GPU, CUDA's libraries, and oneDNN
+# (dnnl.hpp), which names what it could not allocate. "could not create a primitive descriptor" means something else.
 _NO_MEMORY = re.compile(
     "can't allocate memory|not enough memory|bad_alloc|out of memory|ALLOC_FAILED|could not create a memory object|"
     "could not create a primitive(?! desc)|could not execute a primitive"
@@ -28,7 +28,7 @@ class UserError(Exception):
     """
 
     def __init__(self, sentence: str) -> None:
-        """Line breaks and control characters, which a quoted file may hold, are shown as Python writes them."""
+        """Show line breaks and control characters, which a quoted file may hold, as Python writes them."""
         sentence = shortened(sentence, LONGEST_SENTENCE)
         if not sentence.isprintable():
             sentence = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
@@ -36,7 +36,7 @@ class UserError(Exception):
 
 
 def shortened(sentence: str, longest: int) -> str:
-    """Leave out the middle of a sentence that is too long, for the problem is named first and the remedy last."""
+    """Leave out the middle of a sentence that is too long: the problem is named first and the remedy last."""
     if len(sentence) <= longest:
         return sentence
     end = longest // 3
@@ -44,7 +44,7 @@ def shortened(sentence: str, longest: int) -> str:
 
 
 def respelled(sentence: str, option: Callable[[str, str | None], str], command: Callable[[str], str]) -> str:
-    """A sentence whose options and commands, in backticks, are spelled in another way.
+    """Spell the options and commands of a sentence, which stand in backticks, in another way.
 
     Args:
         option: the spelling of an option, from its name and the value that it is to have, if the sentence names one.
@@ -65,7 +65,7 @@ def _unquoted(value: str | None) -> str | None:
 
 
 def first_line(error: BaseException | str) -> str:
-    """What an error says, as a clause to quote: its first line with words, of at most 200 characters, or its type.
+    """Quote an error as a clause: its first line with words, of at most 200 characters, or its type.
 
     Backticks become quotes, unless the error is our own: what they hold is not one of our options.
     """

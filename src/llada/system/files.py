@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all."""
+"""Files and folders that are either whole or absent."""
 
 import contextlib
 import ctypes
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from llada.system.asides import aside_of, asides_in, folder_aside, put_back, remove_asides
 from llada.system.errors import UserError
-from llada.system.opener import check_holes, open_regular, read_bounded
+from llada.system.regular_files import check_holes, open_regular, read_bounded
+from llada.system.temporary_names import aside_of, asides_in, folder_aside, put_back, remove_asides
 
 IS_WINDOWS = os.name == "nt"
 LARGEST_JSON = 16_000_000  # bytes: the index of 100,000 tensors, the ends of a million documents
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _CHUNK_BYTES = 1 << 20
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 _TRIES, _PAUSE_SECONDS = 20, 0.05
-# What systems say that cannot open or flush a folder: Windows, and some file systems of networks and of user space.
+# Errors of systems that cannot open or flush a folder: Windows, and some network and user-space file systems.
 _NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -36,10 +36,10 @@ def resolved(path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces.
+    """Compute the hexadecimal SHA-256 of a file, read in pieces.
 
     Raises:
-        UserError: it is no regular file, or hardly any of it is on the disk.
+        UserError: it is not a regular file, or hardly any of it is on the disk.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
@@ -50,7 +50,7 @@ def sha256_of(path: Path) -> str:
 
 
 def patiently(do: Callable[[], Result]) -> Result:
-    """Do something to a file, on Windows again and again for a second: there, whoever reads it stands in the way."""
+    """Do something to a file; on Windows retry for a second, since whoever reads the file blocks it there."""
     for _ in range(_TRIES if IS_WINDOWS else 0):
         try:
             return do()
@@ -61,9 +61,9 @@ def patiently(do: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def file_written_whole(path: Path) -> Iterator[Path]:
-    """A name to write a file to, which takes the place of `path` when the block ends well, and vanishes otherwise.
+    """Give a name to write a file to, which takes the place of `path` when the block ends well, and vanishes otherwise.
 
-    The file is on the disk before it does: a reader sees the old content or the new, also after a loss of power.
+    The content is on the disk before the rename: a reader sees the old file or the new, also after a loss of power.
     """
     aside = aside_of(path)
     try:
@@ -75,21 +75,21 @@ def file_written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write a text file whole. A line ends alike on all systems, since checksums know these files."""
+    """Write a text file whole, with the same line endings on all systems, since checksums cover these files."""
     with file_written_whole(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """An object as a JSON file, whole."""
+    """Write an object as a JSON file, whole."""
     write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
-    """The object in a JSON file of at most so many bytes.
+    """Read the object in a JSON file of at most `most` bytes.
 
     Raises:
-        UserError: the file is missing, is not JSON or no file at all, is larger, or holds something else than an
+        UserError: the file is missing, is not JSON or not a regular file, is larger, or does not hold an
             object.
     """
     try:
@@ -105,11 +105,12 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
+    """Make a new folder to write into, which takes the place of `folder` if the block ends well, and vanishes
+    otherwise.
 
     The files are on the disk before the rename, and the rename is before this returns. Where the system can swap two
     folders in one step, there is no moment without one at `folder`. Elsewhere a kill between two renames leaves the
-    old one next to it (asides.py), and the next call puts it back first.
+    old one next to it (temporary_names.py), and the next call puts it back first.
     """
     folder = resolved(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers of `folder` left next to it, and put the old folder back if they took it away.
 
-    To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
+    Only the holder of the folder's lock may call this (locks.py): a running writer's files look the same.
     """
     folder = resolved(folder)
     remove_asides(folder.parent, folder.name)
@@ -138,7 +139,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
         os.rename(new, folder)
         return
     if _swap(new, folder):
-        return  # what was there is aside now, and vanishes with it
+        return  # the old folder now has the temporary name, and vanishes with it
     old = aside_of(folder, "old")
     os.rename(folder, old)
     try:
@@ -150,7 +151,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Let two paths change their names in one step; False where the system or the disk cannot.
+    """Swap the names of two paths in one step; returns False where the system or the disk cannot.
 
     Python has no call for it, and two plain renames do not suffice: a kill between them leaves no folder, and a run
     that reads a text which is prepared anew finds none for a moment.
@@ -186,18 +187,18 @@ def flush_to_disk(path: Path) -> None:
 
 
 def hush(stream: IO[str]) -> None:
-    """Let what is written to a stream from now on go nowhere, because nobody is there to read it."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nobody to offend
+    """Discard what is written to a stream from now on, because nobody reads it any more."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file needs nothing
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be written, or made, by trying: permissions alone do not tell.
+    """Refuse a folder that cannot be written or made, found out by trying: permissions alone do not show it.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written or made.
     """
     place = folder.absolute()
     while not place.exists() and place != place.parent:

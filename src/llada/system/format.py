@@ -1,8 +1,8 @@
-"""Numbers for people."""
+"""Numbers in words for people."""
 
 
 def bytes_in_words(n_bytes: float) -> str:
-    """Memory in decimal units: "1.9 MB", "820 MB", "1.4 GB", "128 GB"."""
+    """Write an amount of memory in decimal units: "1.9 MB", "820 MB", "1.4 GB", "128 GB"."""
     if n_bytes < 9.95e6:
         return f"{n_bytes / 1e6:.1f} MB"
     if n_bytes < 1e9:
@@ -11,7 +11,7 @@ def bytes_in_words(n_bytes: float) -> str:
 
 
 def duration_in_words(seconds: float) -> str:
-    """A time: "45 s", "3 min 20 s", "5 h 10 min", "3.2 days", "4.1 years"."""
+    """Write a duration: "45 s", "3 min 20 s", "5 h 10 min", "3.2 days", "4.1 years"."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -23,7 +23,7 @@ def duration_in_words(seconds: float) -> str:
 
 
 def count_in_words(n: float) -> str:
-    """A large number: "820", "15.2M", "8.02B"."""
+    """Write a large number: "820", "15.2M", "8.02B"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if n >= 0.9995 * size:
             return f"{n / size:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""What `llada doctor` looks at in child processes (system/child.py): all that imports something which may be broken."""
+"""Questions of `llada doctor` for child processes (child_process.py): all imports of something that may be broken."""
 
 import importlib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def describe_torch() -> dict[str, Any]:
-    """What torch is and would use here.
+    """Describe torch and what it would use here.
 
     Returns:
         "version", "cuda" (version of the CUDA build, or None) and further parts by name, each {"value": ...} or, where
@@ -72,7 +72,8 @@ def _cache_folder() -> str:
 
 
 def check_compiled_code() -> list[dict[str, Any]]:
-    """Compare compiled code with the plain network on the device that a run would use; one verdict a setting tried."""
+    """Compare compiled code with the plain network on the device that a run would use; one verdict for each setting
+    tried."""
     from llada.system.device import choose_device
 
     compile_ = importlib.import_module("llada.system.compile")
@@ -80,7 +81,7 @@ def check_compiled_code() -> list[dict[str, Any]]:
 
 
 def import_modules(*names: str) -> dict[str, str]:
-    """Import each module; returns why, by name, for those that fail."""
+    """Import each module; returns, for those that fail, the reason by name."""
     failures = {}
     for name in names:
         try:
@@ -91,7 +92,7 @@ def import_modules(*names: str) -> dict[str, str]:
 
 
 def reach_hub(seconds: str) -> dict[str, Any]:
-    """Ask the Hugging Face hub for a sign of life, in the way that its library downloads (proxies, certificates).
+    """Ask the Hugging Face hub for any answer, in the way that its library downloads (proxies, certificates).
 
     Returns:
         "endpoint", "is_offline" (the environment forbids to ask) and "failure", None if it answered.

@@ -1,4 +1,4 @@
-"""What is installed of the packages that this one needs or can use, by its own metadata."""
+"""Installed versions of the packages that this one needs or can use, from their own metadata."""
 
 import re
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ OPTIONAL_PARTS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution that is needed or of use, and what is installed of it."""
+    """A distribution that is needed or optional, and its installed version."""
 
     distribution: str
     required: str
     """The versions that this package works with, like ">=2.11,<3"; empty for any."""
     version: str | None
-    """The one installed; None if there is none."""
+    """The installed version; None if it is not installed."""
     is_older: bool = False
     """Whether it is below the range."""
     is_newer: bool = False
 
     @property
     def requirement(self) -> str:
-        """As pip takes it."""
+        """The requirement as pip takes it."""
         return f"{self.distribution}{self.required}"
 
     @property
@@ -42,7 +42,7 @@ class Package:
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of a distribution, without importing it; None if it is not installed."""
+    """Return the version of a distribution, without importing it; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -50,22 +50,22 @@ def installed_version(distribution: str) -> str | None:
 
 
 def required_packages() -> list[Package]:
-    """The packages that must be installed; empty where our own metadata is missing, as in a bare source tree."""
+    """List the packages that must be installed; empty without our own metadata, as in a bare source tree."""
     return [look_up(name, required) for name, required in _requirements(extra="").items()]
 
 
 def optional_package(module: str) -> tuple[Package, str]:
-    """An optional part, and what pip installs it by."""
+    """Return an optional package, and what pip installs it by."""
     distribution, extra = OPTIONAL_PARTS[module]
     required = _requirements(extra).get(distribution, "") if extra else ""
     return look_up(distribution, required), f"{DISTRIBUTION}[{extra}]" if extra else distribution
 
 
 def look_up(distribution: str, required: str, version: str | None = None) -> Package:
-    """What is installed of a distribution, compared with the versions required.
+    """Compare the installed version of a distribution with the versions required.
 
     Args:
-        version: of what is installed; if left out, by its metadata.
+        version: the installed version; if left out, from its metadata.
     """
     version = version or installed_version(distribution)
     if version is None or not required:
@@ -82,10 +82,10 @@ def look_up(distribution: str, required: str, version: str | None = None) -> Pac
 
 
 def _requirements(extra: str) -> dict[str, str]:
-    """The versions of each distribution that we require with an extra, or without any."""
+    """Return the versions of each distribution that we require with an extra, or without any."""
     try:
         from packaging.requirements import Requirement
-    except ImportError:  # what is needed cannot even be read without it
+    except ImportError:  # the requirements cannot even be read without it
         return {"packaging": ""}
     try:
         lines = metadata.requires(DISTRIBUTION) or []
@@ -100,7 +100,7 @@ def _requirements(extra: str) -> dict[str, str]:
 
 
 def packages_fact(packages: list[Package], failures: Mapping[str, str]) -> Fact:
-    """Judge the packages that are needed next to torch.
+    """Judge the packages that are needed in addition to torch.
 
     Args:
         failures: why a module cannot be imported, by name.
@@ -131,7 +131,7 @@ def part_fact(module: str, package: Package, install: str, failure: str | None) 
     """Judge an optional part.
 
     Args:
-        install: what pip installs it by.
+        install: the argument of `pip install`.
         failure: why it cannot be imported; empty if it can, None if that was not tried.
     """
     values = {
@@ -157,5 +157,5 @@ def part_fact(module: str, package: Package, install: str, failure: str | None) 
 
 
 def again(command: str) -> str:
-    """The command that replaces what a `pip install` made."""
+    """Turn a `pip install` command into one that replaces what is installed."""
     return command.replace("pip install", "pip install --force-reinstall")

@@ -1,5 +1,4 @@
-"""What options can be: those with a fixed list of values are checked where they are given, from Python as from the
-command line, and no number is beyond all reason."""
+"""Checks of option values: members of a fixed list, and numbers within reason, from Python as from the command line."""
 
 from dataclasses import fields
 from functools import cache
@@ -7,24 +6,22 @@ from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 LARGEST, LARGEST_FLOAT = 10**12, 1e30
-"""Of any number that is given, a whole one and another: beyond it, memory, loops and conversions fail in ways that
-nobody can foresee."""
+"""Largest whole number, and largest other number, that an option takes: beyond it, memory, loops and conversions fail
+in ways that nobody can foresee."""
 
 
 def check_literals(options: Any, error: type[Exception] = ValueError) -> None:
-    """Refuse a dataclass with a field whose type lists the values that it can have, and whose value is another.
-
-    To be called by `__post_init__`.
+    """Refuse a dataclass with a field whose `Literal` type does not list its value; called by `__post_init__`.
 
     Raises:
-        error: there is one; it names the field and its values.
+        error: there is such a field; the message names the field and its values.
     """
     for name, values in _literal_fields(cast(Any, type(options))).items():
         _check(name, getattr(options, name), values, error)
 
 
 def check_literal(name: str, value: Any, literal: Any, error: type[Exception] = ValueError) -> None:
-    """Refuse the value of an argument that is none of those of its `Literal` type."""
+    """Refuse a value of an argument that is not among those of its `Literal` type."""
     _check(name, value, _values_of(literal) or (), error)
 
 
@@ -42,7 +39,7 @@ def _literal_fields(kind: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _values_of(hint: Any) -> tuple[Any, ...] | None:
-    """All values of a `Literal`, None among them if the type allows it; None for any other type."""
+    """Return all values of a `Literal`, None among them if the type allows it; None for any other type."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     if get_origin(hint) in (Union, UnionType):

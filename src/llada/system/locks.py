@@ -1,4 +1,4 @@
-"""One writer a folder: the second process is refused with the name of the first.
+"""A lock that gives each folder one writer: the second process is refused with the name of the first.
 
 The lock is the system's (flock, or LockFileEx on Windows, by filelock), so it goes when its process goes, however that
 ends; what the file says is only who holds it. A file that a killed process left behind holds nobody up. A folder that
@@ -23,26 +23,26 @@ from filelock import lock_descriptor
 
 from llada.system.errors import UserError
 from llada.system.files import IS_WINDOWS, patiently, resolved
-from llada.system.opener import open_own
+from llada.system.regular_files import open_own
 
 LOCK_FILE = ".llada.lock"
-"""In a folder; next to a folder that is replaced as a whole, its name comes first: `.NAME.llada.lock`."""
+"""Name of the lock's file in a folder; next to a folder that is replaced as a whole, it is `.NAME.llada.lock`."""
 _LOCKED_BYTES = 1 if IS_WINDOWS else 0  # at the start of the file, which others cannot even read there
 _POLL_SECONDS = 0.02
-# Of systems and of file systems of clusters that have no locks; there, nobody is refused.
+# Errors of systems and cluster file systems that have no locks; there, nobody is refused.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_NO_FOLDERS = (errno.EBADF, errno.EINVAL, errno.EISDIR)  # of NFS, which locks only what is open for writing
+_NO_FOLDERS = (errno.EBADF, errno.EINVAL, errno.EISDIR)  # errors of NFS, which locks only what is open for writing
 
 
 class Lock:
-    """What the holder of a lock has open."""
+    """A held lock, with the descriptors that its holder has open."""
 
     def __init__(self, folder: Path, path: Path, descriptor: int, folder_descriptor: int | None) -> None:
         self.folder, self._path = folder, path
         self._descriptor, self._folder_descriptor = descriptor, folder_descriptor
 
     def check(self) -> None:
-        """Refuse to write there any more, once it is another folder or anybody may have the lock.
+        """Refuse to write on, once the folder is another one or somebody else may have the lock.
 
         Raises:
             UserError: the folder was renamed, removed or replaced; or the lock's file was, and the folder itself
@@ -63,7 +63,7 @@ class Lock:
             )
 
     def release(self, made: Iterable[Path]) -> None:
-        """And remove what was made for it, as far as the disk allows."""
+        """Release the lock and remove what was made for it, as far as the disk allows."""
         with contextlib.suppress(OSError):  # while it is held: whoever waits for it sees that it is gone
             if is_there(self._path, self._descriptor):  # and not that of somebody else in a folder that came instead
                 self._path.unlink(missing_ok=True)
@@ -80,10 +80,10 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[Lock]:
-    """Be the only process that writes a folder, by a file next to it, which goes at the end.
+    """Be the only process that writes a folder, by a file next to it, which is removed at the end.
 
     Args:
-        wait: for whoever has it, instead of refusing.
+        wait: whether to wait for the holder instead of refusing.
         inside: the file is in the folder, which is made if need be: for a folder that is not replaced as a whole, so
             that nothing is asked of the one above it.
 
@@ -111,7 +111,7 @@ def locked(folder: Path, wait: bool = False, inside: bool = False) -> Iterator[L
 
 
 def _lock_folder(folder: Path, file_descriptor: int, wait: bool) -> int | None:
-    """A descriptor of the locked folder; None where folders cannot be locked."""
+    """Lock a folder and return its descriptor; None where folders cannot be locked."""
     if IS_WINDOWS:
         return None
     try:
@@ -132,7 +132,7 @@ def _lock_folder(folder: Path, file_descriptor: int, wait: bool) -> int | None:
 
 
 def _name_of(descriptor: int) -> str | None:
-    """Where an open folder is now, if the system says so and it is anywhere."""
+    """Return where an open folder is now, if the system reports it and the folder still exists."""
     with contextlib.suppress(OSError):
         name = os.readlink(f"/proc/self/fd/{descriptor}")
         if os.path.isdir(name):
@@ -145,7 +145,7 @@ def _refusal(folder: Path, holder: str) -> UserError:
 
 
 def _acquire(path: Path, folder: Path, wait: bool) -> int:
-    """A descriptor of the locked file, which says who has it."""
+    """Lock the file and return its descriptor; the file says who has it."""
     while True:
         descriptor = patiently(lambda: open_own(path, os.O_RDWR))
         try:
@@ -173,7 +173,7 @@ def _acquire(path: Path, folder: Path, wait: bool) -> int:
 
 
 def is_there(path: Path, descriptor: int) -> bool:
-    """Whether what is open is still what has that name."""
+    """Whether the open file is still the one that has that name."""
     if IS_WINDOWS:  # nobody can remove it while it is open
         return True
     try:
@@ -189,7 +189,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _holder(descriptor: int) -> str:
-    """Who has the lock, in words."""
+    """Say in words who has the lock."""
     try:
         os.lseek(descriptor, _LOCKED_BYTES, os.SEEK_SET)
         said = json.loads(os.read(descriptor, 4096))

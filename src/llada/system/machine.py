@@ -1,4 +1,4 @@
-"""What else the machine does, and how much room it has."""
+"""Load of the machine by other processes, and room in its memory and on its disks."""
 
 import contextlib
 import os
@@ -7,34 +7,34 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llada.system.child import Answer
+from llada.system.child_process import Answer
 from llada.system.errors import UserError
 from llada.system.fact import Fact, Level
 from llada.system.files import check_writable
 from llada.system.format import bytes_in_words
 from llada.system.torch_facts import torch_part
 
-DEMO_MEMORY_BYTES = 1_200_000_000  # measured: 0.65 GB for training, 0.5 GB for a compiler at its side
+DEMO_MEMORY_BYTES = 1_200_000_000  # measured: 0.65 GB for training, 0.5 GB for a compiler next to it
 DISK_BYTES = 10**9
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": of 100 ms, 200 ms of cores; or "max 100000"
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000" is 200 ms of cores in every 100 ms; or "max 100000"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What other processes take of the processor."""
+    """The part of the processor that other processes take."""
 
     cores: int
     """Logical cores of the machine."""
     busy_cores: float
-    """How many of them worked, on the average of a moment in which this process slept."""
+    """Cores that worked, on average over a moment in which this process slept."""
     busiest: dict[str, float]
-    """Cores taken by name of the program, the largest first, where the system lets us see them."""
+    """Cores taken, by name of the program, the largest first, where the system reports them."""
     average: float
     """The load average of the last minute."""
 
 
 def measure_load(seconds: float = 0.5) -> Load:
-    """Watch the processor for a moment; this process sleeps meanwhile."""
+    """Watch the processor for a moment, in which this process sleeps."""
     import psutil
 
     before = _processor_times()
@@ -55,7 +55,7 @@ def measure_load(seconds: float = 0.5) -> Load:
 
 
 def _processor_times() -> dict[tuple[int, float], tuple[str, float]]:
-    """Name and seconds of processor time of every other process that we may see, by its number and start."""
+    """Return name and seconds of processor time of every other process that we may see, by its id and start time."""
     import psutil
 
     times = {}
@@ -68,7 +68,7 @@ def _processor_times() -> dict[tuple[int, float], tuple[str, float]]:
 
 
 def usable_cores() -> float:
-    """Cores that this process may use at once: by its affinity and the container's quota."""
+    """Cores that this process may use at once, by its affinity and the container's quota."""
     import psutil
 
     try:
@@ -102,7 +102,7 @@ def threads_fact(answer: Answer, cores: float, logical_cores: int) -> Fact:
 
 
 def memory_fact(installed: int, available: int, answer: Answer) -> Fact:
-    """Judge the memory of the host and, as far as torch can be asked, what a container or a limit leaves of it."""
+    """Judge the memory of the host, and what a container or a limit leaves of it as far as torch can be asked."""
     part = torch_part(answer, "memory")
     limits = part.value or {"usable_bytes": None, "free_bytes": None}
     usable = min(installed, limits["usable_bytes"] or installed)
@@ -125,7 +125,7 @@ def memory_fact(installed: int, available: int, answer: Answer) -> Fact:
 
 
 def folder_fact(key: str, folder: Path, remedy: str, level: Level) -> Fact:
-    """Judge a folder that is written to, by trying.
+    """Judge a folder by trying to write to it.
 
     Args:
         remedy: what to do about a full disk.
@@ -151,7 +151,7 @@ def folder_fact(key: str, folder: Path, remedy: str, level: Level) -> Fact:
 
 
 def load_fact(load: Load) -> Fact:
-    """Judge what other processes take of the processor."""
+    """Judge how much of the processor other processes take."""
     summary = f"{load.busy_cores:.1f} of {load.cores} cores busy, load average {load.average:.1f}"
     if load.busy_cores < max(0.5, load.cores / 4):
         return Fact("load", "fine", summary, values=asdict(load))

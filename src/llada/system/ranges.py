@@ -1,4 +1,4 @@
-"""What numbers an option can have, declared with its type: `steps: Annotated[int, Range(at_least=1)] = 100`.
+"""Ranges of numbers for options, declared with the type: `steps: Annotated[int, Range(at_least=1)] = 100`.
 
 One loop checks the fields of a dataclass when it is made, from Python, from the command line and from a stored
 config.json alike.
@@ -15,14 +15,14 @@ from llada.system.literals import LARGEST, LARGEST_FLOAT, check_literals
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field can have; None, where its type allows it, is always in."""
+    """A range of numbers for a field; None, where the field's type allows it, is always in the range."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
 
     def complaint(self, value: float) -> str | None:
-        """What a finite number must be that is out of the range; None for one that is in."""
+        """Say what a finite number must be that is out of the range; None for one that is in it."""
         if self.at_least is not None and value < self.at_least:
             return f"at least {_written(self.at_least)}"
         if self.above is not None and value <= self.above:
@@ -36,12 +36,12 @@ ANY = Range()
 AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(at_least=0), Range(at_least=1), Range(above=0)
 SHARE = Range(at_least=0, at_most=1)
 LARGEST_SEED = 2**63 - 1
-"""torch's."""
+"""Largest seed that torch takes."""
 SEED = Range(at_least=0, at_most=LARGEST_SEED)
 
 
 class Checked:
-    """A dataclass that is refused with a value that its types do not list or a number out of its range."""
+    """A dataclass that refuses values that its types do not list and numbers out of their ranges."""
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -49,10 +49,10 @@ class Checked:
 
 
 def check_ranges(options: Any) -> None:
-    """Refuse a dataclass with a number that is out of its field's range, not finite, or beyond all reason.
+    """Refuse a dataclass with a number that is non-finite, out of its field's range, or beyond all reason.
 
     Raises:
-        UserError: there is one; it names the field.
+        UserError: there is such a number; the message names its field.
     """
     ranges = _ranges(cast(Any, type(options)))
     for field in fields(options):
@@ -60,7 +60,9 @@ def check_ranges(options: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         allowed = ranges.get(field.name, ANY)
-        if isinstance(value, int) and abs(value) > max(LARGEST, allowed.at_most or 0):  # it may be no float at all
+        if isinstance(value, int) and abs(value) > max(
+            LARGEST, allowed.at_most or 0
+        ):  # it may be too large for a float
             raise UserError(
                 f"`{field.name}` must be a number of at most {LARGEST:.0e}, not that many digits: choose another."
             )
@@ -75,7 +77,7 @@ def check_ranges(options: Any) -> None:
 
 @cache
 def _ranges(kind: Any) -> dict[str, Range]:
-    """The ranges that the fields of a dataclass declare."""
+    """Collect the ranges that the fields of a dataclass declare."""
     declared = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):

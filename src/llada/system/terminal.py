@@ -1,4 +1,4 @@
-"""What a command writes for people: results to standard output, the rest to standard error.
+"""Output of a command for people: results to standard output, the rest to standard error.
 
 A terminal obeys what it is sent: control sequences set its title, fill the clipboard and erase what was written, and
 marks of direction let a text be read as another. Vocabularies, tokenizers and the names of files come from strangers,
@@ -23,12 +23,12 @@ _SHOWN: dict[int, int | str] = {
 
 
 def visible(text: str) -> str:
-    """Show the characters that a terminal would obey, each as one sign; ends of lines and tabs stay."""
+    """Replace each character that a terminal would obey by a visible sign; line ends and tabs stay."""
     return text.translate(_SHOWN)
 
 
 def fit_for(stream: IO[str], text: str) -> str:
-    """A text as it may go to a stream: made visible for a terminal, and as it is for all else."""
+    """Prepare a text for a stream: made visible for a terminal, unchanged for everything else."""
     return visible(text) if stream.isatty() else text
 
 
@@ -54,7 +54,7 @@ def tell(text: str, ahead: str = "") -> None:
 
 
 def finish() -> None:
-    """Write what standard output still holds; raises like `tell`."""
+    """Flush what standard output still holds; raises like `tell`."""
     stream: TextIO | None = sys.stdout
     try:
         if stream is not None:
@@ -66,14 +66,14 @@ def finish() -> None:
 
 
 def cannot_write(error: OSError) -> UserError:
-    """The sentence for standard output that cannot be written; what it holds is dropped, or it would fail again."""
+    """Build the error for standard output that cannot be written; what it holds is dropped, or it would fail again."""
     hush(sys.stdout)
     reason = error.strerror or type(error).__name__
     return UserError(f"Standard output cannot be written ({reason}): free some space, or send it elsewhere.")
 
 
 def note(text: str) -> None:
-    """Write to standard output what is no result: where it cannot be written, the work is done all the same."""
+    """Write something to standard output that is not a result: if that fails, the work counts as done all the same."""
     try:
         tell(text)
     except BrokenPipeError:
@@ -83,7 +83,7 @@ def note(text: str) -> None:
 
 
 def say(sentence: str) -> None:
-    """Write to standard error; if nobody reads there any more, the exit code still says how it ended."""
+    """Write to standard error; if nobody reads it any more, the exit code still says how the command ended."""
     stream: TextIO | None = sys.stderr
     if stream is None:
         return

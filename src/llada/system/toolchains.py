@@ -1,4 +1,4 @@
-"""The compilers of this machine, and the settings in which torch's generated C++ can be compiled.
+"""Compilers of this machine, and the settings in which torch's generated C++ can be compiled.
 
 torch compiles with `-march=native -O3`. A compiler that does not know the processor then tunes for no processor in
 particular, and g++ 12 has been seen to make wrong code of that (docs/EXPERIMENTS.md, 19). The settings here are tried
@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from llada.system.child import run_limited
+from llada.system.child_process import run_limited
 from llada.system.cxx import find_compilers
 from llada.system.files import file_written_whole
 
@@ -29,8 +29,8 @@ PROBE_SECONDS = 60.0
 """Time limit of compiling two lines of C++, which takes a tenth of a second: beyond it the compiler hangs."""
 CPU_INFORMATION = Path("/proc/cpuinfo")
 
-# Newest first: what a processor must have for a name of -march, by the flags of /proc/cpuinfo. Such a name implies its
-# own -mtune.
+# Newest first: the flags of /proc/cpuinfo that a processor must have for a name of -march. Such a name implies its own
+# -mtune.
 MARCH_OF_FEATURES = (
     ("sapphirerapids", {"amx_tile", "avx512_fp16", "avx512_bf16"}),
     ("cooperlake", {"avx512_bf16", "avx512_vnni"}),
@@ -41,15 +41,15 @@ MARCH_OF_FEATURES = (
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A compiler, and how its command line differs from the one that torch writes."""
+    """A compiler, and the changes to the command line that torch writes for it."""
 
     name: ToolchainName
     compiler: str = ""
-    """Command, "" where torch brings its own (Triton on a GPU)."""
+    """The compiler's command, "" where torch brings its own (Triton on a GPU)."""
     replacements: tuple[tuple[str, str], ...] = ()
-    """An option as torch writes it, and what is put in its place."""
+    """Pairs of an option as torch writes it and its replacement."""
     vector_bits: int | None = None
-    """Width of vector instructions; None is the widest of the processor."""
+    """Width of vector instructions; None is the processor's widest."""
 
     def __str__(self) -> str:
         if not self.compiler:
@@ -61,14 +61,14 @@ class Toolchain:
 
     @property
     def folder(self) -> Path:
-        """Where its compiled code is kept, for the next process too."""
+        """The folder of its compiled code, which later processes use too."""
         return cache_folder() / self.name
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept; the environment variable LLADA_COMPILE_CACHE moves it.
+    """Return the folder of compiled code; the environment variable LLADA_COMPILE_CACHE moves it.
 
-    Not in the temporary folder that is torch's default, where other users could put code that is then run.
+    It is not in the temporary folder, torch's default, where other users could put code that is then run.
     """
     named = os.environ.get("LLADA_COMPILE_CACHE")
     if named:
@@ -83,14 +83,14 @@ def cache_folder() -> Path:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether there is something for torch to compile with: on a CPU it writes C++."""
+    """Whether torch has something to compile with: on a CPU it writes C++."""
     if device.type == "cuda":
         return True
     return device.type == "cpu" and (sys.platform == "win32" or bool(find_compilers()))
 
 
 def toolchains(device: torch.device) -> list[Toolchain]:
-    """The settings to try on this machine, best first; empty where nothing can compile."""
+    """List the settings to try on this machine, best first; empty where nothing can compile."""
     if device.type == "cuda":
         return [Toolchain("triton")]
     if device.type != "cpu":
@@ -114,7 +114,7 @@ def toolchains(device: torch.device) -> list[Toolchain]:
 
 
 def processor_flags() -> frozenset[str]:
-    """What /proc/cpuinfo says that the processor can do; empty where there is none."""
+    """Return the processor's features as /proc/cpuinfo lists them; empty where there is no such file."""
     try:
         found = re.search(r"^flags\s*:(.*)$", CPU_INFORMATION.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -123,7 +123,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def processor_march() -> str | None:
-    """The newest name of -march whose instructions this processor has; None for other families of processors."""
+    """Return the newest -march name whose instructions this processor has; None for other families of processors."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     flags = processor_flags()
@@ -131,7 +131,7 @@ def processor_march() -> str | None:
 
 
 def trouble_of_compiler(toolchain: Toolchain, seconds: float = PROBE_SECONDS) -> str | None:
-    """Why this compiler cannot be used, found by compiling two lines; None if it can."""
+    """Say why this compiler cannot be used, found by compiling two lines; None if it can be used."""
     if not toolchain.compiler:
         return None
     with tempfile.TemporaryDirectory() as name:
@@ -145,10 +145,10 @@ def trouble_of_compiler(toolchain: Toolchain, seconds: float = PROBE_SECONDS) ->
 
 
 def program_of(toolchain: Toolchain) -> str:
-    """The command to give to torch as its compiler: the compiler, or a script that changes its options."""
+    """Return the command to give to torch as its compiler: the compiler, or a script that changes its options."""
     if not toolchain.replacements:
         return toolchain.compiler
-    kind = "clang++" if _is_clang(toolchain.compiler) else "g++"  # by which name torch knows what it can ask for
+    kind = "clang++" if _is_clang(toolchain.compiler) else "g++"  # torch decides by this name which options it may use
     script = private_folder(toolchain.folder) / kind
     content = "\n".join(_script_lines(toolchain))
     if not script.exists() or script.read_text(encoding="utf-8") != content:
@@ -171,13 +171,13 @@ def _is_clang(compiler: str) -> bool:
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder, made if need be, which nobody else may write: what is in it gets run."""
+    """Make the folder if need be, for this user alone: what is in it is executed."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
 def use(toolchain: Toolchain) -> None:
-    """Have torch compile with it from now on, in this process."""
+    """Make torch compile with this toolchain from now on, in this process."""
     import torch._inductor.config as settings
     from torch._inductor.utils import clear_caches
 

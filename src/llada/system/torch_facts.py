@@ -1,6 +1,6 @@
 """Facts about torch and what it would use, from the answer of `inspection.describe_torch`."""
 
-from llada.system.child import Answer
+from llada.system.child_process import Answer
 from llada.system.fact import Fact
 from llada.system.format import bytes_in_words
 from llada.system.installation import Package, again
@@ -12,8 +12,8 @@ def torch_fact(package: Package, answer: Answer, has_nvidia: bool) -> Fact:
     """Judge torch itself.
 
     Args:
-        package: by its metadata.
-        answer: of `inspection.describe_torch`.
+        package: torch according to its metadata.
+        answer: the result of `inspection.describe_torch`.
         has_nvidia: whether the system has a GPU and a driver that torch could use.
     """
     found = answer.value or {}
@@ -42,7 +42,7 @@ def torch_fact(package: Package, answer: Answer, has_nvidia: bool) -> Fact:
 
 
 def torch_part(answer: Answer, name: str) -> Answer:
-    """One part of the answer of `inspection.describe_torch`."""
+    """Return one part of the answer of `inspection.describe_torch`."""
     if answer.failure:
         return Answer(failure=_UNKNOWN)
     part = answer.value[name]

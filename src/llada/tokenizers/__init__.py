@@ -1,1 +1,1 @@
-"""Text to ids and back: characters, byte pairs, chat templates."""
+"""Tokenizers: characters, byte pairs, and chat templates."""

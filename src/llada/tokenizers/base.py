@@ -1,4 +1,4 @@
-"""What every tokenizer is, and which one a folder holds."""
+"""The interface of all tokenizers, and loading the one in a folder."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from llada.tokenizers.char import VOCAB_FILE, CharTokenizer
 
 
 class Rows(Protocol):
-    """What a network is told of a vocabulary: how many rows its embedding has, and which of them are special."""
+    """The facts about a vocabulary that a network needs: how many rows its embedding has, and which are special."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -22,11 +22,11 @@ class Rows(Protocol):
 
 
 class Tokenizer(Rows, Protocol):
-    """Text to ids and back. It owns every id; only MASK's may differ from its row."""
+    """A translation of text to ids and back. It owns every id; only MASK's may differ from its row."""
 
     @property
     def unit(self) -> str:
-        """What an id stands for: "character" or "token"."""
+        """The meaning of an id: "character" or "token"."""
 
     @property
     def mask_id(self) -> int: ...
@@ -40,15 +40,17 @@ class Tokenizer(Rows, Protocol):
 
 
 def load_tokenizer(folder: Path, content: Mapping[str, Any]) -> CharTokenizer | BPETokenizer:
-    """The tokenizer in a folder.
+    """Load the tokenizer in a folder.
 
     Args:
-        content: of the config.json or metadata.json beside it, which names the ids of a BPE tokenizer.
+        content: content of the config.json or metadata.json next to it, which names the ids of a BPE tokenizer.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: there is no tokenizer, or it is damaged.
     """
-    if (folder / VOCAB_FILE).is_file() and not (folder / MODEL_FILE).is_file():  # which may have one beside it
+    if (folder / VOCAB_FILE).is_file() and not (
+        folder / MODEL_FILE
+    ).is_file():  # a BPE folder may hold a vocab.json as well
         return CharTokenizer.load(folder)
     ids = [content.get(key) for key in ("pad_token_id", "eos_token_id")]
     has_other_ids = None not in ids and ids != [CharTokenizer.pad_id, CharTokenizer.eos_id]
@@ -58,13 +60,13 @@ def load_tokenizer(folder: Path, content: Mapping[str, Any]) -> CharTokenizer | 
 
 
 def find_mask_row(folder: Path, name: str) -> int | None:
-    """MASK's row in a network for the tokenizer in a folder, None where there is no tokenizer.
+    """Find MASK's row in a network for the tokenizer in a folder; None if there is no tokenizer.
 
     Args:
-        name: MASK's in a byte-level BPE.
+        name: name of MASK in a byte-level BPE.
 
     Raises:
-        UserError: the tokenizer is broken, or has no MASK.
+        UserError: the tokenizer is damaged, or has no MASK.
     """
     if (folder / VOCAB_FILE).is_file() and not (folder / MODEL_FILE).is_file():
         return CharTokenizer.load(folder).mask_row
@@ -72,11 +74,12 @@ def find_mask_row(folder: Path, name: str) -> int | None:
 
 
 def ids_of(tokenizer: Tokenizer) -> dict[str, int]:
-    """The keys that `load_tokenizer` reads."""
+    """Return the keys that `load_tokenizer` reads."""
     values = (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id)
     return dict(zip(VOCABULARY_KEYS, values, strict=True))
 
 
 def speechless_rows(tokenizer: Tokenizer, end_ids: Iterable[int]) -> tuple[int, ...]:
-    """Columns of the logits that no answer may contain: those that stand for no text, but for the ids that end it."""
+    """Return the columns of the logits that no answer may contain: those that are not text, except the ids that end
+    it."""
     return tuple(sorted(set(tokenizer.forbidden_rows) - set(end_ids)))

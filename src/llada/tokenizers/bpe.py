@@ -1,8 +1,8 @@
-"""The tokenizer of a published checkpoint: byte-level BPE, read by the tokenizers library.
+"""A published checkpoint's tokenizer: byte-level BPE, read by the tokenizers library.
 
 Its ids are the network's rows, MASK's included. The files are kept as they were read, byte for byte.
 
-The library works in a process of its own (system/bounded.py), since a file from a stranger can make it take any time
+The library works in a process of its own (system/limited_process.py), since an untrusted file can make it take any time
 and memory, panic, or abort: normalizers that grow a text, regular expressions that never end. The file is parsed there,
 once.
 """
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
-from llada.system.bounded import BoundedProcess, Limits, WorkError
 from llada.system.errors import UserError
-from llada.system.opener import read_optional
+from llada.system.limited_process import BoundedProcess, Limits, WorkError
+from llada.system.regular_files import read_optional
 
 MODEL_FILE, NAMES_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPECIAL_MAP_FILE = "special_tokens_map.json"
-# Not all are there in every checkpoint; they describe the chat template and the names of special tokens.
+# Not every checkpoint has them all; they describe the chat template and the names of special tokens.
 OTHER_FILES = (NAMES_FILE, SPECIAL_MAP_FILE, TEMPLATE_FILE)
 LARGEST_FILE = {MODEL_FILE: 64_000_000, NAMES_FILE: 8_000_000, SPECIAL_MAP_FILE: 1_000_000, TEMPLATE_FILE: 1_000_000}
 VOCABULARY_KEYS = ("vocab_size", "mask_token_id", "pad_token_id", "eos_token_id")
 
 STRANGER = Path(__file__).with_name("stranger.py")
-# A vocabulary of 157k tokens takes 0.9 s and 250 MB to read, a token of a text 230 bytes; two to five times that is
-# allowed, and twenty times the time of a text.
+# A vocabulary of 157k tokens takes 0.9 s and 250 MB to read, a token of a text 230 bytes. The limits are two to five
+# times that, and twenty times the time of a text.
 _MEGABYTES = 450
 _CHARACTERS_PER_MEGABYTE = 1600
 _SECONDS_PER_CHARACTER = 20e-6
@@ -36,12 +36,13 @@ _SECONDS_PER_BYTE_READ = 0.2e-6
 
 
 class BPETokenizer:
-    """Text to ids and back; the ids of MASK, padding and end come with the network's configuration."""
+    """A translation of text to ids and back; the ids of MASK, padding and end come with the network's configuration."""
 
     unit = "token"
 
     def __init__(self, files: Mapping[str, bytes], vocabulary: Mapping[str, int]) -> None:
-        """
+        """Load the tokenizer from the content of its files.
+
         Args:
             files: name and content of the tokenizer's files, tokenizer.json at least.
             vocabulary: the keys of config.json that name ids, VOCABULARY_KEYS.
@@ -64,13 +65,13 @@ class BPETokenizer:
 
     @property
     def forbidden_rows(self) -> tuple[int, ...]:
-        """MASK, the rows of the network that no token has, and PAD, unless it is also the end of a text."""
+        """The columns of MASK, of rows that no token has, and of PAD, unless it also ends a text."""
         padding = () if self.pad_id == self.eos_id else (self.pad_id,)
         return (self.mask_id, *padding, *(row for row in range(self.vocab_size) if row not in self._known))
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Names and ids of the tokens that no text has, MASK's among them; `encode` never gives one.
+        """Names and ids of the tokens that no text has, MASK's among them; `encode` never returns one.
 
         These are the added tokens that the files flag as special or name (`bos_token`, ...), and those whose ids
         config.json names. Other added tokens are text: they are found in it by their flags.
@@ -79,7 +80,7 @@ class BPETokenizer:
 
     @property
     def named_tokens(self) -> dict[str, str]:
-        """The special tokens by the names that a chat template has for them: `bos_token`, `eos_token`, ..."""
+        """The special tokens by the names that a chat template uses for them: `bos_token`, `eos_token`, ..."""
         return _named_tokens(self._names)
 
     @property
@@ -95,7 +96,7 @@ class BPETokenizer:
 
     @property
     def template(self) -> str | None:
-        """The chat template, in Jinja, where the checkpoint brings one; a file of its own comes before the other.
+        """The chat template, in Jinja, if the checkpoint has one; a file of its own takes precedence.
 
         Raises:
             UserError: the file is not UTF-8.
@@ -118,7 +119,7 @@ class BPETokenizer:
         return tuple(self._files)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without any special token.
+        """Encode a text, without any special token.
 
         Raises:
             UserError: the tokenizer fails on it, or takes too much time or memory for it.
@@ -126,10 +127,10 @@ class BPETokenizer:
         return self._library.encode([text])[0]
 
     def encode_rendered(self, texts: Sequence[str], stand_ins: Mapping[str, str]) -> list[list[int]]:
-        """Ids of texts in which special tokens are what they say, those of a chat template.
+        """Encode texts in which names of special tokens are special tokens, those of a chat template.
 
         Args:
-            stand_ins: characters that keep what is text all the same from being taken for special tokens, and what they
+            stand_ins: characters that keep plain text from being taken for special tokens, and what they
                 stand for, which is "" for one that is only in between.
 
         Raises:
@@ -138,7 +139,7 @@ class BPETokenizer:
         return self._library.encode(texts, stand_ins)
 
     def decode(self, ids: Iterable[int], mask_symbol: str = "_") -> str:
-        """Text of the ids; special tokens vanish, MASK shows as `mask_symbol`.
+        """Decode ids; special tokens vanish, MASK shows as `mask_symbol`.
 
         Raises:
             UserError: as `encode`.
@@ -157,7 +158,7 @@ class BPETokenizer:
         """Read the tokenizer's files.
 
         Raises:
-            UserError: tokenizer.json is missing or broken, or does not fit the vocabulary.
+            UserError: tokenizer.json is missing or damaged, or does not fit the vocabulary.
         """
         if not (folder / MODEL_FILE).is_file():
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
@@ -177,10 +178,10 @@ class BPETokenizer:
 
 
 def find_token(folder: Path, name: str) -> int | None:
-    """The id of a token in a folder's tokenizer.json, None where there is no such file.
+    """Find the id of a token in a folder's tokenizer.json; None if there is no such file.
 
     Raises:
-        UserError: it cannot be read, or lacks the token: another one, like that for unknown text, is no substitute.
+        UserError: it cannot be read, or lacks the token: another one, like that for unknown text, cannot replace it.
     """
     if not (folder / MODEL_FILE).is_file():
         return None
@@ -194,10 +195,10 @@ def find_token(folder: Path, name: str) -> int | None:
 
 
 class _Library:
-    """The tokenizers library with one tokenizer, in a process of its own. Tokenizers of equal files share it."""
+    """The tokenizers library with one tokenizer, in a process of its own. Tokenizers with equal files share it."""
 
     _living: ClassVar["WeakValueDictionary[tuple[str, tuple[int, ...]], _Library]"] = WeakValueDictionary()
-    # Of the tokenizer whose token was asked for last: it is opened next.
+    # The process of the last tokenizer in which `find` looked: that tokenizer is usually opened next.
     _spare: ClassVar[tuple[str, BoundedProcess] | None] = None
     _found: ClassVar[dict[tuple[str, str], int | None]] = {}
 
@@ -215,10 +216,10 @@ class _Library:
 
     @classmethod
     def of(cls, files: Mapping[str, bytes], special_ids: tuple[int, ...]) -> "_Library":
-        """That of these files.
+        """Return the library for these files.
 
         Args:
-            special_ids: of tokens that are special whatever the files say.
+            special_ids: ids of tokens that are special whatever the files say.
 
         Raises:
             ValueError: the files cannot be read, or do not fit together.
@@ -235,7 +236,7 @@ class _Library:
 
     @classmethod
     def find(cls, files: Mapping[str, bytes], name: str) -> int | None:
-        """The id of a token; `of` has the same errors."""
+        """Find the id of a token; raises the same errors as `of`."""
         digest = _digest(files)
         if (digest, name) not in cls._found:
             process = _start(files)
@@ -247,7 +248,7 @@ class _Library:
         return cls._found[digest, name]
 
     def encode(self, texts: Sequence[str], stand_ins: Mapping[str, str] | None = None) -> list[list[int]]:
-        """Ids of each text; special tokens are found if there are `stand_ins`, and be it none of them."""
+        """Encode each text; special tokens are found if `stand_ins` is given, even if it is empty."""
         question = {"name": "encode", "texts": texts, "stand_ins": None if stand_ins is None else dict(stand_ins)}
         answer: list[list[int]] = self._ask(question, sum(map(len, texts)))
         return answer
@@ -294,7 +295,7 @@ def _read_files(folder: Path) -> dict[str, bytes]:
 
 
 def _read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """The JSON object in a file, an empty one if it is not there."""
+    """Read the JSON object in a file; an empty one if there is no file."""
     try:
         content = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
@@ -305,7 +306,7 @@ def _read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _read_names(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """What tokenizer_config.json says; older checkpoints, whose file has no added tokens, name some in another one."""
+    """Read tokenizer_config.json; older checkpoints, in which it has no added tokens, name some in another file."""
     names = _read_object(files, NAMES_FILE)
     return names if "added_tokens_decoder" in names else {**names, **_read_object(files, SPECIAL_MAP_FILE)}
 
@@ -318,6 +319,6 @@ def _named_tokens(names: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _content(token: object) -> str | None:
-    """A token is given by its text, or by an object that has it as content."""
+    """Read the text of a token, which is given as such or in an object with a content."""
     name = token.get("content") if isinstance(token, dict) else token
     return name if isinstance(name, str) else None

@@ -1,8 +1,7 @@
 """The character tokenizer, which owns every id.
 
-PAD 0, BOS 1, EOS 2, the characters of the text from 3 in sorted order, and MASK 126336, the id that it has in LLaDA's
-own vocabulary. No stored text contains MASK; a network has a row for each of the other ids and one more, the last, for
-MASK.
+PAD is 0, BOS 1, EOS 2; the characters of the text follow from 3 in sorted order, and MASK is 126336, its id in LLaDA's
+own vocabulary. No stored text contains MASK; a network has a row for each of the other ids, and a last one for MASK.
 """
 
 import json
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llada.system.errors import UserError
-from llada.system.opener import read_bounded
+from llada.system.regular_files import read_bounded
 
 PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
 SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}
@@ -21,7 +20,7 @@ LARGEST_VOCABULARY = 8_000_000  # bytes: 400,000 characters, more than there are
 
 
 class CharTokenizer:
-    """Text to ids and back, one id a character."""
+    """A translation of text to ids and back, one id per character."""
 
     unit = "character"
     file_names = (VOCAB_FILE,)
@@ -47,14 +46,14 @@ class CharTokenizer:
 
     @property
     def forbidden_rows(self) -> tuple[int, ...]:
-        """Columns of the logits that no sampler may choose: those that stand for no text."""
+        """Columns of the logits that no sampler may choose: those that are not text."""
         return (self.pad_id, self.bos_id, self.eos_id, self.mask_row)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without BOS or EOS.
+        """Encode a text, without BOS or EOS.
 
         Raises:
-            UserError: a character outside of the vocabulary.
+            UserError: a character is not in the vocabulary.
         """
         try:
             return [self._id_of[character] for character in text]
@@ -65,10 +64,10 @@ class CharTokenizer:
             ) from None
 
     def decode(self, ids: Iterable[int], mask_symbol: str = "_") -> str:
-        """Text of the ids; PAD, BOS and EOS vanish, MASK shows as `mask_symbol`.
+        """Decode ids; PAD, BOS and EOS vanish, MASK shows as `mask_symbol`.
 
         Raises:
-            ValueError: an id that the vocabulary does not have.
+            ValueError: an id is not in the vocabulary.
         """
         specials = {self.pad_id: "", self.bos_id: "", self.eos_id: "", self.mask_id: mask_symbol}
         try:
@@ -95,14 +94,14 @@ class CharTokenizer:
         """Read vocab.json and check that it is of this kind.
 
         Raises:
-            UserError: the file is missing, broken, or not a character vocabulary with these ids.
+            UserError: the file is missing, damaged, or not a character vocabulary with these ids.
         """
         path = folder / VOCAB_FILE
         try:
             content = json.loads(read_bounded(path, LARGEST_VOCABULARY))
             tokens = [token for token in content["token_to_id"] if token not in SPECIAL_IDS]
             tokenizer = cls(tokens)
-            "".join(tokens).encode()  # half of a surrogate pair is no character, and could not be written
+            "".join(tokens).encode()  # half of a surrogate pair is not a character, and could not be written
             is_consistent = all(len(token) == 1 for token in tokens) and content == tokenizer._to_json()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: name a folder that `llada prepare` or `llada train` wrote.") from None

@@ -1,7 +1,7 @@
 """Dialogues in tokens, as prompt and answer.
 
-A checkpoint that brings a chat template is spoken to by it. Other vocabularies, that of single characters above all,
-have a plain form: BOS, then each message with EOS behind it, by turns.
+A checkpoint with a chat template is addressed by it. Other vocabularies, mainly those of single characters, have a
+plain form: BOS, then each message followed by EOS, in turns.
 """
 
 import re
@@ -23,33 +23,33 @@ _PROBE = "LLaDA"  # an answer that shows where a template puts it
 
 
 class ChatFormat(Protocol):
-    """Messages to ids."""
+    """A form in which messages are written as ids."""
 
     name: str
-    """For people."""
+    """Name of the form, for people."""
     specials: Mapping[str, int]
-    """Names and ids of the tokens that a prompt may hold and no text does."""
+    """Names and ids of the tokens that a prompt may hold and that no text has."""
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids at which an answer ends."""
+        """Ids at which an answer ends."""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of all that comes before the answer to the last message."""
+        """Return the ids of all that precedes the answer to the last message."""
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
-        """Ids of the answer to the last of these messages, with the sign that ends it, without EOS."""
+        """Return the ids of an answer to the last message, with the sign that ends it, without EOS."""
 
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
-    """The form in which a checkpoint with this tokenizer is spoken to.
+    """Choose the form in which a checkpoint with this tokenizer is addressed.
 
     Raises:
         UserError: its chat template cannot be used.
     """
     if isinstance(tokenizer, BPETokenizer):
         specials = dict(tokenizer.special_tokens)
-        if tokenizer.vocab_size == LLADA_ROWS:  # LLaDA-8B-Base has the rows, and may not name them
+        if tokenizer.vocab_size == LLADA_ROWS:  # LLaDA-8B-Base has these rows, but may not name them
             specials = {**LLADA_TOKENS, **specials}
         template = tokenizer.template
         if template is not None:
@@ -60,9 +60,10 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
 
 
 class PlainFormat:
-    """BOS, then each message with EOS behind it; a system message goes before the first question, on a line of its own.
+    """The plain form: BOS, then each message followed by EOS; a system message precedes the first question on its own
+    line.
 
-    Roles need no sign, since they take turns.
+    Roles need no sign, since they alternate.
     """
 
     name = "in the plain form"
@@ -86,10 +87,10 @@ class PlainFormat:
 
 
 class TemplateFormat:
-    """The chat template of a checkpoint.
+    """The form that a checkpoint's chat template writes.
 
     Only the template makes special tokens; a message that says "<|eot_id|>" is text. Apart from that, the ids are those
-    of `apply_chat_template` of the transformers library, which also runs a stranger's template in this very process.
+    of `apply_chat_template` of the transformers library, which however runs an untrusted template in this very process.
 
     An answer is learned from its first token to the sign of its end, also where the template marks a part of it by
     `{% generation %}`: a mark that leaves out the sign of the end would teach never to end.
@@ -102,13 +103,14 @@ class TemplateFormat:
         specials: Mapping[str, int],
         name: str = "by the checkpoint's chat template",
     ) -> None:
-        """
+        """Compile the template and probe it for the signs around an answer.
+
         Args:
-            specials: names and ids of the tokens that the template may make.
+            specials: names and ids of the tokens that the template may write.
 
         Raises:
-            UserError: the template is broken. One that makes prompts, but answers that cannot be learned, is taken:
-                `answer` refuses.
+            UserError: the template is invalid. One that writes prompts, but answers that cannot be learned, is
+                accepted, and `answer` refuses.
         """
         self.tokenizer, self.specials, self.name = tokenizer, specials, name
         self._template = Template.of(template)
@@ -147,17 +149,17 @@ class TemplateFormat:
         return self._render_each([(question, True), (question, False), (whole, False), ((), False)])
 
     def _ids_of_end(self, whole: str | DialogueError) -> list[int]:
-        """The special tokens behind the answer of the probe; none where the template takes no answer."""
+        """Find the special tokens after the answer of the probe; none where the template takes no answer."""
         if isinstance(whole, DialogueError):
             return []
         behind = whole.removesuffix(self._header or "").rpartition(_PROBE)[2]
         return [id_ for id_ in self._ids(behind) if id_ in self.specials.values()]
 
     def _render(self, *turns: tuple[Sequence[Message], bool]) -> list[str]:
-        """The texts of dialogues, with or without a generation prompt, made at one moment.
+        """Render dialogues, with or without a generation prompt, all at one moment.
 
         Raises:
-            DialogueError: the template fails on one.
+            DialogueError: the template fails on a dialogue.
         """
         texts = []
         for text in self._render_each(turns):
@@ -170,11 +172,11 @@ class TemplateFormat:
         return self._template.render(turns, self.tokenizer.named_tokens)
 
     def _encode(self, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[int]:
-        """Ids of what `render` makes of the messages.
+        """Encode what `render` makes of the messages.
 
-        Special tokens of the messages themselves are broken up for it by a character that they do not have, which is
-        taken out again when they can no longer be taken for special. One of a single character, which cannot be broken,
-        is a character of its own until then.
+        Names of special tokens in the messages are split for it by a character that the messages do not have, which is
+        removed when they can no longer be taken for special tokens. A name of a single character, which cannot be
+        split, is replaced by another character until then.
         """
         if not any(self._special.search(message.content) for message in messages):
             return self._ids(render(messages))
@@ -195,7 +197,7 @@ class TemplateFormat:
         return self._ids(render(protected), {spacer: "", **{character: name for name, character in own.items()}})
 
     def _ids(self, text: str, stand_ins: Mapping[str, str] = MappingProxyType({})) -> list[int]:
-        """Ids of a rendered text; special tokens that the tokenizer does not know are cut out for it."""
+        """Encode a rendered text; special tokens that the tokenizer does not know are cut out for it."""
         pieces = self._unknown.split(text)  # text, name, text, name, ..., text
         encoded = iter(self.tokenizer.encode_rendered(pieces[::2], stand_ins))
         ids: list[int] = []
@@ -210,14 +212,14 @@ def _find_header(
     whole: str | DialogueError,
     nothing: str | DialogueError,
 ) -> str | None:
-    """What a template that always ends in the assistant's header, as LLaDA's does, writes behind an answer in vain.
+    """Find what a template that always ends in the assistant's header, as LLaDA's does, writes after an answer in vain.
 
-    The header by itself is what such a template makes of no messages. It is "" for others, and None where it cannot be
-    told.
+    The header by itself is what such a template makes of no messages. It is "" for other templates, and None if it
+    cannot be determined.
 
     Args:
         asked: the probe's question, with a generation prompt.
-        unasked: the same without.
+        unasked: the same without a generation prompt.
         whole: the question and its answer.
         nothing: no messages.
     """
@@ -230,7 +232,7 @@ def _find_header(
 
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of the names, the longest first; without a name, nothing."""
+    """Make a pattern that finds any of the names, the longest first; without names, nothing."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "((?!))")
 
@@ -276,5 +278,5 @@ def fitting_prompt(
 
 
 def cut_at_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
-    """An answer up to the first sign of its end."""
+    """Cut an answer at the first sign of its end."""
     return list(ids[: next((i for i, id_ in enumerate(ids) if id_ in end_ids), len(ids))])

@@ -1,4 +1,4 @@
-"""A message of a dialogue, and the order in which messages make one."""
+"""Messages, and the order in which they form a dialogue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ class Message:
     """One turn of a dialogue."""
 
     role: str
-    """"system", "user" or "assistant"."""
+    """The role: "system", "user" or "assistant"."""
     content: str
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuse what is no dialogue: questions and answers by turns, after one system message at most.
+    """Refuse messages that are not a dialogue: questions and answers in turns, after one system message at most.
 
     Raises:
-        ValueError: it is not.
+        ValueError: they are not a dialogue.
     """
     expected = "user"
     for number, message in enumerate(messages, 1):
         if not isinstance(message.content, str):
-            raise ValueError(f"the content of message {number} is no text")
+            raise ValueError(f"the content of message {number} is not text")
         if not is_unicode(message.content):
             raise ValueError(f"message {number} has half a character, a lone surrogate")
         if message.role not in ROLES:

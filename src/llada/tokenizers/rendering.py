@@ -1,22 +1,22 @@
-"""Chat templates of strangers, rendered within limits."""
+"""Untrusted chat templates, rendered within limits."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from llada.system.bounded import BoundedProcess, Limits, WorkError
 from llada.system.errors import UserError
+from llada.system.limited_process import BoundedProcess, Limits, WorkError
 from llada.tokenizers.bpe import LARGEST_FILE, STRANGER, TEMPLATE_FILE
 from llada.tokenizers.message import Message
 
-# What a template may take. The longest public ones render in a millisecond, and write some thousand characters.
+# Limits of a template. The longest public ones render in a millisecond, and write some thousand characters.
 _SECONDS, _SECONDS_PER_CHARACTER = 0.8, 1e-6
 _MEGABYTES, _CHARACTERS_PER_MEGABYTE = 250, 30_000
 _LONGEST = 100_000  # characters beyond ten times those of the messages
 
 
 class DialogueError(UserError):
-    """A dialogue that a chat template refuses, or fails on."""
+    """An error for a dialogue that a chat template refuses, or fails on."""
 
     def __init__(self, reason: str, place: str = "this dialogue") -> None:
         super().__init__(
@@ -26,23 +26,24 @@ class DialogueError(UserError):
         self.reason = reason
 
     def at(self, place: str) -> "DialogueError":
-        """The error for a dialogue that has a name, such as "line 17 of chat.jsonl"."""
+        """Return the error for a dialogue that has a name, such as "line 17 of chat.jsonl"."""
         return DialogueError(self.reason, place)
 
 
 class Template:
-    """A chat template in Jinja, rendered in a process of its own (system/bounded.py).
+    """A chat template in Jinja, rendered in a process of its own (system/limited_process.py).
 
-    It is set up as the transformers library does it. Jinja's sandbox lets it compute strings and reach nothing else;
-    what it may take of time, memory and output is limited by the process.
+    It is set up as in the transformers library. In Jinja's sandbox it can compute strings and reach nothing else; its
+    process limits its time, memory and output.
     """
 
     _living: ClassVar["WeakValueDictionary[str, Template]"] = WeakValueDictionary()
 
     def __init__(self, text: str) -> None:
-        """
+        """Compile the template in its process.
+
         Raises:
-            UserError: the template is broken.
+            UserError: the template is invalid.
         """
         self._process = BoundedProcess(STRANGER, "template")
         try:
@@ -56,7 +57,7 @@ class Template:
 
     @classmethod
     def of(cls, text: str) -> "Template":
-        """The template of this text: there is one process for all that use it."""
+        """Return the template of this text; all users of a text share a process."""
         template = cls._living.get(text)
         if template is None:
             template = cls._living[text] = cls(text)
@@ -65,11 +66,11 @@ class Template:
     def render(
         self, turns: Sequence[tuple[Sequence[Message], bool]], names: Mapping[str, str]
     ) -> list[str | DialogueError]:
-        """Texts of dialogues, or why there is none.
+        """Render dialogues; where that fails, return the error instead.
 
         Args:
-            turns: the messages, and whether the beginning of an answer is asked for.
-            names: of special tokens, as the template calls them.
+            turns: pairs of messages and whether to begin an answer after them.
+            names: names of special tokens, as the template calls them.
         """
         dialogues = [([{"role": m.role, "content": m.content} for m in messages], asked) for messages, asked in turns]
         n_characters = sum(len(message.content) for messages, _ in turns for message in messages)

@@ -1,6 +1,6 @@
-"""The process in which a stranger's chat template or tokenizer works: a script that `system/bounded.py` runs.
+"""A process for an untrusted chat template or tokenizer: a script that `system/limited_process.py` runs.
 
-It imports nothing of this package, so that a process is there in a tenth of a second. Questions come on standard input
+It imports nothing of this package, so that it starts in a tenth of a second. Questions come on standard input
 and answers go to standard output, each as its length and JSON; a question also has some bytes, which may be none.
 """
 
@@ -17,7 +17,7 @@ from typing import IO, Any, NoReturn
 
 try:
     import resource
-except ImportError:  # Windows: the process that asks watches
+except ImportError:  # Windows: the asking process enforces the limits
     resource = None  # type: ignore[assignment]
 
 LENGTH = struct.Struct(">Q")
@@ -38,7 +38,7 @@ class TemplateService:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
-            """`{% generation %}`, around what the assistant wrote: it is read, and changes nothing."""
+            """The tag `{% generation %}`, around what the assistant wrote: it is parsed, and changes nothing."""
 
             tags = {"generation"}  # noqa: RUF012  # as Jinja wants it
 
@@ -67,7 +67,7 @@ class TemplateService:
         self.template = self.environment.from_string(blob.decode())
 
     def render(self, turns: Sequence[tuple[Any, bool]], names: Mapping[str, str], longest: int) -> list[Any]:
-        """For each list of messages, with or without a generation prompt: [its text, None], or [None, why not].
+        """Render lists of messages, with or without a generation prompt; each gives [text, None] or [None, reason].
 
         They are rendered at one moment, should the template ask for the time.
         """
@@ -96,7 +96,7 @@ class TemplateService:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON as it is, without Jinja's escapes for HTML."""
+    """Write JSON as it is, without Jinja's escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -125,7 +125,7 @@ def _make_namespace_class() -> type:
             raise SecurityError(f"a namespace has no attribute {name!r}")
 
     class TemplateNamespace(Namespace):
-        """Jinja's, without attributes that lead into Python."""
+        """Jinja's namespace, without attributes that lead into Python."""
 
         def __init__(*args: Any, **kwargs: Any) -> None:
             self, args = args[0], args[1:]
@@ -147,10 +147,10 @@ def _make_namespace_class() -> type:
 class TokenizerService:
     """A tokenizer.json, read by the tokenizers library.
 
-    Added tokens keep their flags, as in the transformers library: those of tokenizer_config.json count where both
-    files have a token, and what is named there (`bos_token`, ...) is special. So are the ids that the network's
-    configuration names. A special token is found in the text as it stands, before the normalizer: only so can one
-    be told apart that a message spells out. A text is never cut or padded.
+    Added tokens keep their flags, as in the transformers library: those of tokenizer_config.json take precedence where
+    both files have a token, and tokens that it names (`bos_token`, ...) are special. So are the ids that the network's
+    configuration names. A special token is found in the text as it stands, before the normalizer: only so can it be
+    distinguished from one that a message spells out. A text is never cut or padded.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class TokenizerService:
         """Read the file.
 
         Args:
-            described: of tokenizer_config.json, by id: content and flags of the added tokens.
+            described: content and flags of the added tokens in tokenizer_config.json, by id.
             named: content of the tokens that have a name there.
         """
         content = json.loads(blob)
@@ -189,7 +189,7 @@ class TokenizerService:
         self.model.add_tokens([self.AddedToken(**{k: v for k, v in token.items() if k != "id"}) for token in tokens])
 
     def _make_special(self, names: Sequence[str]) -> None:
-        """Make these special, and let all special tokens be found before the normalizer."""
+        """Make these tokens special, and let all special tokens be found before the normalizer."""
         known = {token.content: token.__getstate__() for token in self.model.get_added_tokens_decoder().values()}
         known = {**{name: {"content": name} for name in names}, **known}
         special = [token for name, token in known.items() if token.get("special") or name in names]
@@ -197,9 +197,9 @@ class TokenizerService:
         self.model.add_special_tokens([self.AddedToken(**{**token, **forced}) for token in special])
 
     def describe(self, special_ids: Sequence[int]) -> dict[str, Any]:
-        """The ids that there are, as first and last of each run, and the special tokens, `special_ids` among them.
+        """Return the known ids, as first and last of each run, and the special tokens, `special_ids` among them.
 
-        It encodes a text and decodes it, so that a tokenizer that cannot is found out here.
+        It also encodes a text and decodes it, so that a tokenizer that fails is found out here.
         """
         self._make_special([name for id_ in special_ids if (name := self.model.id_to_token(id_)) is not None])
         runs: list[list[int]] = []
@@ -213,16 +213,17 @@ class TokenizerService:
         return {"runs": runs, "special": {token.content: id_ for id_, token in added.items() if token.special}}
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token."""
+        """Return the id of a token, or None."""
         found: int | None = self.model.token_to_id(token)
         return found
 
     def encode(self, texts: Sequence[str], stand_ins: Mapping[str, str] | None = None) -> list[list[int]]:
-        """Ids of each text.
+        """Encode each text.
 
         Args:
-            stand_ins: None where special tokens are text. Else what these characters stand for, that keep spelled-out
-                special tokens from being found; they are put back when such are no longer looked for.
+            stand_ins: None where special tokens are text. Otherwise characters that keep spelled-out special tokens
+                from being found, with what they stand for; they are replaced by it when special tokens are no longer
+                looked for.
         """
         wanted = dict(stand_ins or {})
         if wanted != self.stand_ins:
@@ -234,12 +235,12 @@ class TokenizerService:
         return [self.model.encode(text, add_special_tokens=False).ids for text in texts]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Text of each row of ids; special tokens vanish."""
+        """Decode each row of ids; special tokens vanish."""
         return [self.model.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def _with_flags(token: Mapping[str, Any]) -> dict[str, Any]:
-    """An added token as tokenizer.json has it, with the library's own flags where none are given."""
+    """Return an added token as tokenizer.json has it, with the library's own flags where none are given."""
     special = bool(token.get("special", False))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
     flags = {name: bool(token.get(name, default)) for name, default in flags.items()}
@@ -250,7 +251,7 @@ def _with_flags(token: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(error: BaseException) -> str:
-    """The first line of an error; where it says nothing, its kind."""
+    """Return the first line of an error, or its type if it has no text."""
     if isinstance(error, MemoryError):
         return "it takes too much memory"
     if isinstance(error, RecursionError):
@@ -261,7 +262,7 @@ def describe(error: BaseException) -> str:
 
 
 def set_limits(seconds: float, megabytes: int) -> None:
-    """Let the kernel end this process when it takes more from here on; 0 seconds is no limit."""
+    """Let the kernel end this process when it exceeds the limits from here on; 0 seconds means no limit."""
     if resource is None:
         return
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -270,13 +271,13 @@ def set_limits(seconds: float, megabytes: int) -> None:
 
 
 def read(stream: IO[bytes]) -> bytes:
-    """A message; b"" at the end of all."""
+    """Read a message; b"" at the end of the stream."""
     header = stream.read(LENGTH.size)
     return stream.read(LENGTH.unpack(header)[0]) if len(header) == LENGTH.size else b""
 
 
 def serve(service: Any, questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until nobody asks any more, or memory is short: what is left of it may be in pieces."""
+    """Answer until nobody asks any more, or memory runs out: the service may be broken then."""
     while text := read(questions):
         blob = read(questions)
         question = json.loads(text)
@@ -289,12 +290,12 @@ def serve(service: Any, questions: IO[bytes], answers: IO[bytes]) -> None:
         except MemoryError as error:
             send({"failure": describe(error), "ends": True}, answers)
             return
-        except BaseException as error:  # a panic of the tokenizers library is no Exception
+        except BaseException as error:  # a panic of the tokenizers library is not an Exception
             send({"failure": describe(error)}, answers)
 
 
 def send(reply: Mapping[str, Any], answers: IO[bytes]) -> None:
-    """Write an answer, with the time that all of this process has taken so far, and stop counting."""
+    """Write an answer, with the time that this process has taken so far, and stop counting."""
     message = json.dumps({**reply, "seconds": time.process_time()}).encode()
     if resource is not None:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -309,7 +310,7 @@ def main() -> None:
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whoever prints does not disturb
+    os.dup2(2, 1)  # printed text must not get among the answers
     service = TemplateService() if sys.argv[1] == "template" else TokenizerService()
     send({"answer": "ready"}, answers)
     serve(service, sys.stdin.buffer, answers)

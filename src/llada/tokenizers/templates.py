@@ -1,7 +1,7 @@
-"""Chat templates of the public checkpoints, in our own words; what they render is what the published ones render.
+"""Chat templates of the public checkpoints, in our own words; they render the same as the published ones.
 
-They are written into random checkpoints, and serve a checkpoint that brings none but knows the tokens. Like the
-published one, LLaDA's ends in the assistant's header whatever it is asked (docs: `chat`).
+They are written into random checkpoints, and used for a checkpoint that has no template but knows the tokens. Like the
+published one, LLaDA's ends in the assistant's header whatever it is asked.
 """
 
 LLADA_TEMPLATE = (
@@ -11,7 +11,7 @@ LLADA_TEMPLATE = (
     "{%- endfor -%}"
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
 )
-# Its tokens, and their ids in the published vocabulary, where the base model's files do not name them all.
+# Its tokens with their ids in the published vocabulary, since the base model's files may not name them all.
 LLADA_TOKENS = {"<|start_header_id|>": 126_346, "<|end_header_id|>": 126_347, "<|eot_id|>": 126_348}
 LLADA_ROWS = 126_464
 

@@ -12,7 +12,7 @@ from llada.checkpoints.lora import is_adapted
 from llada.models import MaskPredictor
 from llada.system.device import free_memory_bytes
 from llada.system.errors import UserError
-from llada.system.mapped import check_mapped
+from llada.system.mapped_files import check_mapped
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.state import Progress, bytes_in

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from llada.checkpoints.run_layout import BEST, LAST, newest_first, step_folder
-from llada.system.asides import aside_of
 from llada.system.checksums import find_damage
 from llada.system.errors import UserError
-from llada.system.opener import check_regular
+from llada.system.regular_files import check_regular
+from llada.system.temporary_names import aside_of
 from llada.training.state import STATE_FILE, read_state
 
 DAMAGED = "damaged-"  # before the name of a checkpoint that was found to be

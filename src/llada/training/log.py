@@ -10,7 +10,7 @@ from torch import Tensor
 from llada.checkpoints.run_layout import CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER
 from llada.evaluation.nelbo import Nelbo
 from llada.system.files import write_text_whole
-from llada.system.opener import make_own_folder
+from llada.system.regular_files import make_own_folder
 from llada.training.answer_check import EosShare
 from llada.training.data_source import Sample, Source
 from llada.training.diagnostics import ConvergenceWatch, SpikeWatch

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from llada.evaluation.nelbo import Nelbo
 from llada.system.errors import UserError, first_line
 from llada.system.files import write_text_whole
-from llada.system.opener import make_own_folder
+from llada.system.regular_files import make_own_folder
 from llada.training.callbacks import Callback
 from llada.training.data_source import Sample
 from llada.training.log import StepResult

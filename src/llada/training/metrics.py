@@ -45,7 +45,7 @@ from llada.forward_process import NoisyBatch
 from llada.system.device import send
 from llada.system.errors import UserError
 from llada.system.files import file_written_whole, flush_to_disk, write_text_whole
-from llada.system.opener import append_own
+from llada.system.regular_files import append_own
 from llada.training.nan_guard import finite_or_none
 
 N_BINS = 10

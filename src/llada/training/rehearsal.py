@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from llada.checkpoints.folder import SHARD_BYTES
 from llada.checkpoints.run_layout import LAST, followed, point, step_folder
 from llada.checkpoints.safetensors import StoredWeights, save_tensors
-from llada.system.asides import folder_aside
 from llada.system.checksums import write_checksums
 from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole
+from llada.system.temporary_names import folder_aside
 
 REHEARSAL = "rehearsal"
 

@@ -44,13 +44,13 @@ from llada.checkpoints.run_layout import (
     step_of,
 )
 from llada.models import MaskPredictor
-from llada.system.asides import aside_of, is_aside, remove_asides
 from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, resolved, write_json
 from llada.system.format import bytes_in_words
 from llada.system.locks import LOCK_FILE, Lock
-from llada.system.opener import append_own, check_no_link, check_regular, make_own_folder
+from llada.system.regular_files import append_own, check_no_link, check_regular, make_own_folder
+from llada.system.temporary_names import aside_of, is_aside, remove_asides
 from llada.training.config import TrainConfig
 from llada.training.copies import DAMAGED, free_name, take_in_copies
 from llada.training.loggers import LOGGER_FOLDERS
@@ -231,7 +231,7 @@ class RunFolder:
         return sentences
 
     def _remove_leftovers(self) -> None:
-        """Whatever was on its way in or out when its process was killed, and nothing else (asides.py)."""
+        """Whatever was on its way in or out when its process was killed, and nothing else (temporary_names.py)."""
         for place in (self.checkpoints, self.path / SAMPLES_FOLDER):
             check_no_link(place)
             remove_asides(place)

@@ -1,7 +1,9 @@
-"""Prompts of a chat template as strings and back, for a harness that hands strings on.
+"""Prompts of a chat template as strings and back, for a harness that passes strings on.
 
-A special token is written as its name with a sign before it that no text has. So the strings can be read, and a message
-that says "<|eot_id|>" stays text, as in training.
+A special token is written as its name after a sign that no text has. So the strings can be read back, and a message
+that says "<
+eot_id
+>" stays text, as in training.
 """
 
 import re
@@ -16,7 +18,7 @@ SIGN = chr(PRIVATE_USE[-1])
 
 
 class Spelling:
-    """Between the ids of a prompt and its string."""
+    """A translation between the ids of a prompt and its string."""
 
     def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
         self.tokenizer, self.form = tokenizer, form
@@ -25,7 +27,8 @@ class Spelling:
         self._special = re.compile(f"{SIGN}({'|'.join(map(re.escape, longest_first))})")
 
     def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """What comes before the answer to the last message; else before what goes on from it, an answer begun."""
+        """Write what comes before the answer to the last message; or, without a generation prompt, what the answer
+        continues."""
         if add_generation_prompt:
             return self.write(self.form.prompt(messages))
         return self.write(self.form.prompt(messages[:-1])) + messages[-1].content
@@ -38,10 +41,10 @@ class Spelling:
         return "".join(pieces)
 
     def read(self, text: str) -> list[int]:
-        """Ids of what `write` made, and of any other text.
+        """Return the ids of what `write` made, or of any other text.
 
         Raises:
-            UserError: a character outside of the vocabulary.
+            UserError: a character is not in the vocabulary.
         """
         ids: list[int] = []
         for i, piece in enumerate(self._special.split(text)):  # text, name, text, name, ..., text
@@ -49,11 +52,11 @@ class Spelling:
         return ids
 
     def read_pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of a context and of what follows it.
+        """Return the ids of a context and of its continuation.
 
-        White space at the end of a text counts to what follows, as in lm-evaluation-harness, since tokens begin with
-        it; and so does the end of a context that makes other tokens with what follows than without. The answer to a
-        chat prompt is a text of its own, as in training.
+        White space at the end of a context counts to the continuation, as in lm-evaluation-harness, since tokens begin
+        with it; so does the end of a context that is tokenised differently with the continuation than without. The
+        answer to a chat prompt is a text of its own, as in training.
         """
         if SIGN in context:
             return tuple(self.read(context)), tuple(self.read(continuation))

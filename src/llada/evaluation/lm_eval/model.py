@@ -40,8 +40,8 @@ from llada.tokenizers.base import speechless_rows
 from llada.tokenizers.chat_template import chat_format, cut_at_end
 from llada.tokenizers.message import Message
 
-DEFAULT_LENGTH = 256  # of what is written, where neither the options nor the task say; the harness's own default
-logger = logging.getLogger("lm_eval.models.llada")  # heard as the harness itself is (--verbosity)
+DEFAULT_LENGTH = 256  # tokens of an answer if neither the options nor the task say; the harness's own default
+logger = logging.getLogger("lm_eval.models.llada")  # shown as the harness's own log is (--verbosity)
 
 
 @register_model("llada")
@@ -49,9 +49,10 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     """A masked diffusion language model, as the harness sees it."""
 
     def __init__(self, options: HarnessOptions) -> None:
-        """
+        """Open the checkpoint on its device.
+
         Raises:
-            UserError: the checkpoint or the device is not to be had.
+            UserError: the checkpoint or the device is not available.
         """
         super().__init__()
         self.options, shard = options, join()
@@ -76,7 +77,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> Self:
-        """How the harness makes a model of its command line."""
+        """Make a model as the harness does from its command line."""
         given = {key: value for key, value in (additional_config or {}).items() if value is not None}
         given.pop("max_batch_size", None)  # for batch sizes found automatically
         return cls(HarnessOptions.read({**arg_dict, **given}))
@@ -88,7 +89,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     # -- likelihood ---------------------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the estimate of log p in nats, and whether it is written greedily."""
+        """Return for each (context, continuation) the estimate of log p in nats, and whether it is written greedily."""
         whole = [Item(*self.spelling.read_pair(*request.args)) for request in requests]
         items = [item.fitted(self.max_length) for item in whole]
         self._tell_of_cut(sum(len(a) < len(b) for a, b in zip(items, whole, strict=True)))
@@ -126,7 +127,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return [(likelihood.nats, is_greedy) for likelihood, is_greedy in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """For each (text,): the bound on log p in nats, over windows of the model's length."""
+        """Return for each (text,) the bound on log p in nats, over windows of the model's length."""
         nll, own = nll_by_model(self.checkpoint.model, self.precision), self.options
         options = BoundOptions(own.masks_per_window, batch_size=own.batch_size, seed=own.seed, device=self._device)
         results = [
@@ -138,7 +139,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """For each (context, settings): what the model writes, up to the first of the strings `until`."""
+        """Write for each (context, settings) a text, up to the first of the strings `until`."""
         seen: Counter[str] = Counter()
         writings = []
         for request in requests:
@@ -182,7 +183,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         )
 
     def _write(self, writings: Sequence[Writing]) -> list[str]:
-        """Texts of requests in one batch; it ends early when all have found their end."""
+        """Write the texts of one batch of requests; it ends early when all have found their end."""
         first = writings[0]
         canvas = [[*writing.prompt, *[self.mask_id] * first.gen_length] for writing in writings]
         template = torch.tensor(canvas, device=self._device)
@@ -199,7 +200,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return texts
 
     def _read_text(self, ids: Sequence[int], until: Sequence[str]) -> tuple[str, bool]:
-        """The text that is decided without a gap, and whether it has come to its end."""
+        """Return the text that is decided without a gap, and whether it has come to its end."""
         decided = cut_at_end(ids, frozenset({self.mask_id}))
         kept = cut_at_end(decided, self.end_ids)
         text = self.checkpoint.tokenizer.decode(kept)
@@ -213,16 +214,16 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         return self.spelling.prompt(messages, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """For its records."""
+        """The chat template for the harness's records."""
         return getattr(self.checkpoint.tokenizer, "template", None) or self.form.name
 
     @property
     def tokenizer_name(self) -> str:
-        """By which it keeps requests in its cache."""
+        """The key under which the harness caches this model's requests."""
         return str(self.checkpoint.folder).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """For its records."""
+        """Facts about the model for the harness's records."""
         parameters = sum(parameter.numel() for parameter in self.checkpoint.model.parameters())
         return {
             "model_num_parameters": parameters,
@@ -233,14 +234,14 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
     # -- several processes, which exchange numbers on the CPU ---------------------------------------------------------
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, of one shape, one behind the other; numbers as (P,)."""
+        """Gather the tensors of all processes, of one shape, one after the other; numbers become (P,)."""
         mine = tensor.cpu() if tensor.dim() else tensor.cpu()[None]
         gathered = [torch.empty_like(mine) for _ in range(self._world_size)]
         dist.all_gather(gathered, mine)
         return torch.cat(gathered)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes at process `dst`, None at the others."""
+        """Gather the objects of all processes at process `dst`; returns None at the others."""
         gathered: list[Any] | None = [None] * self._world_size if self._rank == dst else None
         dist.gather_object(obj, gathered, dst)
         return gathered
@@ -269,7 +270,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
 
 
 def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a request under the harness's own names, whichever of the usual ones the task has.
+    """Rename the settings of a request to the harness's own names, whichever of the usual ones the task uses.
 
     Raises:
         UserError: a number cannot be used.
@@ -290,11 +291,11 @@ def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_device(name: str, shard: Shard) -> torch.device:
-    """The device of a process. The harness says cuda:0 unless told otherwise, also where there is none."""
+    """Choose the device of a process; the harness asks for cuda:0 by default, also where there is no GPU."""
     try:
         device = choose_device("auto") if name == "auto" else torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"`device={name}` is no device: use auto, cpu or cuda:0, for example.") from error
+        raise UserError(f"`device={name}` is not a device: use auto, cpu or cuda:0, for example.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         return choose_device("auto")
     if device.type == "mps":

@@ -1,4 +1,4 @@
-"""What a run of lm-evaluation-harness may ask of our models: its options, and its requests for text."""
+"""Options and requests of lm-evaluation-harness for our models."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,42 +20,42 @@ USED_SETTINGS = ("until", "do_sample", "temperature", *LENGTH_SETTINGS)
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """What `model_args` may say, and with it `batch_size` and `device`."""
+    """Options that `model_args` may set, and with it `batch_size` and `device`."""
 
     checkpoint: str
-    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
+    """A run folder (for its best checkpoint), a checkpoint or adapter folder, or a name on the hub."""
     mc_num: int = 128
-    """Draws for the likelihood of an answer; answers with fewer masks than that are evaluated exactly."""
+    """Draws for the likelihood of an answer; answers with no more different masks than that are evaluated exactly."""
     check_greedy: bool = True
-    """Find out whether an answer is what greedy decoding writes; without, tasks that ask are told no."""
+    """Check whether greedy decoding writes an answer; if off, tasks that ask get False."""
     masks_per_window: int = 8
     """Draws for each window of a text."""
     gen_length: int | None = None
-    """Tokens to write; what the task says if left out."""
+    """Tokens to write; None takes what the task says."""
     sampler: SamplerConfig = BENCHMARK
-    """How text is written, each of its options a key beside the others. Its cfg_scale guides likelihoods, too, and its
+    """Sampler that writes text; each of its options is a key of its own. Its cfg_scale guides likelihoods, too, and its
     temperature is for tasks that do not ask for one (`do_sample`)."""
     seed: int = 0
-    """Fixes masks and samples."""
+    """Seed of masks and samples."""
     precision: PrecisionName = "auto"
-    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    """Type of matmuls; "auto" is bf16 where the hardware has it."""
     batch_size: int = 1
     """Rows that go through the network together; the results do not depend on it."""
     device: str = "auto"
     dtype: DtypeName = "auto"
-    """Of the weights; "auto" is the one that they are stored in (bf16 for fp16), or fp32 with precision=fp32."""
+    """Type of the weights; "auto" is the stored type (bf16 for fp16), or fp32 with precision=fp32."""
     base: str | None = None
-    """Where an adapter's base is, if not where the adapter says."""
+    """Folder or name of an adapter's base, if not where the adapter says."""
 
     def __post_init__(self) -> None:
         check_literals(self)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """From what the harness has read from its command line.
+        """Read the options that the harness has parsed from its command line.
 
         Raises:
-            UserError: an unknown key, or a value that cannot be used.
+            UserError: a key is unknown, or a value cannot be used.
         """
         try:
             config = dacite.Config(strict=True, type_hooks={str: str, float: float, int: _whole_number})
@@ -76,7 +76,7 @@ class HarnessOptions:
         return options
 
     def writing_config(self, gen_length: int, asked: Mapping[str, Any]) -> SamplerConfig:
-        """The sampler for a request, in the harness's names (`normalize_gen_kwargs`).
+        """Return the sampler's configuration for a request in the harness's names (`normalize_gen_kwargs`).
 
         A task that samples without a temperature means 1, as in the transformers library.
 
@@ -92,7 +92,7 @@ class HarnessOptions:
         return replace(self.sampler, steps=steps, temperature=temperature)
 
     def to_json(self) -> dict[str, Any]:
-        """The options by the keys of `model_args`."""
+        """Return the options by the keys of `model_args`."""
         content = asdict(self)
         return {**content.pop("sampler"), **content}
 
@@ -108,11 +108,12 @@ class Writing:
     config: SamplerConfig
     until: tuple[str, ...]
     repeat: int
-    """How many requests for the same came before; each has its own noise."""
+    """Number of earlier requests for the same text; each has its own noise."""
 
     @property
     def company(self) -> Hashable:
-        """What requests that are written together share: blocks are columns, and noise is drawn for a whole batch."""
+        """The key that requests share if they are written together: blocks are columns, and a batch shares its
+        noise."""
         is_random = self.config.temperature > 0 or self.config.remasking == "random"
         noise = (self.prompt, self.until, self.repeat) if is_random else None
         return len(self.prompt), self.gen_length, self.config, noise
@@ -129,7 +130,7 @@ def _whole_number(value: Any) -> int:
 
 
 def unused_settings(requests: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What requests ask for and no sampler of ours does, as "top_p = 0.95", each once."""
+    """List settings that requests ask for and our samplers lack, as "top_p = 0.95", each once."""
     asked = (
         f"{key} = {value!r}" for settings in requests for key, value in settings.items() if key not in USED_SETTINGS
     )
@@ -137,7 +138,7 @@ def unused_settings(requests: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def company_batches(writings: Sequence[Writing], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the requests that are written together."""
+    """Group the requests that are written together, by their numbers."""
     groups: dict[Hashable, list[int]] = {}
     for i, writing in enumerate(writings):
         groups.setdefault(writing.company, []).append(i)

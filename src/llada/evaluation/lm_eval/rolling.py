@@ -1,4 +1,4 @@
-"""The bound on the likelihood of a whole text of any length, window by window.
+"""A bound on the likelihood of a whole text of any length, window by window.
 
 Shape letters: W windows, L length, T tokens of the text.
 """
@@ -12,17 +12,17 @@ from llada.evaluation.nelbo import DEFAULTS, BoundOptions, TokenNll, estimate_ne
 
 
 def text_bound(nll: TokenNll, ids: Sequence[int], length: int, options: BoundOptions = DEFAULTS) -> float:
-    """An upper bound on -log p(text) in nats: the sum of the bounds of its windows, each token being scored once.
+    """Compute an upper bound on -log p(text) in nats: the sum of the bounds of its windows, each token scored once.
 
-    Windows do not overlap, but for the last one: it reaches back to its full length, and what others have scored is
-    given there. A text that is shorter than a window is one by itself. Of a causal model it is -log p itself.
+    Windows do not overlap, except the last one: it reaches back to its full length, and what others have scored is
+    given there. A text that is shorter than a window is a window by itself. For a causal model it is -log p itself.
 
     Args:
         ids: (T,) ids of the text.
-        length: L, of the windows.
+        length: length L of the windows.
 
     Raises:
-        UserError: the model gave a bound that is not a number.
+        UserError: the model gave a non-finite bound.
     """
     tokens = torch.tensor(ids, dtype=torch.long)
     n_windows, n_left = divmod(len(tokens), length)

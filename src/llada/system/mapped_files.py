@@ -1,7 +1,7 @@
-"""Files that are mapped into memory: what happens to them happens to the numbers that are computed with.
+"""A watch over files that are mapped into memory: a change of the file changes the numbers that are computed with.
 
-A file that is written anew in its place changes them without a word, and one that is cut ends the process (SIGBUS). One
-that is removed, or replaced by another of its name, is kept by the system as it was, for as long as it is mapped.
+A file that is rewritten in place changes them silently, and one that is cut short ends the process (SIGBUS). One that
+is removed, or replaced by another of its name, is kept by the system as it was, for as long as it is mapped.
 """
 
 import gc
@@ -14,7 +14,7 @@ from llada.system.errors import UserError
 
 
 class FileState(NamedTuple):
-    """What tells a file from the one that was there before."""
+    """Facts that distinguish a file from its earlier state."""
 
     device: int
     inode: int
@@ -44,11 +44,11 @@ def check_mapped() -> None:
     """Refuse to go on with numbers that somebody else has changed.
 
     Raises:
-        UserError: a file was written into since it was mapped.
+        UserError: a mapped file was written into.
     """
     if _changed() is None:
         return
-    gc.collect()  # what is not in use any more may still be waiting for that
+    gc.collect()  # mappings that are not in use any more may still await collection
     path = _changed()
     if path is not None:
         raise UserError(
@@ -58,7 +58,7 @@ def check_mapped() -> None:
 
 
 def _changed() -> Path | None:
-    """A file that is not as it was mapped."""
+    """Find a file that differs from what was mapped."""
     for path, state in dict.fromkeys(_mapped.copy().values()):
         try:
             now = FileState.of(path.stat())

@@ -12,12 +12,12 @@ import pytest
 
 from llada.checkpoints.run_layout import each_row, followed
 from llada.checkpoints.safetensors import StoredWeights
-from llada.system import opener
+from llada.system import regular_files
 from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json, sha256_of
 from llada.system.locks import LOCK_FILE, locked
-from llada.system.opener import (
+from llada.system.regular_files import (
     append_own,
     check_regular,
     make_own_folder,
@@ -130,7 +130,7 @@ def test_a_file_with_a_size_that_no_such_file_has_is_not_read(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"is not on the disk but for a part \(1,099,\d{3},\d{3},\d{3} of") as caught:
         sha256_of(path)
     assert_one_sentence(caught.value)
-    assert find_damage(tmp_path) == "model.safetensors is no whole file"
+    assert find_damage(tmp_path) == "model.safetensors is not a whole file"
     os.truncate(tmp_path / "checksums.json", 1 << 40)
     with pytest.raises(UserError, match=r"checksums\.json has more than 16,000,000 bytes"):
         read_json(tmp_path / "checksums.json")
@@ -140,7 +140,7 @@ def test_a_file_with_a_size_that_no_such_file_has_is_not_read(tmp_path: Path) ->
 
 def test_holes_of_a_usual_size_are_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What copies leave out that find zeros; the limit is on what is missing, not on the size."""
-    monkeypatch.setattr(opener, "LARGEST_HOLES", 1 << 20)
+    monkeypatch.setattr(regular_files, "LARGEST_HOLES", 1 << 20)
     path = tmp_path / "file"
     with path.open("wb") as file:
         for n in range(4):
@@ -148,7 +148,7 @@ def test_holes_of_a_usual_size_are_no_matter(tmp_path: Path, monkeypatch: pytest
             file.write(b"x" * (1 << 18))
     read = path.read_bytes()
     with open_regular(path) as file:
-        opener.check_holes(path, file)
+        regular_files.check_holes(path, file)
         assert file.read() == read
 
 
@@ -211,7 +211,7 @@ def test_metrics_in_the_place_of_a_link_are_a_file(tmp_path: Path, leads_to: str
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system follows links")
 def test_a_link_that_comes_in_between_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").symlink_to(tmp_path / "nowhere")
-    monkeypatch.setattr(opener, "check_no_link", lambda path: None)
+    monkeypatch.setattr(regular_files, "check_no_link", lambda path: None)
     with pytest.raises(OSError, match=r"\[Errno") as caught:
         open_own(tmp_path / "own", os.O_WRONLY)
     assert caught.value.errno in (errno.ELOOP, errno.EMLINK)

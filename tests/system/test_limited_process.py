@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llada.system.bounded import BoundedProcess, Limits, WorkError
+from llada.system.limited_process import BoundedProcess, Limits, WorkError
 from llada.tokenizers.bpe import STRANGER
 
 ROOMY = Limits(30, 500)
@@ -181,7 +181,7 @@ def test_it_ends_by_itself_when_the_asking_process_is_killed(script: Path) -> No
     """In the middle of endless work, which nobody watches any more."""
     program = f"""
         from pathlib import Path
-        from llada.system.bounded import BoundedProcess, Limits
+        from llada.system.limited_process import BoundedProcess, Limits
         process = BoundedProcess(Path({str(script)!r}), "limited")
         process.prepare({{"name": "setup"}}, Limits(30, 500), b"word")
         print(process.ask({{"name": "echo", "text": ""}}, Limits(30, 500))[2], flush=True)

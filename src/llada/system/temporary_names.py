@@ -1,8 +1,8 @@
-"""Names for what is not finished, with a mark that nobody else's names have.
+"""Temporary names for unfinished files and folders, in a form that nobody else's names have.
 
-A file or folder is written as `.NAME.llada-XXXXXXXX.tmp` next to the place that it will take; one that makes room for
-another is `....old`, and one on its way out `....leaving`. What a killed process left is known by exactly this form, so
-nothing that a person or another program keeps there is ever taken for it.
+A file or folder is written as `.NAME.llada-XXXXXXXX.tmp` next to its destination; one that makes room for another is
+`....old`, and one that is being removed is `....leaving`. What a killed process left is recognised by exactly this
+form, so nothing that a person or another program keeps there is ever mistaken for it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _RANDOM_BYTES = 4
 
 
 def aside_of(path: Path, kind: Kind = "tmp") -> Path:
-    """A new name next to a path, for what is on its way there or from there."""
+    """Make up a new temporary name next to a path, for what will be moved there or away from there."""
     return path.with_name(f".{path.name}.llada-{secrets.token_hex(_RANDOM_BYTES)}.{kind}")
 
 
@@ -29,10 +29,10 @@ def is_aside(name: str) -> bool:
 
 
 def asides_in(folder: Path, of: str | None = None, kind: Kind | None = None) -> list[Path]:
-    """What is in a folder under such names; those of one name, or of one kind.
+    """List what a folder holds under temporary names; `of` and `kind` select some of it.
 
     Args:
-        of: the name that they stand next to.
+        of: the name of the destination.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -43,9 +43,9 @@ def asides_in(folder: Path, of: str | None = None, kind: Kind | None = None) -> 
 
 
 def remove_asides(folder: Path, of: str | None = None, kind: Kind | None = None) -> None:
-    """Remove them, as far as the disk allows, and first put back what had made room for something that never came.
+    """Remove leftovers, as far as the disk allows, after putting back what had made room for something that never came.
 
-    To be called by whoever holds the lock of the folder (locks.py): a living writer's files look the same.
+    Only the holder of the folder's lock may call this (locks.py): a running writer's files look the same.
     """
     if kind in (None, "old"):
         for old in asides_in(folder, of, "old"):
@@ -56,7 +56,7 @@ def remove_asides(folder: Path, of: str | None = None, kind: Kind | None = None)
 
 
 def put_back(old: Path) -> None:
-    """Give what had made room its name again, if nothing has that name."""
+    """Give what had made room its name again, if nothing has that name now."""
     match = _OURS.fullmatch(old.name)
     if match and not os.path.lexists(old.with_name(match[1])):
         os.rename(old, old.with_name(match[1]))
@@ -72,7 +72,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A new folder next to a path, which is removed at the end if it is still there."""
+    """Make a new folder next to a path, and remove it at the end if it is still there."""
     aside = aside_of(path)
     aside.mkdir()  # with the permissions that the umask leaves
     try:

@@ -12,7 +12,7 @@ from llada.checkpoints.safetensors import StoredWeights
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.errors import UserError
-from llada.system.mapped import check_mapped
+from llada.system.mapped_files import check_mapped
 from tests.support.sentences import assert_one_sentence
 
 CPU = torch.device("cpu")

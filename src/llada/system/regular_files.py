@@ -1,7 +1,7 @@
-"""Files opened as what they should be: a regular file of a plausible size, to read, or one of our own to write.
+"""Safe opening of files: a regular file of a plausible size to read, or one of our own to write.
 
-A folder may come from a stranger. Where a file is expected, a pipe would be waited for, a device read for ever, a file
-of nothing but holes be hashed for hours, and a link followed to what it should not reach.
+A folder may be untrusted. Where a file is expected, a pipe would be waited for, a device read for ever, a sparse file
+hashed for hours, and a link followed to what it should not reach.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from llada.system.asides import aside_of
 from llada.system.errors import UserError
+from llada.system.temporary_names import aside_of
 
-LARGEST_HOLES = 4 << 30  # bytes of a file that are not on the disk; what is written here has none
+LARGEST_HOLES = 4 << 30  # bytes of holes in a sparse file; files that are written here have none
 _MOST_HOLES = 10_000
-# What not every system has; O_NONBLOCK does not wait for a pipe's other end.
+# Flags that not every system has; O_NONBLOCK does not wait for a pipe's other end.
 _PLAIN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def open_unwaiting(path: Path) -> tuple[int, os.stat_result]:
-    """A descriptor to read from, of whatever is there, and what that is; nothing is waited for."""
+    """Open whatever is there for reading, without waiting; returns its descriptor and status."""
     descriptor = os.open(path, os.O_RDONLY | _PLAIN)
     try:
         return descriptor, os.fstat(descriptor)
@@ -35,11 +35,11 @@ def open_unwaiting(path: Path) -> tuple[int, os.stat_result]:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """A regular file to read, for the time of the block.
+    """Open a regular file to read, for the time of the block.
 
     Raises:
         OSError: it cannot be opened.
-        UserError: it is something else.
+        UserError: it is not a regular file.
     """
     try:
         descriptor, status = open_unwaiting(path)
@@ -72,21 +72,22 @@ def read_optional(path: Path, most: int) -> bytes | None:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no regular file, before a library opens it by its name. A missing one is left to the library.
+    """Refuse a path that is not a regular file, before a library opens it by its name; a missing file is left to the
+    library.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not a regular file.
     """
     with contextlib.suppress(FileNotFoundError):
         _check_regular(path, path.stat())
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError if there is none.
-        UserError: it is something else, or larger.
+        OSError: it cannot be read; FileNotFoundError if it does not exist.
+        UserError: it is not a regular file, or is larger.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)
@@ -96,10 +97,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def check_holes(path: Path, file: BinaryIO) -> None:
-    """Refuse a file that is mostly not on the disk, before all of it is read: it can be larger than any disk.
+    """Refuse a sparse file before all of it is read: it can be larger than any disk.
 
     Raises:
-        UserError: it is.
+        UserError: most of it is not on the disk.
     """
     descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
     if size <= LARGEST_HOLES or not hasattr(os, "SEEK_HOLE"):
@@ -117,7 +118,7 @@ def check_holes(path: Path, file: BinaryIO) -> None:
             holes += at - start
             if at >= size:
                 break
-    except OSError:  # a disk that does not know
+    except OSError:  # a disk that does not report holes
         return
     finally:
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -129,7 +130,7 @@ def check_holes(path: Path, file: BinaryIO) -> None:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a file of our own, to be written in place; it is made if need be.
+    """Open a file of our own to be written in place, made if need be, and return its descriptor.
 
     Args:
         flags: of `os.open`, like os.O_APPEND.
@@ -169,7 +170,7 @@ def append_own(path: Path, text: str) -> None:
 
 
 def make_own_folder(path: Path) -> None:
-    """Make a folder in one of ours, if it is not there.
+    """Make a folder in one of ours, if it does not exist.
 
     Raises:
         UserError: a link is in its place, which could lead anywhere, or a file.
@@ -182,10 +183,10 @@ def make_own_folder(path: Path) -> None:
 
 
 def check_no_link(path: Path) -> None:
-    """Refuse to write to where a link leads, if there is one.
+    """Refuse to write through a link.
 
     Raises:
-        UserError: there is.
+        UserError: the path is a link.
     """
     if path.is_symlink():
         raise UserError(f"{path} is a link, which is not followed to write there: put what it leads to in its place.")

@@ -1,4 +1,4 @@
-"""Work on a stranger's data in a process of its own, within limits of time and memory.
+"""Work on untrusted data in a process of its own, within limits of time and memory.
 
 A chat template or a tokenizer from a stranger can ask for any amount of work, in ways that no list of forbidden names
 covers: nested loops, widths, regular expressions that never end, a library that aborts. So the limit is put on the
@@ -34,12 +34,12 @@ _TIME_SIGNALS = [getattr(signal, name) for name in ("SIGPROF", "SIGXCPU") if has
 
 @dataclass(frozen=True)
 class Limits:
-    """What the answer to one question may take."""
+    """Limits for the answer to one question."""
 
     seconds: float
-    """Of computing, on all cores together."""
+    """Computing time, over all cores together."""
     megabytes: int
-    """Of memory, that of the process itself included (some 20 MB)."""
+    """Memory, including that of the process itself (some 20 MB)."""
 
     @property
     def time_in_words(self) -> str:
@@ -50,18 +50,19 @@ class Limits:
         return f"it takes more than {self.megabytes} MB of memory"
 
 
-_START = Limits(60, 1000)  # of our own code and the libraries
+_START = Limits(60, 1000)  # limits for importing our own code and the libraries
 
 
 class WorkError(Exception):
-    """No answer came: a limit was reached, the process crashed, or the work itself failed. The text says which."""
+    """There is no answer: a limit was reached, the process crashed, or the work itself failed. The text says which."""
 
 
 class BoundedProcess:
-    """A process that answers questions. It is started by the first one, and again by the first one after its end."""
+    """A process that answers questions. It starts at the first question, and again at the first one after it ended."""
 
     def __init__(self, script: Path, *arguments: str) -> None:
-        """
+        """Describe the process, which is not started yet.
+
         Args:
             script: a Python file that answers as `tokenizers/stranger.py` does.
         """
@@ -75,10 +76,10 @@ class BoundedProcess:
         self._end: weakref.finalize[..., BoundedProcess] | None = None
 
     def prepare(self, question: Mapping[str, Any], limits: Limits, blob: bytes = b"") -> Any:
-        """The answer to a question, which each later process is asked again before anything else.
+        """Ask a question that every later process is asked again, before anything else, and return the answer.
 
         Raises:
-            WorkError: there is none.
+            WorkError: there is no answer.
         """
         try:
             answer = self.ask(question, limits, blob)
@@ -89,10 +90,10 @@ class BoundedProcess:
         return answer
 
     def ask(self, question: Mapping[str, Any], limits: Limits, blob: bytes = b"") -> Any:
-        """The answer to a question.
+        """Ask a question and return the answer.
 
         Raises:
-            WorkError: there is none; the next question goes to a new process, if this one had to be ended.
+            WorkError: there is no answer; the next question goes to a new process, if this one had to be ended.
         """
         with self._lock:
             try:
@@ -154,7 +155,8 @@ class BoundedProcess:
             return reply
 
     def _watch(self, limits: Limits, patience: float) -> None:
-        """End the process if it is beyond a limit; where the kernel knows the limits too, it comes first."""
+        """End the process if it is beyond a limit; where the kernel enforces the limits as well, the kernel comes
+        first."""
         assert self._process is not None
         with contextlib.suppress(psutil.Error):  # ended: the next look at the replies finds out
             watched = psutil.Process(self._process.pid)
@@ -173,7 +175,7 @@ class BoundedProcess:
 
 
 def _read_replies(stream: IO[bytes], replies: "queue.SimpleQueue[bytes | None]") -> None:
-    """Hand on what a process answers, and None when it has ended."""
+    """Pass on what a process answers, and None when it has ended."""
     with contextlib.suppress(OSError, ValueError):  # closed by `_end_process`
         while len(header := stream.read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(header)

@@ -1,7 +1,7 @@
 """Questions that may crash, hang or print, asked in a process of their own and within a time limit.
 
-Each has a new process, so that what an earlier one imported or broke is gone. Many small questions about a stranger's
-data, which need limits of computing and memory as well, go to one process that stays: see bounded.py.
+Each question has a new process, so that what an earlier one imported or broke is gone. Many small questions about
+untrusted data, which need limits of computing and memory as well, go to one process that stays: see limited_process.py.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def run_limited(
 
 
 def _elsewhere() -> str | None:
-    """Folder to run in where the current one was removed, in which torch would not start; None if it is there."""
+    """The folder to run in if the current one was removed, since torch would not start there; None if it exists."""
     try:
         os.getcwd()
     except OSError:
@@ -104,7 +104,7 @@ def _elsewhere() -> str | None:
 
 
 def _read(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """All that it prints until it ends; unlike `communicate`, without closing its standard input first."""
+    """Read all that a process prints until it ends; unlike `communicate`, this keeps its standard input open."""
     heard: list[bytes] = []
     stream = process.stdout
     assert stream is not None
@@ -116,7 +116,7 @@ def _read(process: subprocess.Popen[bytes], seconds: float) -> bytes:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that still runs, and its descendants, which would keep the pipe and the processor."""
+    """Kill a process that still runs, and its descendants, which would keep the pipe and the processor busy."""
     if process.poll() is None:
         family = []
         with contextlib.suppress(Exception):  # without psutil, only the process itself
