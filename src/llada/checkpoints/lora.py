@@ -54,9 +54,9 @@ class LoraOptions:
     lora_alpha: int = 32
     """Adapters count alpha / rank."""
     lora_dropout: float = 0.0
-    """Of what goes into the adapters; masking regularises already."""
+    """Dropout on the input of the adapters; masking regularises already."""
     lora_targets: Targets = "all"
-    """Which linear maps of the layers are adapted; experts and their router never are."""
+    """Linear layers of the network that are adapted; experts and their router never are."""
 
     def __post_init__(self) -> None:
         check_literals(self)

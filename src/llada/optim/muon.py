@@ -19,9 +19,9 @@ _NEWTON_SCHULZ_STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for the matrices inside the layers (Keller Jordan, 2024).
 
-    torch has a Muon of its own, which orthogonalises in bf16: on a processor without bf16 products that takes longer
-    than the rest of the step (docs/EXPERIMENTS.md). This one is told in which type to, and takes all matrices of a
-    shape at once.
+    torch has a Muon of its own, which orthogonalises in bf16: on a processor without bf16 matmuls that takes longer
+    than the rest of the step (docs/EXPERIMENTS.md). This one takes the type as an argument, and orthogonalises all
+    matrices of a shape at once.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             for parameters in _by_shape(group["params"]):
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 momenta = [self._momentum_of(p) for p in parameters]
-                if skip is not None:  # towards itself, a momentum does not move
+                if skip is not None:  # a momentum that moves towards itself stays as it is
                     gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
@@ -66,17 +66,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
-    """The nearest semi-orthogonal matrix of each of (G, R, C), roughly: singular values end between 0.7 and 1.2,
-    but for those that were close to 0: of square Gaussian matrices, a tenth end below, the least near 0.
+    """Return roughly the nearest semi-orthogonal matrix of each of (G, R, C).
+
+    Singular values end between 0.7 and 1.2, except those that were close to 0: of square Gaussian matrices, a
+    tenth end below, the least near 0.
 
     Args:
-        products: the type to multiply in. bf16 changes the result by a few per cent, less than five steps of the
-            iteration leave open anyway.
+        products: the type that the matmuls run in. bf16 changes the result by a few per cent, less than five steps of
+            the iteration leave open anyway.
     """
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    # In one piece, and with sums in the same pass as products, for small matrices are quickly multiplied.
+    # Contiguous, with additions fused into the matmuls (baddbmm): for small matrices, memory traffic dominates.
     x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(products).contiguous()
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT

@@ -29,7 +29,7 @@ from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.config import NoiseOptions
 from llada.training.plan import RunPlan, count_steps
 
-LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
+LONG_RUN_SECONDS = 3600  # beyond it, the reasons are reported
 VERY_LONG_RUN_SECONDS = 24 * 3600
 ADVICE = "the preset laptop trains in about ten minutes on two cores"
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
@@ -174,7 +174,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
 
 
 def expected_seconds(plan: RunPlan) -> float | None:
-    """From the work of the steps and the measured speed of products; None if the run has only a time limit."""
+    """Return the expected time from the work of the steps and the speed of matmuls; None if only the time limits it."""
     if plan.total_steps is None:
         return None
     seconds = training_seconds(

@@ -40,13 +40,13 @@ class Gradients:
 
     loss: Tensor
     norm: Tensor
-    """Before they were clipped."""
+    """Norm of the gradients before clipping."""
     tokens: int
-    """That went through the network."""
+    """Number of tokens that went through the network."""
 
     @property
     def are_finite(self) -> bool:
-        """Waits for the device."""
+        """Whether all gradients are finite; waits for the device."""
         return bool(torch.isfinite(self.loss)) and bool(torch.isfinite(self.norm))
 
 
