@@ -93,7 +93,7 @@ def measure_samples(
     if scoring.json:
         tell(json.dumps({"samples": of_samples.to_json(), "held_out": of_people.to_json(), "texts": texts}))
         return 0
-    tell(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, beside")
+    tell(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, compared with")
     tell(f"{len(held_out)} windows of the {scoring.split} split (± standard errors over texts):")
     tell(_in_words(of_samples, of_people, options.ngram))
     say(f"{time.perf_counter() - start:.0f} s")

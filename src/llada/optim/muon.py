@@ -30,10 +30,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        products: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.products = products
+        self.matmul_dtype = matmul_dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
                     gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                update = orthogonalise(torch.stack(nesterov), self.products)  # (G, R, C)
+                update = orthogonalise(torch.stack(nesterov), self.matmul_dtype)  # (G, R, C)
                 rows, columns = update.shape[-2:]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 decay: Any = 1 - group["lr"] * group["weight_decay"]
@@ -65,21 +65,21 @@ class Muon(torch.optim.Optimizer):
         return momentum
 
 
-def orthogonalise(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
+def orthogonalise(matrices: Tensor, matmul_dtype: torch.dtype = torch.float32) -> Tensor:
     """Return roughly the nearest semi-orthogonal matrix of each of (G, R, C).
 
     Singular values end between 0.7 and 1.2, except those that were close to 0: of square Gaussian matrices, a
     tenth end below, the least near 0.
 
     Args:
-        products: the type that the matmuls run in. bf16 changes the result by a few per cent, less than five steps of
+        matmul_dtype: the type that the matmuls run in. bf16 changes the result by a few per cent, less than five steps of
             the iteration leave open anyway.
     """
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     # Contiguous, with additions fused into the matmuls (baddbmm): for small matrices, memory traffic dominates.
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(products).contiguous()
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(matmul_dtype).contiguous()
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

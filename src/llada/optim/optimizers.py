@@ -64,7 +64,7 @@ class WaitingAdamW(torch.optim.AdamW):
 
 
 def make_optimizers(
-    network: nn.Module, options: OptimizerOptions, products: torch.dtype = torch.float32
+    network: nn.Module, options: OptimizerOptions, matmul_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers of a run; each parameter group has its `peak_lr`.
 
@@ -73,7 +73,7 @@ def make_optimizers(
 
     Args:
         network: a network whose layers are in `layers`.
-        products: the type that Muon's matmuls run in.
+        matmul_dtype: the type that Muon's matmuls run in.
     """
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
@@ -100,7 +100,7 @@ def make_optimizers(
     ]
     if options.optimizer == "muon":
         rate, decay = options.muon_learning_rate, options.weight_decay
-        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, products=products))
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, matmul_dtype=matmul_dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -35,7 +35,7 @@ def learning_rate_factor(
 def _share_after_warmup(progress: float, step: int, warmup_steps: int) -> float:
     """Return the fraction done of what follows the warm-up: 0 until it ends, 1 at the end of the run.
 
-    The warm-up's own fraction of the run follows from the speed so far, so that this also holds for runs that end by time.
+    The warm-up's own fraction of the run follows from the speed so far, which also holds for runs that end by time.
     """
     if step <= warmup_steps:
         return 0.0

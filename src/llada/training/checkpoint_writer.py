@@ -29,12 +29,12 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(
-        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], beside: bool
+        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
     ) -> None:
         """Save this state of a run, the one before having been saved, if all is as it was when the run began.
 
         Args:
-            beside: return before it is on the disk, if there is memory for a copy, which is made first.
+            in_background: return before it is on the disk, if there is memory for a copy, which is made first.
 
         Raises:
             UserError: this checkpoint, or the one before, could not be written; or see `check`.
@@ -42,7 +42,7 @@ class Saver:
         self.wait()
         self._check_surroundings()
         weights = None if is_adapted(model.network) else model.network.state_dict()
-        if weights is None or not beside or not _has_room({"model": weights, "state": packed}):
+        if weights is None or not in_background or not _has_room({"model": weights, "state": packed}):
             self.folder.save(progress, plan, model, packed, weights)
             return
         copies = _copy(weights), _copy(packed), replace(progress)

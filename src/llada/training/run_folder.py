@@ -138,7 +138,7 @@ class RunFolder:
             )
 
     def _foreign_names(self) -> list[str]:
-        """What is in the folder and not of a run. The configuration is what a run writes first, and tells it."""
+        """What is in the folder and not of a run. A run writes its configuration first, which identifies it."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names = {name for name in names if not (is_aside(name) or name in LOCK_FILES or OLD_ASIDE.fullmatch(name))}
         return sorted(names - OWN_NAMES if self._has_config() else names)
@@ -340,7 +340,8 @@ class RunFolder:
     def prune(self, n_newest: int) -> None:
         """Remove the checkpoints that the rule above does not keep.
 
-        Names go first, so that a kill leaves no half of a checkpoint under its name. What a disk refuses to remove stays, and is tried again after the next checkpoint.
+        Names go first, so that a kill leaves no half of a checkpoint under its name. What a disk
+        refuses to remove stays, and is tried again after the next checkpoint.
         """
         folders = newest_first(self.checkpoints)
         kept = {followed(self.checkpoints / name).resolve() for name in (LAST, BEST)}

@@ -1,6 +1,6 @@
 """What of a run changes from step to step: as living objects, as training_state.pt next to the model, and back.
 
-Nothing is left out that a later step depends on: progress, optimizers, the trained weights if they differ from the model's,
+Nothing is left out that a later step depends on: progress, optimizers, trained weights that differ from the model's,
 and what has been measured since the last line of metrics.jsonl. Random numbers need no state, since each step makes
 its own from (seed, step).
 """
