@@ -72,7 +72,7 @@ def orthogonalise(matrices: Tensor, matmul_dtype: torch.dtype = torch.float32) -
     tenth end below, the least near 0.
 
     Args:
-        matmul_dtype: the type that the matmuls run in. bf16 changes the result by a few per cent, less than five steps of
+        matmul_dtype: the type that the matmuls run in. bf16 changes the result by a few %, less than five steps of
             the iteration leave open anyway.
     """
     a, b, c = _NEWTON_SCHULZ
