@@ -44,7 +44,7 @@ PRESET_HELP = """These options set the defaults of all others:
   --preset NAME      Start from a named configuration (default: {preset}):
       {presets}.
   --config FILE      The config.json of another run.
-  --resume [FOLDER]  Go on with the run in this folder (default: {resumed}).
+  --resume [FOLDER]  Go on with this run (default: {resumed}).
   --changed_data     With --resume, go on even if the data have changed."""
 
 READ_BEFORE = ("preset", "config", "resume", "changed_data", "checkpoint")
