@@ -94,7 +94,7 @@ def test_a_copy_is_made_only_where_half_of_the_free_memory_holds_all_of_it(
     monkeypatch.setattr(trainer.folder, "save", lambda *_: names.append(threading.current_thread().name))
     for free in (2 * n_bytes, 2 * n_bytes + 1):
         monkeypatch.setattr(saving, "free_memory_bytes", lambda free=free: free)
-        trainer.saver.save(trainer.progress, trainer.plan, trainer.model, packed, beside=True)
+        trainer.saver.save(trainer.progress, trainer.plan, trainer.model, packed, in_background=True)
         trainer.saver.wait()
     assert names == ["MainThread", "checkpoint"]
 

@@ -1,4 +1,4 @@
-"""The `llada` command: one module a sub-command, each a thin layer over the package.
+"""The `llada` command. Each sub-command has a module, which is a thin layer over the package.
 
 Results go to standard output, everything else to standard error.
 """
@@ -21,7 +21,7 @@ COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
     "train": "train a masked diffusion language model from scratch, or go on with a run",
     "finetune": "train a checkpoint further on a text or on dialogues: all of it, or by LoRA and QLoRA",
-    "chat": "talk with a checkpoint, and watch its answers appear",
+    "chat": "chat with a checkpoint, and watch its answers appear",
     "evaluate": "measure a checkpoint: its NELBO, an exact likelihood, or the quality of its samples",
     "compare": "measure two checkpoints against each other",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
@@ -32,8 +32,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a sub-command; exits with 0, 2 (bad input), 70 (an error that nobody foresaw), 75 (training was stopped,
-    saved, and can go on), 130 (stopped at once by the user) or 143 (by a SIGTERM that nothing else dealt with)."""
+    """Run a sub-command and exit.
+
+    The exit codes are 0, 2 (bad input), 70 (an unforeseen error), 75 (training was stopped, saved, and can go on),
+    130 (stopped at once by the user) and 143 (by a SIGTERM that nothing else handled).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in COMMANDS:
         run_command(arguments[0], arguments[1:])
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _answer(arguments: Sequence[str]) -> int:
-    """What names no command."""
+    """Answer a command line that does not begin with a command; return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         tell(_help())
         return 0 if arguments else USAGE_ERROR
@@ -59,25 +62,25 @@ def _answer(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Program:
-    """The program that a person called, with the defaults in which it differs from `llada COMMAND`."""
+    """The program that was called, with the defaults in which it differs from `llada COMMAND`."""
 
     name: str
     preset: str | None = None
     data_dir: Path | None = None
-    """Prepared folder to write or read."""
+    """Folder with the prepared text, to write or to read."""
     numbered_runs: Path | None = None
-    """Run folders are this path with a number, a new one for each run; None is the preset's one folder."""
+    """Path to which each run adds a new number for its folder; None uses the preset's folder."""
     command: str | None = None
-    """What to type to call it again; its name if left out."""
+    """What to type to call the program again; its name if left out."""
     prepare_program: str = "llada prepare"
     next_program: str = "llada train"
-    """What comes after preparing a text."""
+    """The command that follows the preparation of a text."""
     after_training: str | None = None
-    """What comes after a run; measuring it or talking with it, if left out."""
+    """The command that follows a run; `llada evaluate` or `llada chat` if left out."""
 
     @property
     def call(self) -> str:
-        """What to type to call it again."""
+        """What to type to call the program again."""
         return self.command or self.name
 
 
@@ -91,7 +94,7 @@ def run_command(name: str, arguments: Sequence[str], program: Program | None = N
 
 
 def _run(name: str, arguments: Sequence[str], program: Program) -> int:
-    # Imported on demand, so that help and mistakes need not wait for torch, which then finds its environment set.
+    # Imported on demand: help and mistakes need not wait for torch, and torch finds its environment variables set.
     command = importlib.import_module(f"llada.cli.{name}")
     try:
         code: int = command.run(arguments, program)

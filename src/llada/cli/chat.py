@@ -1,4 +1,4 @@
-"""`llada chat`."""
+"""The command `llada chat`: a dialogue with a checkpoint."""
 
 import sys
 import time
@@ -29,9 +29,9 @@ NEW, LEAVE, HELP = "/new", ("/exit", "/quit"), "/help"
 COMMANDS = f"{NEW} begins anew, {LEAVE[0]} or Ctrl-D leaves, Ctrl-C stops an answer; all else is said to the model."
 DEFAULT_LENGTH = 128
 
-DESCRIPTION = """Talk with a checkpoint, and watch its answers appear.
+DESCRIPTION = """Chat with a checkpoint, and watch its answers appear.
 
-A checkpoint's own chat template is used; one without speaks the plain form of `llada finetune --chat`. When a dialogue
+The checkpoint's own chat template is used, or the plain form of `llada finetune --chat` if it has none. When a dialogue
 outgrows the model's length, its oldest turns are left out. Without a terminal, each line read is a message."""
 
 
@@ -40,22 +40,23 @@ class ChatOptions:
     checkpoint: str
     """A run folder, a checkpoint folder, an adapter, or a name on the Hugging Face hub."""
     prompt: str | None = None
-    """Answer this message and leave."""
+    """Answer this message and exit."""
     system: str | None = None
-    """What the model is told beforehand."""
+    """System message at the start of the dialogue."""
     gen_length: int | None = None
-    """Tokens of an answer at most; 128 if left out, or half of the model's length if that is less."""
+    """Greatest number of tokens in an answer; if left out, 128, or half of the model's length if that is less."""
     sampler: SamplerConfig = ANSWER
     seed: int = 0
-    """Fixes the answers, if the temperature is above 0."""
+    """Seed of the answers, which matters if the temperature is above 0."""
     device: DeviceName = "auto"
-    """"auto" is the GPU where there is one."""
+    """Device that computes; "auto" is the GPU if there is one, and the CPU if not."""
     dtype: DtypeName = "auto"
-    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
+    """Type of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
     base: str | None = None
-    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
+    """Base of an adapter, if it is not where the adapter says: a checkpoint folder, or a name on the Hugging Face
+    hub."""
     show: bool = True
-    """Watch answers appear step by step, where there is a terminal."""
+    """Show answers as they appear step by step, in a terminal."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
 
 
 class Chat:
-    """A dialogue that goes on."""
+    """A dialogue with a model in a terminal."""
 
     def __init__(self, checkpoint: Checkpoint, config: SamplerConfig, options: ChatOptions, gen_length: int) -> None:
         self.checkpoint, self.config, self.options, self.gen_length = checkpoint, config, options, gen_length
@@ -84,14 +85,14 @@ class Chat:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was said."""
+        """Begin a new dialogue: forget all messages but the system's."""
         self.messages = [Message("system", self.options.system)] if self.options.system else []
 
     def say(self, text: str) -> None:
-        """Answer a message; both become part of the dialogue.
+        """Print the answer to a message; both become part of the dialogue.
 
         Raises:
-            UserError: it cannot be answered, and the dialogue is as it was.
+            UserError: the message cannot be answered; the dialogue is as before.
         """
         if not is_unicode(text):
             raise UserError("This message is not UTF-8 text: send it in that encoding.")
@@ -111,7 +112,7 @@ class Chat:
         self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
 
     def talk(self) -> int:
-        """Messages from standard input, until it ends; the exit code."""
+        """Answer the messages of standard input until it ends; return the exit code."""
         has_failed = False
         if sys.stdin.isatty():
             self._note(f"{HELP} lists the commands, {LEAVE[0]} or Ctrl-D leaves.")
@@ -140,7 +141,7 @@ class Chat:
                     self._note("stopped; the message is not part of the dialogue")
 
     def _draw(self, state: Answer) -> Text:
-        """An answer for the terminal, up to its end if that is decided."""
+        """Draw an answer for the terminal, up to its end if that is decided."""
         ids = cut_at_end(state.ids, self.assistant.end_ids)
         picture = draw_tokens(self.checkpoint.tokenizer, ids)
         return picture.append(f"\n\n{state.nfe} evaluations", style="dim")

@@ -1,4 +1,4 @@
-"""`llada compare`."""
+"""The command `llada compare`: two models, or two groups of runs, on the same data and masks."""
 
 import json
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ from llada.system.errors import UserError
 from llada.system.terminal import tell
 from llada.tokenizers.base import Tokenizer
 
-DESCRIPTION = """Compare two checkpoints on the same windows under the same masks: the difference of their bounds, which
-is known far better than either, with its standard error and a p-value. The data is that of the first one.
+DESCRIPTION = """Compare two checkpoints on the same windows under the same masks.
 
-`llada compare A B` compares two. Several runs a side, which differ by their seeds, are compared in pairs by
---checkpoint A1 A2 A3 --against B1 B2 B3: the error is then over seeds."""
+The result is the difference of their bounds, which is far more precise than either, with its standard error and a
+p-value. The data is that of the first one. `llada compare A B` compares two models. To compare several runs a side,
+which differ by their seeds, write --checkpoint A1 A2 A3 --against B1 B2 B3: the error is then over seeds."""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     models: Positional[tuple[str, ...]] = ()
-    """Two run folders, checkpoint or adapter folders, or names on the hub."""
+    """Two models to compare: run, checkpoint or adapter folders, or names on the Hugging Face hub."""
     checkpoint: tuple[str, ...] = ()
-    """Instead: the runs of one side, one a seed."""
+    """Runs of the first side, one for each seed, instead of two models."""
     against: tuple[str, ...] = ()
-    """As many of the other side, in the same order."""
+    """Runs of the second side, as many as of the first and in the same order."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """What is compared with what.
+        """Return the pairs of models to compare.
 
         Raises:
-            UserError: it is not clear, or one side has more than the other.
+            UserError: the pairs are not clear, or one side has more runs than the other.
         """
         by_flags = bool(self.checkpoint or self.against)
         if by_flags == bool(self.models) or (self.models and len(self.models) != 2):
@@ -61,14 +61,14 @@ def run(arguments: Sequence[str], program: Program) -> int:
     scoring = options.scoring
     scoring.check()
     if scoring.target_stderr is not None:
-        raise UserError("Both are masked alike, so often as --masks_per_window says: leave out --target_stderr.")
+        raise UserError("Both are masked alike, as often as --masks_per_window says: leave out --target_stderr.")
     with joined() as shard:
         return _compare(options, shard)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is kept of a model when the other one is opened."""
+    """The results of a model that are kept when the next one is opened."""
 
     bounds: Bounds
     folder: Path
@@ -76,7 +76,7 @@ class Measured:
 
 
 def _compare(options: CompareOptions, shard: Shard) -> int:
-    """One model after the other, so that there is never more than one in memory."""
+    """Measure one model after the other, so that there is never more than one in memory."""
     scoring, pairs = options.scoring, options.pairs()
     device, names = device_of(scoring.device, shard), [name for pair in pairs for name in pair]
     are_adapters = [find_adapter(Path(name)) is not None for name in names]
@@ -164,4 +164,4 @@ def _verdict(result: Difference | SeedDifference) -> str:
         return "from too few windows to say which is better"
     better = "A" if result.difference < 0 else "B"
     p = f"p = {result.p_value:.2g}" if result.p_value >= 1e-12 else "p < 1e-12"
-    return f"{p}: {better} is better" if result.p_value < 0.05 else f"{p}: no difference to speak of"
+    return f"{p}: {better} is better" if result.p_value < 0.05 else f"{p}: no significant difference"

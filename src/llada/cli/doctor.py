@@ -1,4 +1,4 @@
-"""`llada doctor`."""
+"""The command `llada doctor`: whether the machine and the installation are ready."""
 
 import io
 import json
@@ -14,10 +14,11 @@ from llada.system.doctor import KEYS, examine
 from llada.system.fact import Fact, Level
 from llada.system.terminal import say, tell
 
-DESCRIPTION = """Say whether this machine and installation are ready, what a run will use, and what to do
-about what is not.
+DESCRIPTION = """Check whether this machine and installation are ready, what a run will use, and how to fix what is
+missing.
 
-Exit code 0 if they are, 1 if there is a problem. A note is not a problem: everything runs, but slower or with less."""
+The exit code is 0 if they are ready and 1 if there is a problem. A note is not a problem: everything runs, but slower
+or with less."""
 
 PROBLEM = 1
 SHORT = ("torch", "device", "precision", "memory", "disk")
@@ -31,13 +32,13 @@ class DoctorOptions:
     json: bool = False
     """Print one JSON object instead of lines."""
     quick: bool = False
-    """Leave out what takes long: checking compiled code, importing the optional parts, asking the hub; print less."""
+    """Leave out the slow checks (compiled code, imports of the optional parts, access to the hub) and print less."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
     options = _parse(arguments, program)
     if sys.stdout is not None and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have letters that this terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have letters that the terminal cannot encode
     facts = examine(options.quick)
     if options.json:
         found = list(facts)
@@ -51,13 +52,13 @@ def run(arguments: Sequence[str], program: Program) -> int:
 def _parse(arguments: Sequence[str], program: Program) -> DoctorOptions:
     try:
         from llada.cli.options import parse
-    except ImportError:  # without the parser, which the report is about to say
+    except ImportError:  # without the parser, which the report is about to name as missing
         return DoctorOptions("--json" in arguments, "--quick" in arguments)
     return parse(DoctorOptions, program.name, arguments, DESCRIPTION)
 
 
 def to_json(facts: Sequence[Fact]) -> dict[str, Any]:
-    """The report for programs: verdict, sentences by level, and every fact by its key, null if left out."""
+    """Return the report for programs: verdict, sentences by level, and every fact by its key, None if left out."""
     found = {fact.key: {"level": fact.level, "summary": fact.summary, **fact.values} for fact in facts}
     return {
         "is_ready": all(fact.level != "problem" for fact in facts),
@@ -68,7 +69,7 @@ def to_json(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _print_lines(facts: Iterable[Fact], quick: bool) -> list[Fact]:
-    """Print each fact as soon as it is known, for the last one takes a minute; the quick report leaves some out."""
+    """Print each fact as soon as it is known, because the last one takes a minute; the quick report omits some."""
     found = []
     for fact in facts:
         found.append(fact)
@@ -93,7 +94,7 @@ def _mark(level: Level) -> str:
 
 
 def _print_advice(facts: Sequence[Fact]) -> None:
-    """Print the sentences, problems last, where they are seen, and the verdict."""
+    """Print the sentences and the verdict; problems come last, where they are seen."""
     for level in ("note", "problem"):
         sentences = [in_flags(fact.advice) for fact in facts if fact.level == level and fact.advice]
         if sentences:

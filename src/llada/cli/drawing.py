@@ -1,4 +1,4 @@
-"""Unfinished text in a terminal."""
+"""Draw text with masks in it for a terminal."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -8,13 +8,16 @@ from rich.text import Text
 from llada.system.terminal import visible
 from llada.tokenizers.base import Tokenizer
 
-OPEN = "░"  # a mask, for people
+OPEN = "░"  # stands for a mask
 
 
 def draw_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> Text:
-    """Ids as text, masks dim; neighbours together, since a character may be of several tokens."""
+    """Draw ids as text, with masks dim.
+
+    Neighbours are decoded together, because a character may consist of several tokens.
+    """
     picture = Text()
     for is_masked, run in groupby(ids, key=lambda token: token == tokenizer.mask_id):
-        # Here already, so that lines are as wide as they are counted.
+        # Control characters are replaced before rich counts the width of the lines.
         picture.append(visible(tokenizer.decode(run, mask_symbol=OPEN)), style="dim" if is_masked else "bold")
     return picture

@@ -1,4 +1,4 @@
-"""How a command ends: with an exit code, and with one sentence where it did not end well."""
+"""Exit codes of the commands, and the one sentence that a command ends with if it failed."""
 
 import errno
 import os
@@ -15,16 +15,16 @@ from llada.system.files import hush
 from llada.system.terminal import finish, say
 
 USAGE_ERROR = 2
-# Of sysexits.h, EX_SOFTWARE: an error that nobody foresaw.
+# EX_SOFTWARE of sysexits.h: an unforeseen error.
 UNFORESEEN = 70
-# Of sysexits.h, EX_TEMPFAIL: come again. Nothing is lost, unlike with 130 and 143, and schedulers can tell it apart.
+# EX_TEMPFAIL of sysexits.h: try again. Unlike with 130 and 143, nothing is lost, and schedulers can act on it.
 STOPPED_AND_SAVED = 75
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 TERMINATED = 143  # 128 + SIGTERM
 TRACEBACK = "LLADA_TRACEBACK"
-"""Environment variable that asks for the traceback of an error that nobody foresaw."""
+"""Environment variable that asks for the traceback of an unforeseen error."""
 
-# What takes less memory, by command; a run that has begun has sentences of its own.
+# What takes less memory, by command; a run that has begun has its own sentences (training/forecast.py).
 OUT_OF_MEMORY = {
     "train": "lower --batch_size or --sequence_length, or take a machine with more memory",
     "finetune": "lower --batch_size or --sequence_length, or take a machine with more memory",
@@ -35,18 +35,18 @@ OUT_OF_MEMORY = {
     "harness": "lower --batch_size, or put dtype=bf16 into --model_args",
     "export": "write the weights as they are stored (--dtype stored), or take a machine with more memory",
 }
-PANIC = "PanicException"  # what libraries in Rust raise for a mistake of their own; a BaseException
+PANIC = "PanicException"  # what Rust libraries raise for a bug of their own; a BaseException
 
 
 class Terminated(BaseException):
-    """A SIGTERM came where nothing else deals with it."""
+    """A SIGTERM came that nothing else handles."""
 
 
 def run_to_end(work: Callable[[], int], command: str, program: str) -> int:
-    """Do a command's work; the exit code, once the sentence for people is written.
+    """Do a command's work, write the sentence for people if it failed, and return the exit code.
 
     Args:
-        command: its name, by which the remedy for too little memory is chosen.
+        command: the command's name, which chooses the remedy for too little memory.
         program: the word that the sentence begins with.
     """
     try:
@@ -74,7 +74,7 @@ def run_to_end(work: Callable[[], int], command: str, program: str) -> int:
 
 
 def _code_of(work: Callable[[], int]) -> int:
-    """A parser that printed its help, and others that end by themselves, have an exit code as well."""
+    """Return the exit code of work that may end by SystemExit, as a parser does that printed its help."""
     try:
         return work()
     except SystemExit as exit_:
@@ -86,16 +86,16 @@ def _code_of(work: Callable[[], int]) -> int:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Let a SIGTERM raise an exception, so that what is open is put in order, and a sentence is written.
+    """Let a SIGTERM raise an exception, so that open files are closed and a sentence is written.
 
-    Only where the process would end by it: whoever calls may have an answer of their own.
+    A handler that the caller installed stays in place.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
 
     def end(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told again, it ends at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process at once
         raise Terminated
 
     signal.signal(signal.SIGTERM, end)
@@ -106,7 +106,7 @@ def _terminated() -> Iterator[None]:
 
 
 def describe(error: BaseException, command: str) -> tuple[int, str]:
-    """The exit code and the sentence for an error."""
+    """Return the exit code and the sentence for an error."""
     if isinstance(error, UserError):
         return USAGE_ERROR, str(error)
     if is_out_of_memory(error):
@@ -123,9 +123,9 @@ def describe(error: BaseException, command: str) -> tuple[int, str]:
 
 
 def unforeseen(error: BaseException) -> str:
-    """The sentence for an error that has none of its own."""
+    """Return the sentence for an unforeseen error."""
     kind, what = type(error).__name__, shortened(" ".join(str(error).split()).rstrip("."), 300)
-    # As a UserError, it is fit for people, whatever it quotes.
+    # UserError makes whatever the sentence quotes fit for a terminal.
     return str(
         UserError(
             f"This ended by an error that was not foreseen, {kind}{f' ({what})' if what else ''}: if the input is "

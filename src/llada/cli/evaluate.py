@@ -1,11 +1,13 @@
-"""`llada evaluate`."""
+"""The command `llada evaluate`: a bound, an exact likelihood, or the quality of samples."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from tyro.conf import arg
 
 from llada.checkpoints.folder import Checkpoint
 from llada.checkpoints.load import open_to_measure
@@ -23,29 +25,31 @@ from llada.system.device import Precision, choose_precision
 from llada.system.errors import UserError
 from llada.system.terminal import tell
 
-DESCRIPTION = """Measure a checkpoint: the NELBO, an upper bound on the negative log-likelihood, over all windows of a
-text, with its standard error; an exact likelihood under a named order; or the quality of samples.
+DESCRIPTION = """Measure a checkpoint on all windows of a text.
 
-Started by `torchrun --nproc_per_node N -m llada evaluate ...`, N processes share the windows."""
+The default is the NELBO, an upper bound on the negative log-likelihood, with its standard error. --policy or --order
+measure the exact likelihood under that sampling policy, and --samples the quality of samples.
+
+`torchrun --nproc_per_node N -m llada evaluate ...` shares the windows among N processes."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     checkpoint: str
-    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
+    """A run folder (its best checkpoint is used), a checkpoint or adapter folder, or a name on the Hugging Face hub."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     by_t: bool = False
-    """Print the cross-entropy by the ratio of masked tokens, too."""
+    """Also print the cross-entropy by t, the fraction of masked tokens."""
     curve: Path | None = None
-    """Draw it into this picture."""
+    """Draw the cross-entropy by t into this picture."""
     positions_per_step: int = 1
-    """With --policy, which measures the exact likelihood under it in place of the bound: positions that each step
-    reveals at least. It needs an evaluation of the network for each step and window: --windows limits the cost."""
-    quality: QualityOptions = field(default_factory=QualityOptions)
+    """With --policy or --order, least number of positions that each step reveals. The exact likelihood needs a forward
+    pass for each step and window; --windows limits the cost."""
+    quality: Annotated[QualityOptions, arg(name="sampling")] = field(default_factory=QualityOptions)
 
     @property
     def policy(self) -> PolicyName | None:
-        """Whose exact likelihood is asked for; an order by itself is a policy."""
+        """The policy whose exact likelihood is asked for, if any; an order by itself is a policy."""
         sampler = self.quality.sampler
         return None if self.quality.samples is not None else sampler.policy or sampler.order
 
@@ -175,7 +179,7 @@ def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) ->
             f"NLL {result.with_error(4)} nats per {unit} (± standard error over windows)",
             f"    {result.bits_per_token:.4f} bits per {unit}",
             f"    exact for drawing each token where the policy {result.policy} says, {at_once}; not a bound, and not "
-            "to be ranked with one",
+            "to be compared with one",
             f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, in "
             f"{result.seconds:.0f} s; {checkpoint.folder}",
         ]

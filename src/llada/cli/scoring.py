@@ -1,4 +1,4 @@
-"""What `llada evaluate` and `llada compare` measure on: windows of a text, or answers of dialogues."""
+"""The data that `llada evaluate` and `llada compare` measure on: windows of a text, or answers of dialogues."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -30,42 +30,43 @@ from llada.training.run_folder import RunFolder
 @dataclass(frozen=True)
 class ScoringOptions:
     data_dir: Path | None = None
-    """Folder that `llada prepare` wrote; if left out, what the run was trained on, be it a text or dialogues."""
+    """Folder with the prepared text, written by `llada prepare`; if left out, the run's own text or dialogues."""
     chat: Path | None = None
-    """JSONL file of dialogues, whose answers are scored, instead of a text."""
+    """File of dialogues whose answers are scored, instead of a text."""
     skip_bad: bool = False
-    """Leave out, and count, what of --chat cannot be read or scored, instead of stopping there."""
+    """Leave out, and count, dialogues that cannot be read or scored, instead of stopping at the first."""
     split: Split = "val"
-    """Which part of the text."""
+    """Which part of the text is scored."""
     sequence_length: int | None = None
-    """Length of the windows; the checkpoint's training length if left out."""
+    """Number of tokens in a window; the checkpoint's training length if left out."""
     prefix: int = 0
-    """Tokens at the start of each window that are given and not scored; windows overlap by them. 1 is how
-    autoregressive models are measured."""
+    """Number of tokens at the start of each window that are given and not scored; windows overlap by as many.
+    Autoregressive models are measured with 1."""
     windows: int | None = None
-    """Only so many windows, spread evenly over the text, or so many answers of dialogues; all if left out."""
+    """Number of windows, spread evenly over the text, or of answers to score; all if left out."""
     masks_per_window: int = 8
-    """How often each window is masked; an even number, more is more exact."""
+    """Number of masks drawn for each window, an even number; more gives a smaller error."""
     target_stderr: float | None = None
-    """Go on masking until the standard error that is due to the masks is this small, in nats per token."""
+    """Draw masks until the standard error due to the masks is this small, in nats per token."""
     batch_size: int = 32
-    """Windows that go through the network together; the result does not depend on it."""
+    """Number of windows that go through the network together; the result does not depend on it."""
     seed: int = 0
-    """Fixes the masks."""
+    """Seed of the masks and samples."""
     device: DeviceName = "auto"
-    """"auto" is the GPU where there is one."""
+    """Device that computes; "auto" is the GPU if there is one, and the CPU if not."""
     precision: PrecisionName = "auto"
-    """Of matmuls; "auto" is bf16 where the hardware has it, or where the weights are in bf16."""
+    """Type that matmuls run in; "auto" is bf16 if the hardware has it or the weights are in bf16, and fp32 if not."""
     dtype: DtypeName = "auto"
-    """Of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16, or fp32 with --precision
-    fp32."""
+    """Type of the weights in memory; "auto" is the one that they are stored in, with bf16 for fp16, or fp32 with
+    --precision fp32."""
     base: str | None = None
-    """Where an adapter's base is, if not where the adapter says: a checkpoint folder, or a name on the hub."""
+    """Base of an adapter, if it is not where the adapter says: a checkpoint folder, or a name on the Hugging Face
+    hub."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object instead of text."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Refuse options that are out of range or exclude each other.
 
         Raises:
             UserError: an option is out of range, or two do not go together.
@@ -83,11 +84,11 @@ class ScoringOptions:
             self.check_for_dialogues(": leave it out with --chat")
 
     def bound_options(self, device: torch.device, shard: Shard) -> BoundOptions:
-        """How a bound is estimated, in this process."""
+        """Return how this process estimates a bound."""
         return BoundOptions(self.masks_per_window, self.target_stderr, self.batch_size, self.seed, device, shard)
 
     def check_for_dialogues(self, remedy: str) -> None:
-        """Refuse what says something of a text only."""
+        """Refuse options that only apply to a text."""
         defaults = ScoringOptions()
         for name in ("prefix", "sequence_length", "split"):
             if getattr(self, name) != getattr(defaults, name):
@@ -96,17 +97,17 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is scored: W rows of ids, and in words."""
+    """The data to score: ids (W, L), their length as a text, and a description."""
 
     batch: TokenBatch
     words: str
     size: TextSize | None = None
-    """Of a text."""
+    """Bytes and words of the scored text; None for dialogues."""
     data: PreparedText | None = None
 
 
 def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
-    """What the options say; if they say nothing, what the run measured itself on."""
+    """Read the data that the options name, or, if they name none, the run's own validation data."""
     trained_on = _data_options_of(checkpoint.folder)
     if options.chat is None and options.data_dir is None and trained_on.chat is not None:
         options.check_for_dialogues(", and the model was trained on dialogues: leave it out, or name a --data_dir")
@@ -129,7 +130,10 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
 
 
 def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:
-    """The text of the scored tokens (W, L), which is one text, or is in places apart: then words end at their edges."""
+    """Count the text of the scored tokens (W, L).
+
+    If the windows are not contiguous (`in_one` False), words end at their edges.
+    """
     decode = checkpoint.tokenizer.decode
     if in_one:
         return TextSize.of(decode(scored.flatten().tolist()))
@@ -143,8 +147,10 @@ def _answers(
     trained_on: DataOptions | None = None,
     skip_bad: bool = False,
 ) -> Scored:
-    """The answers of a file of dialogues, `most` of them at most, spread evenly over it; of a run's own, those that it
-    keeps for validation."""
+    """Read the answers of a file of dialogues, at most `most`, spread evenly over it.
+
+    Of the dialogues that a run was trained on, only those kept for validation are read.
+    """
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     left_out = ""
     if trained_on is None:
@@ -153,7 +159,7 @@ def _answers(
         left_out = f" ({read.n_left_out} left out as too long)" if read.n_left_out else ""
         for note in read.notes:
             say(note)
-    else:  # the run has told what it leaves out
+    else:  # the run has reported what it leaves out
         longest = min(longest, trained_on.chat_length or longest)
         pairs = Answers.of(trained_on.read_dialogues(), tokenizer, longest).pairs["val"]
     n_all, n = len(pairs), min(len(pairs), most or len(pairs))
@@ -163,24 +169,24 @@ def _answers(
 
 
 def _data_options_of(checkpoint: Path) -> DataOptions:
-    """The data of the run that a checkpoint folder belongs to; the default if it belongs to none."""
+    """Return the data options of the run that a checkpoint folder belongs to, or the defaults if there is none."""
     run = resolved(checkpoint).parent.parent
     return RunFolder.read_config(run).data if (run / CONFIG_FILE).is_file() else DataOptions()
 
 
 def nll_of(checkpoint: Checkpoint, precision: Precision) -> TokenNll:
-    """The checkpoint's cross-entropies."""
+    """Return the function that computes the checkpoint's cross-entropies."""
     return nll_by_model(checkpoint.model, precision)
 
 
 def device_of(name: DeviceName, shard: Shard) -> torch.device:
-    """The device of this process; of several, each has a GPU of its own where there are as many."""
+    """Return the device of this process; of several, each has its own GPU if there are as many."""
     return shard.device(choose_device(name))
 
 
 @contextmanager
 def showing(verb: str, what: str, shard: Shard) -> Iterator[Callable[[float, float], None]]:
-    """A bar in the terminal, and the function that moves it: the fraction done, the mean so far."""
+    """Show a bar in the terminal; yields the function that moves it, given the fraction done and the mean so far."""
     console = StderrConsole()
     columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     hidden = not console.is_terminal or shard.rank > 0

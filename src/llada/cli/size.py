@@ -1,4 +1,4 @@
-"""`llada size`."""
+"""The command `llada size`: parameters, memory, FLOPs and time of a network."""
 
 import json
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from rich.table import Table
 
 from llada.cli import Program
 from llada.cli.options import parse
-from llada.cli.size_report import USABLE_SHARE, SizeOptions, make_report
+from llada.cli.size_report import USABLE_FRACTION, SizeOptions, make_report
 from llada.system.console import print_rich
 from llada.system.format import bytes_in_words, count_in_words, duration_in_words
 from llada.system.terminal import tell
 from llada.training.presets import PRESETS
 
-DESCRIPTION = """How large a network is, and what it takes to train and use it: parameters, memory, computation, time.
+DESCRIPTION = """Count the parameters of a network, and what it takes to train and use it: memory, computation, time.
 
-The network is that of the options, or of a checkpoint. Memory is that of tensors; torch itself takes 0.5 GB more."""
+The network is that of the options, or of a checkpoint. The memory is that of tensors; torch takes 0.5 GB more."""
 
 MEMORY_ROWS = {
     "weights": "weights",
@@ -82,13 +82,13 @@ def _training_table(report: dict[str, Any], options: SizeOptions) -> Table:
         f"Training memory: {options.batch_size} x {options.sequence_length:,} tokens at once, "
         f"matmuls in {'bf16' if options.dtype == torch.bfloat16 else 'fp32'}, {optimizer}, {options.kind.upper()}"
     )
-    table = _table(title, "", "activations kept", "recomputed")
+    table = _table(title, "", "activations kept", "checkpointed")
     plain, checkpointed = report["training"], report["training_with_activation_checkpointing"]
     for key, label in MEMORY_ROWS.items():
         if plain[key] or checkpointed[key]:
             table.add_row(label, bytes_in_words(plain[key]), bytes_in_words(checkpointed[key]))
     table.add_row("at the peak", bytes_in_words(plain["total"]), bytes_in_words(checkpointed["total"]), style="bold")
-    table.caption = "Recomputed: --activation_checkpointing. Less than the sum: activations go while gradients come."
+    table.caption = "Checkpointed: --activation_checkpointing. Less than the sum: activations go while gradients come."
     table.caption_justify = "left"
     return table
 
@@ -128,7 +128,7 @@ def _work_table(report: dict[str, Any], options: SizeOptions) -> Table:
 
 def _largest_table(rungs: list[dict[str, Any]], options: SizeOptions) -> Table:
     title = f"The largest networks that {options.hardware_memory:g} GB can train ({options.network})"
-    table = _table(title, "layers x width", "heads", "parameters", "batch", "length", "recomputed", "memory")
+    table = _table(title, "layers x width", "heads", "parameters", "batch", "length", "checkpointed", "memory")
     for rung in rungs:
         table.add_row(
             f"{rung['n_layers']} x {rung['d_model']}",
@@ -144,7 +144,7 @@ def _largest_table(rungs: list[dict[str, Any]], options: SizeOptions) -> Table:
 
 def _verdict(fits: dict[str, Any], options: SizeOptions) -> str:
     needs = f"{options.name} as asked for takes {bytes_in_words(fits['total'])}"
-    have = f"{USABLE_SHARE:.0%} of {options.hardware_memory:g} GB"
+    have = f"{USABLE_FRACTION:.0%} of {options.hardware_memory:g} GB"
     if fits["fits"]:
         return f"{needs}, which fits into {have}."
     if not fits["ways_to_fit"]:

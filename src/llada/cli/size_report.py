@@ -26,17 +26,17 @@ from llada.training.forecast import options_in_words
 
 TINY_SHAKESPEARE_TOKENS = 1_003_854  # its first 90 %, in characters
 TINY_SHAKESPEARE_ROWS = 69  # 65 characters, PAD, BOS, EOS and MASK
-# Of a device's memory, for tensors; the rest is for torch itself and the gaps between tensors.
-USABLE_SHARE = 0.9
-HEAD_WIDTH = 64  # of the networks that are suggested, as in the founding document's
+# Fraction of a device's memory that tensors may take; the rest is for torch itself and the gaps between tensors.
+USABLE_FRACTION = 0.9
+HEAD_WIDTH = 64  # of the suggested networks, as in the Tiny Shakespeare scripts (shakespeare/)
 
 
 SpeedOf = Callable[[torch.dtype], float | None]
-"""From a type to the FLOP/s of matmuls in it, None if nobody knows them."""
+"""Function from a type to the FLOP/s of matmuls in it, or None if they are unknown."""
 
 
 class CharacterRows(NamedTuple):
-    """A character vocabulary of which nothing but the size is known."""
+    """A character vocabulary of which only the size is known."""
 
     vocab_size: int
     mask_row: int
@@ -47,50 +47,52 @@ class CharacterRows(NamedTuple):
 @dataclass(frozen=True)
 class SizeOptions:
     network: NetworkName = "llada"
-    """"llada": RMSNorm, rotary positions, SwiGLU. "local": tables of neighbours and convolutions before attention.
-    "encoder": learned positions, LayerNorm, GELU, dropout."""
+    """Kind of network. "llada": RMSNorm, rotary positions, SwiGLU. "local": embeddings of neighbouring pairs and
+    convolutions with little attention. "encoder": learned positions, LayerNorm, GELU, dropout. "causal": the encoder
+    with causal attention."""
     n_layers: Annotated[int, arg(aliases=["--layers"])] = 24
-    """Transformer layers."""
+    """Number of transformer layers."""
     d_model: int = 768
-    """Width."""
+    """Width of the residual stream."""
     n_heads: int = 12
-    """Attention heads."""
+    """Number of attention heads in each layer."""
     mlp_hidden_size: int | None = None
-    """Width of the feed-forward layers of "llada"; None is 8/3 of d_model, rounded up to a multiple of 32."""
+    """Width of the feed-forward layers; if left out, 8/3 of d_model rounded up to a multiple of 32 for "llada"."""
     dropout: float = 0.0
-    """Of "encoder" only, as in `llada train`."""
+    """Dropout probability of "encoder" and "causal"."""
     vocab_size: int = TINY_SHAKESPEARE_ROWS
-    """Rows of the embedding; Tiny Shakespeare's if left out."""
+    """Number of rows of the embedding; the default is Tiny Shakespeare's."""
     checkpoint: str | None = None
-    """The network of this checkpoint instead: a folder, its config.json, or a name like GSAI-ML/LLaDA-8B-Base."""
+    """Checkpoint whose network is counted instead: a folder, its config.json, or a name like GSAI-ML/LLaDA-8B-Base."""
     batch_size: int = 4
-    """Sequences that go through the network together."""
+    """Number of sequences that go through the network together."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Number of batches whose gradients are added up for one step."""
     sequence_length: int = 4096
-    """Tokens of a sequence."""
+    """Number of tokens in a sequence."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """It keeps two numbers for each weight, or one."""
+    """Optimizer of the training: "adamw" keeps two moments for each weight, "muon" keeps one for most."""
     ema: bool = False
     """Keep a moving average of the weights."""
     precision: PrecisionName = "auto"
-    """Of matmuls in training; "auto" is what `llada train` would choose on this machine, and bf16 on another."""
+    """Type that matmuls run in while training; "auto" is what `llada train` would choose on this machine, and bf16 on
+    another."""
     activation_checkpointing: bool = False
-    """Keep the inputs of the layers only and compute the rest twice."""
+    """Store only the inputs of the layers and compute the other activations twice."""
     lora_rank: int = 16
-    """Of the adapters, for LoRA and QLoRA."""
+    """Rank of the adapters of LoRA and QLoRA."""
     hardware: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where it is to be trained; "auto" is this machine, or a GPU if --hardware_memory is given."""
+    """Hardware to train on; "auto" is this machine, or a GPU if --hardware_memory is given."""
     hardware_memory: float | None = None
-    """Its memory in GB; what fits into it is suggested."""
+    """Memory of the hardware in GB; what fits into it is suggested."""
     tflops: float | None = None
-    """Speed of its matmuls in TFLOP/s; if left out, that of this machine is measured, if it is meant."""
+    """Speed of the hardware's matmuls in TFLOP/s; if left out, this machine is measured if it is the one meant."""
     text_tokens: int = TINY_SHAKESPEARE_TOKENS
-    """Tokens of the training text; Tiny Shakespeare's characters if left out."""
+    """Number of tokens in the training text; the default is Tiny Shakespeare's in characters."""
     epochs: float = 10
-    """Passes over it."""
+    """Number of passes over the training text."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object instead of text."""
 
     def __post_init__(self) -> None:
         shape = ("n_layers", "d_model", "n_heads", "mlp_hidden_size", "vocab_size", "sequence_length")
@@ -102,41 +104,41 @@ class SizeOptions:
         return self.network if self.checkpoint is None else self.checkpoint
 
     def network_config(self) -> NetworkConfig:
-        """The network that is meant, for sequences of the given length.
+        """Return the network that the options name, for sequences of the given length.
 
         Raises:
-            UserError: a shape that cannot be built, or a checkpoint that is not there.
+            UserError: the shape cannot be built, or the checkpoint does not exist.
         """
         if self.checkpoint is not None:
             return with_length(read_published_config(self.checkpoint), self.sequence_length)
         return self.make_config(self.n_layers, self.d_model, self.n_heads, self.mlp_hidden_size)
 
     def make_config(self, layers: int, width: int, heads: int, hidden: int | None = None) -> NetworkConfig:
-        """A network of another shape, otherwise as the options say."""
+        """Return a network of another shape, otherwise as the options say."""
         options = NetworkOptions(self.network, width, heads, layers, hidden, dropout=self.dropout)
         return options.build_config(CharacterRows(self.vocab_size, self.vocab_size - 1), self.sequence_length)
 
     @property
     def kind(self) -> str:
-        """Of the device that is meant: "gpu" or "cpu"."""
+        """Kind of the device that the options name: "gpu" or "cpu"."""
         if self.hardware != "auto":
             return self.hardware
         return "gpu" if self.hardware_memory is not None else kind_of(choose_device("auto"))
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the device that is meant may be this machine's, whose speed can be measured."""
+        """Whether that device may be this machine's, whose speed can be measured."""
         return self.kind == kind_of(choose_device("auto"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matmuls in training."""
+        """Type of the matmuls in training."""
         if self.precision == "auto" and not self.is_this_machine:
             return torch.bfloat16
         return choose_precision(self.precision, choose_device("auto")).dtype
 
     def flops_per_second(self, dtype: torch.dtype) -> float | None:
-        """Speed of its matmuls; None if it is another machine's and was not given."""
+        """Return the speed of the device's matmuls; None if it is another machine's and was not given."""
         if self.tflops is not None:
             return self.tflops * 1e12
         return matmul_flops_per_second(choose_device("auto"), dtype) if self.is_this_machine else None
@@ -160,15 +162,15 @@ def kind_of(device: torch.device) -> str:
 
 
 def make_report(options: SizeOptions) -> dict[str, Any]:
-    """All numbers: bytes, FLOPs, seconds.
+    """Return all numbers: bytes, FLOPs, seconds.
 
     Raises:
-        UserError: the options describe no network.
+        UserError: the options do not describe a network.
     """
     config, setting = options.network_config(), options.setting()
     checkpointed = replace(setting, activation_checkpointing=True)
     alone = replace(checkpointed, batch_size=1, optimizer="adamw", bf16=True, lora_rank=options.lora_rank)
-    parts, speed_of = count_parameters(config), functools.cache(options.flops_per_second)  # which takes a moment
+    parts, speed_of = count_parameters(config), functools.cache(options.flops_per_second)  # cached, because it measures
     report: dict[str, Any] = {
         "network": {
             "name": options.name,
@@ -223,7 +225,7 @@ def _work(options: SizeOptions, config: NetworkConfig, speed_of: SpeedOf) -> dic
 
 
 def _seconds(config: NetworkConfig, setting: TrainingSetting, tokens: int, speed_of: SpeedOf) -> float | None:
-    """Expected time of a training, as `llada train` says it; None if nobody knows how fast the device is."""
+    """Return the expected time of a training as `llada train` announces it; None if the device's speed is unknown."""
     speed = speed_of(torch.bfloat16 if setting.bf16 else torch.float32)
     if speed is None:
         return None
@@ -245,7 +247,7 @@ def _fits(
     tokens: int,
     speed_of: SpeedOf,
 ) -> dict[str, Any]:
-    limit = USABLE_SHARE * gigabytes * 1e9
+    limit = USABLE_FRACTION * gigabytes * 1e9
     total = training_memory(config, setting).total
     rungs = []
     if options.checkpoint is None:  # whose vocabulary and kind of network the ladder does not have

@@ -1,4 +1,4 @@
-"""`llada train`."""
+"""The commands `llada train` and, with another description, `llada finetune`."""
 
 import argparse
 import re
@@ -40,11 +40,12 @@ from llada.training.run_folder import RunFolder, keep_for
 from llada.training.trainer import Trainer
 
 DESCRIPTION = """Train a masked diffusion language model from scratch, or go on with a run."""
-PRESET_HELP = """These come first and set the defaults of all other options:
-  --preset NAME        {presets} (default: {preset})
-  --config FILE        config.json of a run
-  --resume [FOLDER]    go on with the run in that folder (default: {resumed})
-  --changed_data       with --resume: go on even if the data have changed since"""
+PRESET_HELP = """These options set the defaults of all others:
+  --preset NAME      Start from a named configuration (default: {preset}):
+      {presets}.
+  --config FILE      The config.json of another run.
+  --resume [FOLDER]  Go on with this run (default: {resumed}).
+  --changed_data     With --resume, go on even if the data have changed."""
 
 READ_BEFORE = ("preset", "config", "resume", "changed_data", "checkpoint")
 
@@ -53,13 +54,13 @@ def run(
     arguments: Sequence[str], program: Program, description: str = DESCRIPTION, default_preset: str = "laptop"
 ) -> int:
     config, resume, changed_data = _parse(arguments, program, description, program.preset or default_preset)
-    check_writable(config.output_dir)  # before an hour is spent on what cannot be kept
+    check_writable(config.output_dir)  # before an hour is spent on a run that cannot be saved
     with locked(config.output_dir, inside=True) as lock:
         return _run(config, resume, changed_data, program, lock)
 
 
 def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program, lock: Lock) -> int:
-    """As the holder of the run folder's lock."""
+    """Do the run, while holding the run folder's lock; return the exit code."""
     console = StderrConsole()
     folder = RunFolder(config.output_dir, lock)
     if resume:
@@ -106,12 +107,12 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
 
 
 def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[RunPlan, Path | None]:
-    """The run, and the checkpoint folder whose weights it starts from, if there is one."""
+    """Return the plan of the run, and the checkpoint folder whose weights it starts from, if there is one."""
     if config.base is None:
         plan = RunPlan.of(config, _open_data(config))
         longest = read_config(folder.last).max_sequence_length if resume else plan.length
         if isinstance(plan.network_config, EncoderConfig) and plan.length < longest:
-            # Shorter sequences use the first of the positions that were learned.
+            # Shorter sequences use the first of the learned positions.
             plan = RunPlan.of(config, plan.data, with_length(plan.network_config, longest))
         return plan, None
     base = _base_now(config.base, folder) if resume and config.method != "full" else config.base
@@ -126,7 +127,7 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
             check_memory(RunPlan.of(config, PreparedText.open(config.data.data_dir), network))
         start = fetch(base, network)
     if config.method != "full" and Path(base).exists():
-        # Wherever the adapter is opened from, and if the run that it stands on goes on.
+        # The absolute path of the step's folder holds wherever the adapter is opened from, and if its run goes on.
         start = resolved(start)
         config = replace(config, base=str(start))
         if start != folder.last:
@@ -136,10 +137,10 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool) -> tuple[Ru
 
 
 def _base_now(base: str, folder: RunFolder) -> str:
-    """Where the base of an adapter's run is.
+    """Return where the base of an adapter's run is now.
 
-    If it is not where the run began with it, and no other place is named, the way from the adapter's own folder counts,
-    which still leads there if both were moved together.
+    If it is not where it was when the run began, and no other place is named, the path relative to the adapter's own
+    folder is tried, which still holds if both were moved together.
     """
     if base != folder.read_config(folder.path).base or Path(base).exists():
         return base
@@ -148,7 +149,7 @@ def _base_now(base: str, folder: RunFolder) -> str:
 
 
 def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText | Answers:
-    """The text or the dialogues of a run, in the tokens of the checkpoint that it starts from, or in characters."""
+    """Open the text or dialogues of a run, in the tokens of the checkpoint that it starts from, or in characters."""
     options = config.data
     if options.chat is None:
         text = PreparedText.open(options.data_dir)
@@ -168,7 +169,7 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
 def _parse(
     arguments: Sequence[str], program: Program, description: str, default_preset: str
 ) -> tuple[TrainConfig, bool, bool]:
-    """The configuration of the run, whether it goes on with one that is there, and whether also with changed data.
+    """Return the configuration of the run, whether it is resumed, and whether also with changed data.
 
     A preset, a file or a run to resume sets the defaults of all other flags, so it is read before them.
     """
@@ -199,12 +200,13 @@ def _parse(
     elif chosen.config:
         default = TrainConfig.from_json(read_json(chosen.config))
         folder = chosen.output_dir or (folder if program.numbered_runs else default.output_dir)
-    # A length that is given takes the place of the one that the default has, be it in steps or in epochs.
+    # A given length replaces the default's, whether that is in steps or in epochs.
     if chosen.epochs or chosen.steps:
         rest += ["--epochs", chosen.epochs or "None", "--steps", chosen.steps or "None"]
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
-    preset_help = PRESET_HELP.format(presets=", ".join(PRESETS), preset=default_preset, resumed=resumed)
+    presets = ", ".join(PRESETS)
+    preset_help = PRESET_HELP.format(presets=presets, preset=default_preset, resumed=resumed)
     config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
@@ -212,7 +214,7 @@ def _parse(
 
 
 def _numbered_folder(stem: Path, resume: bool) -> Path:
-    """`stem-N`: the newest run that is there, to resume it, or the next free number."""
+    """Return `stem-N` with the number of the newest run, to resume it, or with the next free number."""
     pattern = re.compile(rf"{re.escape(stem.name)}-(\d+)")
     found = [pattern.fullmatch(path.name) for path in stem.parent.glob("*")]
     newest = max((int(match[1]) for match in found if match), default=0)
@@ -222,7 +224,7 @@ def _numbered_folder(stem: Path, resume: bool) -> Path:
 
 
 class _FirstParser(argparse.ArgumentParser):
-    """Complains in one sentence, as all else does."""
+    """Raises a UserError of one sentence instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[0].upper()}{message[1:]} (`{self.prog} --help` lists the options).")

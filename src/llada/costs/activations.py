@@ -11,7 +11,7 @@ FP32_BYTES, BF16_BYTES = 4, 2
 
 @dataclass(frozen=True)
 class TrainingSetting:
-    """What a training step's memory depends on beside the network."""
+    """What a training step's memory depends on in addition to the network."""
 
     batch_size: int
     """Sequences that go through the network together."""
@@ -23,32 +23,32 @@ class TrainingSetting:
     ema: bool = False
     """Whether a moving average of the weights is kept."""
     bf16: bool = False
-    """Matrix products under bf16 autocast."""
+    """Whether matmuls run under bf16 autocast."""
     method: Literal["full", "lora", "qlora"] = "full"
-    """Whether all weights are trained, or adapters beside frozen ones, in the type of the products or in 4 bits."""
+    """Whether all weights are trained, or adapters of frozen ones in the type of the matmuls or in 4 bits."""
     lora_rank: int = 16
-    """Of the adapters, which are in fp32 with all that belongs to them."""
+    """Rank of the adapters, which are in fp32 with their gradients and moments."""
     lora_on_attention_only: bool = False
     """Whether the feed-forward part has no adapters."""
     bf16_weights: bool = False
     """Whether the weights that "full" trains, and their gradients, are in bf16; in fp32 if not."""
     moment_bytes: float = FP32_BYTES
-    """Of each of the optimizer's moments of a weight."""
+    """Bytes of each of the optimizer's moments of a weight."""
     logits_at_once: int | None = None
     """Greatest number of logits that exist at a time; None is those of all positions."""
     activation_checkpointing: bool = False
-    """Keep the inputs of the layers only, and recompute the rest (`recompute`)."""
+    """Whether only the inputs of the layers are stored (activation checkpointing)."""
     on_cpu: bool = True
     """On a CPU, attention with dropout is not fused and stores its weights."""
 
     @property
     def tokens(self) -> int:
-        """That go through the network together."""
+        """Number of tokens that go through the network together."""
         return self.batch_size * self.length
 
     @property
     def has_bf16_stream(self) -> bool:
-        """Whether the residual stream is in bf16: it has the type of the weights, not of the products."""
+        """Whether the residual stream is in bf16: it has the type of the weights, not of the matmuls."""
         return self.bf16_weights or self.method == "qlora" or (self.method == "lora" and self.bf16)
 
 

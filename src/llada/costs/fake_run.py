@@ -37,7 +37,7 @@ FLOP_LENGTHS = (2, 4)
 
 @dataclass(frozen=True)
 class RunSetting:
-    """What a run of a layer depends on besides the network."""
+    """What a run of a layer depends on in addition to the network."""
 
     length: int
     bf16: bool = False
@@ -210,7 +210,7 @@ def _autocast(setting: RunSetting) -> torch.autocast:
 
 
 def _storage(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from that of others, as long as it lives."""
+    """Return a number that identifies the memory of a tensor as long as it lives."""
     return tensor.untyped_storage()._cdata
 
 

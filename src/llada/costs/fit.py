@@ -36,7 +36,7 @@ class Way:
     config: NetworkConfig
     setting: TrainingSetting
     sequences: int
-    """Of a step, which batches may share."""
+    """Number of sequences in a step, which batches may share."""
     options: Options = field(default_factory=dict)
     """What was changed: the options that ask for it, in the order in which they were."""
 
@@ -46,7 +46,7 @@ class Way:
         return needed(self.config, self.setting)
 
     def changed(self, options: Options, **values: Any) -> Self:
-        """With other values of the setting."""
+        """Return the training with other values of the setting."""
         return replace(self, setting=replace(self.setting, **values), options={**self.options, **options})
 
     def with_batch_of(self, size: int) -> Self:
@@ -179,8 +179,8 @@ def largest_networks(
 ) -> list[Rung]:
     """The largest networks of the ladder that fit, the largest first.
 
-    Each is given the setting's length with the largest batch that fits, with recomputed activations where it would not
-    fit otherwise, and, failing that, a batch of one with the longest sequences that fit.
+    Each is given the setting's length with the largest batch that fits, with activation checkpointing where it would
+    not fit otherwise, and, failing that, a batch of one with the longest sequences that fit.
 
     Args:
         make_config: from layers and width to a network.

@@ -26,7 +26,7 @@ def training_flops_per_token(config: NetworkConfig, length: int) -> int:
 
 
 def attention_flops_per_token(config: NetworkConfig, length: int) -> int:
-    """The part of them that grows with the length."""
+    """Return the part of these FLOPs that grows with the length."""
     return network_flops(config).per_length * length
 
 

@@ -39,22 +39,22 @@ PIECEWISE_UPDATE = 6 * FP32_BYTES * AT_ONCE  # fp32 copies of the weights that a
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Expected bytes of a training step. Activations and gradients do not peak together, so the total is no sum."""
+    """Expected bytes of a training step. Activations and gradients do not peak together, so the total is less."""
 
     weights: int
     optimizer: int
     ema: int
     gradients: int
     activations: int
-    """At the end of the forward pass, copies of the weights in bf16 included."""
+    """Bytes at the end of the forward pass, copies of the weights in bf16 included."""
     logits: int
-    """At the loss, if every position is masked."""
+    """Bytes at the loss, if every position is masked."""
     working: int
     """What comes and goes within a layer's backward pass."""
     update: int
-    """What the optimizer needs beside its state."""
+    """What the optimizer needs in addition to its state."""
     total: int
-    """At the peak of the step."""
+    """Bytes at the peak of the step."""
 
     @property
     def fixed(self) -> int:
@@ -118,14 +118,14 @@ def _fixed(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, i
 
 
 def trained_parameters(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Those that have gradients."""
+    """Return the number of parameters that have gradients."""
     if setting.method == "full":
         return total_parameters(config)
     return lora_parameters(config, setting.lora_rank, setting.lora_on_attention_only)
 
 
 def _stored_for_training(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Bytes of the weights, frozen or not, with the adapters beside them."""
+    """Bytes of the weights, frozen or not, with their adapters."""
     if setting.method == "full":
         return total_parameters(config) * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
     adapters = trained_parameters(config, setting) * FP32_BYTES
@@ -135,7 +135,7 @@ def _stored_for_training(config: NetworkConfig, setting: TrainingSetting) -> int
 
 
 def _bf16_copies(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Of the weights in fp32 that autocast multiplies with."""
+    """Bytes of the bf16 copies of fp32 weights that autocast makes."""
     if not setting.bf16 or setting.bf16_weights:
         return 0
     in_fp32 = matrix_parameters(config) if setting.method == "full" else trained_parameters(config, setting)
@@ -143,7 +143,7 @@ def _bf16_copies(config: NetworkConfig, setting: TrainingSetting) -> int:
 
 
 def _at_the_loss(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Of the logits; if they are made in pieces, the head's gradient from a piece is there beside the sum so far."""
+    """Bytes of the logits; if made in pieces, the head's gradient from a piece adds to the sum so far."""
     at_once = setting.tokens
     pieces = 0
     if setting.logits_at_once is not None and setting.logits_at_once < setting.tokens * config.vocab_size:
@@ -161,7 +161,7 @@ def _optimizer_state(config: NetworkConfig, setting: TrainingSetting) -> int:
 
 
 def _update(config: NetworkConfig, setting: TrainingSetting) -> int:
-    """Of the optimizer's own work."""
+    """Bytes of the optimizer's own work."""
     if setting.optimizer == "muon":
         return _muon_update(config)
     return PIECEWISE_UPDATE if setting.bf16_weights or setting.moment_bytes < FP32_BYTES else 0
@@ -173,7 +173,7 @@ def _muon_update(config: NetworkConfig) -> int:
 
 
 def stored_weights(config: NetworkConfig, quantised: bool = False) -> int:
-    """Bytes of the weights in bf16, or with the maps in the layers in 4 bits."""
+    """Bytes of the weights in bf16, or with the linear layers in 4 bits."""
     n_quantised = layer_parameters(config) if quantised else 0
     return math.ceil((total_parameters(config) - n_quantised) * BF16_BYTES + n_quantised * NF4_BYTES)
 

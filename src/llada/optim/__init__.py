@@ -1,1 +1,1 @@
-"""Optimizers, the learning rate over a run, the moving average of the weights."""
+"""Optimizers, the learning rate over a run, and the moving average of the weights."""

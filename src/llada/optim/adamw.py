@@ -1,8 +1,8 @@
 """AdamW for weights in bf16, with moments in fp32 or in 8 bits: the memory of fine-tuning a large network.
 
-A step of fine-tuning changes a weight by a few parts in 10,000, and bf16 tells only parts in 256 apart: rounded to the
-nearest, most steps would change nothing. So the new weight is computed in fp32 and rounded up or down at random, with
-the probabilities that keep it right in the mean (stochastic rounding, arXiv 2010.06192).
+A step of fine-tuning changes a weight by a few parts in 10,000, but bf16 resolves only parts in 256: rounded to the
+nearest, most steps would change nothing. So the new weight is computed in fp32 and rounded stochastically: up or down,
+with the probabilities that make the rounded weight right on average (arXiv 2010.06192).
 
 Moments in 8 bits are numbers between -1 and 1 on a scale that is fine near zero, times the largest of their block
 (arXiv 2110.02861); bitsandbytes has the scale.
@@ -42,7 +42,7 @@ class AdamW16(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            state: of the two moments. 4 bytes each for a weight, or 1 and a scale for each 256.
+            state: type of the two moments: 4 bytes each for a weight, or 1 byte and a scale for each 256 weights.
 
         Raises:
             UserError: 8 bits are asked for, and bitsandbytes is not installed.
@@ -80,7 +80,7 @@ class AdamW16(torch.optim.Optimizer):
             gradient = gradients[part].float()
             mean, square = self._read(state["mean"], part, signed=True), self._read(state["square"], part, signed=False)
             new = weights[part].float()
-            if skip is not None:  # what is read in fp32 is the moments and weights themselves
+            if skip is not None:  # in fp32, reading does not copy, and the update would write into the originals
                 mean, square, new = mean.clone(), square.clone(), new.clone()
             mean.lerp_(gradient, 1 - beta1)
             square.lerp_(gradient.square(), 1 - beta2)
@@ -105,7 +105,7 @@ class AdamW16(torch.optim.Optimizer):
             _put(moment["largest"], _blocks(part), largest, skip)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but moments keep their type, which torch would make that of the weights."""
+        """Load a state as torch does, but keep the type of the moments, which torch would convert to the weights'."""
         super().load_state_dict({**state_dict, "state": {}})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, saved in state_dict["state"].items():
@@ -115,7 +115,7 @@ class AdamW16(torch.optim.Optimizer):
 
 
 def round_stochastically(values: Tensor) -> Tensor:
-    """fp32 to bf16, up or down with the probabilities whose mean is the value.
+    """Round fp32 to bf16 stochastically: up or down, with the probabilities that make the mean equal the value.
 
     bf16 is the upper half of fp32, so a uniform number is added to the lower half, and its carry decides.
     """
@@ -125,7 +125,7 @@ def round_stochastically(values: Tensor) -> Tensor:
 
 
 def _put(target: Tensor, part: slice, values: Tensor, skip: Tensor | None) -> None:
-    """Replace a part of a tensor, unless the device knows better."""
+    """Replace a part of a tensor, except where the scalar `skip` on the device is True."""
     target[part] = values if skip is None else torch.where(skip, target[part], values)
 
 
@@ -144,7 +144,7 @@ def _blocks(part: slice) -> slice:
 
 
 class _Scales:
-    """8-bit numbers of blocks and back, by bitsandbytes."""
+    """Converts blocks of fp32 values to 8-bit numbers and back, by bitsandbytes."""
 
     def __init__(self) -> None:
         try:
@@ -159,13 +159,13 @@ class _Scales:
         self._codes: dict[tuple[bool, torch.device], Tensor] = {}
 
     def _code(self, signed: bool, device: torch.device) -> Tensor:
-        """The 256 values, moved to a device once."""
+        """Return the 256 values that 8-bit numbers stand for, moved to a device once."""
         if (signed, device) not in self._codes:
             self._codes[signed, device] = self._library.create_dynamic_map(signed=signed).to(device)
         return self._codes[signed, device]
 
     def read(self, numbers: Tensor, largest: Tensor, signed: bool) -> Tensor:
-        """fp32 values of 8-bit numbers (n,), whose blocks have these largest absolute values."""
+        """Return the fp32 values of 8-bit numbers (n,), given the largest absolute value of each block."""
         code = self._code(signed, numbers.device)
         return self._library.dequantize_blockwise(numbers, absmax=largest, code=code, blocksize=BLOCK)
 

@@ -1,12 +1,14 @@
-"""The moving average of the weights that are trained."""
+"""The exponential moving average of the trained weights."""
 
 import torch
 from torch import Tensor, nn
 
 
 class ExponentialAverage:
-    """Moving average, in fp32, of the weights that are trained: after n updates the decay is
-    min(decay, (1 + n) / (10 + n))."""
+    """Keeps a moving average of the trained weights in fp32.
+
+    The decay after n updates is min(decay, (1 + n) / (10 + n)).
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -33,5 +35,5 @@ class ExponentialAverage:
 
 
 def trained_weights(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are not frozen, by name."""
+    """Return the parameters that are not frozen, by name."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

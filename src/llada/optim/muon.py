@@ -19,9 +19,9 @@ _NEWTON_SCHULZ_STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for the matrices inside the layers (Keller Jordan, 2024).
 
-    torch has a Muon of its own, which orthogonalises in bf16: on a processor without bf16 products that takes longer
-    than the rest of the step (docs/EXPERIMENTS.md). This one is told in which type to, and takes all matrices of a
-    shape at once.
+    torch has a Muon of its own, which orthogonalises in bf16: on a processor without bf16 matmuls that takes longer
+    than the rest of the step (docs/EXPERIMENTS.md). This one takes the type as an argument, and orthogonalises all
+    matrices of a shape at once.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        products: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.products = products
+        self.matmul_dtype = matmul_dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -44,11 +44,11 @@ class Muon(torch.optim.Optimizer):
             for parameters in _by_shape(group["params"]):
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 momenta = [self._momentum_of(p) for p in parameters]
-                if skip is not None:  # towards itself, a momentum does not move
+                if skip is not None:  # a momentum that moves towards itself stays as it is
                     gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                update = orthogonalise(torch.stack(nesterov), self.products)  # (G, R, C)
+                update = orthogonalise(torch.stack(nesterov), self.matmul_dtype)  # (G, R, C)
                 rows, columns = update.shape[-2:]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 decay: Any = 1 - group["lr"] * group["weight_decay"]
@@ -65,19 +65,21 @@ class Muon(torch.optim.Optimizer):
         return momentum
 
 
-def orthogonalise(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
-    """The nearest semi-orthogonal matrix of each of (G, R, C), roughly: singular values end between 0.7 and 1.2,
-    but for those that were close to 0: of square Gaussian matrices, a tenth end below, the least near 0.
+def orthogonalise(matrices: Tensor, matmul_dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return roughly the nearest semi-orthogonal matrix of each of (G, R, C).
+
+    Singular values end between 0.7 and 1.2, except those that were close to 0: of square Gaussian matrices, a
+    tenth end below, the least near 0.
 
     Args:
-        products: the type to multiply in. bf16 changes the result by a few per cent, less than five steps of the
-            iteration leave open anyway.
+        matmul_dtype: the type that the matmuls run in. bf16 changes the result by a few %, less than five steps of
+            the iteration leave open anyway.
     """
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    # In one piece, and with sums in the same pass as products, for small matrices are quickly multiplied.
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(products).contiguous()
+    # Contiguous, with additions fused into the matmuls (baddbmm): for small matrices, memory traffic dominates.
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(matmul_dtype).contiguous()
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

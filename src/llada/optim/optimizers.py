@@ -1,4 +1,4 @@
-"""The options of the optimizers, and which of them trains which parameter; what is frozen is trained by none."""
+"""The options of the optimizers, and which of them trains which parameter. Frozen parameters belong to none."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,45 +12,46 @@ from llada.optim.muon import Muon
 from llada.optim.schedule import ScheduleName
 from llada.system.ranges import ABOVE_0, AT_LEAST_0, SHARE, Checked, Range
 
-# Momentum of the gradient's first moment; the published value of every recipe that we follow.
+# Decay of AdamW's first moment; the published value of every recipe that this package follows.
 BETA1 = 0.9
 
 
 @dataclass(frozen=True)
 class OptimizerOptions(Checked):
-    """The optimizer and its schedule."""
+    """The optimizer and its learning rate schedule."""
 
     optimizer: Literal["muon", "adamw"] = "muon"
-    """"muon": Muon for the matrices inside the layers, AdamW for the rest. "adamw": AdamW for all."""
+    """Which optimizer trains the weights: "muon", Muon for the matrices in the layers and AdamW for the rest; "adamw",
+    AdamW for all."""
     optimizer_state: StateName = "fp32"
-    """Of the moments of AdamW: "8bit" takes a quarter of the memory, and needs bitsandbytes."""
+    """Type of AdamW's moments: "8bit" takes a quarter of the memory of "fp32" and needs bitsandbytes."""
     learning_rate: Annotated[float, AT_LEAST_0] = 3e-3
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     muon_learning_rate: Annotated[float, AT_LEAST_0] = 0.02
-    """Peak rate of Muon."""
+    """Peak learning rate of Muon."""
     weight_decay: Annotated[float, AT_LEAST_0] = 0.0
-    """Decoupled, on matrices."""
+    """Decoupled weight decay, applied to matrices only."""
     beta2: Annotated[float, SHARE] = 0.95
-    """Of AdamW."""
+    """Decay of AdamW's second moment."""
     warmup_steps: Annotated[int, AT_LEAST_0] = 50
-    """Steps over which the rate rises."""
+    """Number of steps over which the learning rate rises to its peak."""
     schedule: ScheduleName = "wsd"
-    """"wsd": stable, then a linear fall over the last part. "cosine": half a cosine over the whole run.
-    "cosine_after_warmup": half a cosine from the end of the warm-up."""
+    """Learning rate schedule. "wsd": constant, then a linear fall over the last part. "cosine": half a cosine over the
+    whole run. "cosine_after_warmup": half a cosine from the end of the warm-up."""
     decay: Annotated[float, Range(above=0, at_most=1)] = 1.0
-    """Share of the run over which "wsd" falls; 1 is a straight line from the peak."""
+    """Fraction of the run over which "wsd" falls; 1 is a straight line from the peak."""
     final_rate: Annotated[float, AT_LEAST_0] = 0.0
-    """Rate at the end, as a share of the peak."""
+    """Learning rate at the end, as a fraction of the peak."""
     clip: Annotated[float, ABOVE_0] = 1.0
-    """Greatest norm of the gradient."""
+    """Norm to which larger gradients are clipped."""
     ema: Annotated[float, SHARE] = 0.98
-    """Decay of the moving average of the weights, which is what is saved and evaluated; 0 is none."""
+    """Decay of the moving average of the weights, which is saved and evaluated; 0 turns it off."""
 
 
 class WaitingAdamW(torch.optim.AdamW):
-    """torch's AdamW for Apple's GPUs, whose fused kernel does not look at `found_inf`: the host does, before a step.
+    """torch's AdamW for Apple's GPUs, with `found_inf` checked on the host, because the fused kernel there ignores it.
 
-    (MultiTensorApply.h of torch's mps folder, by reading.) A step waits for the device there.
+    The source is MultiTensorApply.h in torch's mps folder, by reading. Each step waits for the device.
     """
 
     found_inf: Tensor | None = None
@@ -63,16 +64,16 @@ class WaitingAdamW(torch.optim.AdamW):
 
 
 def make_optimizers(
-    network: nn.Module, options: OptimizerOptions, products: torch.dtype = torch.float32
+    network: nn.Module, options: OptimizerOptions, matmul_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run; each parameter group carries its `peak_lr`.
+    """Make the optimizers of a run; each parameter group has its `peak_lr`.
 
-    Muon takes the matrices inside the layers. The embedding and the head are look-up tables rather than maps between
-    features, and norms and biases are no matrices: they stay with AdamW, as Muon's author advises.
+    Muon takes the matrices in the layers. The embedding and the head look rows up rather than transform features, and
+    norms and biases are not matrices: AdamW trains them, as Muon's author advises.
 
     Args:
-        network: with its layers as `layers`.
-        products: the type of matrix products.
+        network: a network whose layers are in `layers`.
+        matmul_dtype: the type that Muon's matmuls run in.
     """
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
@@ -99,7 +100,7 @@ def make_optimizers(
     ]
     if options.optimizer == "muon":
         rate, decay = options.muon_learning_rate, options.weight_decay
-        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, products=products))
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, matmul_dtype=matmul_dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

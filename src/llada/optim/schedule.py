@@ -11,15 +11,15 @@ ScheduleName = Literal["cosine", "cosine_after_warmup", "wsd"]
 def learning_rate_factor(
     schedule: ScheduleName, progress: float, step: int, warmup_steps: int, decay: float, final: float
 ) -> float:
-    """Factor on the peak learning rate.
+    """Return the factor on the peak learning rate.
 
     Args:
         schedule: "cosine" falls along half a cosine over the whole run, the warm-up included; "cosine_after_warmup"
             starts to fall where the warm-up ends, as nanoGPT's does; "wsd" (warm-up, stable, decay: arXiv 2404.06395)
             stays at the peak and falls linearly over the last part of the run.
-        progress: share of the run that is done, 0 to 1.
+        progress: fraction of the run that is done, 0 to 1.
         step: steps done; the factor rises linearly over the first `warmup_steps`.
-        decay: the share of the run over which "wsd" falls; 1 is a straight line from the peak.
+        decay: the fraction of the run over which "wsd" falls; 1 is a straight line from the peak.
         final: the factor at the end.
     """
     check_literal("schedule", schedule, ScheduleName)
@@ -33,9 +33,9 @@ def learning_rate_factor(
 
 
 def _share_after_warmup(progress: float, step: int, warmup_steps: int) -> float:
-    """Share that is done of what follows the warm-up: 0 until it ends, 1 at the end of the run.
+    """Return the fraction done of what follows the warm-up: 0 until it ends, 1 at the end of the run.
 
-    The warm-up's own share of the run follows from the speed so far, so that this holds for runs that end by time, too.
+    The warm-up's own fraction of the run follows from the speed so far, which also holds for runs that end by time.
     """
     if step <= warmup_steps:
         return 0.0

@@ -16,7 +16,7 @@ def must_skip(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def skip_on_device(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """A boolean scalar where only the device knows: True if the step is to be left out. None: the step is taken."""
+    """Return a boolean scalar on the device, True if the step is to be left out; None if the step is taken."""
     found_inf = _found_inf(optimizer)
     return None if found_inf is None or found_inf.device.type == "cpu" else found_inf.bool()
 

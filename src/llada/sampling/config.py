@@ -28,7 +28,7 @@ class SamplerConfig(PolicyOptions):
     block_length: int | None = None
     """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
     temperature: float = 0.0
-    """Of the tokens; 0 takes the likeliest, 1 samples from the model."""
+    """Temperature of the draws; 0 takes the likeliest, 1 samples from the model."""
     cfg_scale: float = 0.0
     """Strength of classifier-free guidance by what is given, which doubles the cost; 0 is none."""
     top_k: int | None = None

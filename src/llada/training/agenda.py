@@ -30,7 +30,7 @@ class Agenda:
         """
         Args:
             step: how many are done.
-            stop: whether the run was told to stop; it is measured then only if that is due anyway.
+            stop: whether the run was asked to stop; it is measured then only if that is due anyway.
         """
         if is_complete or step % self.evaluate_every == 0 or self._owed is Action.EVALUATE_AND_SAVE:
             return Action.EVALUATE_AND_SAVE

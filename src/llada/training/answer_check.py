@@ -152,5 +152,5 @@ def write_answers(model: MaskPredictor, data: Answers, prompts: Tensor, n_masks:
 
 
 def end_ids_of(model: MaskPredictor, data: Answers) -> frozenset[int]:
-    """What ends an answer: EOS, what the chat template ends it with, and what config.json names besides."""
+    """What ends an answer: EOS, what the chat template ends it with, and what else config.json names."""
     return data.form.end_ids | frozenset(getattr(model.network.config, "further_eos_ids", ()))

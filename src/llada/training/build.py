@@ -1,4 +1,4 @@
-"""The model that a run trains: fresh, or a checkpoint, all of it or an adapter beside it."""
+"""The model that a run trains: fresh, or a checkpoint, all of it or with an adapter."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
 
 
 def _stored_type(plan: RunPlan) -> torch.dtype:
-    """Weights that are trained are in fp32 unless asked for otherwise; frozen ones are as products need them."""
+    """Weights that are trained are in fp32 unless asked for otherwise; frozen ones have the type of the matmuls."""
     if plan.config.method == "full":
         return torch.bfloat16 if plan.config.weights == "bf16" else torch.float32
     return plan.precision.dtype

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training, where there is memory for a copy of what they hold, and in its way elsewhere."""
+"""Write checkpoints in the background if there is memory for a copy of what they hold, in the foreground if not."""
 
 import contextlib
 import threading
@@ -21,7 +21,7 @@ SHARE_OF_FREE_MEMORY = 0.5  # that a copy may take
 
 
 class Saver:
-    """Saves one checkpoint at a time; what went wrong is told by the next call."""
+    """Saves one checkpoint at a time; the next call reports what went wrong."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -29,12 +29,12 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(
-        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], beside: bool
+        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
     ) -> None:
         """Save this state of a run, the one before having been saved, if all is as it was when the run began.
 
         Args:
-            beside: return before it is on the disk, if there is memory for a copy, which is made first.
+            in_background: return before it is on the disk, if there is memory for a copy, which is made first.
 
         Raises:
             UserError: this checkpoint, or the one before, could not be written; or see `check`.
@@ -42,7 +42,7 @@ class Saver:
         self.wait()
         self._check_surroundings()
         weights = None if is_adapted(model.network) else model.network.state_dict()
-        if weights is None or not beside or not _has_room({"model": weights, "state": packed}):
+        if weights is None or not in_background or not _has_room({"model": weights, "state": packed}):
             self.folder.save(progress, plan, model, packed, weights)
             return
         copies = _copy(weights), _copy(packed), replace(progress)
@@ -79,7 +79,7 @@ class Saver:
         check_mapped()
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
             UserError: the last checkpoint could not be written.
@@ -94,7 +94,7 @@ class Saver:
 
 @contextlib.contextmanager
 def ending(saver: Saver) -> Iterator[None]:
-    """A block after which nothing is being written; if something else goes wrong in it, that is told.
+    """A block after which nothing is being written; if something else goes wrong in it, that is reported.
 
     Raises:
         UserError: the last checkpoint could not be written.
@@ -114,7 +114,7 @@ def _has_room(content: Mapping[str, Any]) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """With every tensor copied into the memory of the host."""
+    """Return a value with every tensor copied into the host's memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

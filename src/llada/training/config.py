@@ -1,6 +1,6 @@
-"""What a run can be told, in one dataclass a concern; the presets are values of them (presets.py).
+"""The settings of a run, in one dataclass for each concern; the presets are values of them (presets.py).
 
-A field's range stands in its type (system/ranges.py). What does not go together is listed in `TrainConfig`.
+The type of a field declares its range (system/ranges.py). `TrainConfig` lists the settings that exclude each other.
 """
 
 import dataclasses
@@ -35,20 +35,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NoiseOptions(Checked):
-    """The forward process; a causal network has none, and learns every token from those before it."""
+    """The noise of the forward process. A causal network has none: it learns every token from those before it."""
 
     masking: Literal["bernoulli", "exact_count"] = "exact_count"
-    """"bernoulli" is LLaDA's own; "exact_count" has the same expectation and less variance."""
+    """How positions are masked: "bernoulli", each independently, as in LLaDA; "exact_count", the same expectation with
+    less variance."""
     complementary: bool = False
-    """Train on every sequence twice in a batch, with complementary masks (exact_count only)."""
+    """Put every sequence into the batch twice, with complementary masks ("exact_count" only)."""
     weight_power: Annotated[float, AT_LEAST_0] = 0.5
-    """Weights of the loss are 1 / p^weight_power: 1 is the bound, LLaDA's loss; less learns faster in a short run."""
+    """Power in the loss weights 1 / p^weight_power; 1 gives the bound, LLaDA's loss, and less learns faster in a short
+    run."""
     random_length: Annotated[float, SHARE] = 0.01
-    """Share of batches that are cut to a random length, as LLaDA does."""
+    """Fraction of the batches that are cut to a random length, as in LLaDA."""
     mask_schedule: str = "linear"
-    """Part that is masked at time t: "linear" (LLaDA's), "cosine" or "polynomial:2", with the power to take."""
+    """Fraction of tokens masked at time t: "linear" (LLaDA's), "cosine", or "polynomial:2", where 2 is the power."""
     time_sampling: str = "uniform"
-    """How often a time is drawn: "uniform", or "bell:0.5:0.25", around a time with a width; the loss weighs it back."""
+    """Distribution of the times: "uniform", or "bell:0.5:0.25" with its centre and width, which the loss weights
+    correct."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,61 +71,62 @@ class NoiseOptions(Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """A training run."""
+    """All settings of a training run."""
 
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    noise: NoiseOptions = field(default_factory=NoiseOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    output_dir: Path = Path("runs/laptop")
+    """Folder in which the run keeps its checkpoints, metrics and samples."""
+    steps: Annotated[int | None, AT_LEAST_1] = 2200
+    """Length of the run in steps, that is, updates of the weights; `epochs` takes its place."""
+    epochs: Annotated[float | None, Range(above=0, at_most=10**9)] = None
+    """Length of the run in passes over the training data."""
+    minutes: Annotated[float | None, Range(above=0, at_most=10**9)] = None
+    """Stop after this many minutes at the latest; the learning rate schedule is shortened to fit."""
+    batch_size: Annotated[int, Range(at_least=1, at_most=10**6)] = 8
+    """Number of sequences that go through the network together."""
+    accumulate: Annotated[int, Range(at_least=1, at_most=10**6)] = 1
+    """Number of batches whose gradients are added up for one step."""
     base: Annotated[str | None, arg(aliases=["--checkpoint", "--model-name"])] = None
     """Checkpoint to start from instead of random weights, with its network and its tokenizer: a folder, or a name on
     the Hugging Face hub."""
     method: Literal["full", "lora", "qlora"] = "full"
-    """What is trained of a checkpoint: "full", all its weights; "lora", small matrices beside those of its layers;
-    "qlora", these beside layers in 4 bits."""
-    lora: LoraOptions = field(default_factory=LoraOptions)
+    """What is trained of a checkpoint. "full": all its weights. "lora": small matrices added to its frozen linear
+    layers. "qlora": the same, with the frozen layers in 4 bits."""
     weights: Literal["fp32", "bf16"] = "fp32"
-    """Of the weights that "full" trains: "bf16" takes half the memory, and rounds each update at random."""
-    output_dir: Path = Path("runs/laptop")
-    """The run folder."""
-    batch_size: Annotated[int, Range(at_least=1, at_most=10**6)] = 8
-    """Sequences that go through the network together."""
-    accumulate: Annotated[int, Range(at_least=1, at_most=10**6)] = 1
-    """Batches whose gradients make one step."""
-    epochs: Annotated[float | None, Range(above=0, at_most=10**9)] = None
-    """Length of the run in passes over the training text."""
-    steps: Annotated[int | None, AT_LEAST_1] = 2200
-    """Length of the run in steps; `epochs` takes its place."""
-    minutes: Annotated[float | None, Range(above=0, at_most=10**9)] = None
-    """Stop after this time at the latest, with the schedule shortened to fit."""
-    log: tuple[str, ...] = ()
-    """Where the lines of metrics.jsonl go besides: "tensorboard", "wandb", or both, one after the other."""
-    log_every: Annotated[int | None, AT_LEAST_1] = None
-    """Steps between lines of metrics.jsonl; if left out, a hundredth of the run, 10 at most."""
-    evaluate_every: Annotated[int | None, AT_LEAST_1] = None
-    """Steps between evaluations, each with a sample and a checkpoint; if left out, a tenth of the run."""
-    save_minutes: Annotated[float, ABOVE_0] = 10.0
-    """Minutes between checkpoints, at most."""
-    keep: Annotated[int, AT_LEAST_1] = 2
-    """Newest checkpoints that stay, beside the best one."""
-    evaluation_windows: Annotated[int, AT_LEAST_1] = 128
-    """Validation windows of such an evaluation; `llada evaluate` takes all."""
+    """Type of the weights that "full" trains; "bf16" takes half the memory and uses stochastic rounding."""
     seed: Annotated[int, SEED] = 0
-    """Fixes initialisation, data order and noise."""
+    """Seed of the initialization, the data order and the noise."""
+    evaluate_every: Annotated[int | None, AT_LEAST_1] = None
+    """Number of steps between evaluations, each with a sample and a checkpoint; a tenth of the run if left out."""
+    evaluation_windows: Annotated[int, AT_LEAST_1] = 128
+    """Number of validation windows in each evaluation; `llada evaluate` uses all."""
+    save_minutes: Annotated[float, ABOVE_0] = 10.0
+    """Save a checkpoint at least this often, in minutes."""
+    keep: Annotated[int, AT_LEAST_1] = 2
+    """Number of the newest checkpoints to keep, in addition to the best one."""
+    log: tuple[str, ...] = ()
+    """Where to copy the lines of metrics.jsonl: "tensorboard", "wandb", or both, separated by a space."""
+    log_every: Annotated[int | None, AT_LEAST_1] = None
+    """Number of steps between lines of metrics.jsonl; a hundredth of the run, 10 at most, if left out."""
     device: DeviceName = "auto"
-    """"auto" is the GPU where there is one."""
+    """Device that computes; "auto" is the GPU if there is one, and the CPU if not."""
     precision: PrecisionName = "auto"
-    """Of matrix products; "auto" is bf16 where the hardware has it."""
+    """Type that matmuls run in; "auto" is bf16 if the hardware has it, and fp32 if not."""
     activation_checkpointing: bool = False
-    """Keep the inputs of the layers only and compute the rest twice: a third slower, a fraction of the memory."""
+    """Store only the inputs of the layers and compute the other activations twice: a third slower, with a fraction of
+    the memory."""
     compile: bool | None = None
-    """torch.compile the layers; if left out, on a GPU, and on a CPU that multiplies bf16 if the run is long enough for
-    it to pay (docs/EXPERIMENTS.md)."""
+    """Compile the layers with torch.compile. If left out: on a GPU, and on a CPU with bf16 matmuls if the run is long
+    enough for it to pay (docs/EXPERIMENTS.md)."""
     toolchain: ToolchainName | None = None
-    """How it is compiled; if left out, in the first way whose code is right on this machine (`llada doctor`). What was
-    used is kept with the run: "none" if nothing was right."""
+    """How to compile; if left out, the first way whose code is right on this machine (`llada doctor`). The run stores
+    the way that it used, "none" if none was right."""
     force: bool = False
-    """Start even if the memory does not suffice by the estimate."""
+    """Start even if the estimate says that the memory is not enough."""
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +139,7 @@ class TrainConfig(Checked):
                 raise UserError(sentence)
 
     def _conflicts(self) -> Iterator[tuple[bool, str]]:
-        """Options that do not go together, each with what to do about it."""
+        """Yield each combination of options that is refused: whether it is there, and what to do about it."""
         n_sequences, is_complementary = self.batch_size * self.accumulate, self.noise.complementary
         yield (
             self.epochs is not None and self.steps is not None,
@@ -171,7 +175,7 @@ class TrainConfig(Checked):
         )
 
     def _conflicts_of_fine_tuning(self) -> Iterator[tuple[bool, str]]:
-        """Those of what is trained of a checkpoint, and of dialogues."""
+        """Yield the refused combinations that concern fine-tuning and dialogues."""
         has_dialogues = self.data.chat is not None
         yield (
             self.method != "full" and self.base is None,
@@ -194,7 +198,7 @@ class TrainConfig(Checked):
         )
 
     def _conflicts_of_precision(self) -> Iterator[tuple[bool, str]]:
-        """Those of the types in which weights and moments are kept."""
+        """Yield the refused combinations that concern the types of weights and moments."""
         optimizer, is_bf16 = self.optimizer, self.weights == "bf16"
         yield (
             optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon",
@@ -206,7 +210,7 @@ class TrainConfig(Checked):
         )
         yield (
             is_bf16 and optimizer.optimizer == "muon",
-            'Weights in bf16 are for AdamW, which rounds their updates at random: add `optimizer="adamw"`.',
+            'Weights in bf16 are for AdamW, which rounds their updates stochastically: add `optimizer="adamw"`.',
         )
         yield (
             is_bf16 and optimizer.ema > 0,
@@ -215,25 +219,25 @@ class TrainConfig(Checked):
 
     @property
     def sequences_per_step(self) -> int:
-        """That one update of the weights learns from."""
+        """Number of sequences that one update of the weights learns from."""
         return self.batch_size * self.accumulate
 
     @property
     def distinct_sequences(self) -> int:
-        """Of those, how many are not the complement of another."""
+        """Number of these sequences that are not the complement of another one."""
         return self.sequences_per_step // (2 if self.noise.complementary else 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the run's config.json."""
+        """Return the content of the run's config.json."""
         content: dict[str, Any] = _plain(dataclasses.asdict(self))
         return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainConfig":
-        """The configuration that `to_json` wrote.
+        """Return the configuration that `to_json` wrote.
 
         Raises:
-            UserError: a key that is unknown, or a value of another type.
+            UserError: a key is unknown, or a value has another type.
         """
         content = dict(content)
         if isinstance(content.get("data"), dict):

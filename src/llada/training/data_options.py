@@ -1,4 +1,4 @@
-"""What a run learns from, as options: a prepared text, or dialogues and how they are read."""
+"""The options of the training data: a prepared text, or dialogues and how they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,40 +15,42 @@ DIALOGUE_FLAGS = ("chat_val", "chat_length", "chat_split", "chat_last_answer", "
 
 @dataclass(frozen=True)
 class DataOptions(Checked):
-    """The text to learn, or the dialogues."""
+    """The text or the dialogues to train on."""
 
     data_dir: Path = DEFAULT_FOLDER
-    """Folder that `llada prepare` wrote."""
+    """Folder with the prepared text, written by `llada prepare`."""
     windows: Literal["random", "stored"] = "random"
-    """"random": windows at any offset of the text. "stored": the prepared sequences as they are."""
+    """Which sequences to train on: "random", windows at any offset of the text; "stored", the prepared sequences as
+    they are."""
     sequence_length: Annotated[int, AT_LEAST_1] = 256
-    """Length of a random window; stored sequences have their own."""
+    """Number of tokens in a random window; stored sequences have their own length."""
     chat: Path | None = None
-    """File of dialogues, whose answers are learned, instead of a text: JSON objects, one a line, in an array or over
-    several lines, or Parquet; each with "messages" ("conversations"), "prompt" and "completion" ("answer", "response"),
-    or Alpaca's "instruction", "input" and "output"."""
+    """File of dialogues to train on instead of a text; only their answers are learned. It holds JSON objects (one a
+    line, in an array, or over several lines) or is a Parquet file; each dialogue has "messages" ("conversations"),
+    "prompt" and "completion" ("answer", "response"), or Alpaca's "instruction", "input" and "output"."""
     chat_val: Path | None = None
-    """Dialogues to measure on; if left out, some of `chat` are kept for that."""
+    """File of dialogues to evaluate on; if left out, a part of those of `chat` is used."""
     chat_val_share: Annotated[float, Range(above=0, at_most=0.9)] = 0.1
-    """How many of them."""
+    """Fraction of the dialogues of `chat` that is kept for evaluation."""
     chat_split: SplitRule = "shuffled"
-    """Which of them: "shuffled", any, by `chat_split_seed`; "last", those at the end of the file."""
+    """Which dialogues are kept for evaluation: "shuffled", drawn with `chat_split_seed`; "last", those at the end of
+    the file."""
     chat_split_seed: Annotated[int, SEED] = 0
-    """Fixes which dialogues are kept; `seed` does not change them."""
+    """Seed that chooses the dialogues kept for evaluation; `seed` does not change them."""
     chat_length: Annotated[int | None, AT_LEAST_1] = None
-    """Longest dialogue in tokens, beyond which its oldest turns are left out; if left out, the checkpoint's own
-    length."""
+    """Greatest number of tokens in a dialogue, the checkpoint's own if left out; long ones lose their oldest turns."""
     chat_last_answer: bool = False
-    """Learn only the last answer of each dialogue, with all before it as its prompt."""
+    """Learn only the last answer of each dialogue; everything before it is the prompt."""
     chat_keys: Literal["obey", "ignore"] = "obey"
-    """"obey": what keys such as "weight" and "train" exclude is not learned, and dialogues of which only a part could
-    be learned (calls of tools, pictures) are refused. "ignore": texts are learned as they stand, such keys counted."""
+    """What to do with keys such as "weight" and "train". "obey": what they exclude is not learned, and dialogues that
+    can be learned only in part (with tool calls or pictures) are refused. "ignore": all texts are learned, and such
+    keys are counted."""
     skip_bad: bool = False
-    """Count and leave out the dialogues that cannot be read or learned, instead of stopping at the first."""
+    """Leave out and count the dialogues that cannot be read or learned, instead of stopping at the first one."""
 
     @classmethod
     def of_then(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        """What the config.json of a run says of its data, with the rules of its time where it does not name them.
+        """Complete the data options in the config.json of an older run by the rules that applied when it was written.
 
         A run goes on with the dialogues that it has kept to measure on, so new rules are for new runs.
         """
@@ -56,10 +58,10 @@ class DataOptions(Checked):
         return {**then, **content}
 
     def read_dialogues(self) -> SplitDialogues:
-        """The dialogues to learn and those to measure on.
+        """Read the dialogues to learn and those to evaluate on.
 
         Raises:
-            UserError: a file is missing or broken, or there is none.
+            UserError: a file is missing or broken, or none is named.
         """
         if self.chat is None:
             raise UserError("There are no dialogues to read: add `chat=FILE`.")

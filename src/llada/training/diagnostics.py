@@ -32,7 +32,7 @@ def unigram_entropy(ids: Ids) -> float:
 
 
 class ConvergenceWatch:
-    """Told the unweighted cross-entropy of the logged steps, says once of each trouble what it is.
+    """Given the unweighted cross-entropy of the logged steps, reports each trouble once.
 
     It looks at means over windows of steps, since single steps depend on their t.
     """
@@ -87,7 +87,7 @@ class ConvergenceWatch:
 
 
 class SpikeWatch:
-    """Tells a loss that leaps out of what it was lately, by the unweighted cross-entropy of the logged steps.
+    """Detects a loss that leaps out of its recent range, by the unweighted cross-entropy of the logged steps.
 
     It leaps if it is above the median of the last ones by so many of their usual distances from it, and by a share of
     it. The weighted loss would not do: one batch with few masks moves it by a lot.

@@ -29,7 +29,7 @@ from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.config import NoiseOptions
 from llada.training.plan import RunPlan, count_steps
 
-LONG_RUN_SECONDS = 3600  # beyond it, the reasons are told
+LONG_RUN_SECONDS = 3600  # beyond it, the reasons are reported
 VERY_LONG_RUN_SECONDS = 24 * 3600
 ADVICE = "the preset laptop trains in about ten minutes on two cores"
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
@@ -74,8 +74,12 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
         f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
     needed, there = bytes_in_words(memory.total), bytes_in_words(available)
-    table.add_row("memory", f"about {needed} for tensors, beside torch itself, of {there}")
-    duration = "as given" if seconds is None else f"about {duration_in_words(seconds)}, told better after a few steps"
+    table.add_row("memory", f"about {needed} for tensors, in addition to torch itself, of {there}")
+    duration = (
+        "as given"
+        if seconds is None
+        else f"about {duration_in_words(seconds)}, with a better estimate after a few steps"
+    )
     table.add_row("time", duration)
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
@@ -128,7 +132,7 @@ def check_memory(plan: RunPlan) -> None:
     memory, available = expected_memory(plan), memory_bytes(plan.device)
     if memory.total + TORCH_BYTES > available and not plan.config.force:
         raise UserError(
-            f"This run needs about {bytes_in_words(memory.total)} of memory beside torch itself and there are "
+            f"This run needs about {bytes_in_words(memory.total)} of memory in addition to torch itself and there are "
             f"{bytes_in_words(available)}: {_what_fits(plan, available)} (`force` tries all the same)."
         )
     if plan.device.type == "cpu" and HEAP_SLACK * memory.total + TORCH_BYTES > available:
@@ -138,11 +142,11 @@ def check_memory(plan: RunPlan) -> None:
 def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError:
     """The end of a run whose memory did not suffice after all, with the settings that would have fitted."""
     memory = expected_memory(plan).total
-    # That much was not to be had, whatever the machine has in all.
+    # So much could not be allocated, whatever the machine has in total.
     available = min(float(memory_bytes(plan.device)), 0.9 * memory + TORCH_BYTES)
     saved = f"; the last checkpoint is unharmed, `resume={folder}` goes on from it" if has_checkpoint else ""
     return UserError(
-        f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} beside torch itself: "
+        f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} in addition to torch: "
         f"{_what_fits(plan, available)}{saved}."
     )
 
@@ -174,7 +178,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
 
 
 def expected_seconds(plan: RunPlan) -> float | None:
-    """From the work of the steps and the measured speed of products; None if the run has only a time limit."""
+    """Return the expected time from the work of the steps and the speed of matmuls; None if only the time limits it."""
     if plan.total_steps is None:
         return None
     seconds = training_seconds(
@@ -198,7 +202,7 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
         remedy = ": `dropout=0`" if plan.config.base is None else ""
         reasons.append(f"dropout on a CPU draws its noise serially and keeps attention from being fused{remedy}")
     if plan.precision.dtype == torch.float32:
-        reasons.append(f"products in fp32: {plan.precision.reason}")
+        reasons.append(f"matmuls in fp32: {plan.precision.reason}")
     attention = attention_flops_per_token(network, plan.length) / training_flops_per_token(network, plan.length)
     if attention > LARGE_ATTENTION_SHARE:
         reasons.append(
@@ -264,7 +268,7 @@ def _method_in_words(plan: RunPlan) -> str:
         "in 4 bits" if config.method == "qlora" else f"in {_dtype_name(plan.precision.dtype)}",
     )
     n_trained = trained_parameters(plan.network_config, setting_of(plan))
-    return f"{n_trained:,} parameters of an adapter of rank {rank}, beside weights that stay frozen, {kept}"
+    return f"{n_trained:,} parameters of an adapter of rank {rank}, added to weights that stay frozen, {kept}"
 
 
 def _data_in_words(plan: RunPlan) -> tuple[str, str]:

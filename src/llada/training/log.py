@@ -23,7 +23,7 @@ from llada.training.state import Progress
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells: the loss and the norm of the gradient (scalars on the device), its learning rate, its size."""
+    """What a step reports: loss and the norm of the gradient (scalars on the device), its learning rate, its size."""
 
     loss: Tensor
     grad_norm: Tensor

@@ -1,4 +1,4 @@
-"""Where the lines of metrics.jsonl go besides: TensorBoard, Weights & Biases (`log`).
+"""Loggers, to which the lines of metrics.jsonl are copied: TensorBoard, Weights & Biases (`log`).
 
 metrics.jsonl is the record of a run; a logger is a copy of it for another program. So a logger that fails is left out
 for the rest of the run, which goes on.

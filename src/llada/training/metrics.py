@@ -74,7 +74,7 @@ class LossByTime:
         return {"sum": self._sum, "count": self._count}
 
     def take(self) -> tuple[float | None, list[float | None]]:
-        """The mean over all and by bin, None where nothing was masked or a sum is no number; then start anew."""
+        """Return the mean over all and by bin, None where nothing was masked or a sum is non-finite, and reset."""
         sums, counts = self._sum.tolist(), self._count.tolist()
         self._sum.zero_()
         self._count.zero_()
@@ -94,7 +94,7 @@ class MetricsFile:
             write_text_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Those that are there, one at a time: a run of weeks has millions."""
+        """Iterate over the rows already in the file, one at a time, because long runs have millions."""
         return each_row(self.path) if self.path.exists() else iter(())
 
     def write(self, row: dict[str, Any]) -> None:
@@ -112,13 +112,13 @@ class MetricsFile:
             ) from None
 
     def flush_to_disk(self) -> None:
-        """Before a checkpoint, which must not know of steps that are missing here."""
+        """Flush the file to the disk before a checkpoint, so that no step of the checkpoint is missing in the file."""
         if self.path.exists():
             flush_to_disk(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All of them."""
+    """Return all rows of a metrics.jsonl."""
     return list(each_row(path))
 
 

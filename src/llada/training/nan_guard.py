@@ -1,9 +1,9 @@
-"""What a run does about losses and gradients that are no finite numbers.
+"""What a run does about losses and gradients that are non-finite.
 
 Such a step is left out: weights, moments and moving average stay as they were. It is decided on the device, which
 nobody waits for; the host learns of it when a step is logged. If several in a row are left out, or half of those
 lately, the run goes back to its last checkpoint and on with its data in another order; if that does not help, it stops
-and tells what it saw.
+and reports what it saw.
 
 Shape letters: B batch, L length.
 """
@@ -37,7 +37,7 @@ class Guard:
         self.total = self.n_lately = 0
         """Steps that this process left out, and how many of the last ones; as of the last `take`."""
         self.skipped = self.in_a_row = self.most_in_a_row = 0
-        """As of the last `take`; the first and the third since the one before."""
+        """Counts at the last `take`; `skipped` and `most_in_a_row` restart at each `take`."""
         self.last_step = 0
         """Number of the last step that was left out."""
 
@@ -57,7 +57,7 @@ class Guard:
         return is_bad.float()
 
     def take(self) -> None:
-        """Ask the device, and begin to count anew."""
+        """Copy the counts from the device and restart them."""
         self.skipped, self.in_a_row, self.most_in_a_row, self.last_step = self._counts.tolist()
         self.n_lately = int(self._lately.sum())
         self.total += self.skipped
@@ -84,12 +84,12 @@ class Guard:
 
 
 def finite_or_none(value: float) -> float | None:
-    """For JSON, which has no other numbers."""
+    """Return a finite number as it is and None for others, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor with a number that is not finite, None if there is none; a GPU is asked once."""
+    """The name of a tensor with a non-finite number, None if all are finite; a GPU is asked once."""
     if not tensors:
         return None
     is_good = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])

@@ -1,4 +1,4 @@
-"""The network that a run builds, as options, and its configuration for a vocabulary."""
+"""The options of the network that a run builds, and its configuration for a vocabulary."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,41 +13,42 @@ NetworkName = Literal["llada", "local", "encoder", "causal"]
 
 @dataclass(frozen=True)
 class NetworkOptions(Checked):
-    """The network to build."""
+    """The network to build from random weights."""
 
     network: NetworkName = "llada"
-    """"llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "local": tables of pairs of
-    neighbours and convolutions, little attention; for characters. "encoder": learned positions, LayerNorm, GELU,
-    dropout. "causal": the encoder, seeing only what is before a token; an autoregressive model, for comparison."""
+    """Kind of network. "llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "local":
+    embeddings of neighbouring pairs and convolutions with little attention, for characters. "encoder": learned
+    positions, LayerNorm, GELU, dropout. "causal": the encoder with causal attention, an autoregressive model for
+    comparison."""
     d_model: int = 128
-    """Width."""
+    """Width of the residual stream."""
     n_heads: int = 2
-    """Attention heads."""
+    """Number of attention heads in each layer."""
     n_layers: int = 4
-    """Transformer layers."""
+    """Number of transformer layers."""
     mlp_hidden_size: int | None = None
-    """Width of the feed-forward layers of "llada", by default 8/3 of d_model, rounded up to a multiple of 32, and of
-    "local", by default 4 of d_model."""
+    """Width of the feed-forward layers; if left out, 8/3 of d_model rounded up to a multiple of 32 for "llada", and
+    4 d_model for "local"."""
     rope_theta: Annotated[float, ABOVE_0] = 10_000.0
-    """Base of the rotary wavelengths of "llada" and "local"."""
+    """Base of the rotary wavelengths in "llada" and "local"."""
     conv_width: Annotated[int, AT_LEAST_1] = 9
-    """Tokens that a convolution of "local" covers, an odd number."""
+    """Number of tokens that a convolution of "local" covers, an odd number."""
     table_rows: Annotated[int, AT_LEAST_1] = 16_384
-    """Rows that a table of pairs in "local" has at most; 1 is as good as none."""
+    """Greatest number of rows of an embedding of pairs in "local"; 1 turns these embeddings off."""
     attention_every: Annotated[int, AT_LEAST_1] = 5
-    """In "local", layers from one that attends to the next; the others have a convolution only."""
+    """In "local", every so many layers one has attention; the others have only a convolution."""
     dropout: float = 0.0
-    """Of "encoder" and "causal" only; masking regularises already."""
+    """Dropout probability of "encoder" and "causal"; masking already regularizes."""
 
     def _of_local(self) -> tuple[int, int, int]:
-        """What only that network has."""
+        """Return the settings that only the network "local" has."""
         return self.conv_width, self.table_rows, self.attention_every
 
     def build_config(self, rows: Rows, max_sequence_length: int) -> NetworkConfig:
-        """The configuration of this network for a vocabulary.
+        """Return the configuration of this network for a vocabulary.
 
         Raises:
-            UserError: a shape that cannot be built, or dropout for a network that has none.
+            UserError: the shape cannot be built, or dropout is set for a network that has none.
         """
         try:
             if self.network in ("encoder", "causal"):

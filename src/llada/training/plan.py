@@ -35,7 +35,7 @@ class RunPlan:
     length: int
     """Tokens of a sequence."""
     total_steps: int | None
-    """None if only the time limits the run."""
+    """Number of steps of the run; None if only the time limits it."""
 
     @classmethod
     def of(
@@ -88,7 +88,7 @@ class RunPlan:
 
     @property
     def tokens_per_step(self) -> int:
-        """At most: dialogues are of unequal length."""
+        """Greatest number of tokens in a step; dialogues differ in length."""
         return self.config.sequences_per_step * self.length
 
     @property
@@ -104,7 +104,7 @@ class RunPlan:
 
     @property
     def should_compile(self) -> bool:
-        """Whether to compile the network: as told, or where it pays. Never on Apple's GPUs, where nobody has tried.
+        """Whether to compile the network: as set, or where it pays. Never on Apple's GPUs, where nobody has tried.
 
         Adapters break it in pieces, and dialogues have another length at every step.
         """
@@ -122,7 +122,7 @@ class RunPlan:
         else:
             tokens = self.total_steps * self.tokens_per_step
             is_long = tokens * training_flops_per_token(self.network_config, self.length) >= COMPILING_PAYS_FLOPS
-        return is_long and self.precision.dtype == torch.bfloat16  # element-wise work outweighs products only there
+        return is_long and self.precision.dtype == torch.bfloat16  # element-wise work outweighs matmuls only there
 
     @property
     def epochs(self) -> float | None:
@@ -153,7 +153,7 @@ def _check_device(device: torch.device, config: TrainConfig) -> None:
 
 
 def _window_length(config: TrainConfig, data: PreparedText) -> int:
-    """Of the sequences of a text.
+    """Return the length of the sequences of a text.
 
     Raises:
         UserError: it has not so many tokens.
@@ -181,7 +181,7 @@ def count_steps(config: TrainConfig, data: PreparedText | Answers, length: int) 
 
 
 def _sequences(config: TrainConfig, data: PreparedText | Answers, length: int) -> int:
-    """Of an epoch."""
+    """Return the number of sequences in an epoch."""
     if isinstance(data, Answers):
         return len(data.pairs["train"])
     if config.data.windows == "stored":

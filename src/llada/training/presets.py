@@ -1,4 +1,4 @@
-"""The presets: whole configurations by name, each the defaults of all flags beside it."""
+"""The presets: whole configurations by name, which set the defaults of all other flags."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +62,7 @@ PRESETS = {
         base="GSAI-ML/LLaDA-8B-Instruct",
         data=DataOptions(windows="stored"),
         noise=NoiseOptions(masking="bernoulli", weight_power=1.0),
-        optimizer=replace(FINE_TUNING, learning_rate=1e-5),  # the founding document's rate
+        optimizer=replace(FINE_TUNING, learning_rate=1e-5),  # the rate of the Tiny Shakespeare scripts (shakespeare/)
         output_dir=Path("runs/finetune"),
         batch_size=1,
         epochs=5,

@@ -107,14 +107,14 @@ class Stopwatch:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None until it can be told."""
+        """Speed of training; None until it is known."""
         if not self._timed_steps:
             return None
         return self._timed_tokens / self._timed_seconds
 
     @property
     def seconds_left(self) -> float | None:
-        """The rest of the run at the speed so far; None until it can be told."""
+        """The rest of the run at the speed so far; None until it is known."""
         if not self._timed_steps:
             return None
         limits = []

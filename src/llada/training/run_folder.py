@@ -7,7 +7,7 @@ checkpoints/step-NNNNNNNN/      a model (checkpoint.py) or an adapter (adapters.
 checkpoints/last, best          which stand for two of these (run_layout.py)
 
 A checkpoint is written aside, is on the disk as a whole, and is then renamed; names are replaced in one step. So a kill
-at any moment leaves whole checkpoints, and things beside them that `recover` removes. It also finds a checkpoint that
+at any moment leaves whole checkpoints, and leftovers that `recover` removes. It also finds a checkpoint that
 was damaged later, by its checksums.
 
 Which checkpoints stay: the newest `keep`, the best one, and those that an adapter of another run stands on.
@@ -67,7 +67,7 @@ from llada.training.state import (
     read_state,
 )
 
-KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained beside this checkpoint
+KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained on this checkpoint
 OWN_NAMES = LOGGER_FOLDERS | {
     CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER,
 }  # fmt: skip
@@ -75,7 +75,7 @@ CONFIG_KEYS = frozenset({"network", "data", "optimizer", "output_dir"})  # which
 LOCK_FILES = (LOCK_FILE, ".lock")  # now and in older versions
 # What killed processes of older versions left; it is left lying, since other names are alike.
 OLD_ASIDE = re.compile(r"\.(rehearsal|config\.json|metrics\.jsonl|curves\.png|trouble\.json)\..+", re.DOTALL)
-SPARE_BYTES = 2_000_000  # beside a checkpoint: its small files, samples, curves, metrics
+SPARE_BYTES = 2_000_000  # in addition to a checkpoint: its small files, samples, curves, metrics
 
 
 class RunFolder:
@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def last_step(self) -> int | None:
-        """Of the checkpoint that a run would go on from; None if there is none."""
+        """Step of the checkpoint that a run would go on from; None if there is none."""
         return step_of(resolved(self.last)) if self.last.is_dir() else None
 
     def check_there(self) -> None:
@@ -138,7 +138,7 @@ class RunFolder:
             )
 
     def _foreign_names(self) -> list[str]:
-        """What is in the folder and not of a run. The configuration is what a run writes first, and tells it."""
+        """What is in the folder and not of a run. A run writes its configuration first, which identifies it."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names = {name for name in names if not (is_aside(name) or name in LOCK_FILES or OLD_ASIDE.fullmatch(name))}
         return sorted(names - OWN_NAMES if self._has_config() else names)
@@ -152,7 +152,7 @@ class RunFolder:
         return content.keys() >= CONFIG_KEYS
 
     def check_continues(self, config: TrainConfig) -> None:
-        """Refuse to resume a run with other trained weights or moments than it has.
+        """Refuse to resume with settings that need different weights or optimizer state.
 
         Raises:
             UserError: a setting that cannot change differs.
@@ -338,9 +338,10 @@ class RunFolder:
             name.unlink(missing_ok=True)
 
     def prune(self, n_newest: int) -> None:
-        """By the rule above. Names go first, so that a kill leaves no half of a checkpoint under its name.
+        """Remove the checkpoints that the rule above does not keep.
 
-        What a disk refuses to remove stays, and is tried again after the next checkpoint.
+        Names go first, so that a kill leaves no half of a checkpoint under its name. What a disk
+        refuses to remove stays, and is tried again after the next checkpoint.
         """
         folders = newest_first(self.checkpoints)
         kept = {resolved(followed(self.checkpoints / name)) for name in (LAST, BEST)}

@@ -1,4 +1,4 @@
-"""A run that is told to stop finishes its step and saves; told again, it stops at once."""
+"""A run that is asked to stop finishes its step and saves; asked again, it stops at once."""
 
 import signal
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """Take note of the first signal; the second one, whichever it is, does what it did before.
 
-        A signal that the process was told to ignore stays ignored.
+        A signal that the process was started to ignore stays ignored.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}

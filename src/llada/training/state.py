@@ -1,6 +1,6 @@
-"""What of a run changes from step to step: as living objects, as training_state.pt beside the model, and back.
+"""What of a run changes from step to step: as living objects, as training_state.pt next to the model, and back.
 
-Nothing is left out that a later step depends on: progress, optimizers, the trained weights beside their moving average,
+Nothing is left out that a later step depends on: progress, optimizers, trained weights that differ from the model's,
 and what has been measured since the last line of metrics.jsonl. Random numbers need no state, since each step makes
 its own from (seed, step).
 """
@@ -39,7 +39,7 @@ class Progress:
     seconds: float = 0.0
     """Time spent, evaluation included."""
     tokens: int = 0
-    """That went through the network, padding included."""
+    """Number of tokens that went through the network, padding included."""
     best_nelbo: float = float("inf")
     best_step: int = 0
     data_order: int = 0
@@ -48,11 +48,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a run that goes on is told of its checkpoint."""
+    """What a resumed run learns from its checkpoint."""
 
     progress: Progress
     was_compiled: bool | None
-    """None where it does not say."""
+    """Whether the run was compiled; None if the checkpoint does not say."""
     changed_settings: list[str]
     """Options that are others now, with their values then and now."""
 
@@ -82,7 +82,7 @@ class RunState:
         is_compiled: bool,
         settings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """What is saved beside the model.
+        """Return what is saved next to the model.
 
         Args:
             own_weights: those that are trained, where the model was lent their moving average.
@@ -173,7 +173,7 @@ class RunState:
         )
 
     def expected_bytes(self) -> int:
-        """Of a checkpoint: of the model or the adapter, of what goes beside it, moments included."""
+        """Bytes of a checkpoint: the model or the adapter, and the state next to it, moments included."""
         trained = trained_weights(self.model.network)
         stored = trained if is_adapted(self.model.network) else self.model.network.state_dict()
         n_bytes = sum(weight.nbytes for weight in stored.values())
@@ -255,7 +255,7 @@ def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
 
 
 def bytes_in(value: object) -> int:
-    """Of all tensors in dictionaries and lists."""
+    """Return the bytes of all tensors in dictionaries and lists."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):

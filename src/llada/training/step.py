@@ -40,13 +40,13 @@ class Gradients:
 
     loss: Tensor
     norm: Tensor
-    """Before they were clipped."""
+    """Norm of the gradients before clipping."""
     tokens: int
-    """That went through the network."""
+    """Number of tokens that went through the network."""
 
     @property
     def are_finite(self) -> bool:
-        """Waits for the device."""
+        """Whether all gradients are finite; waits for the device."""
         return bool(torch.isfinite(self.loss)) and bool(torch.isfinite(self.norm))
 
 
@@ -138,7 +138,7 @@ class Steps:
 
     def loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
         """The weighted loss of rows that go through the network together."""
-        # Whatever depends on which tokens are masked, and how many, is worked out on the CPU: a GPU is told the places,
+        # Whatever depends on which tokens are masked, and how many, is worked out on the CPU: a GPU is sent the places,
         # and not waited for.
         targets = send(batch.x_0[noisy.is_masked], self.device)
         positions = send(flat_positions(noisy.is_masked), self.device)

@@ -321,7 +321,7 @@ class Trainer:
             bad = self.state.first_non_finite(own_weights)
             if bad is None:
                 if after.action is Action.SAVE or self._evaluate():
-                    self._write(own_weights, beside=not after.is_last)
+                    self._write(own_weights, in_background=not after.is_last)
                 elif after.is_last:  # which would else say that it saved
                     raise self._trouble(done)
                 else:
@@ -338,16 +338,16 @@ class Trainer:
         self.saver.wait()
         if self.folder.last_step != self.progress.step:
             with self.state.averaged() as own_weights:
-                self._write(own_weights, beside=False)
+                self._write(own_weights, in_background=False)
 
-    def _write(self, own_weights: Mapping[str, Tensor] | None, beside: bool) -> None:
+    def _write(self, own_weights: Mapping[str, Tensor] | None, in_background: bool) -> None:
         """A checkpoint of the model with its averaged weights in place."""
         progress = self.progress
         self.log.close_up()
         self.saver.wait()  # what is being written would be taken for space that is gone
         self.folder.check_space(self.state.expected_bytes(), progress.step)
         packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
-        self.saver.save(progress, self.plan, self.model, packed, beside=beside)
+        self.saver.save(progress, self.plan, self.model, packed, in_background=in_background)
         self.policy.agenda.note_saved()
         self.callbacks.on_save(progress, step_folder(self.folder.checkpoints, progress.step))
 
@@ -365,7 +365,7 @@ class Trainer:
             self.model.train()
         if not math.isfinite(result.nelbo_nats_per_token):
             raise UserError(
-                f"{self.config.base} predicts no finite numbers on the validation data: start from another checkpoint, "
+                f"{self.config.base} predicts non-finite numbers on the validation data: start from another one, "
                 'or add `precision="fp32"`.'
             )
 
