@@ -17,6 +17,7 @@ from llada.checkpoints import load as opening
 from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, weights_dtype
 from llada.checkpoints.load import open_model, open_to_measure
+from llada.checkpoints.safetensors import StoredWeights
 from llada.cli import export
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
 from llada.sampling.config import SamplerConfig
@@ -136,14 +137,14 @@ def test_every_command_opens_the_type_that_is_asked_for(
     write_random_checkpoint(folder, text, d_model=32, dtype=torch.float16, max_sequence_length=64)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     assert llada("prepare", "--input", tmp_path / "text.txt", "--output_dir", tmp_path / "data").code == 0
-    seen: list[torch.dtype] = []
-    real = checkpoint_module.StoredWeights.tensor
+    seen: list[torch.dtype | None] = []
+    real = StoredWeights.tensor
 
     def tensor(self: Any, name: str, device: torch.device, wanted: torch.dtype | None) -> Tensor:
-        seen.append(wanted)  # type: ignore[arg-type]
+        seen.append(wanted)
         return real(self, name, device, wanted)
 
-    monkeypatch.setattr(checkpoint_module.StoredWeights, "tensor", tensor)
+    monkeypatch.setattr(StoredWeights, "tensor", tensor)
     few = ["--data_dir", tmp_path / "data", "--windows", 2, "--masks_per_window", 2, "--device", "cpu"]
     for command in (
         ["sample", "--checkpoint", folder, "--prompt", "to be", "--gen_length", 2],
@@ -212,7 +213,10 @@ def test_memory_that_runs_out_is_a_sentence_in_every_command(
 
     module = importlib.import_module(f"llada.cli.{command}")
     monkeypatch.setattr(module, "open_to_measure" if command in ("evaluate", "compare") else "open_model", fail)
-    rest = {"compare": [folder, folder], "export": ["--checkpoint", folder, "--output_dir", tmp_path / "out"]}
+    rest: dict[str, list[object]] = {
+        "compare": [folder, folder],
+        "export": ["--checkpoint", folder, "--output_dir", tmp_path / "out"],
+    }
     result = llada(command, *rest.get(command, ["--checkpoint", folder]))
     assert result.code == 2
     assert result.err.startswith("llada: The memory is not enough for this: ")

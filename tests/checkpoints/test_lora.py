@@ -19,7 +19,6 @@ from llada.checkpoints.lora import (
     LoraOptions,
     adapter_weights,
     add_adapter,
-    base_of_adapter,
     is_adapted,
     load_adapter,
     merge_adapter,
@@ -27,6 +26,7 @@ from llada.checkpoints.lora import (
     save_adapter,
     target_pattern,
 )
+from llada.checkpoints.lora_files import base_of_adapter
 from llada.costs.parameters import lora_parameters
 from llada.models import NetworkConfig, checkpoint_activations
 from llada.models.embedding import Table

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llada.checkpoints.lora import LoraOptions, add_adapter, base_of_adapter, is_adapted, load_adapter, quantise
+from llada.checkpoints.lora import LoraOptions, add_adapter, is_adapted, load_adapter, quantise
+from llada.checkpoints.lora_files import base_of_adapter
 from llada.models import LLaDAConfig
 from llada.system.errors import UserError
 from tests.support.small_adapters import ENCODER, LLADA, OPTIONS, SHAPE, adapted, build, logits, stored

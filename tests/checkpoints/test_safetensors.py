@@ -1,5 +1,6 @@
 """Weights as they are stored: mapped or read piece by piece, in every type, and heads that are the embedding."""
 
+import ctypes
 import errno
 import mmap
 import os
@@ -85,7 +86,7 @@ def test_a_tensor_has_its_own_bytes_mapped_until_it_is_forgotten(tmp_path: Path)
 def test_a_system_that_maps_nothing_more_is_told_in_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the C library returns when it fails, and the reason that it leaves behind."""
     monkeypatch.setattr(weights_module._LIBC, "mmap", lambda *args: weights_module._MAP_FAILED)
-    monkeypatch.setattr(weights_module.ctypes, "get_errno", lambda: errno.ENOMEM)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOMEM)
     assert_refused(folder, "model.safetensors cannot be read", "Cannot allocate memory", "`ulimit -v`")
 
 

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 from tests.support.runs import run_to
+from tests.support.texts import characters_of
 
 LETTERS = "abcdefgh"
 
@@ -89,7 +91,6 @@ def test_presets_are_the_papers_and_the_founding_documents() -> None:
         ({"data": DataOptions(chat_length=5)}, "`chat_length` is for dialogues: add `chat=FILE`"),
         ({"data": DataOptions(skip_bad=True)}, "`skip_bad` is for dialogues: add `chat=FILE`"),
         ({"data": DataOptions(chat_split="last")}, "`chat_split` is for dialogues: add `chat=FILE`"),
-        ({"data": DataOptions(chat=Path("x.jsonl"), chat_split_seed=-1)}, "`chat_split_seed` must be at least 0"),
         ({"data": DataOptions(chat=Path("x.jsonl")), "noise": NoiseOptions(weight_power=0.5)}, "add `weight_power=1`"),
         ({"optimizer": OptimizerOptions(optimizer_state="8bit")}, "add `optimizer=adamw`"),
         ({"weights": "bf16"}, 'add `optimizer="adamw"`'),
@@ -118,7 +119,7 @@ def test_numbers_of_dialogues_have_their_ranges(options: dict[str, float], compl
 # --- runs
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "full in bf16 with 8-bit moments": {
         "weights": "bf16",
@@ -135,7 +136,7 @@ SETTINGS = {
 }
 
 
-def small(base: Path, dialogues: Path, output_dir: Path, **changes: object) -> TrainConfig:
+def small(base: Path, dialogues: Path, output_dir: Path, **changes: Any) -> TrainConfig:
     config = TrainConfig(
         base=str(base),
         data=DataOptions(chat=dialogues),
@@ -151,7 +152,7 @@ def small(base: Path, dialogues: Path, output_dir: Path, **changes: object) -> T
         activation_checkpointing=True,
         device="cpu",
     )
-    return replace(config, **changes)  # type: ignore[arg-type]
+    return replace(config, **changes)
 
 
 def train(config: TrainConfig, base: Path, resume: bool = False, stop_at: int | None = None) -> Trainer:
@@ -169,7 +170,7 @@ def trained(trainer: Trainer) -> torch.Tensor:
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    changes: dict[str, object], base: Path, dialogues: Path, tmp_path: Path
+    changes: dict[str, Any], base: Path, dialogues: Path, tmp_path: Path
 ) -> None:
     whole = small(base, dialogues, tmp_path / "whole", **changes)
     parts = replace(whole, output_dir=tmp_path / "parts")
@@ -357,7 +358,7 @@ def test_dialogues_of_a_pipe_are_learned(tmp_path: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert "is a pipe, which is read once" in error
     assert "these are not used: id (8 lines)" in error
-    assert set(open_model(tmp_path / "run").tokenizer.characters) == {*LETTERS, "\n"}  # type: ignore[union-attr]
+    assert set(characters_of(open_model(tmp_path / "run").tokenizer)) == {*LETTERS, "\n"}
 
 
 def test_what_is_left_out_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -539,7 +540,7 @@ def test_a_qlora_run_is_opened_beside_the_rounded_weights(base: Path, dialogues:
 
 def test_muon_finds_the_layers_of_every_layout(text: str, dialogues: Path, tmp_path: Path) -> None:
     for layout in ("illada", "moe"):
-        write_random_checkpoint(tmp_path / layout, text, layout=layout, d_model=16, max_sequence_length=64)  # type: ignore[arg-type]
+        write_random_checkpoint(tmp_path / layout, text, layout=layout, d_model=16, max_sequence_length=64)
         config = small(tmp_path / layout, dialogues, tmp_path / f"run-{layout}", optimizer=OptimizerOptions(ema=0.0))
         assert train(replace(config, steps=2), tmp_path / layout).progress.step == 2
 

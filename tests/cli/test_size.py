@@ -62,7 +62,7 @@ LLADA_8B = replace(
     max_sequence_length=4096,
     n_kv_heads=32,
 )
-SHAPES = {
+SHAPES: dict[str, NetworkConfig] = {
     "llada": LLADA,
     "llada, grouped heads": replace(LLADA, n_kv_heads=2),
     "llada, one key-value head, tied": replace(LLADA, n_kv_heads=1, weight_tying=True),

@@ -20,12 +20,12 @@ from llada.costs.parameters import (
     matrix_parameters,
     total_parameters,
 )
-from llada.models import ILLaDA, LLaDAConfig, LLaDAMoE, build_network, tied_head
+from llada.models import LLaDAConfig, Network, build_network, tied_head
 from tests.support.layouts import ILLADA, ILLADA_8B, MOE, all_networks, random_rows
 from tests.support.networks import kept_for_backward
 
 
-def on_meta(config: LLaDAConfig) -> ILLaDA | LLaDAMoE:
+def on_meta(config: LLaDAConfig) -> Network:
     with torch.device("meta"):
         return build_network(config).bfloat16()
 

@@ -41,13 +41,13 @@ from tests.faults.strategies import SCALARS, VALUES, changed, corrupted, json_fi
 
 QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
 TOKENIZER = CharTokenizer("abcdef")
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 10, "mask_token_id": 9, "pad_token_id": 0, "eos_token_id": 2,
     "d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 12, "max_sequence_length": 16,
 }  # fmt: skip
 NETWORKS: dict[str, NetworkConfig] = {
-    "llada": LLaDAConfig(**SHAPE),  # type: ignore[arg-type]
-    "moe": LLaDAMoEConfig(**SHAPE, n_experts=2, n_experts_per_token=1),  # type: ignore[arg-type]
+    "llada": LLaDAConfig(**SHAPE),
+    "moe": LLaDAMoEConfig(**SHAPE, n_experts=2, n_experts_per_token=1),
     "encoder": EncoderConfig(
         vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
     ),
@@ -168,13 +168,13 @@ def vocab_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
 
 @target(2_000)
 def tokenizer_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    valid = {
+    valid: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "post_processor": None, "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": ["a b"]},
     }  # fmt: skip
-    model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())  # type: ignore[arg-type]
+    model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())
     ids = {"vocab_size": 4, "mask_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
     return model | json_files(valid), replacing(
         world.scratch / "tokenizer.json", lambda: BPETokenizer.load(world.scratch, ids)
@@ -230,7 +230,7 @@ def dialogues_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any
     path = world.scratch / "dialogues.jsonl"
     question, answer = LINE["messages"]
     messages = changed(question).map(lambda message: json.dumps({"messages": [message, answer]}).encode())
-    forms = [
+    forms: list[dict[str, Any]] = [
         {"prompt": "a", "answer": "b", "system": "c"},
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]},
         {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
@@ -259,9 +259,11 @@ def metrics_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any],
 @target(8_000)
 def run_config(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     valid = PRESETS["laptop"].to_json()
-    inner = [
-        changed(valid[name]).map(lambda part, name=name: {**valid, name: part}) for name in ("network", "optimizer")
-    ]
+
+    def within(name: str) -> st.SearchStrategy[dict[str, Any]]:
+        return changed(valid[name]).map(lambda part: {**valid, name: part})
+
+    inner = [within(name) for name in ("network", "optimizer")]
     path = world.scratch / "run.json"
     contents = st.one_of(json_files(valid), *(part.map(lambda content: json.dumps(content).encode()) for part in inner))
     return contents, replacing(path, lambda: TrainConfig.from_json(read_json(path)))

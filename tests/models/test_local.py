@@ -4,6 +4,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, C channel
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -42,17 +43,19 @@ def plain_rotation(x: Tensor) -> Tensor:
 def plain_logits(network: Local, rows: list[int]) -> Tensor:
     """One sequence, by position and by head."""
     config, length = network.config, len(rows)
+    tables: Any = network.pair_embeddings
+    layers: Any = network.layers
 
     def row_at(place: int) -> int:
         return rows[place] if 0 <= place < length else config.vocab_size
 
     x = torch.stack([network.token_embedding.weight[row] for row in rows])
-    for (left, right), table in zip(NEIGHBOURS, network.pair_embeddings, strict=True):
+    for (left, right), table in zip(NEIGHBOURS, tables, strict=True):
         keys = [row_at(i + left) * (config.vocab_size + 1) + row_at(i + right) for i in range(length)]
-        x = x + table.weight[keys]  # type: ignore[index, operator]
+        x = x + table.weight[keys]
     x = embedded = plain_norm(x)
     first_values = None
-    for layer in network.layers:
+    for layer in layers:
         x = x * layer.stream_share + embedded * layer.embedding_share
         taps = layer.near.weight[:, 0]  # (W, D)
         h = F.conv1d(plain_norm(x).T, taps.T[:, None], padding=len(taps) // 2, groups=config.d_model).T
@@ -124,14 +127,13 @@ def test_attention_by_products_equals_torchs(has_bias: bool, dtype: torch.dtype,
     q, k, v, out = (torch.randn(2, 3, 33, 8, generator=generator).to(dtype) for _ in range(4))
     bias = torch.randn(2, 1, 1, 33, generator=generator) if has_bias else None
     results = []
-    for attend in (
-        attend_by_products,
-        lambda q, k, v, bias: F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), None if bias is None else bias
-        ).to(dtype),
-    ):
+
+    def by_torch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias).to(dtype)
+
+    for attend in (attend_by_products, by_torch):
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-        mixed = attend(*inputs, bias)
+        mixed = attend(inputs[0], inputs[1], inputs[2], bias)
         results.append([mixed, *torch.autograd.grad(mixed, inputs, out)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)

@@ -6,6 +6,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-val
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -246,6 +247,7 @@ def test_training_after_a_pass_in_inference_mode_has_the_gradients_of_a_fresh_ne
     for parameter, expected in zip(used.parameters(), fresh.parameters(), strict=True):
         assert expected.grad is not None
         assert expected.grad.abs().max() > 0
+        assert parameter.grad is not None
         assert torch.equal(parameter.grad, expected.grad)
 
 
@@ -323,7 +325,8 @@ def test_llada_is_initialised_as_published() -> None:
     transformer = LLaDA(config).transformer
     check_std(transformer.wte.weight, width**-0.5)
     check_std(transformer.ff_out.weight, width**-0.5)
-    for i, layer in enumerate(transformer.blocks, start=1):
+    blocks: Any = transformer.blocks
+    for i, layer in enumerate(blocks, start=1):
         for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.ff_proj, layer.up_proj):
             check_std(projection.weight, width**-0.5)
             assert projection.weight.abs().max() <= 3 * width**-0.5
@@ -339,7 +342,8 @@ def test_encoder_is_initialised_as_gpt_2() -> None:
     network = Encoder(replace(ENCODER, d_model=256, n_layers=3, vocab_size=300, max_sequence_length=256))
     for weight in (network.token_embedding.weight, network.position_embedding.weight, network.output.weight):
         check_std(weight, 0.02)
-    for layer in network.layers:
+    layers: Any = network.layers
+    for layer in layers:
         check_std(layer.qkv.weight, 0.02)
         check_std(layer.up.weight, 0.02)
         check_std(layer.attention_out.weight, 0.02 / math.sqrt(2 * 3))

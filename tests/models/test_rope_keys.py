@@ -66,12 +66,13 @@ def test_positions_that_are_not_scaled_are_read(config: NetworkConfig, key: str,
 @all_layouts
 @pytest.mark.parametrize("key", KEYS)
 def test_the_base_is_read_from_either_place_and_must_agree(config: NetworkConfig, key: str) -> None:
+    base: dict[str, Any] = {key: {"rope_theta": 7777.0}}
     moved = read(config, ("rope_theta",), **{key: {"rope_type": "default", "rope_theta": 7777.0}})
     assert moved.rope_theta == 7777.0  # type: ignore[union-attr]
-    assert read(config, rope_theta=None, **{key: {"rope_theta": 7777.0}}) == moved
-    assert read(config, rope_theta=7777, **{key: {"rope_theta": 7777.0}}) == moved
+    assert read(config, rope_theta=None, **base) == moved
+    assert read(config, rope_theta=7777, **base) == moved
     with pytest.raises(ValueError, match=rf"rope_theta = 10000.0 and rope_theta in {key} = 7777.0 disagree"):
-        read(config, rope_theta=10000.0, **{key: {"rope_theta": 7777.0}})
+        read(config, rope_theta=10000.0, **base)
     with pytest.raises(ValueError, match="lacks rope_theta"):
         read(config, ("rope_theta",), **{key: {"rope_type": "default"}})
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from llada.models import Encoder, EncoderConfig, LLaDA, LLaDAConfig, LocalConfig, Network, NetworkConfig, build_network
+from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, Network, NetworkConfig, build_network
 
 TOLERANCE = 1e-5  # of fp32 logits, which are of order 1
 
@@ -65,7 +65,7 @@ LAYER_SHAPES: dict[str, tuple[str, ...]] = {
 }
 
 
-def random_network(config: NetworkConfig) -> LLaDA | Encoder:
+def random_network(config: NetworkConfig) -> Network:
     """In evaluation mode, every weight away from the special value that initialisation gives it (0, 1)."""
     network, generator = build_network(config).eval(), Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -175,12 +175,18 @@ def naive_encoder(
     return linear(norm(x, "output_norm"), "output")
 
 
-def naive_logits(network: LLaDA | Encoder, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def naive_logits(network: Network, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """(B, L, V), each row by itself."""
+    config, weights = network.config, dict[str, Tensor](network.named_parameters())
+
+    def naive(row: Tensor, mask: Tensor | None) -> Tensor:
+        if isinstance(config, LLaDAConfig):
+            return naive_llada(weights, config, row, mask)
+        assert isinstance(config, EncoderConfig)
+        return naive_encoder(weights, config, row, mask)
+
     masks = [None] * len(rows) if attention_mask is None else list(attention_mask.bool())
-    naive = naive_llada if isinstance(network, LLaDA) else naive_encoder
-    weights = dict(network.named_parameters())
-    return torch.stack([naive(weights, network.config, row, mask) for row, mask in zip(rows, masks, strict=True)])  # type: ignore[arg-type]
+    return torch.stack([naive(row, mask) for row, mask in zip(rows, masks, strict=True)])
 
 
 def kept_for_backward(network: Network, rows: Tensor, bf16: bool = False) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
@@ -33,7 +34,7 @@ def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
     if stop_at is not None:
         draw = trainer.steps.source.draw
 
-        def draw_and_interrupt(n_before: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+        def draw_and_interrupt(n_before: int, generator: torch.Generator) -> TokenBatch:
             if trainer.progress.step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
             return draw(n_before, generator)

@@ -213,7 +213,7 @@ def test_another_version_or_half_an_installation_is_replaced(machine: Machine, p
 
     machine.forget()
     old = write_index(tmp_path / "old", "1.0+cpu")
-    program = [machine.python, "-m", "pip", "install", "-q", "--index-url", old, "torch==1.0+cpu"]
+    program: list[str | Path] = [machine.python, "-m", "pip", "install", "-q", "--index-url", old, "torch==1.0+cpu"]
     subprocess.run(program, env={**os.environ, "PIP_CONFIG_FILE": os.devnull}, timeout=PATIENCE, check=True)
     assert machine.installed() == "1.0+cpu"
     assert machine.choose("auto", pytorch).returncode == 0

@@ -100,7 +100,7 @@ def test_a_run_stops_between_the_pieces_of_a_step(small_run: TrainConfig, data: 
         trainer.stop.is_made = len(calls) == 3 * 5 + 1  # in the first of the three pieces of the sixth step
         return loss(*arguments)
 
-    trainer.steps.loss = counted  # type: ignore[method-assign]
+    trainer.steps.loss = counted  # type: ignore[method-assign, assignment]
     run(trainer)
     assert len(calls) == 3 * 5 + 1
     assert (trainer.folder.last_step, trainer.progress.step) == (5, 5)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -23,7 +24,7 @@ from llada.training.config import TrainConfig
 from llada.training.plan import RunPlan
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
-from llada.training.state import read_state
+from llada.training.state import bytes_in, read_state
 from llada.training.trainer import Trainer
 from tests.support.sentences import assert_one_sentence
 
@@ -64,11 +65,14 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
 
     other = trainer_of(replace(small_run, output_dir=tmp_path / "other"), data)
     monkeypatch.setattr(saving, "free_memory_bytes", lambda: 1000)
-    names = []
+    names: list[str] = []
     save_other = other.folder.save
-    monkeypatch.setattr(
-        other.folder, "save", lambda *a: (names.append(threading.current_thread().name), save_other(*a))
-    )
+
+    def saving_named(*arguments: Any) -> None:
+        names.append(threading.current_thread().name)
+        save_other(*arguments)
+
+    monkeypatch.setattr(other.folder, "save", saving_named)
     run(other)
     assert names == ["MainThread"] * 2
     for step_name in ("step-00000006", "step-00000012"):
@@ -89,7 +93,7 @@ def test_a_copy_is_made_only_where_half_of_the_free_memory_holds_all_of_it(
     trainer.train_step(trainer.by_time)
     weights = trainer.model.network.state_dict()
     packed = trainer.state.pack(trainer.progress, weights, {}, False, {})
-    n_bytes = saving.bytes_in(weights) + saving.bytes_in(packed)
+    n_bytes = bytes_in(weights) + bytes_in(packed)
     names: list[str] = []
     monkeypatch.setattr(trainer.folder, "save", lambda *_: names.append(threading.current_thread().name))
     for free in (2 * n_bytes, 2 * n_bytes + 1):
@@ -125,9 +129,9 @@ def test_the_memory_that_is_free_is_the_less_of_machine_and_container(
         raise FileNotFoundError("/proc/meminfo")
 
     monkeypatch.setattr(hardware, "CONTAINER_MEMORY", (limit, used))
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", no_proc)
+    monkeypatch.setattr(psutil, "virtual_memory", no_proc)
     assert hardware.free_memory_bytes() is None
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: told)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: told)
     assert hardware.free_memory_bytes() == 4_096_000
     limit.write_text("max\n")
     used.write_text("500\n")
@@ -176,6 +180,6 @@ def test_without_a_thread_to_be_had_a_checkpoint_is_written_in_the_way(
         raise RuntimeError("can't start new thread")
 
     trainer = trainer_of(small_run, data)
-    monkeypatch.setattr(saving.threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     run(trainer)
     assert [path.name for path in newest_first(trainer.folder.checkpoints)] == ["step-00000012", "step-00000006"]

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
-from llada.training import loggers
 from llada.training.callbacks import Callback
 from llada.training.config import TrainConfig
 from llada.training.loggers import LOGGERS, check_loggers, scalars
@@ -104,7 +103,7 @@ def test_an_unknown_or_missing_logger_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=r"^--log can be tensorboard, wandb, not tensorbord: choose one of them"):
         check_loggers(["tensorbord"])
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in LOGGERS:
         with pytest.raises(UserError, match=rf"^--log {name} needs the {name} package: pip install 'llada-trainer"):
             Trainer(RunPlan.of(replace(small_run, log=(name,)), data), RunFolder(small_run.output_dir))

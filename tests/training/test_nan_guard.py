@@ -50,7 +50,7 @@ def break_losses(trainer: Trainer, is_broken: Callable[[int, int], bool], value:
         progress = trainer.progress
         return loss(*arguments) * (value if is_broken(progress.step, progress.data_order) else 1.0)
 
-    trainer.steps.loss = broken  # type: ignore[method-assign]
+    trainer.steps.loss = broken  # type: ignore[method-assign, assignment]
 
 
 def weights(trainer: Trainer) -> Tensor:
@@ -121,7 +121,8 @@ def test_a_step_that_is_left_out_changes_nothing(kind: str, on_device: bool, mon
     generator = torch.Generator().manual_seed(2)
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(4)]
     seen, unseen = make_parameter(), make_parameter()
-    one, other = OPTIMIZERS[kind](seen), OPTIMIZERS[kind](unseen)
+    one: Any = OPTIMIZERS[kind](seen)
+    other = OPTIMIZERS[kind](unseen)
     for number, gradient in enumerate(gradients):
         seen.grad, one.found_inf = gradient.clone(), torch.zeros(())
         one.step()
@@ -318,7 +319,7 @@ def test_before_any_weight_has_changed_no_rate_is_blamed(small_run: TrainConfig,
         def losses(*arguments: Any) -> torch.Tensor:
             return loss(*arguments) * (NAN if trainer.steps.precision.dtype == torch.bfloat16 else 1.0)
 
-        trainer.steps.loss = losses  # type: ignore[method-assign]
+        trainer.steps.loss = losses  # type: ignore[method-assign, assignment]
 
     assert 'the same step is finite in fp32: add `precision="fp32"`' in first_complaint(bf16, data, spoil_bf16)
     for sentence in (weights_, data_):
@@ -333,7 +334,8 @@ def break_all(trainer: Trainer) -> None:
 def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: PreparedText) -> None:
     """They may become so by no fault of a step; every loss from then on is none, and the good checkpoint stays."""
     trainer = small_trainer(replace(small_run, steps=20), data)
-    draw, is_broken = trainer.steps.make_batch, []
+    draw = trainer.steps.make_batch
+    is_broken: list[bool] = []
 
     def make_batch(step: int) -> Any:
         if step == 7 and not is_broken:
