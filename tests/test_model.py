@@ -18,7 +18,8 @@ from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
 from llada.tokenizers.message import Message
 from llada.training.config import TrainConfig
-from tests.support.checkpoints import ENCODER, LLADA, TOKENIZER, X_T, adapter_of, save_new, save_small
+from tests.support.checkpoints import X_T, adapter_of, save_new, save_small
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TOKENIZER
 from tests.support.runs import train
 
 MASK_ID = TOKENIZER.mask_id
@@ -36,7 +37,7 @@ def model(folder: Path) -> Model:
 
 
 def causal(folder: Path) -> Model:
-    save_new(folder, dataclasses.replace(ENCODER, is_causal=True, dropout=0.0))
+    save_new(folder, dataclasses.replace(TINY_ENCODER, is_causal=True, dropout=0.0))
     return load(folder, device="cpu")
 
 
@@ -58,7 +59,7 @@ def test_it_opens_runs_checkpoints_and_adapters(
     assert run.checkpoint.folder == (small_run.output_dir / "checkpoints" / "best").resolve()
     assert run.generate("to be", length=4).startswith("to be")
     model = load(str(folder), device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert (model.config.d_model, model.tokenizer, model.max_length) == (LLADA.d_model, TOKENIZER, 16)
+    assert (model.config.d_model, model.tokenizer, model.max_length) == (TINY_LLADA.d_model, TOKENIZER, 16)
     assert next(model.network.parameters()).dtype == torch.bfloat16
     with pytest.raises(UserError, match="is not an adapter"):
         load(folder, base=folder)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import read_checkpoint
@@ -25,7 +24,6 @@ from llada.training.config import DataOptions, NoiseOptions, OptimizerOptions, T
 from llada.training.metrics import LossByTime, read_metrics
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 from tests.support.runs import run_to
@@ -62,10 +60,6 @@ def run(arguments: list[str]) -> int:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     return int(exit_.value.code or 0)
-
-
-def display() -> Display:
-    return Display(Console(quiet=True), None)
 
 
 # --- configuration
@@ -400,7 +394,7 @@ def test_a_model_of_the_main_job_is_tuned_by_an_adapter_and_chats(
     """Train on a text, fine-tune by LoRA on dialogues, chat, export: each by its command."""
     folder = RunFolder(small_run.output_dir)
     folder.start(small_run)
-    Trainer(RunPlan.of(small_run, data), folder).run(display())
+    run_to(Trainer(RunPlan.of(small_run, data), folder))
     lines = [
         {"prompt": "to be", "answer": "or not"},
         {"prompt": "tis", "answer": "the rub"},
@@ -513,7 +507,7 @@ def test_an_adapter_outlives_the_run_that_it_stands_on(
     below = replace(small_run, steps=6)
     folder = RunFolder(below.output_dir)
     folder.start(below)
-    Trainer(RunPlan.of(below, data), folder).run(display())
+    run_to(Trainer(RunPlan.of(below, data), folder))
     common = ["--data_dir", str(data.folder), "--windows", "random", "--sequence_length", "24", "--steps", "2"]
     above = ["--checkpoint", str(below.output_dir), "--method", "lora", "--output_dir", str(tmp_path / "above")]
     assert run(["finetune", *common, *above]) == 0
@@ -559,7 +553,7 @@ def test_an_adapters_run_goes_on_where_it_was_moved_with_its_base(
     below = replace(small_run, steps=6, output_dir=tmp_path / "here" / "below")
     folder = RunFolder(below.output_dir)
     folder.start(below)
-    Trainer(RunPlan.of(below, data), folder).run(display())
+    run_to(Trainer(RunPlan.of(below, data), folder))
     common = ["--data_dir", str(data.folder), "--windows", "random", "--sequence_length", "24", "--steps", "2"]
     above = ["--method", "lora", "--output_dir", str(tmp_path / "here" / "above")]
     assert run(["finetune", "--checkpoint", str(below.output_dir), *common, *above]) == 0

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints.folder import read_checkpoint
 from llada.data.prepared import PreparedText
@@ -22,10 +21,10 @@ from llada.system.files import read_json
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import changed_settings, read_state
 from llada.training.trainer import Trainer
+from tests.support.runs import display
 from tests.support.texts import characters_of
 
 QUICK, FULL = 30, 2000  # places in each of three folders
@@ -77,7 +76,7 @@ def run(small_run: TrainConfig, data: PreparedText) -> RunFolder:
     config = replace(small_run, steps=2, evaluate_every=2, evaluation_windows=2)
     folder = RunFolder(config.output_dir)
     folder.start(config)
-    Trainer(RunPlan.of(config, data), folder).run(Display(Console(quiet=True), None))
+    Trainer(RunPlan.of(config, data), folder).run(display())
     return folder
 
 

@@ -27,31 +27,19 @@ from llada.checkpoints.safetensors import StoredWeights
 from llada.data.corpus import Corpus
 from llada.data.dialogues import Reading, read_dialogues
 from llada.data.prepared import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
-from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig, config_to_json
+from llada.models import config_to_json
 from llada.system.checksums import check_whole, find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json
 from llada.tokenizers.bpe import BPETokenizer
-from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.presets import PRESETS
 from llada.training.state import read_state
 from tests.faults.strategies import SCALARS, VALUES, changed, corrupted, json_files
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TINY_MOE, TOKENIZER
 
 QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
-TOKENIZER = CharTokenizer("abcdef")
-SHAPE: dict[str, Any] = {
-    "vocab_size": 10, "mask_token_id": 9, "pad_token_id": 0, "eos_token_id": 2,
-    "d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 12, "max_sequence_length": 16,
-}  # fmt: skip
-NETWORKS: dict[str, NetworkConfig] = {
-    "llada": LLaDAConfig(**SHAPE),
-    "moe": LLaDAMoEConfig(**SHAPE, n_experts=2, n_experts_per_token=1),
-    "encoder": EncoderConfig(
-        vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
-    ),
-}
 LINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "x"}
 
@@ -65,7 +53,7 @@ class World:
     def __post_init__(self) -> None:
         self.checkpoint = self.root / "checkpoint"
         self.checkpoint.mkdir(parents=True)
-        config = NETWORKS["llada"]
+        config = TINY_LLADA
         self.weights = make_predictor(config, TOKENIZER).network.state_dict()
         save_weights(self.checkpoint, config, TOKENIZER, self.weights)
         self.sharded = self.root / "sharded"
@@ -124,14 +112,14 @@ def replacing(path: Path, act: Callable[[], object]) -> Callable[[bytes], object
 
 @target(16_000)
 def config_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    contents = st.one_of([json_files(config_to_json(config)) for config in NETWORKS.values()])
+    contents = st.one_of([json_files(config_to_json(config)) for config in (TINY_LLADA, TINY_MOE, TINY_ENCODER)])
     return contents, replacing(world.checkpoint / "config.json", lambda: read_config(world.checkpoint))
 
 
 @target(4_000)
 def config_json_of_a_checkpoint(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     """Up to the network itself, which must not be built in a size that its weights have not."""
-    contents = json_files(config_to_json(NETWORKS["llada"]))
+    contents = json_files(config_to_json(TINY_LLADA))
     return contents, replacing(world.checkpoint / "config.json", lambda: read_checkpoint(world.checkpoint))
 
 

@@ -12,8 +12,8 @@ from torch._inductor.decomposition import select_decomp_table
 from llada.models import NetworkConfig, build_network
 from llada.models.embedding import Table
 from llada.system.toolchains import has_compiler
-from tests.support.layouts import MOE
-from tests.support.networks import CAUSAL, ENCODER, LLADA, LOCAL, random_rows
+from tests.support.configurations import ODD_CAUSAL, ODD_ENCODER, ODD_LLADA, ODD_LOCAL, ODD_MOE
+from tests.support.networks import random_rows
 
 
 def assert_equal(found: torch.Tensor | None, expected: torch.Tensor) -> None:
@@ -85,7 +85,9 @@ def backward_operators(features: Callable[..., torch.Tensor], rows: torch.Tensor
 ADDING = ("aten.index_put", "aten._unsafe_index_put", "aten.index_add", "aten.scatter_add", "aten.scatter_reduce")
 
 
-@pytest.mark.parametrize("config", [LLADA, LOCAL, ENCODER, CAUSAL], ids=["llada", "local", "encoder", "causal"])
+@pytest.mark.parametrize(
+    "config", [ODD_LLADA, ODD_LOCAL, ODD_ENCODER, ODD_CAUSAL], ids=["llada", "local", "encoder", "causal"]
+)
 def test_no_network_adds_to_shared_memory_when_compiled(config: NetworkConfig) -> None:
     rows = random_rows(2, 8) % config.vocab_size
     operators = backward_operators(build_network(config).features, rows)
@@ -95,6 +97,6 @@ def test_no_network_adds_to_shared_memory_when_compiled(config: NetworkConfig) -
 
 def test_experts_add_only_where_every_place_has_one_value() -> None:
     """To put choices in order and back; the tokens, of which each has several choices, are looked up."""
-    operators = backward_operators(build_network(MOE).features, random_rows(2, 8) % MOE.vocab_size)
-    assert len([each for each in operators if each.startswith("llada.table_gradient")]) == 1 + MOE.n_layers
-    assert len([each for each in operators if each.startswith(ADDING)]) == 2 * MOE.n_layers
+    operators = backward_operators(build_network(ODD_MOE).features, random_rows(2, 8) % ODD_MOE.vocab_size)
+    assert len([each for each in operators if each.startswith("llada.table_gradient")]) == 1 + ODD_MOE.n_layers
+    assert len([each for each in operators if each.startswith(ADDING)]) == 2 * ODD_MOE.n_layers

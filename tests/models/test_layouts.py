@@ -16,8 +16,16 @@ from llada.models import ILLaDA, LLaDAConfig, LLaDAMoE, LLaDAMoEConfig, Network,
 from llada.models import llama_layers as decoder
 from llada.models.llada import rotary_table, turn_heads
 from llada.models.llada_moe import Experts
-from tests.support.layouts import ILLADA, MOE, all_networks, both_layouts, random_rows
-from tests.support.networks import assert_near, naive_attention, naive_rms_norm, naive_rotary, random_network
+from tests.support.configurations import ODD_ILLADA, ODD_MOE
+from tests.support.layouts import all_networks, both_layouts
+from tests.support.networks import (
+    assert_near,
+    naive_attention,
+    naive_rms_norm,
+    naive_rotary,
+    random_network,
+    random_rows,
+)
 
 
 def naive_mlp(weights: dict[str, Tensor], prefix: str, h: Tensor) -> Tensor:
@@ -196,7 +204,7 @@ def test_rotary_frequencies_have_the_bits_of_the_public_code() -> None:
 
 def make_experts(n_experts: int, n_chosen: int) -> Experts:
     torch.manual_seed(0)
-    return Experts(replace(MOE, d_model=8, n_heads=2, n_experts=n_experts, n_experts_per_token=n_chosen))
+    return Experts(replace(ODD_MOE, d_model=8, n_heads=2, n_experts=n_experts, n_experts_per_token=n_chosen))
 
 
 def test_router_by_hand() -> None:
@@ -289,9 +297,9 @@ def test_illada_tensors_have_the_official_names_and_shapes() -> None:
             f"{layer}.mlp.up_proj.weight": (20, 24),
             f"{layer}.mlp.down_proj.weight": (24, 20),
         }
-    shapes = {name: tuple(tensor.shape) for name, tensor in build_network(ILLADA).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in build_network(ODD_ILLADA).state_dict().items()}
     assert shapes == expected
-    own_head = build_network(replace(ILLADA, weight_tying=False)).state_dict()
+    own_head = build_network(replace(ODD_ILLADA, weight_tying=False)).state_dict()
     assert own_head.keys() - shapes.keys() == {"lm_head.weight"}
 
 
@@ -306,7 +314,7 @@ def test_moe_tensors_have_the_official_names_and_shapes() -> None:
         for e in range(5):
             expected |= {f"{layer}.mlp.experts.{e}.{part}_proj.weight": (20, 24) for part in ("gate", "up")}
             expected[f"{layer}.mlp.experts.{e}.down_proj.weight"] = (24, 20)
-    network = build_network(MOE)
+    network = build_network(ODD_MOE)
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
     assert list(network.buffers()) == []
 

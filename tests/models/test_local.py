@@ -13,10 +13,10 @@ from torch import Tensor
 
 from llada.models import LocalConfig, build_network, config_from_json, config_to_json
 from llada.models.local import NEIGHBOURS, Local, NearMixing, Scores, attend_by_products, pair_keys
-from tests.support.networks import LOCAL
+from tests.support.configurations import ODD_LOCAL
 
 
-def trained_network(config: LocalConfig = LOCAL) -> Local:
+def trained_network(config: LocalConfig = ODD_LOCAL) -> Local:
     """With nothing left at zero or one, as after some training."""
     torch.manual_seed(0)
     network = build_network(config)
@@ -90,12 +90,14 @@ def test_the_network_equals_its_plain_twin() -> None:
 
 def test_the_last_layer_of_so_many_attends() -> None:
     assert [layer.attends for layer in trained_network().layers] == [False, True, False, True]
-    one_in_five = trained_network(replace(LOCAL, n_layers=6, attention_every=5))
+    one_in_five = trained_network(replace(ODD_LOCAL, n_layers=6, attention_every=5))
     assert [layer.attends for layer in one_in_five.layers] == [False, False, False, False, True, False]
 
 
 def test_keys_of_pairs_by_hand() -> None:
-    left_and_right, before, behind = (keys[0].tolist() for keys in pair_keys(torch.tensor([[3, 1, 6]]), None, LOCAL))
+    left_and_right, before, behind = (
+        keys[0].tolist() for keys in pair_keys(torch.tensor([[3, 1, 6]]), None, ODD_LOCAL)
+    )
     edge = 7
     assert left_and_right == [edge * 8 + 1, 3 * 8 + 6, 1 * 8 + edge]
     assert before == [edge * 8 + edge, edge * 8 + 3, 3 * 8 + 1]
@@ -103,7 +105,7 @@ def test_keys_of_pairs_by_hand() -> None:
 
 
 def test_more_pairs_than_rows_share_them() -> None:
-    config = replace(LOCAL, vocab_size=126_464, mask_token_id=126_336, table_rows=1000)
+    config = replace(ODD_LOCAL, vocab_size=126_464, mask_token_id=126_336, table_rows=1000)
     rows = torch.randint(0, 126_464, (4, 500), generator=torch.Generator().manual_seed(0))
     for keys in pair_keys(rows, None, config):
         assert int(keys.min()) >= 0
@@ -178,7 +180,7 @@ def test_bf16_is_near_fp32() -> None:
 
 
 def test_its_configuration_is_stored_and_read() -> None:
-    config = replace(LOCAL, conv_width=3, table_rows=50, rope_theta=500.0)
+    config = replace(ODD_LOCAL, conv_width=3, table_rows=50, rope_theta=500.0)
     assert config_from_json(config_to_json(config)) == config
 
 
@@ -194,4 +196,4 @@ def test_its_configuration_is_stored_and_read() -> None:
 )
 def test_shapes_that_cannot_be_built_are_refused(change: dict[str, float], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        replace(LOCAL, **change)  # type: ignore[arg-type]
+        replace(ODD_LOCAL, **change)  # type: ignore[arg-type]

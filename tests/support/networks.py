@@ -11,46 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, Network, NetworkConfig, build_network
+from llada.models import EncoderConfig, LLaDAConfig, Network, NetworkConfig, build_network
+from tests.support.configurations import ODD_ENCODER, ODD_LLADA
 
 TOLERANCE = 1e-5  # of fp32 logits, which are of order 1
 
-# eps and theta are far from the defaults, so that a network that ignored them would not pass.
-LLADA = LLaDAConfig(
-    d_model=24,
-    n_heads=4,
-    n_layers=2,
-    vocab_size=11,
-    mask_token_id=10,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=20,
-    max_sequence_length=16,
-    rope_theta=300.0,
-    rms_norm_eps=0.05,
-)
-ENCODER = EncoderConfig(vocab_size=11, mask_token_id=10, max_sequence_length=16, d_model=24, n_heads=4, n_layers=2)
-LOCAL = LocalConfig(
-    vocab_size=7,
-    mask_token_id=6,
-    pad_token_id=0,
-    eos_token_id=2,
-    max_sequence_length=64,
-    d_model=16,
-    n_heads=2,
-    n_layers=4,
-    mlp_hidden_size=48,
-    conv_width=5,
-    attention_every=2,
-)
 LLADAS = {
-    "plain": LLADA,
-    "two key-value heads": replace(LLADA, n_kv_heads=2),
-    "one key-value head": replace(LLADA, n_kv_heads=1),
-    "tied head": replace(LLADA, weight_tying=True),
+    "plain": ODD_LLADA,
+    "two key-value heads": replace(ODD_LLADA, n_kv_heads=2),
+    "one key-value head": replace(ODD_LLADA, n_kv_heads=1),
+    "tied head": replace(ODD_LLADA, weight_tying=True),
 }
-CAUSAL = replace(ENCODER, is_causal=True, dropout=0.0)
-both_networks = pytest.mark.parametrize("config", [LLADA, ENCODER], ids=["llada", "encoder"])
+both_networks = pytest.mark.parametrize("config", [ODD_LLADA, ODD_ENCODER], ids=["llada", "encoder"])
 
 LAYER_SHAPES: dict[str, tuple[str, ...]] = {
     "attn_norm": ("D",),
@@ -78,7 +50,7 @@ def random_network(config: NetworkConfig) -> Network:
 
 
 def random_rows(n_rows: int, length: int, seed: int = 1) -> Tensor:
-    return torch.randint(0, LLADA.vocab_size, (n_rows, length), generator=Generator().manual_seed(seed))
+    return torch.randint(0, ODD_LLADA.vocab_size, (n_rows, length), generator=Generator().manual_seed(seed))
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
