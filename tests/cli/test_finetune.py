@@ -100,9 +100,9 @@ def test_settings_that_exclude_each_other_are_refused(changes: dict[str, object]
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"chat_split_seed": -1}, "--chat_split_seed must be at least 0"),
-        ({"chat_val_share": 0.95}, r"--chat_val_share must be at most 0\.9, not 0\.95"),
-        ({"chat_length": 0}, "--chat_length must be at least 1"),
+        ({"chat_split_seed": -1}, "`chat_split_seed` must be at least 0"),
+        ({"chat_val_share": 0.95}, r"`chat_val_share` must be at most 0\.9, not 0\.95"),
+        ({"chat_length": 0}, "`chat_length` must be at least 1"),
     ],
 )
 def test_numbers_of_dialogues_have_their_ranges(options: dict[str, float], complaint: str) -> None:
