@@ -306,7 +306,7 @@ def test_the_demo_installs_the_package_alone_and_tests_add_the_rest(fake_clone: 
     assert fake_clone.make("demo") == ["-m venv .venv", "torch auto", "pip .", "demo"]
     assert fake_clone.make("demo") == ["demo"]
     assert fake_clone.make("lint") == ["pip .[dev]", "check .", "format --check .", ""]
-    assert fake_clone.make("test", "install", "demo") == ["-n auto --dist loadfile", "demo"]
+    assert fake_clone.make("test", "install", "demo") == ["-n auto --dist loadfile --no-loadscope-reorder", "demo"]
     for changed in ("constraints.txt", "pyproject.toml"):
         (fake_clone.folder / changed).touch()
         assert fake_clone.make("install")[-2:] == ["pip .", "pip .[dev]"]
