@@ -86,7 +86,7 @@ class BabyTraining:
         ids, following = (send(part.contiguous(), self.device) for part in (text[:, :-1], text[:, 1:]))
         with self.precision.autocast(self.device):
             loss: Tensor = self.loss(ids, following)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

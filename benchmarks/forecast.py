@@ -81,8 +81,9 @@ def main() -> None:
                 plan = trainer.plan
                 speed = matmul_flops_per_second(plan.device, plan.precision.dtype)
                 foreseen = training_seconds(plan.network_config, length, plan.tokens_per_step, speed, on_cpu=True)
-            share = attention_flops_per_token(plan.network_config, length)
-            share /= training_flops_per_token(plan.network_config, length)
+            share = attention_flops_per_token(plan.network_config, length) / training_flops_per_token(
+                plan.network_config, length
+            )
             label = f"{network} {N_LAYERS} x {width}" + (f", dropout {dropout}" if dropout else "")
             row = (f"{length}", precision, f"{share:.0%}", f"{foreseen:.2f}", f"{measured:.2f}")
             table.add_row(label, *row, f"{foreseen / measured:.2f}")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -151,6 +152,7 @@ def measure_training(place: Place, row: str, config: TrainConfig, network: LLaDA
         losses = [float(trainer.train_step(by_time).loss) for _ in range(2)]
         speeds = [tokens_per_second(trainer, 1) for _ in range(1 if place.tiny else STEPS)]
         memory, median = expected_memory(plan), statistics.median(speeds)
+        figures: dict[str, Any] = peak_figures(place, memory.total)
         per_token = training_flops_per_token(network, plan.length)
         place.rows.add(
             row,
@@ -163,7 +165,7 @@ def measure_training(place: Place, row: str, config: TrainConfig, network: LLaDA
             predicted_bytes=memory.total,
             predicted_gb=memory.total / GB,
             weights_gb=memory.weights / GB,
-            **peak_figures(place, memory.total),
+            **figures,
         )
 
 
@@ -245,10 +247,12 @@ def measure_sampling(
             raise RuntimeError("something is masked still")
         return canvas.nfe, time.perf_counter() - start
 
+    assert settings.steps is not None
     write(max(1, settings.steps // 8))
     begin_peak(place)
     nfe, seconds = write(settings.steps)
     predicted = inference_memory(config, batch, prompt.shape[1] + answer, weight_bytes)
+    figures: dict[str, Any] = peak_figures(place, predicted)
     place.rows.add(
         row,
         tokens_per_second=batch * answer / seconds,
@@ -256,7 +260,7 @@ def measure_sampling(
         nfe=nfe,
         seconds=seconds,
         predicted_gb=predicted / GB,
-        **peak_figures(place, predicted),
+        **figures,
     )
 
 

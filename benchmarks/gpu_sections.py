@@ -157,7 +157,7 @@ def find(section: str) -> Callable[[Place], None]:
     if section in ("lora", "qlora", "bf16", "sampling"):
         import gpu_large
 
-        return getattr(gpu_large, section)  # type: ignore[no-any-return]
+        return getattr(gpu_large, section)
     return {"machine": machine, "tests": tests, "doctor": doctor}[section]
 
 

@@ -78,7 +78,7 @@ def train_step(case: dict[str, Any], way: str) -> tuple[MaskPredictor, float]:
     else:
         nll = masked_nll(model(noisy.x_t), x_0, noisy)
     loss = weighted_loss(nll, noisy.at_masked(loss_weights(noisy)))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return model, float(loss.detach())
 
@@ -141,7 +141,7 @@ def name_of(tied: bool) -> str:
 
 def main() -> None:
     set_defaults()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--width", type=int, default=512)

@@ -39,7 +39,7 @@ from processes import begin_peak_anew, in_a_process, status_bytes
 STEPS = 3
 TOLERANCE = 0.15
 
-SHAPES = [
+SHAPES: list[dict[str, Any]] = [
     {
         "network": network,
         "sequence_length": length,
@@ -54,7 +54,7 @@ SHAPES = [
 ]
 DROPOUT = {"network": "encoder", "dropout": 0.1}
 WIDE_MUON = {"network": "llada", "d_model": 768, "batch_size": 2, "optimizer": "muon", "ema": 0.98}
-OTHERS = [
+OTHERS: list[dict[str, Any]] = [
     {**DROPOUT, "sequence_length": 512, "batch_size": 8, "precision": "fp32"},
     {**DROPOUT, "sequence_length": 512, "batch_size": 8, "precision": "bf16"},
     {**DROPOUT, "sequence_length": 2048, "batch_size": 1, "precision": "bf16", "recompute": True},
@@ -64,7 +64,7 @@ OTHERS = [
 ]
 # Random checkpoints with a vocabulary large enough for the logits to be made in pieces, trained further.
 BASE = {"network": "llada", "d_model": 768, "vocab_size": 32_000, "sequence_length": 1024, "batch_size": 2}
-FINE_TUNING = [
+FINE_TUNING: list[dict[str, Any]] = [
     {**BASE, "method": method, "precision": precision, "recompute": recompute, **more}
     for method, precision, more in (
         ("full", "bf16", {}),

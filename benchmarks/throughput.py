@@ -31,8 +31,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from llada.costs.flops import training_flops_per_token
 from llada.costs.parameters import total_parameters
+from llada.data.batches import TokenBatch
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
+from llada.forward_process import NoisyBatch
 from llada.system.device import describe_device, matmul_flops_per_second
 from llada.system.environment import set_defaults
 from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
@@ -125,7 +127,7 @@ def where_time_goes(trainer: Trainer, steps: int) -> dict[str, float]:
     """Measure the shares of a step, from a profile of the CPU."""
     make_batch = trainer.steps.make_batch
 
-    def recorded(step: int):  # type: ignore[no-untyped-def]
+    def recorded(step: int) -> tuple[TokenBatch, NoisyBatch]:
         with record_function("batch"):
             return make_batch(step)
 
@@ -181,8 +183,8 @@ def main() -> None:
         batch_seconds = (time.perf_counter() - start) / BATCHES
     peak = statistics.median(peaks)
     median = {case: statistics.median(values) for case, values in speeds.items()}
-    config = first.plan.network_config
-    shape = f"{config.n_layers} layers of {config.d_model}, {first.config.batch_size} x {first.plan.length}"
+    network = first.plan.network_config
+    shape = f"{network.n_layers} layers of {network.d_model}, {first.config.batch_size} x {first.plan.length}"
     table = Table(
         title=f"{datetime.date.today()} · {describe_device(first.device)} · torch {torch.__version__} · {shape}"
     )

@@ -39,7 +39,7 @@ class Journal(TorchDispatchMode):
     """A dispatch mode that counts operations by where their operands are."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.on_device: Counter[str] = Counter()
         self.on_host: Counter[str] = Counter()
         self.copies_to_device = self.waits = 0

@@ -14,12 +14,19 @@ import clone  # noqa: F401  for its side effect
 from checks import run_checks
 from llada.costs.parameters import count_parameters, total_parameters
 from llada.forward_process import mask_exact_count
-from llada.models import Encoder, EncoderConfig, LLaDA, LLaDAConfig, MaskPredictor, build_network
+from llada.models import (
+    EncoderConfig,
+    LLaDAConfig,
+    MaskPredictor,
+    Network,
+    NetworkConfig,
+    build_network,
+)
 from llada.objective import loss_weights, masked_nll, weighted_loss
 from llada.system.device import choose_device, choose_precision, describe_device
 
 ROWS, MASK_ROW, LENGTH = 69, 68, 64
-CONFIGS = {
+CONFIGS: dict[str, NetworkConfig] = {
     "llada": LLaDAConfig(
         d_model=128,
         n_heads=2,
@@ -35,7 +42,7 @@ CONFIGS = {
 }
 
 
-def networks() -> Iterator[tuple[str, LLaDA | Encoder]]:
+def networks() -> Iterator[tuple[str, Network]]:
     """Build both networks, freshly initialised, in evaluation mode: without dropout."""
     for name, config in CONFIGS.items():
         torch.manual_seed(0)
@@ -83,7 +90,7 @@ def test_parameters_are_as_many_as_the_formula_says() -> None:
         print(f"  {name}: {built:,} ({parts})")
 
 
-def loss_of(network: LLaDA | Encoder, x_0: Tensor) -> Tensor:
+def loss_of(network: Network, x_0: Tensor) -> Tensor:
     """Compute LLaDA's loss, under the same masks in each call."""
     noisy = mask_exact_count(x_0, MASK_ROW, torch.Generator().manual_seed(2))
     logits = MaskPredictor(network, MASK_ROW, MASK_ROW)(noisy.x_t, positions=noisy.is_masked)

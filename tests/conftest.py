@@ -11,7 +11,7 @@ from llada import cli
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
-from tests.support.commands import Result
+from tests.support.commands import Result, RunCommand
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; many tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +55,7 @@ def small_run(data: PreparedText, tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def llada(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def llada(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     """Run a command in this process."""
 
     def run(*arguments: object) -> Result:

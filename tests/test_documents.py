@@ -8,10 +8,12 @@ import shlex
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import tyro
 import yaml
 
 from llada import __version__, cli
@@ -132,13 +134,13 @@ class Understood(Exception):  # noqa: N818  not an error
 @pytest.fixture
 def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands stop where they have read their options; every run that they name has the laptop preset's."""
-    read = options.tyro.cli
+    read = tyro.cli
 
     def read_and_stop(*arguments: Any, **settings: Any) -> NoReturn:
         options.check_ranges(read(*arguments, **settings))
         raise Understood
 
-    monkeypatch.setattr(options.tyro, "cli", read_and_stop)
+    monkeypatch.setattr(tyro, "cli", read_and_stop)
     monkeypatch.setattr(RunFolder, "read_config", lambda folder: PRESETS["laptop"])
     monkeypatch.setattr(train, "read_json", lambda path: PRESETS["laptop"].to_json())
 
@@ -267,8 +269,11 @@ def test_every_folder_has_its_floor_in_contributing() -> None:
     assert {name: int(floor) for floor, name in rows} == {k: v for k, v in LAYERS.items() if k != "__main__"}
 
 
+Demo = Callable[[], subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture
-def demo(text: str, tmp_path: Path):  # type: ignore[no-untyped-def]
+def demo(text: str, tmp_path: Path) -> Demo:
     """The demo script on a small text with the tiny preset."""
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
     prepare = "llada prepare --input my.txt --sequence_length 100 --output_dir data"
@@ -290,7 +295,7 @@ def demo(text: str, tmp_path: Path):  # type: ignore[no-untyped-def]
     return run
 
 
-def test_demo_ends_with_the_number_a_sample_and_the_folder(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_demo_ends_with_the_number_a_sample_and_the_folder(demo: Demo, tmp_path: Path) -> None:
     first = demo()
     assert first.returncode == 0, first.stderr
     assert "$ llada train --preset tiny" in first.stderr
@@ -318,7 +323,7 @@ def test_demo_ends_with_the_number_a_sample_and_the_folder(demo, tmp_path: Path)
     assert "--resume" in demo().stderr
 
 
-def test_demo_goes_on_where_it_was_stopped(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_demo_goes_on_where_it_was_stopped(demo: Demo, tmp_path: Path) -> None:
     assert demo().returncode == 0
     (tmp_path / "run" / "summary.txt").unlink()  # as if stopped after the training
     again = demo()

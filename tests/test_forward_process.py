@@ -1,6 +1,7 @@
 """Shape letters: B batch, L length."""
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import pytest
@@ -13,6 +14,7 @@ from llada.forward_process import (
     SCHEDULES,
     TIME_SAMPLINGS,
     Cosine,
+    NoisyBatch,
     Polynomial,
     choose_positions,
     mask_bernoulli,
@@ -160,7 +162,7 @@ def test_bernoulli_masks_follow_their_probability() -> None:
 
 
 @pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
-def test_tokens_change_only_where_masked(draw) -> None:  # type: ignore[no-untyped-def]
+def test_tokens_change_only_where_masked(draw: Callable[..., NoisyBatch]) -> None:
     x_0 = ids(16, 50)
     noisy = draw(x_0, MASK, Generator().manual_seed(1))
     assert torch.equal(noisy.x_t == MASK, noisy.is_masked)
@@ -169,7 +171,7 @@ def test_tokens_change_only_where_masked(draw) -> None:  # type: ignore[no-untyp
 
 
 @pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
-def test_given_tokens_are_never_masked(draw) -> None:  # type: ignore[no-untyped-def]
+def test_given_tokens_are_never_masked(draw: Callable[..., NoisyBatch]) -> None:
     x_0 = ids(16, 50)
     maskable = torch.rand(16, 50, generator=Generator().manual_seed(2)) < 0.5
     noisy = draw(x_0, MASK, Generator().manual_seed(3), maskable)
@@ -257,7 +259,7 @@ def test_the_same_seed_gives_the_same_noise() -> None:
 
 
 @pytest.mark.parametrize("draw", [mask_bernoulli, mask_exact_count])
-def test_the_noise_of_a_row_does_not_depend_on_the_others(draw) -> None:  # type: ignore[no-untyped-def]
+def test_the_noise_of_a_row_does_not_depend_on_the_others(draw: Callable[..., NoisyBatch]) -> None:
     """Neither on what they say nor on what of them may be masked, only on the seed, its place, and their number."""
     some = torch.rand(8, 30, generator=Generator().manual_seed(12)) < 0.6
     mine, others = draw(ids(8, 30), MASK, Generator().manual_seed(13), some), ~some

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 import llada as package
 from llada.data.prepared import PreparedText
 from llada.model import Model, SamplerFields, Step, load
-from llada.sampling.unmask import SamplerConfig
+from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
+from llada.tokenizers.message import Message
 from llada.training.config import TrainConfig
-from tests.support.checkpoints import ENCODER, LLADA, TOKENIZER, X_T, adapter_of, save_new, save_small
+from tests.support.checkpoints import X_T, adapter_of, save_new, save_small
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TOKENIZER
 from tests.support.runs import train
 
 MASK_ID = TOKENIZER.mask_id
@@ -34,7 +37,7 @@ def model(folder: Path) -> Model:
 
 
 def causal(folder: Path) -> Model:
-    save_new(folder, dataclasses.replace(ENCODER, is_causal=True, dropout=0.0))
+    save_new(folder, dataclasses.replace(TINY_ENCODER, is_causal=True, dropout=0.0))
     return load(folder, device="cpu")
 
 
@@ -56,7 +59,7 @@ def test_it_opens_runs_checkpoints_and_adapters(
     assert run.checkpoint.folder == (small_run.output_dir / "checkpoints" / "best").resolve()
     assert run.generate("to be", length=4).startswith("to be")
     model = load(str(folder), device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert (model.config.d_model, model.tokenizer, model.max_length) == (LLADA.d_model, TOKENIZER, 16)
+    assert (model.config.d_model, model.tokenizer, model.max_length) == (TINY_LLADA.d_model, TOKENIZER, 16)
     assert next(model.network.parameters()).dtype == torch.bfloat16
     with pytest.raises(UserError, match="is not an adapter"):
         load(folder, base=folder)
@@ -83,11 +86,17 @@ def test_texts_of_a_seed_are_those_of_the_command(llada: Any, folder: Path, mode
 
 
 def test_answers_are_those_of_the_command(llada: Any, folder: Path, model: Model) -> None:
-    for further, fields in (([], {}), (["--temperature", 1, "--seed", 3], {"temperature": 1.0, "seed": 3})):
+    as_flags: list[object] = ["--temperature", 1, "--seed", 3]
+    as_fields: dict[str, Any] = {"temperature": 1.0, "seed": 3}
+    for further, fields in (([], {}), (as_flags, as_fields)):
         result = llada("chat", "--checkpoint", folder, "--device", "cpu", "--prompt", "ab", "--gen_length", 6, *further)
         assert result.code == 0, result.err
-        assert model.chat("ab", length=6, **fields) == result.out.rstrip("\n")  # type: ignore[arg-type]
-    turns = [{"role": "user", "content": "a"}, package.Message("assistant", "b"), {"role": "user", "content": "c"}]
+        assert model.chat("ab", length=6, **fields) == result.out.rstrip("\n")
+    turns: list[Message | Mapping[str, str]] = [
+        {"role": "user", "content": "a"},
+        Message("assistant", "b"),
+        {"role": "user", "content": "c"},
+    ]
     steps: list[Step] = []
     answer = model.chat(turns, length=4, on_step=steps.append)
     assert steps[-1].text.strip() == answer
@@ -215,7 +224,7 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
         (lambda model: model.generate(length=4, step=1), "unexpected keyword argument 'step'"),
         (lambda model: model.nelbo(""), "An empty text has no likelihood"),
         (lambda model: model.chat([{"content": "a"}]), "has no 'role'"),
-        (lambda model: model.chat([package.Message("assistant", "a")]), "are not a dialogue: message 1"),
+        (lambda model: model.chat([Message("assistant", "a")]), "are not a dialogue: message 1"),
         (lambda model: model.chat("ab", length=16), "leaves no room for a question"),
     ],
 )

@@ -169,7 +169,7 @@ model.generate("to be", step=4)  # wrong
 def test_users_have_its_types(environment: Path, tmp_path: Path) -> None:
     """Strict checking outside the clone, by the marker in the wheel: names, their types, and a mistake."""
     (tmp_path / "user.py").write_text(USER)
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "mypy",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,16 +16,8 @@ from llada.checkpoints.safetensors import StoredWeights
 from llada.models import NetworkConfig
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
-from tests.support.checkpoints import (
-    ENCODER,
-    LLADA,
-    MOE,
-    assert_refused,
-    edit_json,
-    save_new,
-    save_small,
-    write_by_hand,
-)
+from tests.support.checkpoints import assert_refused, edit_json, save_new, save_small, write_by_hand
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TINY_MOE
 from tests.support.sentences import assert_one_sentence
 
 
@@ -74,7 +67,7 @@ def test_a_tensor_of_another_shape_is_named(folder: Path, shape: tuple[int, ...]
 
 
 def test_weights_of_the_other_network_are_refused(folder: Path, tmp_path: Path) -> None:
-    save_new(tmp_path / "other", ENCODER)
+    save_new(tmp_path / "other", TINY_ENCODER)
     (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
     assert_refused(folder, "do not fit its config.json")
 
@@ -85,7 +78,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, how: str)
     stored, path = StoredWeights.of(folder), folder / "model.safetensors"
     if how == "another file":
         times = path.stat()
-        save_new(folder, LLADA)
+        save_new(folder, TINY_LLADA)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     else:
         os.utime(path, ns=(0, 0))
@@ -108,7 +101,7 @@ def test_a_tensor_outside_of_its_file_is_refused(
     """By our own check as well as by the library's."""
     header = {"x": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}
     write_by_hand(tmp_path / "model.safetensors", header, bytes(8))
-    for opening in (weights_module.safe_open, lambda *args, **kwargs: contextlib.nullcontext()):
+    for opening in (safetensors.safe_open, lambda *args, **kwargs: contextlib.nullcontext()):
         monkeypatch.setattr(weights_module, "safe_open", opening)
         with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
             StoredWeights.of(tmp_path)
@@ -126,7 +119,7 @@ ENCODER_KEYS = ["d_model", "n_heads", "n_layers", "max_sequence_length", "vocab_
 
 
 @pytest.mark.parametrize(
-    ("config", "key"), [*((LLADA, key) for key in LLADA_KEYS), *((ENCODER, key) for key in ENCODER_KEYS)]
+    ("config", "key"), [*((TINY_LLADA, key) for key in LLADA_KEYS), *((TINY_ENCODER, key) for key in ENCODER_KEYS)]
 )
 def test_a_missing_key_is_named_and_never_guessed(tmp_path: Path, config: NetworkConfig, key: str) -> None:
     save_new(tmp_path, config)
@@ -161,7 +154,7 @@ def test_another_member_of_the_family_is_refused(folder: Path, key: str, value: 
 @pytest.mark.parametrize(("key", "value"), [("multi_query_attention", False), ("embedding_size", None)])
 def test_other_words_for_the_published_network_are_read(folder: Path, key: str, value: Any) -> None:
     edit_json(folder / "config.json", lambda content: content.update({key: value}))
-    assert vars(read_checkpoint(folder).config) == {**vars(LLADA), "n_kv_heads": 2}
+    assert vars(read_checkpoint(folder).config) == {**vars(TINY_LLADA), "n_kv_heads": 2}
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0, 0.0, True, 10**400])
@@ -187,9 +180,9 @@ def test_mask_is_neither_padding_nor_end(folder: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        *((LLADA, key) for key in ("d_model", "vocab_size", "n_layers", "mlp_hidden_size")),
-        *((MOE, key) for key in ("hidden_size", "num_experts", "num_hidden_layers", "expert_intermediate_size")),
-        *((ENCODER, key) for key in ("d_model", "vocab_size", "n_layers", "max_sequence_length")),
+        *((TINY_LLADA, key) for key in ("d_model", "vocab_size", "n_layers", "mlp_hidden_size")),
+        *((TINY_MOE, key) for key in ("hidden_size", "num_experts", "num_hidden_layers", "expert_intermediate_size")),
+        *((TINY_ENCODER, key) for key in ("d_model", "vocab_size", "n_layers", "max_sequence_length")),
     ],
 )
 def test_sizes_of_a_damaged_configuration_are_refused_at_once(

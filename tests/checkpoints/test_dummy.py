@@ -1,6 +1,7 @@
 """Networks that know nothing, made on their device: the shapes of their kind, and sizes that keep what goes through."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ def test_a_random_network_has_the_parameters_of_its_kind() -> None:
     assert sum(weight.numel() for weight in network.parameters()) == total_parameters(SMALL)
     assert {weight.dtype for weight in network.parameters()} == {torch.bfloat16}
     # Of R x C normal numbers: 1 / sqrt(C), up to sampling and rounding; norms are about 1.
-    down = network.layers[0].ff_out.weight.detach().float()  # (64, 192)
+    layers: Any = network.layers
+    down = layers[0].ff_out.weight.detach().float()  # (64, 192)
     assert float(down.std()) == pytest.approx(192**-0.5, rel=0.03)
-    norm = network.layers[1].attn_norm.weight.detach().float()
+    norm = layers[1].attn_norm.weight.detach().float()
     assert float(norm.mean()) == pytest.approx(1.0, abs=0.05)
     assert float(norm.std()) == pytest.approx(NORM_STD, rel=0.3)
 

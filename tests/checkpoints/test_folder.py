@@ -14,18 +14,10 @@ from llada.checkpoints import folder as checkpoint_module
 from llada.checkpoints.folder import find_checkpoint, make_predictor, read_checkpoint, save_weights
 from llada.models import NetworkConfig
 from llada.system.errors import UserError
-from tests.support.checkpoints import (
-    BOTH,
-    LLADA,
-    SMALL_KV,
-    TOKENIZER,
-    X_T,
-    assert_refused,
-    edit_json,
-    save_new,
-    save_small,
-)
+from tests.support.checkpoints import BOTH, X_T, assert_refused, edit_json, save_new, save_small
+from tests.support.configurations import TINY_LLADA, TINY_TIED, TOKENIZER
 from tests.support.sentences import assert_one_sentence
+from tests.support.texts import characters_of
 
 # Where transformers finds LLaDA's class, in the repository that has it; the official file says the same of its own.
 PUBLISHED_CLASSES = {
@@ -134,7 +126,7 @@ def test_configuration_and_vocabulary_come_back(tmp_path: Path, config: NetworkC
     checkpoint = read_checkpoint(str(tmp_path))
     assert vars(checkpoint.config) | {"n_kv_heads": None} == vars(config) | {"n_kv_heads": None}
     assert getattr(checkpoint.config, "kv_heads", None) == getattr(config, "kv_heads", None)
-    assert checkpoint.tokenizer.characters == ["a", "b", "c", "d", "e", "f"]
+    assert characters_of(checkpoint.tokenizer) == ["a", "b", "c", "d", "e", "f"]
     assert checkpoint.folder == tmp_path
     assert (checkpoint.model.mask_id, checkpoint.model.mask_row) == (126336, 9)
 
@@ -145,7 +137,7 @@ def test_a_checkpoint_is_three_files(folder: Path) -> None:
 
 @pytest.mark.usefixtures("_usual_umask")
 def test_others_may_read_a_checkpoint(tmp_path: Path) -> None:
-    save_new(tmp_path, LLADA)
+    save_new(tmp_path, TINY_LLADA)
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
         "config.json": 0o644,
         "model.safetensors": 0o644,
@@ -165,7 +157,7 @@ def test_a_text_may_be_as_long_as_those_of_the_training(folder: Path) -> None:
 
 
 def test_the_tensors_have_the_official_names_and_shapes(tmp_path: Path) -> None:
-    save_new(tmp_path, LLADA)
+    save_new(tmp_path, TINY_LLADA)
     shapes: dict[str, tuple[int, ...]] = {
         "model.transformer.wte.weight": (10, 8),
         "model.transformer.ln_f.weight": (8,),
@@ -188,7 +180,7 @@ def test_the_tensors_have_the_official_names_and_shapes(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_stored_once_and_shared_heads_narrow(tmp_path: Path) -> None:
-    save_new(tmp_path, SMALL_KV)
+    save_new(tmp_path, TINY_TIED)
     stored = load_file(tmp_path / "model.safetensors")
     assert "model.transformer.ff_out.weight" not in stored
     assert stored["model.transformer.blocks.0.k_proj.weight"].shape == (4, 8)  # one head of 4 channels
@@ -228,7 +220,7 @@ def test_a_checkpoint_is_found_in_its_folder(folder: Path) -> None:
 def test_the_best_checkpoint_of_a_run_comes_before_the_last(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in ("step-00000001", "step-00000002"):
-        save_new(run / "checkpoints" / step, LLADA)
+        save_new(run / "checkpoints" / step, TINY_LLADA)
     (run / "config.json").write_text("{}", encoding="utf-8")  # the configuration of the run, not of a network
     (run / "checkpoints" / "last").symlink_to("step-00000002")
     assert find_checkpoint(run) == run / "checkpoints" / "last"
@@ -241,8 +233,8 @@ def test_the_best_checkpoint_of_a_run_comes_before_the_last(tmp_path: Path) -> N
 def test_a_run_that_goes_on_does_not_mix_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link moves on after the configuration was read."""
     first, second = (tmp_path / "checkpoints" / name for name in ("step-00000001", "step-00000002"))
-    weights = save_new(first, LLADA)
-    save_new(second, LLADA)
+    weights = save_new(first, TINY_LLADA)
+    save_new(second, TINY_LLADA)
     best = tmp_path / "checkpoints" / "best"
     best.symlink_to(first.name)
     read_tokenizer = checkpoint_module.read_tokenizer
@@ -260,7 +252,7 @@ def test_a_run_that_goes_on_does_not_mix_its_checkpoints(tmp_path: Path, monkeyp
 
 
 def test_a_link_to_nothing_is_passed_over(tmp_path: Path) -> None:
-    save_new(tmp_path / "checkpoints" / "last", LLADA)
+    save_new(tmp_path / "checkpoints" / "last", TINY_LLADA)
     (tmp_path / "checkpoints" / "best").symlink_to("gone")
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoints" / "last"
 

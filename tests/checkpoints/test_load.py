@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,14 @@ from llada.checkpoints import load as opening
 from llada.checkpoints.dummy import write_random_checkpoint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, weights_dtype
 from llada.checkpoints.load import open_model, open_to_measure
+from llada.checkpoints.safetensors import StoredWeights
 from llada.cli import export
-from llada.models import LLaDAConfig, LocalConfig, NetworkConfig, build_network, expected_shapes
+from llada.models import LLaDAConfig, NetworkConfig, build_network, expected_shapes
 from llada.sampling.config import SamplerConfig
 from llada.sampling.unmask import generate
 from llada.system.errors import UserError
-from tests.support.checkpoints import (
-    ILLADA,
-    LLADA,
-    MOE,
-    TOKENIZER,
-    X_T,
-    adapter_of,
-    assert_refused,
-    edit_json,
-    save_new,
-    save_small,
-    write_by_hand,
-)
+from tests.support.checkpoints import X_T, adapter_of, assert_refused, edit_json, save_new, save_small, write_by_hand
+from tests.support.configurations import ODD_LOCAL, TINY_ILLADA, TINY_LLADA, TINY_MOE, TOKENIZER
 from tests.support.sentences import assert_one_sentence
 
 
@@ -64,7 +55,7 @@ RENAMED = {
 }
 
 
-@pytest.mark.parametrize("config", [LLADA, ILLADA, MOE], ids=["llada", "illada", "moe"])
+@pytest.mark.parametrize("config", [TINY_LLADA, TINY_ILLADA, TINY_MOE], ids=["llada", "illada", "moe"])
 @pytest.mark.parametrize(("rename", "said"), RENAMED.values(), ids=RENAMED.keys())
 def test_known_prefixes_are_taken_off_and_reported(
     tmp_path: Path, config: NetworkConfig, rename: Any, said: str, caplog: pytest.LogCaptureFixture
@@ -136,14 +127,14 @@ def test_every_command_opens_the_type_that_is_asked_for(
     write_random_checkpoint(folder, text, d_model=32, dtype=torch.float16, max_sequence_length=64)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     assert llada("prepare", "--input", tmp_path / "text.txt", "--output_dir", tmp_path / "data").code == 0
-    seen: list[torch.dtype] = []
-    real = checkpoint_module.StoredWeights.tensor
+    seen: list[torch.dtype | None] = []
+    real = StoredWeights.tensor
 
     def tensor(self: Any, name: str, device: torch.device, wanted: torch.dtype | None) -> Tensor:
-        seen.append(wanted)  # type: ignore[arg-type]
+        seen.append(wanted)
         return real(self, name, device, wanted)
 
-    monkeypatch.setattr(checkpoint_module.StoredWeights, "tensor", tensor)
+    monkeypatch.setattr(StoredWeights, "tensor", tensor)
     few = ["--data_dir", tmp_path / "data", "--windows", 2, "--masks_per_window", 2, "--device", "cpu"]
     for command in (
         ["sample", "--checkpoint", folder, "--prompt", "to be", "--gen_length", 2],
@@ -212,7 +203,10 @@ def test_memory_that_runs_out_is_a_sentence_in_every_command(
 
     module = importlib.import_module(f"llada.cli.{command}")
     monkeypatch.setattr(module, "open_to_measure" if command in ("evaluate", "compare") else "open_model", fail)
-    rest = {"compare": [folder, folder], "export": ["--checkpoint", folder, "--output_dir", tmp_path / "out"]}
+    rest: dict[str, list[object]] = {
+        "compare": [folder, folder],
+        "export": ["--checkpoint", folder, "--output_dir", tmp_path / "out"],
+    }
     result = llada(command, *rest.get(command, ["--checkpoint", folder]))
     assert result.code == 2
     assert result.err.startswith("llada: The memory is not enough for this: ")
@@ -258,16 +252,11 @@ def test_every_eos_of_the_configuration_ends_an_answer_and_null_is_the_tokenizer
 
 # -- names and counts, before there is a network ----------------------------------------------------------------------
 
-LOCAL = LocalConfig(
-    vocab_size=10, mask_token_id=9, pad_token_id=0, eos_token_id=2, max_sequence_length=16, d_model=8, n_heads=2,
-    n_layers=7, mlp_hidden_size=12, attention_every=3,
-)  # fmt: skip
-
 
 @pytest.mark.parametrize(
     "config",
-    [LLADA, ILLADA, MOE, LOCAL, LocalConfig(**{**vars(LOCAL), "attention_every": 1})],
-    ids=["llada", "illada", "moe", "local", "all attend"],
+    [TINY_LLADA, TINY_ILLADA, TINY_MOE, ODD_LOCAL, replace(ODD_LOCAL, n_layers=7, attention_every=3)],
+    ids=["llada", "illada", "moe", "local", "few attend"],
 )
 def test_expected_shapes_are_those_of_the_network(config: NetworkConfig) -> None:
     expected = {name: tensor.shape for name, tensor in build_network(config).state_dict().items()}
@@ -307,7 +296,7 @@ def test_a_million_tensors_or_layers_are_refused_in_a_moment(
 
 def test_more_experts_than_any_network_has_are_refused() -> None:
     with pytest.raises(ValueError, match="n_experts 5000 is more than 1024"):
-        type(MOE)(**{**vars(MOE), "n_experts": 5000})
+        type(TINY_MOE)(**{**vars(TINY_MOE), "n_experts": 5000})
 
 
 # -- what Python is told ----------------------------------------------------------------------------------------------
@@ -381,7 +370,7 @@ def test_an_adapter_on_four_bits_keeps_them_and_is_exported_in_the_type_that_is_
     from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, quantise, save_adapter
 
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    save_new(base, LLaDAConfig(**{**vars(LLADA), "d_model": 64, "mlp_hidden_size": 64}))
+    save_new(base, replace(TINY_LLADA, d_model=64, mlp_hidden_size=64))
     network = open_model(base, dtype=torch.bfloat16).model.network
     quantise(network)
     add_adapter(network, LoraOptions(lora_rank=2), seed=0)

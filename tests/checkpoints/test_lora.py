@@ -19,7 +19,6 @@ from llada.checkpoints.lora import (
     LoraOptions,
     adapter_weights,
     add_adapter,
-    base_of_adapter,
     is_adapted,
     load_adapter,
     merge_adapter,
@@ -27,25 +26,13 @@ from llada.checkpoints.lora import (
     save_adapter,
     target_pattern,
 )
+from llada.checkpoints.lora_files import base_of_adapter
 from llada.costs.parameters import lora_parameters
 from llada.models import NetworkConfig, checkpoint_activations
 from llada.models.embedding import DeterministicEmbedding
 from llada.system.errors import UserError
-from tests.support.small_adapters import (
-    ALL,
-    ENCODER,
-    ILLADA,
-    LLADA,
-    MOE,
-    OPTIONS,
-    ROWS,
-    adapted,
-    build,
-    draw,
-    logits,
-    peft,
-    stored,
-)
+from tests.support.configurations import WIDE_ENCODER, WIDE_ILLADA, WIDE_LLADA, WIDE_MOE
+from tests.support.small_adapters import ALL, OPTIONS, ROWS, adapted, build, draw, logits, peft, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +62,7 @@ def test_exactly_the_adapter_is_trained(config: NetworkConfig) -> None:
 
 
 def test_seed_fixes_the_adapter_and_leaves_other_draws_alone() -> None:
-    first, second, other = (build(LLADA) for _ in range(3))
+    first, second, other = (build(WIDE_LLADA) for _ in range(3))
     state = torch.get_rng_state()
     for network, seed in ((first, 7), (second, 7), (other, 8)):
         add_adapter(network, OPTIONS, seed)
@@ -91,18 +78,18 @@ def test_seed_fixes_the_adapter_and_leaves_other_draws_alone() -> None:
 @pytest.mark.parametrize(
     ("config", "targets", "names"),
     [
-        (LLADA, "all", "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out"),
-        (LLADA, "attention", "q_proj k_proj v_proj attn_out"),
-        (ILLADA, "all", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj "
+        (WIDE_LLADA, "all", "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out"),
+        (WIDE_LLADA, "attention", "q_proj k_proj v_proj attn_out"),
+        (WIDE_ILLADA, "all", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj "
                         "mlp.gate_proj mlp.up_proj mlp.down_proj"),
-        (ILLADA, "attention", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-        (MOE, "all", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-        (ENCODER, "all", "qkv attention_out up down"),
-        (ENCODER, "attention", "qkv attention_out"),
+        (WIDE_ILLADA, "attention", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+        (WIDE_MOE, "all", "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+        (WIDE_ENCODER, "all", "qkv attention_out up down"),
+        (WIDE_ENCODER, "attention", "qkv attention_out"),
     ],
 )  # fmt: skip
 def test_names_in_the_file_are_the_official_ones(config: NetworkConfig, targets: Any, names: str) -> None:
-    prefix = {LLADA: "model.transformer.blocks", ENCODER: "layers"}.get(config, "model.layers")
+    prefix = {WIDE_LLADA: "model.transformer.blocks", WIDE_ENCODER: "layers"}.get(config, "model.layers")
     expected = [
         f"base_model.model.{prefix}.{layer}.{name}.lora_{matrix}.weight"
         for layer in range(2)
@@ -115,20 +102,22 @@ def test_names_in_the_file_are_the_official_ones(config: NetworkConfig, targets:
 
 
 def test_patterns_are_the_published_ones() -> None:
-    assert target_pattern(build(LLADA)) == r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)$"
+    assert (
+        target_pattern(build(WIDE_LLADA)) == r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)$"
+    )
     attention = r"(self_attn\.q_proj|self_attn\.k_proj|self_attn\.v_proj|self_attn\.o_proj)$"
-    assert target_pattern(build(MOE)) == r".*\.layers\.\d+\." + attention
+    assert target_pattern(build(WIDE_MOE)) == r".*\.layers\.\d+\." + attention
 
 
 def test_head_is_never_touched() -> None:
-    network = adapted(LLADA)
+    network = adapted(WIDE_LLADA)
     assert type(network.get_submodule("model.transformer.ff_out")) is nn.Linear
     assert type(network.get_submodule("model.transformer.wte")) is DeterministicEmbedding
 
 
 def test_adapted_map_by_hand() -> None:
-    network = adapted(LLADA)
-    before = build(LLADA).state_dict()["model.transformer.blocks.0.up_proj.weight"]
+    network = adapted(WIDE_LLADA)
+    before = build(WIDE_LLADA).state_dict()["model.transformer.blocks.0.up_proj.weight"]
     name = "base_model.model.model.transformer.blocks.0.up_proj"
     a, b = (adapter_weights(network)[f"{name}.lora_{matrix}.weight"] for matrix in "AB")
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
@@ -152,7 +141,7 @@ def test_merged_equals_adapted(config: NetworkConfig) -> None:
 
 
 def test_merging_rounds_once() -> None:
-    network = build(LLADA, dtype=torch.bfloat16)
+    network = build(WIDE_LLADA, dtype=torch.bfloat16)
     name = "model.transformer.blocks.0.q_proj"
     before = network.state_dict()[f"{name}.weight"].float()
     add_adapter(network, OPTIONS, seed=0)
@@ -184,11 +173,11 @@ def test_stored_adapter_comes_back_exactly(config: NetworkConfig, tmp_path: Path
 def test_stored_files_are_those_of_peft(tmp_path: Path) -> None:
     stored(tmp_path / "a")
     with safe_open(tmp_path / "a" / "adapter_model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "base_sha256": base_fingerprint(build(LLADA))}
+        assert file.metadata() == {"format": "pt", "base_sha256": base_fingerprint(build(WIDE_LLADA))}
     content = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     wanted = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "base_model_name_or_path": "the/base", "bias": "none"}
     assert content | wanted == content
-    assert content["target_modules"] == target_pattern(build(LLADA))
+    assert content["target_modules"] == target_pattern(build(WIDE_LLADA))
     beside = tmp_path / "beside"
     beside.touch()
     assert (tmp_path / "a" / "adapter_model.safetensors").stat().st_mode == beside.stat().st_mode
@@ -213,10 +202,10 @@ def test_peft_opens_our_adapters(config: NetworkConfig, tmp_path: Path) -> None:
     ids=["some", "head", "pattern", "one layer"],
 )
 def test_we_open_adapters_of_peft(lora: dict[str, Any], tmp_path: Path) -> None:
-    model = peft.get_peft_model(build(LLADA), peft.LoraConfig(r=4, lora_alpha=12, **lora))
+    model = peft.get_peft_model(build(WIDE_LLADA), peft.LoraConfig(r=4, lora_alpha=12, **lora))
     draw(weight for weight in model.parameters() if weight.requires_grad)
     model.save_pretrained(str(tmp_path))
-    fresh = build(LLADA)
+    fresh = build(WIDE_LLADA)
     load_adapter(fresh, tmp_path)
     assert torch.equal(logits(fresh), logits(model))
     merge_adapter(fresh)
@@ -229,30 +218,30 @@ def test_names_of_a_compiled_network_are_those_of_the_plain_one(tmp_path: Path) 
         name.replace("base_model.model.", "base_model.model._orig_mod."): w for name, w in load_file(path).items()
     }
     save_file(weights, path, metadata={"format": "pt"})
-    network = build(LLADA)
+    network = build(WIDE_LLADA)
     load_adapter(network, tmp_path / "a")
-    assert torch.equal(logits(network), logits(adapted(LLADA)))
+    assert torch.equal(logits(network), logits(adapted(WIDE_LLADA)))
 
 
 def test_an_adapter_with_the_fingerprint_of_before_opens_with_its_base_alone(tmp_path: Path) -> None:
     """Of the first 64 values of each tensor, as it was written until now."""
     folder = stored(tmp_path / "a")
     digest = hashlib.sha256()
-    for name, tensor in sorted(build(LLADA).state_dict().items()):
+    for name, tensor in sorted(build(WIDE_LLADA).state_dict().items()):
         values = tensor.flatten()[:64].to(torch.bfloat16).view(torch.int16).numpy().tobytes()
         digest.update(f"{name} {list(tensor.shape)} ".encode() + values)
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"format": "pt", "base_fingerprint": digest.hexdigest()})
-    network = build(LLADA)
+    network = build(WIDE_LLADA)
     load_adapter(network, folder)
-    assert torch.equal(logits(network), logits(adapted(LLADA)))
+    assert torch.equal(logits(network), logits(adapted(WIDE_LLADA)))
     with pytest.raises(UserError, match="trained with other weights"):
-        load_adapter(build(LLADA, seed=1), folder)
+        load_adapter(build(WIDE_LLADA, seed=1), folder)
 
 
 def test_the_bytes_of_an_adapter_are_the_same_every_time(tmp_path: Path) -> None:
     """The library writes metadata of several keys in another order in every process, and often in every call."""
-    network = build(LLADA)
+    network = build(WIDE_LLADA)
     quantise(network)  # which has three of them
     add_adapter(network, OPTIONS, seed=0)
     files = []
@@ -263,7 +252,7 @@ def test_the_bytes_of_an_adapter_are_the_same_every_time(tmp_path: Path) -> None
     assert len(set(files)) == 1
     length = int.from_bytes(files[0][:8], "little")
     assert list(json.loads(files[0][8 : 8 + length])["__metadata__"]) == ["base_sha256", "base_stored_as", "format"]
-    fresh = build(LLADA)
+    fresh = build(WIDE_LLADA)
     quantise(fresh)
     load_adapter(fresh, tmp_path / "0")
     for name, weight in adapter_weights(network).items():
@@ -273,7 +262,7 @@ def test_the_bytes_of_an_adapter_are_the_same_every_time(tmp_path: Path) -> None
 def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for recomputes in (False, True):
-        network = adapted(LLADA)
+        network = adapted(WIDE_LLADA)
         if recomputes:
             checkpoint_activations(network)
         network(ROWS).square().sum().backward()
@@ -282,19 +271,19 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 
 def test_fingerprint_is_of_the_base() -> None:
-    network = build(LLADA)
+    network = build(WIDE_LLADA)
     before = base_fingerprint(network)
-    assert base_fingerprint(build(LLADA, dtype=torch.bfloat16)) == before  # in whatever precision it was opened
-    assert base_fingerprint(build(LLADA, seed=1)) != before
-    changed = build(LLADA)
+    assert base_fingerprint(build(WIDE_LLADA, dtype=torch.bfloat16)) == before  # in whatever precision it was opened
+    assert base_fingerprint(build(WIDE_LLADA, seed=1)) != before
+    changed = build(WIDE_LLADA)
     changed.get_parameter("model.transformer.blocks.1.ff_norm.weight").data[3] = 2
     assert base_fingerprint(changed) != before
     for place in ((0, 0), (5, 63), (9, 63)):  # the last is far behind the first 64 values
-        changed = build(LLADA)
+        changed = build(WIDE_LLADA)
         changed.get_parameter("model.transformer.wte.weight").data[place] += 1
         assert base_fingerprint(changed) != before
     add_adapter(network, OPTIONS, seed=0)
     assert base_fingerprint(network) == before
-    in_four_bits = build(LLADA)
+    in_four_bits = build(WIDE_LLADA)
     quantise(in_four_bits)
     assert base_fingerprint(in_four_bits) == before

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llada.checkpoints.lora import LoraOptions, add_adapter, base_of_adapter, is_adapted, load_adapter, quantise
-from llada.models import LLaDAConfig
+from llada.checkpoints.lora import LoraOptions, add_adapter, is_adapted, load_adapter, quantise
+from llada.checkpoints.lora_files import base_of_adapter
 from llada.system.errors import UserError
-from tests.support.small_adapters import ENCODER, LLADA, OPTIONS, SHAPE, adapted, build, logits, stored
+from tests.support.configurations import WIDE_ENCODER, WIDE_LLADA
+from tests.support.small_adapters import OPTIONS, adapted, build, logits, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,7 +91,7 @@ Q = "base_model.model.model.transformer.blocks.0.q_proj"
 def test_bad_adapters_are_refused(spoil: Callable[[Path], object], named: list[str], tmp_path: Path) -> None:
     folder = stored(tmp_path / "adapter")
     spoil(folder)
-    network = build(LLADA)
+    network = build(WIDE_LLADA)
     before, names, attributes = logits(network), list(network.state_dict()), set(vars(network))
     with pytest.raises(UserError) as caught:
         load_adapter(network, folder)
@@ -108,13 +110,13 @@ def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"trained with other weights than these: use its own base, the/base, or say by `base`"
     ):
-        load_adapter(build(LLADA, seed=1), folder)
+        load_adapter(build(WIDE_LLADA, seed=1), folder)
     edit_weights(folder, lambda weights: None)  # as peft would store it
-    load_adapter(build(LLADA, seed=1), folder)
+    load_adapter(build(WIDE_LLADA, seed=1), folder)
     with pytest.raises(UserError, match="does not fit this network"):
-        load_adapter(build(LLaDAConfig(**SHAPE | {"n_layers": 3})), folder)
+        load_adapter(build(replace(WIDE_LLADA, n_layers=3)), folder)
     with pytest.raises(UserError, match="cannot be used"):
-        load_adapter(build(ENCODER), folder)
+        load_adapter(build(WIDE_ENCODER), folder)
 
 
 def test_adapter_that_names_no_base(tmp_path: Path) -> None:
@@ -134,14 +136,14 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"peft package: pip install peft"):
-        add_adapter(build(LLADA), OPTIONS, seed=0)
+        add_adapter(build(WIDE_LLADA), OPTIONS, seed=0)
     with pytest.raises(UserError, match=r"bitsandbytes package: pip install bitsandbytes"):
-        quantise(build(LLADA))
-    assert not is_adapted(build(LLADA))
+        quantise(build(WIDE_LLADA))
+    assert not is_adapted(build(WIDE_LLADA))
 
 
 def test_one_adapter_at_a_time() -> None:
-    network = adapted(LLADA)
+    network = adapted(WIDE_LLADA)
     with pytest.raises(ValueError, match="adapter already"):
         add_adapter(network, OPTIONS, seed=0)
     with pytest.raises(ValueError, match="adapter already"):

@@ -16,7 +16,8 @@ from llada.checkpoints.lora import adapter_weights, load_adapter, save_adapter
 from llada.checkpoints.lora_patterns import find_targets
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.errors import UserError
-from tests.support.small_adapters import ILLADA, LLADA, MOE, build, draw, logits, peft, stored
+from tests.support.configurations import WIDE_ILLADA, WIDE_LLADA, WIDE_MOE
+from tests.support.small_adapters import build, draw, logits, peft, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,27 +25,33 @@ UNSLOTHS = (
     r"(?:.*?(?:self_attn|mlp).*?(?:k_proj|v_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:mlp)\.(?:up_proj))"
 )
 CONFIGURATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ends of names": (LLADA, {"target_modules": ["q_proj", "blocks.1.v_proj"]}),
-    "whole name": (LLADA, {"target_modules": ["model.transformer.blocks.0.up_proj"]}),
+    "ends of names": (WIDE_LLADA, {"target_modules": ["q_proj", "blocks.1.v_proj"]}),
+    "whole name": (WIDE_LLADA, {"target_modules": ["model.transformer.blocks.0.up_proj"]}),
     "whole name, other layers": (
-        LLADA,
+        WIDE_LLADA,
         {"target_modules": ["model.transformer.blocks.0.up_proj", "q_proj"], "layers_to_transform": [1]},
     ),
-    "regex": (LLADA, {"target_modules": r".*\.blocks\.\d+\.(q_proj|ff_out)$"}),
-    "regex with lookahead": (LLADA, {"target_modules": r"^(?!.*blocks\.0).*_proj$"}),
-    "unsloth's": (ILLADA, {"target_modules": UNSLOTHS}),
-    "all-linear": (LLADA, {"target_modules": "all-linear"}),
-    "all-linear without": (ILLADA, {"target_modules": "All-Linear", "exclude_modules": ["lm_head", "o_proj"]}),
-    "excluded by regex": (LLADA, {"target_modules": ["q_proj", "ff_proj"], "exclude_modules": r".*blocks\.1\..*"}),
-    "rslora": (LLADA, {"target_modules": ["q_proj"], "use_rslora": True}),
-    "ranks": (LLADA, {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"blocks.0.q_proj": 2, "up_.*": 3}}),
-    "first pattern counts": (LLADA, {"target_modules": ["q_proj"], "rank_pattern": {"0.q_proj": 2, "q_proj": 5}}),
-    "alphas": (LLADA, {"target_modules": ["q_proj", "up_proj"], "alpha_pattern": {r"\d\.up_proj": 3, "q_proj": 0.5}}),
-    "one layer": (LLADA, {"target_modules": ["q_proj"], "layers_to_transform": 1}),
-    "layers by pattern": (
-        ILLADA, {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": ["layers", "blocks"]}
+    "regex": (WIDE_LLADA, {"target_modules": r".*\.blocks\.\d+\.(q_proj|ff_out)$"}),
+    "regex with lookahead": (WIDE_LLADA, {"target_modules": r"^(?!.*blocks\.0).*_proj$"}),
+    "unsloth's": (WIDE_ILLADA, {"target_modules": UNSLOTHS}),
+    "all-linear": (WIDE_LLADA, {"target_modules": "all-linear"}),
+    "all-linear without": (WIDE_ILLADA, {"target_modules": "All-Linear", "exclude_modules": ["lm_head", "o_proj"]}),
+    "excluded by regex": (WIDE_LLADA, {"target_modules": ["q_proj", "ff_proj"], "exclude_modules": r".*blocks\.1\..*"}),
+    "rslora": (WIDE_LLADA, {"target_modules": ["q_proj"], "use_rslora": True}),
+    "ranks": (
+        WIDE_LLADA,
+        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"blocks.0.q_proj": 2, "up_.*": 3}},
     ),
-    "experts": (MOE, {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
+    "first pattern counts": (WIDE_LLADA, {"target_modules": ["q_proj"], "rank_pattern": {"0.q_proj": 2, "q_proj": 5}}),
+    "alphas": (
+        WIDE_LLADA,
+        {"target_modules": ["q_proj", "up_proj"], "alpha_pattern": {r"\d\.up_proj": 3, "q_proj": 0.5}},
+    ),
+    "one layer": (WIDE_LLADA, {"target_modules": ["q_proj"], "layers_to_transform": 1}),
+    "layers by pattern": (
+        WIDE_ILLADA, {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": ["layers", "blocks"]}
+    ),
+    "experts": (WIDE_MOE, {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
 }  # fmt: skip
 
 
@@ -90,7 +97,7 @@ def test_a_pattern_that_never_ends_ends(pattern: str, place: Any, tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | place(pattern)), encoding="utf-8")
     start = time.monotonic()
     try:
-        load_adapter(build(LLADA), folder)
+        load_adapter(build(WIDE_LLADA), folder)
     except UserError as error:
         assert str(error).endswith(".")  # noqa: PT017
     assert time.monotonic() - start < 20  # `re` takes years; two seconds are allowed, and the machine may be busy
@@ -105,7 +112,7 @@ def test_limits_of_lengths() -> None:
         ({"target_modules": "["}, "is broken"),
     ):
         with pytest.raises(ValueError, match=said):
-            find_targets(build(LLADA), peft.LoraConfig(**values))
+            find_targets(build(WIDE_LLADA), peft.LoraConfig(**values))
 
 
 # -- what bitsandbytes would fetch -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Layers in four bits: as close and as small as promised, trained beside, and merged into a plain network."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from llada.checkpoints.lora import adapter_weights, add_adapter, load_adapter, merge_adapter, quantise, save_adapter
 from llada.costs.memory import NF4_BYTES, stored_weights
-from llada.models import LLaDAConfig, Network, NetworkConfig
-from tests.support.small_adapters import ALL, LLADA, OPTIONS, ROWS, SHAPE, build, draw, logits
+from llada.models import Network, NetworkConfig
+from tests.support.configurations import WIDE_LLADA
+from tests.support.small_adapters import ALL, OPTIONS, ROWS, build, draw, logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +51,7 @@ def test_four_bits_are_close(config: NetworkConfig) -> None:
 
 
 def test_a_map_that_ends_within_a_block_is_left_alone() -> None:
-    network = build(LLaDAConfig(**SHAPE | {"mlp_hidden_size": 96}))
+    network = build(replace(WIDE_LLADA, mlp_hidden_size=96))
     quantise(network)
     in_bf16 = [linear for linear in linears(network) if type(linear) is nn.Linear]
     assert in_bf16 == [layer.ff_out for layer in network.layers]
@@ -60,12 +62,13 @@ def linears(network: Network) -> list[nn.Linear]:
 
 
 def test_bytes_of_a_weight_in_four_bits() -> None:
-    config = LLaDAConfig(**SHAPE | {"d_model": 512, "n_layers": 1, "mlp_hidden_size": 1024})
+    config = replace(WIDE_LLADA, d_model=512, n_layers=1, mlp_hidden_size=1024)
     network = build(config)
     quantise(network)
     n_weights = n_bytes = 0
     for linear in linears(network):
-        state = linear.weight.quant_state
+        weight: Any = linear.weight
+        state = weight.quant_state
         tensors = (linear.weight, state.absmax, state.state2.absmax)
         n_weights += linear.in_features * linear.out_features
         n_bytes += sum(tensor.nbytes for tensor in tensors)
@@ -105,7 +108,7 @@ def test_training_beside_four_bits(config: NetworkConfig, autocast: bool) -> Non
 
 def test_gradients_beside_four_bits_are_those_of_the_restored_network() -> None:
     """In bf16 the two differ by rounding only, after evaluation too, in which a CPU may rearrange 4-bit weights."""
-    in_four_bits, restored = (build(LLADA, dtype=torch.bfloat16) for _ in range(2))
+    in_four_bits, restored = (build(WIDE_LLADA, dtype=torch.bfloat16) for _ in range(2))
     quantise(in_four_bits)
     quantise(restored)
     add_adapter(restored, OPTIONS, seed=0)
@@ -116,7 +119,8 @@ def test_gradients_beside_four_bits_are_those_of_the_restored_network() -> None:
         logits(network.eval())
         network.train()
         network(ROWS).float().square().sum().backward()
-        gradients.append(torch.cat([weight.grad.flatten() for weight in adapter_weights(network).values()]))
+        found = [weight.grad for weight in adapter_weights(network).values()]
+        gradients.append(torch.cat([gradient.flatten() for gradient in found if gradient is not None]))
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
 
 
@@ -147,11 +151,11 @@ def through(network: Network, name: str, inputs: Tensor) -> Tensor:
 
 
 def test_adapter_of_four_bits_is_an_adapter_of_the_base(tmp_path: Path) -> None:
-    network = build(LLADA, dtype=torch.bfloat16)
+    network = build(WIDE_LLADA, dtype=torch.bfloat16)
     quantise(network)
     add_adapter(network, OPTIONS, seed=0)
     save_adapter(tmp_path, network, "base")
-    fresh, in_four_bits = build(LLADA), build(LLADA)
+    fresh, in_four_bits = build(WIDE_LLADA), build(WIDE_LLADA)
     load_adapter(fresh, tmp_path)
     quantise(in_four_bits)
     load_adapter(in_four_bits, tmp_path, trainable=True)

@@ -1,5 +1,6 @@
 """Weights as they are stored: mapped or read piece by piece, in every type, and heads that are the embedding."""
 
+import ctypes
 import errno
 import mmap
 import os
@@ -14,19 +15,8 @@ from llada.checkpoints import safetensors as weights_module
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, save_weights
 from llada.checkpoints.safetensors import StoredWeights, save_tensors
 from llada.models import NetworkConfig
-from tests.support.checkpoints import (
-    BOTH,
-    ILLADA,
-    LLADA,
-    SMALL_KV,
-    TOKENIZER,
-    X_T,
-    assert_refused,
-    save_new,
-    save_small,
-    snapshot,
-    write_by_hand,
-)
+from tests.support.checkpoints import BOTH, X_T, assert_refused, save_new, save_small, snapshot, write_by_hand
+from tests.support.configurations import TINY_ILLADA, TINY_LLADA, TINY_TIED, TOKENIZER
 
 
 @pytest.fixture
@@ -85,7 +75,7 @@ def test_a_tensor_has_its_own_bytes_mapped_until_it_is_forgotten(tmp_path: Path)
 def test_a_system_that_maps_nothing_more_is_told_in_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the C library returns when it fails, and the reason that it leaves behind."""
     monkeypatch.setattr(weights_module._LIBC, "mmap", lambda *args: weights_module._MAP_FAILED)
-    monkeypatch.setattr(weights_module.ctypes, "get_errno", lambda: errno.ENOMEM)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOMEM)
     assert_refused(folder, "model.safetensors cannot be read", "Cannot allocate memory", "`ulimit -v`")
 
 
@@ -142,7 +132,7 @@ def test_a_tensor_of_many_pieces_is_read_whole(folder: Path, monkeypatch: pytest
 
 
 def test_loading_into_a_model_fills_its_own_tensors(folder: Path) -> None:
-    model = make_predictor(LLADA, TOKENIZER)
+    model = make_predictor(TINY_LLADA, TOKENIZER)
     places = {name: tensor.data_ptr() for name, tensor in model.network.state_dict().items()}
     load_weights(model, folder)
     expected = load_file(folder / "model.safetensors")
@@ -181,7 +171,7 @@ def test_what_is_missing_and_what_is_left_over_are_both_named(folder: Path) -> N
 
 
 def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> None:
-    weights = save_new(tmp_path, SMALL_KV)
+    weights = save_new(tmp_path, TINY_TIED)
     table = weights["model.transformer.wte.weight"]
     save_file({**weights, "model.transformer.ff_out.weight": table.clone()}, tmp_path / "model.safetensors")
     assert "model.transformer.ff_out.weight" not in read_checkpoint(tmp_path).model.network.state_dict()
@@ -193,7 +183,7 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> Non
 
 def test_a_tied_head_without_a_shape_is_refused(tmp_path: Path) -> None:
     one = torch.tensor(1.0)
-    weights = save_new(tmp_path, SMALL_KV)
+    weights = save_new(tmp_path, TINY_TIED)
     scalars = {"model.transformer.wte.weight": one, "model.transformer.ff_out.weight": one.clone()}
     save_file({**weights, **scalars}, tmp_path / "model.safetensors")
     assert_refused(tmp_path, "wte.weight has shape [] instead of [10, 8]")
@@ -214,7 +204,7 @@ def test_tensors_are_compared_bit_for_bit_and_those_of_two_types_by_value(tmp_pa
 
 
 def test_a_tied_illada_is_stored_with_its_head(tmp_path: Path) -> None:
-    weights = save_new(tmp_path, ILLADA)
+    weights = save_new(tmp_path, TINY_ILLADA)
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() - weights.keys() == {"lm_head.weight"}
     assert stored["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
@@ -222,9 +212,9 @@ def test_a_tied_illada_is_stored_with_its_head(tmp_path: Path) -> None:
 
 
 def test_tensors_that_share_memory_are_stored_each(tmp_path: Path) -> None:
-    weights = make_predictor(LLADA, TOKENIZER).network.state_dict()
+    weights = make_predictor(TINY_LLADA, TOKENIZER).network.state_dict()
     weights["model.transformer.ff_out.weight"] = weights["model.transformer.wte.weight"]
-    save_weights(tmp_path, LLADA, TOKENIZER, weights)
+    save_weights(tmp_path, TINY_LLADA, TOKENIZER, weights)
     stored = load_file(tmp_path / "model.safetensors")
     assert stored["model.transformer.ff_out.weight"].equal(stored["model.transformer.wte.weight"])
 

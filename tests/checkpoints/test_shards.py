@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
-from tests.support.checkpoints import LLADA, TOKENIZER, assert_refused, edit_json, save_small, snapshot
+from tests.support.checkpoints import assert_refused, edit_json, save_small, snapshot
+from tests.support.configurations import TINY_LLADA, TOKENIZER
 
 
 @pytest.fixture
@@ -22,8 +23,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    weights = {name: torch.randn(t.shape) for name, t in make_predictor(LLADA, TOKENIZER).network.state_dict().items()}
-    save_weights(tmp_path, LLADA, TOKENIZER, weights, shard_bytes=1500)
+    weights = {
+        name: torch.randn(t.shape) for name, t in make_predictor(TINY_LLADA, TOKENIZER).network.state_dict().items()
+    }
+    save_weights(tmp_path, TINY_LLADA, TOKENIZER, weights, shard_bytes=1500)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     return tmp_path
 
@@ -32,11 +35,11 @@ def shards(tmp_path: Path) -> Path:
 def test_weights_take_the_place_of_those_in_other_files(tmp_path: Path, before: int, after: int) -> None:
     """Several to one, one to several, and several to fewer."""
     (tmp_path / "adapter_model.safetensors").touch()
-    shapes = {name: tensor.shape for name, tensor in make_predictor(LLADA, TOKENIZER).network.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in make_predictor(TINY_LLADA, TOKENIZER).network.state_dict().items()}
     n_files = []
     for shard_bytes in (before, after):
         weights = {name: torch.randn(shape) for name, shape in shapes.items()}
-        save_weights(tmp_path, LLADA, TOKENIZER, weights, shard_bytes)
+        save_weights(tmp_path, TINY_LLADA, TOKENIZER, weights, shard_bytes)
         n_files.append(len(list(tmp_path.glob("model*.safetensors"))))
     assert n_files[0] != n_files[1]
     names = {path.name for path in tmp_path.glob("model*")}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llada import cli
-from tests.support.commands import PATIENCE, assert_one_sentence
+from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
 
 SMALL = ["--n_layers", "1", "--batch_size", "4", "--sequence_length", "24", "--device", "cpu", "--precision", "fp32"]
 SHORT = ["--steps", "12", "--evaluate_every", "12", "--evaluation_windows", "4"]
@@ -54,7 +54,9 @@ def content_of(result: Any) -> dict[str, Any]:
 FP32 = ["--precision", "fp32", "--device", "cpu"]
 
 
-def test_bits_of_a_character_a_byte_and_a_word_are_of_the_scored_text(llada, world: Path, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_bits_of_a_character_a_byte_and_a_word_are_of_the_scored_text(
+    llada: RunCommand, world: Path, text: str
+) -> None:
     content = content_of(llada("evaluate", "--checkpoint", world / "masked", "--json", *FP32))
     val = text[int(0.9 * len(text)) :]
     scored = val[: len(val) // 24 * 24]
@@ -63,7 +65,7 @@ def test_bits_of_a_character_a_byte_and_a_word_are_of_the_scored_text(llada, wor
     assert content["bits_per_word"] == pytest.approx(bits * len(scored) / len(scored.split()))
 
 
-def test_target_is_reached_and_told(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_target_is_reached_and_told(llada: RunCommand, world: Path) -> None:
     options = ["evaluate", "--checkpoint", world / "masked", "--windows", 8, *FP32]
     content = content_of(llada(*options, "--target_stderr", 0.02, "--json"))
     assert content["mask_stderr"] <= 0.02
@@ -72,7 +74,7 @@ def test_target_is_reached_and_told(llada, world: Path) -> None:  # type: ignore
     assert f"± {content['mask_stderr']:.4f} of this very text" in people.out
 
 
-def test_table_and_picture_by_t(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_table_and_picture_by_t(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "curve.png"
     result = llada("evaluate", "--checkpoint", world / "masked", "--by_t", "--curve", picture, *FP32)
     assert result.code == 0
@@ -80,8 +82,8 @@ def test_table_and_picture_by_t(llada, world: Path, tmp_path: Path) -> None:  # 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_target_far_below_any_error_ends_at_the_most_masks(  # type: ignore[no-untyped-def]
-    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_target_far_below_any_error_ends_at_the_most_masks(
+    llada: RunCommand, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llada.evaluation.nelbo.MOST_MASKS", 64)
     result = llada("evaluate", "--checkpoint", world / "masked", "--windows", "1", "--target_stderr", "1e-200", *FP32)
@@ -89,8 +91,8 @@ def test_a_target_far_below_any_error_ends_at_the_most_masks(  # type: ignore[no
     assert "--target_stderr 1e-200 was not reached with 64 masks" in result.out
 
 
-def test_a_number_of_processes_without_a_rank_is_no_sharing(  # type: ignore[no-untyped-def]
-    llada, world: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_number_of_processes_without_a_rank_is_no_sharing(
+    llada: RunCommand, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As shells of some clusters have it."""
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -98,7 +100,9 @@ def test_a_number_of_processes_without_a_rank_is_no_sharing(  # type: ignore[no-
     assert content_of(llada("evaluate", "--checkpoint", world / "masked", "--windows", "2", "--json", *FP32))
 
 
-def test_a_causal_model_has_the_same_likelihood_in_one_pass_and_by_the_chain_rule(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_causal_model_has_the_same_likelihood_in_one_pass_and_by_the_chain_rule(
+    llada: RunCommand, world: Path
+) -> None:
     options = ["evaluate", "--checkpoint", world / "causal", "--json", "--prefix", 1, *FP32]
     in_one_pass = content_of(llada(*options))
     assert in_one_pass["is_exact"]
@@ -111,7 +115,7 @@ def test_a_causal_model_has_the_same_likelihood_in_one_pass_and_by_the_chain_rul
     assert "the negative log-likelihood itself" in words
 
 
-def test_an_order_is_named_and_called_no_bound(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_order_is_named_and_called_no_bound(llada: RunCommand, world: Path) -> None:
     result = llada(
         "evaluate",
         "--checkpoint",
@@ -129,7 +133,7 @@ def test_an_order_is_named_and_called_no_bound(llada, world: Path) -> None:  # t
     assert "5.0 evaluations each" in result.out
 
 
-def test_comparison_has_the_difference_of_both_evaluations(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_comparison_has_the_difference_of_both_evaluations(llada: RunCommand, world: Path) -> None:
     first, second = (
         content_of(llada("evaluate", "--checkpoint", world / name, "--json", *FP32)) for name in ("masked", "other")
     )
@@ -142,7 +146,7 @@ def test_comparison_has_the_difference_of_both_evaluations(llada, world: Path) -
     assert turned["p_value"] == pytest.approx(result["p_value"], rel=1e-3)
 
 
-def test_comparison_in_words(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_comparison_in_words(llada: RunCommand, world: Path) -> None:
     same = llada("compare", world / "masked", world / "masked", *FP32).out
     assert "A - B +0.0000 ± 0.0000 nats per character, p = 1: no significant difference" in same
     mixed = llada("compare", world / "causal", world / "masked", *FP32).out
@@ -150,7 +154,7 @@ def test_comparison_in_words(llada, world: Path) -> None:  # type: ignore[no-unt
     assert "one is a likelihood, the other a bound" in mixed
 
 
-def test_samples_are_measured_beside_held_out_text(llada, world: Path, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_samples_are_measured_beside_held_out_text(llada: RunCommand, world: Path, text: str) -> None:
     options = [
         "evaluate", "--checkpoint", world / "masked", "--samples", 3, "--judge", world / "causal", "--ngram", 5, *FP32,
     ]  # fmt: skip
@@ -167,7 +171,7 @@ def test_samples_are_measured_beside_held_out_text(llada, world: Path, text: str
     assert "share of 5-grams copied" in people
 
 
-def test_processes_share_the_windows_and_print_one_result(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_processes_share_the_windows_and_print_one_result(llada: RunCommand, world: Path) -> None:
     alone = content_of(llada("evaluate", "--checkpoint", world / "masked", "--json", *FP32))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "llada",
@@ -211,8 +215,8 @@ def test_processes_share_the_windows_and_print_one_result(llada, world: Path) ->
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_said_in_one_sentence(  # type: ignore[no-untyped-def]
-    llada, world: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+def test_what_cannot_be_is_said_in_one_sentence(
+    llada: RunCommand, world: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
 ) -> None:
     monkeypatch.chdir(world)
     assert_one_sentence(llada(*arguments), *words)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llada import cli
-from tests.support.commands import PATIENCE, assert_one_sentence
+from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
 
 TINY = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--batch_size", "4", "--sequence-length", "24"]
 SHORT = ["--steps", "8", "--evaluate_every", "4", "--evaluation-windows", "4", "--device", "cpu"]
@@ -34,7 +34,7 @@ def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_names_every_command(llada) -> None:  # type: ignore[no-untyped-def]
+def test_help_names_every_command(llada: RunCommand) -> None:
     result = llada("--help")
     assert result.code == 0
     for name in cli.COMMANDS:
@@ -56,27 +56,27 @@ def test_help_names_every_command(llada) -> None:  # type: ignore[no-untyped-def
         ("sample", ["checkpoint", "steps", "block-length", "temperature", "cfg-scale", "remasking", "seed", "json"]),
     ],
 )
-def test_help_names_every_flag(llada, command: str, flags: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_help_names_every_flag(llada: RunCommand, command: str, flags: list[str]) -> None:
     text = llada(command, "--help").out
     for flag in flags:
         assert f"--{flag}" in text
 
 
-def test_unknown_commands_and_flags_are_refused(llada) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_commands_and_flags_are_refused(llada: RunCommand) -> None:
     assert_one_sentence(llada("trian"), "no command 'trian'", "train")
     result = llada("prepare", "--out_dir", "x")
     assert result.code == 2
     assert "Unrecognized options" in result.err
 
 
-def test_underscores_and_dashes_are_the_same(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_underscores_and_dashes_are_the_same(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     for flag in ("--output_dir", "--output-dir"):
         target = tmp_path / flag.strip("-")
         assert llada("prepare", "--input", world / "text.txt", flag, target, "--sequence_length", 50).code == 0
         assert json.loads((target / "metadata.json").read_text())["sequence_length"] == 50
 
 
-def test_evaluate_prints_one_object_with_the_documented_keys(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_evaluate_prints_one_object_with_the_documented_keys(llada: RunCommand, world: Path) -> None:
     result = llada("evaluate", "--checkpoint", world / "run", "--data_dir", world / "data", "--json")
     assert result.code == 0
     content = json.loads(result.out)
@@ -95,7 +95,7 @@ def test_evaluate_prints_one_object_with_the_documented_keys(llada, world: Path)
     assert f"NELBO {content['nelbo_nats_per_token']:.4f} ± {content['nelbo_stderr']:.4f}" in people.out
 
 
-def test_sample_prints_one_object_with_the_documented_keys(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_sample_prints_one_object_with_the_documented_keys(llada: RunCommand, world: Path) -> None:
     result = llada(
         "sample", "--checkpoint", world / "run", "--prompt", "to be", "--n_samples", 2, "--steps", 5, "--json"
     )
@@ -113,14 +113,14 @@ def test_sample_prints_one_object_with_the_documented_keys(llada, world: Path) -
     assert json.loads(again.out)["samples"] == content["samples"]
 
 
-def test_template_is_filled_where_it_says_so(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_template_is_filled_where_it_says_so(llada: RunCommand, world: Path) -> None:
     result = llada("sample", "--checkpoint", world / "run", "--template", "to <MASK*3>or<MASK>", "--show")
     assert result.code == 0
     assert re.fullmatch(r"to (?s:.{3})or(?s:.)\n", result.out)
     assert "4 evaluations" in result.err
 
 
-def test_frames_show_the_way_from_masks_to_text(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_frames_show_the_way_from_masks_to_text(llada: RunCommand, world: Path) -> None:
     out = llada("sample", "--checkpoint", world / "run", "--prompt", "to be", "--gen_length", 12, "--frames", 3).out
     assert re.findall(r"^--- (\d+) of 12 masked$", out, re.MULTILINE) == ["12", "8", "4"]
     assert "to be" + "░" * 12 in out
@@ -137,7 +137,7 @@ def test_frames_show_the_way_from_masks_to_text(llada, world: Path) -> None:  # 
     ],
     ids=" ".join,
 )
-def test_every_sampler_option_works(llada, world: Path, options: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_every_sampler_option_works(llada: RunCommand, world: Path, options: list[str]) -> None:
     result = llada("sample", "--checkpoint", world / "run", "--json", *options)
     assert result.code == 0
     expected = {"--gen_length": 7, "--block_length": 24, "--cfg_scale": 24, "--remasking": 24}[options[0]]
@@ -145,7 +145,7 @@ def test_every_sampler_option_works(llada, world: Path, options: list[str]) -> N
     assert json.loads(result.out)["nfe"] == {"--block_length": 9, "--cfg_scale": 2 * 21}.get(options[0], expected)
 
 
-def test_run_can_be_repeated_from_its_configuration(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_run_can_be_repeated_from_its_configuration(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     result = llada("train", "--config", world / "run" / "config.json", "--output_dir", tmp_path / "again")
     assert result.code == 0
     first, second = (
@@ -155,7 +155,7 @@ def test_run_can_be_repeated_from_its_configuration(llada, world: Path, tmp_path
     assert first == second
 
 
-def test_epochs_and_steps_take_each_others_place(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_epochs_and_steps_take_each_others_place(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     for preset, arguments, expected in (
         ("tiny", ["--epochs", "0.5"], (0.5, None)),
         ("founding", ["--steps=2"], (None, 2)),
@@ -171,14 +171,14 @@ def test_epochs_and_steps_take_each_others_place(llada, world: Path, tmp_path: P
     assert_one_sentence(llada("train", "--epochs", "1", "--steps", "2"), "give one of them")
 
 
-def test_evaluate_finds_the_text_of_the_run(llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+def test_evaluate_finds_the_text_of_the_run(llada: RunCommand, world: Path) -> None:
     named = llada("evaluate", "--checkpoint", world / "run", "--data_dir", world / "data", "--json")
     for folder in (world / "run", world / "run" / "checkpoints" / "last"):
         found = llada("evaluate", "--checkpoint", folder, "--json")
         assert json.loads(found.out)["tokens_scored"] == json.loads(named.out)["tokens_scored"]
 
 
-def test_complete_run_can_be_trained_further(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_complete_run_can_be_trained_further(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert llada("train", *TINY, *SHORT, "--data_dir", world / "data", "--output_dir", run).code == 0
     complete = llada("train", "--resume", run)
@@ -191,7 +191,7 @@ def test_complete_run_can_be_trained_further(llada, world: Path, tmp_path: Path)
         assert f"Trained {arguments[-1]} steps" in result.out
 
 
-def test_first_lines_tell_what_the_run_takes(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_first_lines_tell_what_the_run_takes(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     result = llada("train", *TINY, *SHORT, "--data_dir", world / "data", "--output_dir", tmp_path / "run")
     for word in ("parameters", "memory", "time", "device", "epochs"):
         assert word in result.err
@@ -199,7 +199,7 @@ def test_first_lines_tell_what_the_run_takes(llada, world: Path, tmp_path: Path)
     assert str(tmp_path / "run") in result.out.replace("\n", "")
 
 
-def test_founding_default_is_answered_with_the_preset_to_use(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_founding_default_is_answered_with_the_preset_to_use(llada: RunCommand, world: Path, tmp_path: Path) -> None:
     """24 layers of 768, 512 sequences of 512 at once: 170 million parameters and hundreds of GB of activations."""
     shape = ["--windows", "random", "--sequence_length", 512, "--batch_size", 512, "--device", "cpu"]
     result = llada(
@@ -210,12 +210,12 @@ def test_founding_default_is_answered_with_the_preset_to_use(llada, world: Path,
 
 
 class TestBadInput:
-    def test_missing_data_folder(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_missing_data_folder(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         result = llada("train", *TINY, "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run")
         assert_one_sentence(result, "not a complete prepared text", "llada prepare")
         assert not (tmp_path / "run").exists()
 
-    def test_changed_data_file(self, llada, world: Path, text: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_changed_data_file(self, llada: RunCommand, world: Path, text: str, tmp_path: Path) -> None:
         assert (
             llada(
                 "prepare", "--input", world / "text.txt", "--output_dir", tmp_path / "d", "--sequence_length", 50
@@ -227,31 +227,31 @@ class TestBadInput:
             llada("evaluate", "--checkpoint", world / "run", "--data_dir", tmp_path / "d"), "checksum", "again"
         )
 
-    def test_checkpoint_of_another_vocabulary(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_checkpoint_of_another_vocabulary(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         (tmp_path / "x.txt").write_text("abc " * 500)
         llada("prepare", "--input", tmp_path / "x.txt", "--output_dir", tmp_path / "d", "--sequence_length", 50)
         result = llada("evaluate", "--checkpoint", world / "run", "--data_dir", tmp_path / "d")
         assert_one_sentence(result, "characters", "trained on")
 
-    def test_prompt_outside_the_vocabulary(self, llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_prompt_outside_the_vocabulary(self, llada: RunCommand, world: Path) -> None:
         assert_one_sentence(llada("sample", "--checkpoint", world / "run", "--prompt", "tö be"), "'ö'")
 
-    def test_prompt_too_long(self, llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_prompt_too_long(self, llada: RunCommand, world: Path) -> None:
         assert_one_sentence(llada("sample", "--checkpoint", world / "run", "--prompt", "to be " * 9), "shorten")
         result = llada("sample", "--checkpoint", world / "run", "--prompt", "to be", "--gen_length", 99)
         assert_one_sentence(result, "24", "shorten")
 
-    def test_nothing_to_fill_in(self, llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_nothing_to_fill_in(self, llada: RunCommand, world: Path) -> None:
         assert_one_sentence(llada("sample", "--checkpoint", world / "run", "--template", "to be"), "<MASK>")
 
-    def test_width_not_divisible_by_heads(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_width_not_divisible_by_heads(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         for network in ("llada", "encoder"):
             shape = ["--network", network, "--d_model", 100, "--n_heads", 3]
             result = llada("train", *shape, "--data_dir", world / "data", "--output_dir", tmp_path / "run")
             assert_one_sentence(result, "d_model 100", "try d_model")
         assert not (tmp_path / "run").exists()
 
-    def test_sequence_longer_than_the_text(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_sequence_longer_than_the_text(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         result = llada(
             "prepare", "--input", world / "text.txt", "--output_dir", tmp_path / "d", "--sequence_length", 10**6
         )
@@ -262,12 +262,12 @@ class TestBadInput:
         assert_one_sentence(result, "shorten")
         assert list(tmp_path.iterdir()) == []
 
-    def test_missing_and_broken_checkpoints(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_missing_and_broken_checkpoints(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         assert_one_sentence(llada("sample", "--checkpoint", tmp_path / "none"), "is not there")
         assert_one_sentence(llada("sample", "--checkpoint", tmp_path), "no checkpoint")
         assert_one_sentence(llada("train", "--resume", tmp_path), "no run to resume")
 
-    def test_odd_options(self, llada, world: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_odd_options(self, llada: RunCommand, world: Path) -> None:
         run, data = world / "run", world / "data"
         assert_one_sentence(
             llada("evaluate", "--checkpoint", run, "--data_dir", data, "--masks_per_window", 3), "pairs"
@@ -278,7 +278,7 @@ class TestBadInput:
         )
         assert llada("train", "--preset", "laptob").code == 2
 
-    def test_full_disk_loses_nothing(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_full_disk_loses_nothing(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         """The real writers meet a limit on the size of files; what the run had saved stays and can be resumed."""
         run = tmp_path / "run"
         assert llada("train", *TINY, *SHORT, "--data_dir", world / "data", "--output_dir", run).code == 0
@@ -302,7 +302,7 @@ class TestBadInput:
         ]
         assert llada("train", "--resume", run, "--steps", 12).code == 0
 
-    def test_impossible_numbers(self, llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def test_impossible_numbers(self, llada: RunCommand, world: Path, tmp_path: Path) -> None:
         run = world / "run"
         for flag in ("--batch_size", "--sequence_length"):
             for value in ("0", "-5"):

@@ -16,6 +16,7 @@ from llada.sampling.config import SamplerConfig
 from llada.system.errors import UserError
 from llada.system.literals import LARGEST, LARGEST_FLOAT
 from llada.training.config import LARGEST_SEED, TrainConfig
+from tests.support.commands import RunCommand
 
 
 def test_the_largest_seed_is_that_of_a_run() -> None:
@@ -136,7 +137,9 @@ def test_a_flag_that_is_like_none_is_only_refused() -> None:
         (ChatOptions, SamplerConfig(steps=None, block_length=32)),
     ],
 )
-def test_commands_that_write_have_the_sampler_of_their_purpose(options: type, expected: SamplerConfig) -> None:
+def test_commands_that_write_have_the_sampler_of_their_purpose(
+    options: type[SampleOptions | ChatOptions], expected: SamplerConfig
+) -> None:
     line = ["--checkpoint", "a"]
     assert parse(options, "llada x", line, "").sampler == expected
     changed = parse(options, "llada x", [*line, "--steps", "3", "--cfg-scale", "2", "--mask_schedule", "cosine"], "")
@@ -157,7 +160,7 @@ def test_older_names_of_flags_are_read(flags: list[str]) -> None:
     assert options.quality.sampler == SamplerConfig(steps=4, temperature=1.0, remasking="random")
 
 
-def test_a_misspelled_command_is_answered_with_the_right_one(llada) -> None:  # type: ignore[no-untyped-def]
+def test_a_misspelled_command_is_answered_with_the_right_one(llada: RunCommand) -> None:
     assert "did you mean `llada train`?" in llada("trian").err
     assert "did you mean --resume?" in llada("train", "--resum", "x").err
     assert "did you mean --checkpoint?" in llada("finetune", "--chekpoint", "x").err

@@ -14,65 +14,30 @@ from torch import Generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from llada.checkpoints.hub import LLADA_8B
 from llada.cli import size_report
 from llada.cli.size_report import SizeOptions
 from llada.costs.flops import attention_flops_per_token, training_flops_per_token, training_seconds
 from llada.costs.parameters import count_parameters, layer_parameters, matrix_parameters, total_parameters
 from llada.data.corpus import Corpus
 from llada.data.prepared import prepare
-from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network
+from llada.models import NetworkConfig, build_network
 from llada.training import forecast
 from llada.training.config import DataOptions, NetworkOptions, TrainConfig
 from llada.training.plan import RunPlan
+from tests.support.configurations import COSTED_ENCODER, COSTED_LLADA, COSTED_LOCAL
 
-LLADA = LLaDAConfig(
-    d_model=48,
-    n_heads=4,
-    n_layers=3,
-    vocab_size=69,
-    mask_token_id=68,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=112,
-    max_sequence_length=64,
-)
-LOCAL = LocalConfig(
-    d_model=48,
-    n_heads=4,
-    n_layers=3,
-    vocab_size=69,
-    mask_token_id=68,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=112,
-    max_sequence_length=64,
-    attention_every=1,
-)
-ENCODER = EncoderConfig(
-    vocab_size=69, mask_token_id=68, max_sequence_length=64, d_model=48, n_heads=4, n_layers=3, dropout=0.0
-)
-LLADA_8B = replace(
-    LLADA,
-    d_model=4096,
-    n_heads=32,
-    n_layers=32,
-    vocab_size=126_464,
-    mask_token_id=126_336,
-    mlp_hidden_size=12_288,
-    max_sequence_length=4096,
-    n_kv_heads=32,
-)
-SHAPES = {
-    "llada": LLADA,
-    "llada, grouped heads": replace(LLADA, n_kv_heads=2),
-    "llada, one key-value head, tied": replace(LLADA, n_kv_heads=1, weight_tying=True),
-    "local": LOCAL,
+SHAPES: dict[str, NetworkConfig] = {
+    "llada": COSTED_LLADA,
+    "llada, grouped heads": replace(COSTED_LLADA, n_heads=4, n_kv_heads=2),
+    "llada, one key-value head, tied": replace(COSTED_LLADA, n_kv_heads=1, weight_tying=True),
+    "local": COSTED_LOCAL,
     "local, many pairs": replace(
-        LOCAL, vocab_size=300, mask_token_id=299, n_layers=4, attention_every=2, table_rows=99
+        COSTED_LOCAL, vocab_size=300, mask_token_id=299, n_layers=4, attention_every=2, table_rows=99
     ),
-    "encoder": ENCODER,
-    "causal": replace(ENCODER, is_causal=True),
-    "encoder, wider than deep": replace(ENCODER, d_model=96, n_heads=3, n_layers=1, max_sequence_length=7),
+    "encoder": COSTED_ENCODER,
+    "causal": replace(COSTED_ENCODER, is_causal=True),
+    "encoder, wider than deep": replace(COSTED_ENCODER, d_model=96, n_heads=3, n_layers=1, max_sequence_length=7),
 }
 all_shapes = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
 
@@ -112,7 +77,7 @@ def test_parameters_of_published_networks() -> None:
     assert sum(parts.values()) == 8_015_581_184
     assert sum(parts.values()) - parts["embedding"] - parts["head"] == 6_979_588_096
     assert (parts["attention"] + parts["feed-forward"] + parts["norms"] - 4096) // 32 == 218_112_000
-    small = replace(LLADA, d_model=448, n_heads=7, n_layers=6, mlp_hidden_size=768, vocab_size=126_464)
+    small = replace(COSTED_LLADA, d_model=448, n_heads=7, n_layers=6, mlp_hidden_size=768, vocab_size=126_464)
     assert sum(count_parameters(small).values()) == 124_327_616
 
 
@@ -166,14 +131,18 @@ def test_matrices_are_those_of_the_built_network() -> None:
 
 def test_time_by_hand() -> None:
     """At twice the speed half the time; recomputing adds a third; a CPU's dropout 20 ns for each attention weight."""
-    flops = 1000 * training_flops_per_token(LLADA, 64)
-    assert training_seconds(LLADA, 64, 1000, flops_per_second=1e6) == pytest.approx(flops / 0.5e6)
-    assert training_seconds(LLADA, 64, 1000, 2e6) == pytest.approx(flops / 1e6)
-    assert training_seconds(LLADA, 64, 1000, 1e6, activation_checkpointing=True) == pytest.approx(flops * 4 / 3 / 0.5e6)
-    with_dropout = replace(ENCODER, dropout=0.1)
-    serial = training_seconds(with_dropout, 64, 1000, 1e6, on_cpu=True) - training_seconds(ENCODER, 64, 1000, 1e6)
-    assert serial == pytest.approx(1000 * 3 * 4 * 64 * 20e-9)
-    assert training_seconds(with_dropout, 64, 1000, 1e6) == training_seconds(ENCODER, 64, 1000, 1e6, on_cpu=True)
+    flops = 1000 * training_flops_per_token(COSTED_LLADA, 64)
+    assert training_seconds(COSTED_LLADA, 64, 1000, flops_per_second=1e6) == pytest.approx(flops / 0.5e6)
+    assert training_seconds(COSTED_LLADA, 64, 1000, 2e6) == pytest.approx(flops / 1e6)
+    assert training_seconds(COSTED_LLADA, 64, 1000, 1e6, activation_checkpointing=True) == pytest.approx(
+        flops * 4 / 3 / 0.5e6
+    )
+    with_dropout = replace(COSTED_ENCODER, dropout=0.1)
+    serial = training_seconds(with_dropout, 64, 1000, 1e6, on_cpu=True) - training_seconds(
+        COSTED_ENCODER, 64, 1000, 1e6
+    )
+    assert serial == pytest.approx(1000 * 3 * 2 * 64 * 20e-9)  # tokens, layers, heads, length
+    assert training_seconds(with_dropout, 64, 1000, 1e6) == training_seconds(COSTED_ENCODER, 64, 1000, 1e6, on_cpu=True)
 
 
 # --- the founding document's networks
@@ -191,7 +160,7 @@ def test_the_founding_documents_networks_are_an_order_larger(
     layers: int, width: int, claimed: float, true: float, whole: int
 ) -> None:
     """SHAKESPEARE_README.md gives these; 12 L D^2 is the usual estimate, and the whole is built below."""
-    config = replace(ENCODER, d_model=width, n_heads=width // 64, n_layers=layers, max_sequence_length=4096)
+    config = replace(COSTED_ENCODER, d_model=width, n_heads=width // 64, n_layers=layers, max_sequence_length=4096)
     assert layer_parameters(config) == 12 * layers * width**2 == pytest.approx(true, rel=0.01)
     assert total_parameters(config) == whole
     with torch.device("meta"):
@@ -200,7 +169,7 @@ def test_the_founding_documents_networks_are_an_order_larger(
 
 
 def test_attention_share() -> None:
-    assert attention_flops_per_token(LLADA, 64) == 12 * 3 * 64 * 48
+    assert attention_flops_per_token(COSTED_LLADA, 64) == 12 * 3 * 64 * 128
 
 
 @pytest.fixture
@@ -233,7 +202,7 @@ def test_size_and_train_forecast_the_same_time_for_the_same_options(tmp_path: Pa
     shape = {"d_model": 64, "n_heads": 2, "n_layers": 2, "dropout": 0.1 if network == "encoder" else 0.0}
     plan = RunPlan.of(
         TrainConfig(
-            NetworkOptions(network=network, **shape), DataOptions(tmp_path, sequence_length=64),  # type: ignore[arg-type]
+            network=NetworkOptions(network=network, **shape), data=DataOptions(tmp_path, sequence_length=64),  # type: ignore[arg-type]
             batch_size=2, accumulate=3, epochs=7.0, steps=None, device="cpu",
         ),
         data,

@@ -20,12 +20,13 @@ from llada.costs.parameters import (
     matrix_parameters,
     total_parameters,
 )
-from llada.models import ILLaDA, LLaDAConfig, LLaDAMoE, build_network, tied_head
-from tests.support.layouts import ILLADA, ILLADA_8B, MOE, all_networks, random_rows
-from tests.support.networks import kept_for_backward
+from llada.models import LLaDAConfig, Network, build_network, tied_head
+from tests.support.configurations import ODD_ILLADA, ODD_MOE
+from tests.support.layouts import ILLADA_8B, all_networks
+from tests.support.networks import kept_for_backward, random_rows
 
 
-def on_meta(config: LLaDAConfig) -> ILLaDA | LLaDAMoE:
+def on_meta(config: LLaDAConfig) -> Network:
     with torch.device("meta"):
         return build_network(config).bfloat16()
 
@@ -97,9 +98,9 @@ def kept_by(config: LLaDAConfig, rows: Tensor, bf16: bool) -> int:
 @pytest.mark.parametrize(
     "config",
     [
-        replace(ILLADA, d_model=128, n_heads=4, mlp_hidden_size=352),
-        replace(MOE, d_model=128, n_heads=4, mlp_hidden_size=96),
-        replace(MOE, d_model=128, n_heads=4, n_kv_heads=2, mlp_hidden_size=64, n_experts=8, n_experts_per_token=3),
+        replace(ODD_ILLADA, d_model=128, n_heads=4, mlp_hidden_size=352),
+        replace(ODD_MOE, d_model=128, n_heads=4, mlp_hidden_size=96),
+        replace(ODD_MOE, d_model=128, n_heads=4, n_kv_heads=2, mlp_hidden_size=64, n_experts=8, n_experts_per_token=3),
     ],
     ids=["illada", "moe", "moe, grouped heads"],
 )

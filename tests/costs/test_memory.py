@@ -21,37 +21,12 @@ from llada.costs.memory import (
     training_memory,
 )
 from llada.costs.parameters import lora_parameters, matrix_parameters, total_parameters
-from llada.models import EncoderConfig, LLaDAConfig, LocalConfig, NetworkConfig, build_network, checkpoint_activations
+from llada.models import EncoderConfig, LocalConfig, NetworkConfig, build_network, checkpoint_activations
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import AT_ONCE, MOMENT_BYTES
+from tests.support.configurations import COSTED_ENCODER, COSTED_LLADA, COSTED_LOCAL
 from tests.support.networks import kept_for_backward
 
-LLADA = LLaDAConfig(
-    d_model=128,
-    n_heads=2,
-    n_layers=3,
-    vocab_size=69,
-    mask_token_id=68,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=352,
-    max_sequence_length=256,
-)
-LOCAL = LocalConfig(
-    d_model=128,
-    n_heads=2,
-    n_layers=3,
-    vocab_size=69,
-    mask_token_id=68,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=352,
-    max_sequence_length=256,
-    attention_every=1,
-)
-ENCODER = EncoderConfig(
-    vocab_size=69, mask_token_id=68, max_sequence_length=256, d_model=128, n_heads=2, n_layers=3, dropout=0.0
-)
 SETTING = TrainingSetting(batch_size=4, length=256)
 RANK = 4
 
@@ -69,13 +44,13 @@ def kept_by(config: NetworkConfig, n_rows: int, length: int, bf16: bool = False,
 
 
 NETWORKS = {
-    "llada": LLADA,
-    "llada, wide": replace(LLADA, d_model=192, n_heads=3, mlp_hidden_size=256),
-    "llada, grouped heads": replace(LLADA, n_heads=4, n_kv_heads=2),
-    "encoder": ENCODER,
-    "local": LOCAL,
-    "local, every third layer attends": replace(LOCAL, n_heads=1, n_layers=6, attention_every=3, conv_width=9),
-    "encoder, dropout": replace(ENCODER, dropout=0.1),
+    "llada": COSTED_LLADA,
+    "llada, wide": replace(COSTED_LLADA, d_model=192, n_heads=3, mlp_hidden_size=256),
+    "llada, grouped heads": replace(COSTED_LLADA, n_heads=4, n_kv_heads=2),
+    "encoder": COSTED_ENCODER,
+    "local": COSTED_LOCAL,
+    "local, every third layer attends": replace(COSTED_LOCAL, n_heads=1, n_layers=6, attention_every=3, conv_width=9),
+    "encoder, dropout": replace(COSTED_ENCODER, dropout=0.1),
 }
 
 
@@ -93,7 +68,7 @@ def test_a_layer_keeps_what_it_keeps_on_fake_tensors(config: NetworkConfig, leng
 
 
 @pytest.mark.parametrize("stores", ["bf16", "adapters"])
-@pytest.mark.parametrize("config", [LLADA, NETWORKS["llada, grouped heads"]], ids=["llada", "grouped heads"])
+@pytest.mark.parametrize("config", [COSTED_LLADA, NETWORKS["llada, grouped heads"]], ids=["llada", "grouped heads"])
 def test_a_layer_in_bf16_or_with_adapters_keeps_less(config: NetworkConfig, stores: str) -> None:
     """bf16 copies of the adapters are kept with it, and are small."""
     setting = TrainingSetting(batch_size=4, length=256, bf16=True, bf16_weights=stores == "bf16")
@@ -116,7 +91,9 @@ def test_outside_the_layers_norms_and_embedding_are_kept(config: NetworkConfig) 
     assert outside == pytest.approx(kept_outside_layers(config, setting) - features, rel=0.001)
 
 
-@pytest.mark.parametrize("config", [LLADA, ENCODER, replace(ENCODER, dropout=0.1)], ids=["llada", "encoder", "dropout"])
+@pytest.mark.parametrize(
+    "config", [COSTED_LLADA, COSTED_ENCODER, replace(COSTED_ENCODER, dropout=0.1)], ids=["llada", "encoder", "dropout"]
+)
 def test_recomputed_layers_keep_their_inputs_only_and_give_the_same_gradients(config: NetworkConfig) -> None:
     rows = torch.randint(0, config.vocab_size, (2, 32))
     gradients = []
@@ -149,24 +126,23 @@ def test_the_peak_is_the_largest_moment_of_a_step() -> None:
     """Few tokens: all gradients are there at the end. Many: all activations are there at the start."""
     few = training_memory(LLADA_8B, replace(SETTING, batch_size=1, length=1))
     assert few.total == pytest.approx(few.weights + few.optimizer + few.gradients, rel=0.001)
-    many = training_memory(LLADA, replace(SETTING, batch_size=512))
+    many = training_memory(COSTED_LLADA, replace(SETTING, batch_size=512))
     assert many.total == many.weights + many.optimizer + many.activations + max(many.logits, many.working)
-    accumulating = training_memory(LLADA, replace(SETTING, batch_size=512, accumulates=True))
+    accumulating = training_memory(COSTED_LLADA, replace(SETTING, batch_size=512, accumulates=True))
     assert accumulating.total == many.total + many.gradients
 
 
 def test_each_thrift_saves() -> None:
     """On a network of some depth; what is saved is what the benchmark measures."""
-    deep = replace(LLADA, n_layers=12)
+    deep = replace(COSTED_LLADA, n_layers=12)
     plain = training_memory(deep, replace(SETTING, batch_size=64)).total
-    for thrift in ({"activation_checkpointing": True}, {"bf16": True}, {"batch_size": 32}, {"length": 128}):
-        assert (
-            training_memory(
-                deep, replace(SETTING, batch_size=64) if not thrift else replace(SETTING, **{"batch_size": 64} | thrift)
-            ).total
-            < plain
-        )
-    dropout = replace(ENCODER, dropout=0.1)
+    large = replace(SETTING, batch_size=64)
+    for thrifty in (
+        replace(large, activation_checkpointing=True), replace(large, bf16=True), replace(large, batch_size=32),
+        replace(large, length=128),
+    ):  # fmt: skip
+        assert training_memory(deep, thrifty).total < plain
+    dropout = replace(COSTED_ENCODER, dropout=0.1)
     on_cpu, on_gpu = (kept_by_layer(dropout, replace(SETTING, on_cpu=on_cpu)) for on_cpu in (True, False))
     # Attention of two heads, stored three times, instead of its sums; and noise, twice, instead of booleans.
     assert on_cpu - on_gpu == 4 * 256 * (3 * 2 * 256 * 4 - 2 * 4 + 2 * 128 * (4 - 1))
@@ -184,13 +160,13 @@ def test_adapters_of_the_published_network() -> None:
 
 
 def test_adapters_have_as_many_weights_as_pairs_of_matrices_would() -> None:
-    network = build_network(LLADA)
+    network = build_network(COSTED_LLADA)
     pairs = sum(5 * sum(p.shape) for p in network.layers.parameters() if p.dim() == 2)
-    assert lora_parameters(LLADA, 5) == pairs
+    assert lora_parameters(COSTED_LLADA, 5) == pairs
 
 
 @pytest.mark.parametrize("targets", ["all", "attention"])
-@pytest.mark.parametrize("config", [LLADA, ENCODER], ids=["llada", "encoder"])
+@pytest.mark.parametrize("config", [COSTED_LLADA, COSTED_ENCODER], ids=["llada", "encoder"])
 def test_what_is_trained_of_an_adapted_network_is_counted(config: NetworkConfig, targets: str) -> None:
     network = build_network(config)
     add_adapter(network, LoraOptions(lora_rank=RANK, lora_targets=targets), seed=0)  # type: ignore[arg-type]
@@ -203,8 +179,7 @@ def test_adapters_take_less_than_all_weights_and_more_than_the_frozen_ones() -> 
     setting = TrainingSetting(batch_size=1, length=1024, bf16=True, activation_checkpointing=True)
     full = training_memory(LLADA_8B, setting).total
     lora, qlora = (
-        training_memory(LLADA_8B, replace(setting, method=method, lora_rank=32))  # type: ignore[arg-type]
-        for method in ("lora", "qlora")
+        training_memory(LLADA_8B, replace(setting, method=method, lora_rank=32)) for method in ("lora", "qlora")
     )
     assert stored_weights(LLADA_8B) + 16 * 83_886_080 < lora.total < full / 4
     assert lora.gradients == 4 * 83_886_080
@@ -240,7 +215,9 @@ def test_sampling_takes_weights_and_the_logits_of_the_canvas() -> None:
     """Or, where that is more, a layer at work: its input, the stream, what is normed; gate, up and their product."""
     n, positions = total_parameters(LLADA_8B), 2 * 64
     assert inference_memory(LLADA_8B, 2, 64) == 2 * n + positions * 126_464 * (2 + 3 * 8)
-    assert inference_memory(LLADA, 1, 8, weight_bytes=4) == 4 * total_parameters(LLADA) + 8 * 4 * (3 * 128 + 3 * 352)
+    assert inference_memory(COSTED_LLADA, 1, 8, weight_bytes=4) == 4 * total_parameters(COSTED_LLADA) + 8 * 4 * (
+        3 * 128 + 3 * 352
+    )
 
 
 # --- what fits
@@ -265,16 +242,16 @@ def test_a_checkpoint_too_large_for_all_of_it_is_trained_in_part() -> None:
 @pytest.mark.parametrize("limit", [3e6, 2e7, 1e8, 1e9])
 def test_largest_batch_and_length_are_the_last_that_fit(limit: float) -> None:
     setting = replace(SETTING, length=1024)
-    batch = largest_batch(LLADA, setting, limit)
-    expected = next(n for n in itertools.count() if not fits(LLADA, replace(setting, batch_size=n + 1), limit))
+    batch = largest_batch(COSTED_LLADA, setting, limit)
+    expected = next(n for n in itertools.count() if not fits(COSTED_LLADA, replace(setting, batch_size=n + 1), limit))
     assert batch == min(expected, 1024)
-    length = longest_sequence(LLADA, setting, limit)
-    lengths = [n for n in range(64, 1025, 64) if fits(LLADA, replace(setting, length=n), limit)]
+    length = longest_sequence(COSTED_LLADA, setting, limit)
+    lengths = [n for n in range(64, 1025, 64) if fits(COSTED_LLADA, replace(setting, length=n), limit)]
     assert length == max(lengths, default=0)
 
 
 def test_ways_to_fit_do_and_say_how() -> None:
-    config = replace(ENCODER, dropout=0.1, n_layers=8)
+    config = replace(COSTED_ENCODER, dropout=0.1, n_layers=8)
     setting = TrainingSetting(batch_size=6, length=1024)
     limit = training_memory(with_length(config, 1024), setting).total / 2.2
     ways = ways_to_fit(config, setting, limit)
@@ -291,7 +268,7 @@ def test_ways_to_fit_do_and_say_how() -> None:
 
 
 def test_where_no_change_suffices_they_are_combined() -> None:
-    config = replace(ENCODER, dropout=0.1, n_layers=8)
+    config = replace(COSTED_ENCODER, dropout=0.1, n_layers=8)
     setting = TrainingSetting(batch_size=6, length=1024)
     thrifty = replace(setting, batch_size=1, accumulates=True, activation_checkpointing=True)
     limit = training_memory(with_length(config, 1024), thrifty).total
@@ -306,7 +283,7 @@ def test_where_no_change_suffices_they_are_combined() -> None:
 
 def test_largest_networks_fit_and_the_next_larger_one_does_not() -> None:
     def make(layers: int, width: int) -> NetworkConfig:
-        return replace(ENCODER, n_layers=layers, d_model=width, n_heads=width // 64, max_sequence_length=1024)
+        return replace(COSTED_ENCODER, n_layers=layers, d_model=width, n_heads=width // 64, max_sequence_length=1024)
 
     setting = TrainingSetting(batch_size=1, length=1024, bf16=True, on_cpu=False)
     rungs = largest_networks(make, setting, 8e9)

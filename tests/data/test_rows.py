@@ -176,7 +176,11 @@ def write_parquet(path: Path, values: list[dict[str, Any]]) -> Path:
 
 def test_rows_of_parquet_are_counted_from_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "PARQUET_ROWS", 2)
-    values = [{"a": "x", "b": [{"c": "y", "d": None}]}, {"a": None, "b": []}, {"a": "z", "b": None}]
+    values: list[dict[str, Any]] = [
+        {"a": "x", "b": [{"c": "y", "d": None}]},
+        {"a": None, "b": []},
+        {"a": "z", "b": None},
+    ]
     path = write_parquet(tmp_path / "a.parquet", values)
     with open_given(path) as file:
         found = rows_of(file)

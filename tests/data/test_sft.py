@@ -101,7 +101,7 @@ def test_fingerprints_are_of_the_texts_and_the_split_not_of_the_tokens(tmp_path:
     assert Answers.load(path, CharTokenizer("abcdefghijk\n"), 5).fingerprints == whole
     assert whole["text"] == hashlib.sha256(path.read_bytes()).hexdigest()
     for options in ({"seed": 1}, {"rule": "last"}, {"validation_share": 0.2}):
-        other = Answers.load(path, TOKENIZER, 100, **options).fingerprints  # type: ignore[arg-type]
+        other = Answers.load(path, TOKENIZER, 100, **options).fingerprints
         assert {name for name in whole if whole[name] != other[name]} == {"training dialogues", "validation dialogues"}
 
 

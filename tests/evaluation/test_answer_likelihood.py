@@ -3,6 +3,7 @@
 import itertools
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,9 +69,9 @@ def random_items(n_items: int, vocabulary: range = range(3, 12)) -> list[Item]:
 @pytest.fixture(scope="module")
 def networks() -> dict[str, PredictAt]:
     torch.manual_seed(0)
-    rows = {"vocab_size": TOKENIZER.vocab_size, "mask_token_id": TOKENIZER.mask_row}
-    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_sequence_length": 16}
-    ids = {"pad_token_id": TOKENIZER.pad_id, "eos_token_id": TOKENIZER.eos_id}
+    rows: dict[str, Any] = {"vocab_size": TOKENIZER.vocab_size, "mask_token_id": TOKENIZER.mask_row}
+    sizes: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_sequence_length": 16}
+    ids: dict[str, Any] = {"pad_token_id": TOKENIZER.pad_id, "eos_token_id": TOKENIZER.eos_id}
     made = {
         "llada": make_predictor(LLaDAConfig(**rows, **sizes, **ids, n_kv_heads=2, mlp_hidden_size=32), TOKENIZER),
         "encoder": make_predictor(EncoderConfig(**rows, **sizes), TOKENIZER),
@@ -84,7 +85,7 @@ def networks() -> dict[str, PredictAt]:
 @pytest.fixture(scope="module")
 def causal() -> MaskPredictor:
     torch.manual_seed(1)
-    rows = {"vocab_size": TOKENIZER.vocab_size, "mask_token_id": TOKENIZER.mask_row}
+    rows: dict[str, Any] = {"vocab_size": TOKENIZER.vocab_size, "mask_token_id": TOKENIZER.mask_row}
     config = EncoderConfig(**rows, max_sequence_length=16, d_model=16, n_heads=2, n_layers=2, is_causal=True)
     model = make_predictor(config, TOKENIZER).eval()
     for parameter in model.parameters():
@@ -166,9 +167,11 @@ def test_one_pair_of_draws_has_no_error() -> None:
 
 @pytest.mark.parametrize("name", ["llada", "encoder"])
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
-def test_neither_batch_nor_company_nor_order_matters(networks, name: str, cfg_scale: float) -> None:  # type: ignore[no-untyped-def]
+def test_neither_batch_nor_company_nor_order_matters(
+    networks: dict[str, PredictAt], name: str, cfg_scale: float
+) -> None:
     items = random_items(12)
-    common = {"mask_id": TOKENIZER.mask_id, "mc_num": 6, "cfg_scale": cfg_scale, "seed": 4}
+    common: dict[str, Any] = {"mask_id": TOKENIZER.mask_id, "mc_num": 6, "cfg_scale": cfg_scale, "seed": 4}
     alone = [log_likelihoods(networks[name], [item], batch_size=1, **common)[0] for item in items]
     for order, batch_size in ((range(12), 7), (range(11, -1, -1), 100)):
         together = log_likelihoods(networks[name], [items[i] for i in order], batch_size=batch_size, **common)
@@ -196,7 +199,7 @@ def test_answers_of_one_length_are_masked_alike() -> None:
     assert not torch.equal(masked[0], masked[2])
 
 
-def test_an_empty_answer_is_certain(networks) -> None:  # type: ignore[no-untyped-def]
+def test_an_empty_answer_is_certain(networks: dict[str, PredictAt]) -> None:
     items = [Item((3, 4), ()), Item((3,), (4,))]
     results = log_likelihoods(networks["llada"], items, TOKENIZER.mask_id)
     assert (results[0].nats, results[0].rows) == (0.0, 0)
@@ -233,7 +236,7 @@ def test_greedy_is_what_the_sampler_writes(cfg_scale: float, forbidden: tuple[in
     assert n_changed  # predicting all at once would not do
 
 
-def test_greedy_does_not_depend_on_the_batch(networks) -> None:  # type: ignore[no-untyped-def]
+def test_greedy_does_not_depend_on_the_batch(networks: dict[str, PredictAt]) -> None:
     for predict_at in networks.values():
         items = random_items(6)
         written = []

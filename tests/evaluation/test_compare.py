@@ -13,12 +13,14 @@ from torch import Tensor
 
 import llada.cli.compare as compare_command
 from llada.checkpoints.folder import make_predictor, save_weights
+from llada.checkpoints.load import open_to_measure
 from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.evaluation.compare import compare, two_sided
 from llada.evaluation.nelbo import BoundOptions, Bounds, draw_bounds, nll_by_logits
 from llada.models import EncoderConfig, MaskPredictor
 from llada.sampling.guidance import at_positions
+from tests.support.commands import RunCommand
 from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
 FIRST, SECOND = table_predictor(length=4, seed=3), table_predictor(length=4, seed=3)
@@ -127,10 +129,12 @@ def test_few_windows_have_no_p_value() -> None:
     assert compare(bounds_of(NUDGE, windows(30)), bounds_of(torch.zeros(3), windows(30))).p_value is not None
 
 
-def test_one_model_at_a_time_is_in_memory(llada, data: PreparedText, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_one_model_at_a_time_is_in_memory(
+    llada: RunCommand, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two that each just fit can be compared."""
     tokenizer = data.tokenizer
-    rows = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
+    rows: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
     config = EncoderConfig(**rows, max_sequence_length=24, d_model=16, n_heads=2, n_layers=1)
     folders = [tmp_path / name for name in "ab"]
     for seed, folder in enumerate(folders):
@@ -138,7 +142,7 @@ def test_one_model_at_a_time_is_in_memory(llada, data: PreparedText, tmp_path: P
         folder.mkdir()
         save_weights(folder, config, tokenizer, make_predictor(config, tokenizer).network.state_dict())
     seen: list[weakref.ref[MaskPredictor]] = []
-    real = compare_command.open_to_measure
+    real = open_to_measure
 
     def opened(*arguments: Any) -> Any:
         gc.collect()

@@ -292,7 +292,7 @@ def test_progress_ends_at_the_result() -> None:
     states: list[tuple[float, float]] = []
     options = BoundOptions(masks_per_window=4, batch_size=5)
     result = estimate_nelbo(TABLE_NLL, TokenBatch(windows(8)), options, lambda *state: states.append(state))
-    assert states[-1] == (1.0, pytest.approx(result.nelbo_nats_per_token))
+    assert states[-1] == pytest.approx((1.0, result.nelbo_nats_per_token))
     assert [fraction_done for fraction_done, _ in states] == sorted(fraction_done for fraction_done, _ in states)
 
 

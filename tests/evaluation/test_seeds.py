@@ -28,7 +28,7 @@ def test_mean_error_and_chance_by_hand() -> None:
     assert result.stderr == pytest.approx(3**-0.5)
     assert result.p_value == pytest.approx(1 - (12 / 14) ** 0.5)
     two = over_seeds(differences(-0.5, 1.5))  # t = 1/2, error 1, one degree: 1 - 2 atan(1/2) / pi
-    assert (two.difference, two.stderr) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert (two.difference, two.stderr) == pytest.approx((0.5, 1.0))
     assert two.p_value == pytest.approx(1 - 2 / torch.pi * float(torch.atan(torch.tensor(0.5).double())))
 
 
@@ -41,7 +41,7 @@ def test_seeds_that_agree_to_the_last_digit_have_no_chance() -> None:
 
 def test_the_command_pairs_the_runs_of_each_side(llada: Any, data: PreparedText, tmp_path: Path) -> None:
     tokenizer = data.tokenizer
-    rows = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
+    rows: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_row}
     config = EncoderConfig(**rows, max_sequence_length=24, d_model=16, n_heads=2, n_layers=1)
     a1, a2, b1, b2 = (tmp_path / name for name in ("a1", "a2", "b1", "b2"))
     for seed, folder in enumerate((a1, a2, b1, b2)):

@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # this is a script
 
-from tests.faults.kills import OPTIONS, PATIENCE
+from tests.faults.kills import OPTIONS
+from tests.support.commands import PATIENCE
 
 DISK, STEPS, EVERY = "24m", 600, 20
 TEXT = "to be or not to be that is the question " * 40

@@ -93,7 +93,7 @@ def test_a_disk_that_is_really_full_or_read_only(tmp_path: Path) -> None:
 
 def test_the_slope_of_a_line_by_hand() -> None:
     assert slope([(0, 1), (1, 3), (2, 5)]) == (2.0, 0.0)
-    assert slope([(0, 0), (1, 2), (2, 1)]) == (0.5, pytest.approx(3**0.5 / 2))
+    assert slope([(0, 0), (1, 2), (2, 1)]) == pytest.approx((0.5, 3**0.5 / 2))
 
 
 def test_a_soak_counts_what_is_open() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints.folder import read_checkpoint
 from llada.data.prepared import PreparedText
@@ -22,10 +21,11 @@ from llada.system.files import read_json
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import changed_settings, read_state
 from llada.training.trainer import Trainer
+from tests.support.runs import display
+from tests.support.texts import characters_of
 
 QUICK, FULL = 30, 2000  # places in each of three folders
 BLOCK_BYTES = 512
@@ -76,7 +76,7 @@ def run(small_run: TrainConfig, data: PreparedText) -> RunFolder:
     config = replace(small_run, steps=2, evaluate_every=2, evaluation_windows=2)
     folder = RunFolder(config.output_dir)
     folder.start(config)
-    Trainer(RunPlan.of(config, data), folder).run(Display(Console(quiet=True), None))
+    Trainer(RunPlan.of(config, data), folder).run(display())
     return folder
 
 
@@ -96,7 +96,7 @@ COUNTS = [pytest.param(QUICK, id="some"), pytest.param(FULL, id="all", marks=pyt
 def test_checkpoints(run: RunFolder, n_places: int) -> None:
     def read() -> Any:
         checkpoint = read_checkpoint(run.last)
-        return plain(dict(checkpoint.model.network.state_dict())), checkpoint.tokenizer.characters, read_config()
+        return plain(dict(checkpoint.model.network.state_dict())), characters_of(checkpoint.tokenizer), read_config()
 
     def read_config() -> Any:
         return plain(read_state(run.last)), vars(read_checkpoint(run.last).config)
@@ -113,7 +113,11 @@ def test_prepared_data(data: PreparedText, tmp_path: Path, n_places: int) -> Non
 
     def read() -> Any:
         opened = PreparedText.open(tmp_path)
-        return opened.metadata, opened.tokenizer.characters, {name: rows.tolist() for name, rows in opened.rows.items()}
+        return (
+            opened.metadata,
+            characters_of(opened.tokenizer),
+            {name: rows.tolist() for name, rows in opened.rows.items()},
+        )
 
     assert sweep(tmp_path, read, n_places, seed=2) > 0.8 * n_places
 

@@ -31,34 +31,22 @@ from llada.checkpoints.safetensors import StoredWeights
 from llada.data.corpus import Corpus
 from llada.data.dialogues import Reading, read_dialogues
 from llada.data.prepared import METADATA_FILE, SEAL, PreparedText, _map_rows, _seal_of, prepare
-from llada.models import EncoderConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig, config_to_json
+from llada.models import config_to_json
 from llada.system.checksums import check_whole, find_damage, write_checksums
 from llada.system.errors import UserError
 from llada.system.files import read_json
 from llada.system.regular_files import check_regular
 from llada.tokenizers.bpe import BPETokenizer
-from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.chat_template import chat_format
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.presets import PRESETS
 from llada.training.state import read_state
 from tests.faults.strategies import KINDS, SCALARS, VALUES, changed, corrupted, json_files, put, remove
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TINY_MOE, TOKENIZER
 from tests.support.runs import train
 
 QUICK, LONGEST, MOST_BYTES = 25, timedelta(seconds=20), 400e6
-TOKENIZER = CharTokenizer("abcdef")
-SHAPE = {
-    "vocab_size": 10, "mask_token_id": 9, "pad_token_id": 0, "eos_token_id": 2,
-    "d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 12, "max_sequence_length": 16,
-}  # fmt: skip
-NETWORKS: dict[str, NetworkConfig] = {
-    "llada": LLaDAConfig(**SHAPE),  # type: ignore[arg-type]
-    "moe": LLaDAMoEConfig(**SHAPE, n_experts=2, n_experts_per_token=1),  # type: ignore[arg-type]
-    "encoder": EncoderConfig(
-        vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
-    ),
-}
 LINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "x"}
 
@@ -72,7 +60,7 @@ class World:
     def __post_init__(self) -> None:
         self.checkpoint = self.root / "checkpoint"
         self.checkpoint.mkdir(parents=True)
-        config = NETWORKS["llada"]
+        config = TINY_LLADA
         self.weights = make_predictor(config, TOKENIZER).network.state_dict()
         save_weights(self.checkpoint, config, TOKENIZER, self.weights)
         self.sharded = self.root / "sharded"
@@ -139,14 +127,14 @@ def replacing(path: Path, act: Callable[[], object]) -> Callable[[bytes | str], 
 
 @target(16_000)
 def config_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    contents = st.one_of([json_files(config_to_json(config)) for config in NETWORKS.values()])
+    contents = st.one_of([json_files(config_to_json(config)) for config in (TINY_LLADA, TINY_MOE, TINY_ENCODER)])
     return contents, replacing(world.checkpoint / "config.json", lambda: read_config(world.checkpoint))
 
 
 @target(4_000)
 def config_json_of_a_checkpoint(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     """Up to the network itself, which must not be built in a size that its weights have not."""
-    contents = json_files(config_to_json(NETWORKS["llada"]))
+    contents = json_files(config_to_json(TINY_LLADA))
     return contents, replacing(world.checkpoint / "config.json", lambda: read_checkpoint(world.checkpoint))
 
 
@@ -184,12 +172,12 @@ def vocab_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
 @target(2_000)
 def tokenizer_json(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    valid = {
+    valid: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": ["a b"]},
     }  # fmt: skip
-    model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())  # type: ignore[arg-type]
+    model = changed(valid["model"]).map(lambda content: json.dumps({**valid, "model": content}).encode())
     ids = {"vocab_size": 4, "mask_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
     use = replacing(world.scratch / "tokenizer.json", lambda: BPETokenizer.load(world.scratch, ids))
     use(json.dumps(valid).encode())  # what the others are made of is valid
@@ -254,7 +242,7 @@ def dialogues_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any
     path = world.scratch / "dialogues.jsonl"
     question, answer = LINE["messages"]
     messages = changed(question).map(lambda message: json.dumps({"messages": [message, answer]}).encode())
-    forms = [
+    forms: list[dict[str, Any]] = [
         {"prompt": "a", "answer": "b", "system": "c"},
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]},
         {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
@@ -283,9 +271,11 @@ def metrics_jsonl(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any],
 @target(8_000)
 def run_config(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     valid = PRESETS["laptop"].to_json()
-    inner = [
-        changed(valid[name]).map(lambda part, name=name: {**valid, name: part}) for name in ("network", "optimizer")
-    ]
+
+    def within(name: str) -> st.SearchStrategy[dict[str, Any]]:
+        return changed(valid[name]).map(lambda part: {**valid, name: part})
+
+    inner = [within(name) for name in ("network", "optimizer")]
     path = world.scratch / "run.json"
     contents = st.one_of(json_files(valid), *(part.map(lambda content: json.dumps(content).encode()) for part in inner))
     return contents, replacing(path, lambda: TrainConfig.from_json(read_json(path)))

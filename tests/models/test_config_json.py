@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llada.models import LLaDAConfig, NetworkConfig, config_from_json, config_to_json
-from tests.support.networks import CAUSAL, ENCODER, LLADA
+from tests.support.configurations import ODD_CAUSAL, ODD_ENCODER, ODD_LLADA
 
 # config.json of LLaDA-8B-Instruct, verbatim.
 OFFICIAL_CONFIG = json.loads("""
@@ -36,7 +36,7 @@ OFFICIAL_CONFIG = json.loads("""
 
 @pytest.mark.parametrize(
     "config",
-    [replace(LLADA, n_kv_heads=4), replace(LLADA, n_kv_heads=2, weight_tying=True), ENCODER, CAUSAL],
+    [replace(ODD_LLADA, n_kv_heads=4), replace(ODD_LLADA, n_kv_heads=2, weight_tying=True), ODD_ENCODER, ODD_CAUSAL],
     ids=["llada", "grouped and tied llada", "encoder", "causal"],
 )
 def test_config_survives_config_json(config: NetworkConfig) -> None:
@@ -44,15 +44,15 @@ def test_config_survives_config_json(config: NetworkConfig) -> None:
 
 
 def test_encoder_of_before_causal_networks_is_read_as_one_that_sees_both_sides() -> None:
-    content = config_to_json(ENCODER)
+    content = config_to_json(ODD_ENCODER)
     del content["is_causal"]
-    assert config_from_json(content) == ENCODER
+    assert config_from_json(content) == ODD_ENCODER
 
 
 def test_config_json_spells_out_the_number_of_key_value_heads() -> None:
-    assert config_to_json(LLADA)["n_kv_heads"] == 4
-    assert config_from_json(config_to_json(LLADA)) == replace(LLADA, n_kv_heads=4)
-    assert config_from_json({**config_to_json(LLADA), "n_kv_heads": None}) == LLADA
+    assert config_to_json(ODD_LLADA)["n_kv_heads"] == 4
+    assert config_from_json(config_to_json(ODD_LLADA)) == replace(ODD_LLADA, n_kv_heads=4)
+    assert config_from_json({**config_to_json(ODD_LLADA), "n_kv_heads": None}) == ODD_LLADA
 
 
 def test_official_config_is_read_and_written_as_it_is() -> None:
@@ -83,7 +83,12 @@ HAVE_NO_KEY = ("is_causal", "further_eos_ids")  # or one that may be left out
 
 @pytest.mark.parametrize(
     ("config", "key"),
-    [(config, field.name) for config in (LLADA, ENCODER) for field in fields(config) if field.name not in HAVE_NO_KEY],
+    [
+        (config, field.name)
+        for config in (ODD_LLADA, ODD_ENCODER)
+        for field in fields(config)
+        if field.name not in HAVE_NO_KEY
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_missing_key_is_named(config: NetworkConfig, key: str) -> None:

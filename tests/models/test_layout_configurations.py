@@ -9,7 +9,8 @@ import pytest
 
 from llada.checkpoints.hub import LLADA_MOE, read_published_config
 from llada.models import LLaDAConfig, config_from_json, config_to_json, mask_name
-from tests.support.layouts import ILLADA_8B, MOE, all_networks, both_layouts
+from tests.support.configurations import ODD_MOE
+from tests.support.layouts import ILLADA_8B, all_networks, both_layouts
 
 ILLADA_JSON = json.loads("""
 {
@@ -150,4 +151,4 @@ def test_a_list_of_a_million_layers_is_not_written_out() -> None:
 @pytest.mark.parametrize(("chosen", "experts"), [(0, 4), (5, 4)])
 def test_more_experts_a_token_than_there_are_is_refused(chosen: int, experts: int) -> None:
     with pytest.raises(ValueError, match=f"{chosen} experts a token"):
-        replace(MOE, n_experts=experts, n_experts_per_token=chosen)
+        replace(ODD_MOE, n_experts=experts, n_experts_per_token=chosen)

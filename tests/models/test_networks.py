@@ -6,6 +6,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-val
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,9 @@ from torch import Generator, Tensor, nn
 from llada.models import Encoder, LLaDA, LLaDAConfig, NetworkConfig, build_network
 from llada.models import llada as llada_module
 from llada.models.llada import RMSNorm, rotary_table, rotate
+from tests.support.configurations import ODD_CAUSAL, ODD_ENCODER, ODD_LLADA
 from tests.support.networks import (
-    CAUSAL,
-    ENCODER,
     LAYER_SHAPES,
-    LLADA,
     LLADAS,
     assert_near,
     both_networks,
@@ -42,19 +41,19 @@ def test_llada_computes_the_published_forward_pass(config: LLaDAConfig) -> None:
 
 @torch.no_grad()
 def test_encoder_computes_the_pre_norm_forward_pass() -> None:
-    network, rows = random_network(ENCODER), random_rows(2, 9)
+    network, rows = random_network(ODD_ENCODER), random_rows(2, 9)
     assert_near(network(rows), naive_logits(network, rows))
 
 
 @torch.no_grad()
 def test_causal_encoder_computes_the_forward_pass_of_a_decoder() -> None:
-    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    network, rows = random_network(ODD_CAUSAL), random_rows(2, 9)
     assert_near(network(rows), naive_logits(network, rows))
 
 
 @torch.no_grad()
 def test_causal_prediction_depends_on_what_is_before_alone() -> None:
-    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    network, rows = random_network(ODD_CAUSAL), random_rows(2, 9)
     changed = rows.clone()
     changed[:, 4] = (rows[:, 4] + 1) % 10
     before, after = network(rows), network(changed)
@@ -64,14 +63,16 @@ def test_causal_prediction_depends_on_what_is_before_alone() -> None:
 
 @torch.no_grad()
 def test_causal_row_with_padding_has_the_logits_of_the_row_alone() -> None:
-    network, rows = random_network(CAUSAL), random_rows(2, 9)
+    network, rows = random_network(ODD_CAUSAL), random_rows(2, 9)
     attention_mask = torch.ones(2, 9)
     attention_mask[0, 6:] = 0
     assert_near(network(rows, attention_mask)[0, :6], network(rows[:1, :6])[0])
     assert_near(network(rows, attention_mask)[1], network(rows[1:])[0])
 
 
-@pytest.mark.parametrize("config", [*LLADAS.values(), ENCODER, CAUSAL], ids=[*LLADAS.keys(), "encoder", "causal"])
+@pytest.mark.parametrize(
+    "config", [*LLADAS.values(), ODD_ENCODER, ODD_CAUSAL], ids=[*LLADAS.keys(), "encoder", "causal"]
+)
 def test_gradients_are_those_of_the_naive_forward_pass(config: NetworkConfig) -> None:
     """A tied table thus learns from both of its uses."""
     network, rows = random_network(config), random_rows(2, 6)
@@ -87,7 +88,7 @@ def test_gradients_are_those_of_the_naive_forward_pass(config: NetworkConfig) ->
 
 @torch.no_grad()
 def test_gate_and_up_projection_are_not_interchangeable() -> None:
-    network, rows = random_network(LLADA), random_rows(2, 9)
+    network, rows = random_network(ODD_LLADA), random_rows(2, 9)
     before, weights = network(rows), network.state_dict()
     swap = {"ff_proj": "up_proj", "up_proj": "ff_proj"}
     swapped = {re.sub("ff_proj|up_proj", lambda name: swap[name[0]], name): w for name, w in weights.items()}
@@ -149,7 +150,7 @@ def test_llada_tensors_have_the_official_names_and_shapes(name: str, kv_width: i
 
 @pytest.mark.parametrize(
     ("config", "side"),
-    [(LLADA, "right"), (LLADA, "left"), (ENCODER, "right")],
+    [(ODD_LLADA, "right"), (ODD_LLADA, "left"), (ODD_ENCODER, "right")],
     ids=["llada right", "llada left", "encoder right"],
 )
 @torch.no_grad()
@@ -228,8 +229,8 @@ def test_network_in_bf16_rotates_by_a_table_in_fp32(monkeypatch: pytest.MonkeyPa
         return rotate(x, cos, sin)
 
     monkeypatch.setattr(llada_module, "rotate", spy)
-    assert random_network(LLADA).to(torch.bfloat16)(random_rows(1, 9)).dtype == torch.bfloat16
-    assert len(calls) == 2 * LLADA.n_layers  # queries and keys
+    assert random_network(ODD_LLADA).to(torch.bfloat16)(random_rows(1, 9)).dtype == torch.bfloat16
+    assert len(calls) == 2 * ODD_LLADA.n_layers  # queries and keys
     angles = torch.outer(torch.arange(9.0), 300.0 ** (-torch.tensor([0.0, 2.0, 4.0]) / 6))
     for x, cos, sin in calls:
         assert x.dtype == torch.bfloat16
@@ -238,7 +239,7 @@ def test_network_in_bf16_rotates_by_a_table_in_fp32(monkeypatch: pytest.MonkeyPa
 
 
 def test_training_after_a_pass_in_inference_mode_has_the_gradients_of_a_fresh_network() -> None:
-    used, fresh, rows = random_network(LLADA), random_network(LLADA), random_rows(2, 9)
+    used, fresh, rows = random_network(ODD_LLADA), random_network(ODD_LLADA), random_rows(2, 9)
     with torch.inference_mode():
         used(rows)
     for network in (used, fresh):
@@ -246,6 +247,7 @@ def test_training_after_a_pass_in_inference_mode_has_the_gradients_of_a_fresh_ne
     for parameter, expected in zip(used.parameters(), fresh.parameters(), strict=True):
         assert expected.grad is not None
         assert expected.grad.abs().max() > 0
+        assert parameter.grad is not None
         assert torch.equal(parameter.grad, expected.grad)
 
 
@@ -254,7 +256,7 @@ def test_training_after_a_pass_in_inference_mode_has_the_gradients_of_a_fresh_ne
 
 @pytest.mark.parametrize(
     ("config", "d_model", "n_heads"),
-    [(LLADA, 100, 12), (LLADA, 12, 4), (LLADA, 3, 8), (ENCODER, 100, 12), (ENCODER, 3, 8)],
+    [(ODD_LLADA, 100, 12), (ODD_LLADA, 12, 4), (ODD_LLADA, 3, 8), (ODD_ENCODER, 100, 12), (ODD_ENCODER, 3, 8)],
     ids=["llada", "llada, odd channels", "llada, too narrow", "encoder", "encoder, too narrow"],
 )
 def test_indivisible_width_is_refused_with_a_width_that_works(
@@ -269,12 +271,12 @@ def test_indivisible_width_is_refused_with_a_width_that_works(
 
 def test_heads_that_cannot_share_key_value_heads_evenly_are_refused() -> None:
     with pytest.raises(ValueError, match="n_heads 4 must be a multiple of n_kv_heads 3"):
-        replace(LLADA, n_kv_heads=3)
+        replace(ODD_LLADA, n_kv_heads=3)
 
 
 @torch.no_grad()
 def test_encoder_refuses_more_tokens_than_it_has_positions_for() -> None:
-    network = random_network(ENCODER)
+    network = random_network(ODD_ENCODER)
     assert network(random_rows(1, 16)).isfinite().all()
     with pytest.raises(ValueError, match="17 tokens do not fit 16"):
         network(random_rows(1, 17))
@@ -282,7 +284,7 @@ def test_encoder_refuses_more_tokens_than_it_has_positions_for() -> None:
 
 @torch.no_grad()
 def test_llada_reads_on_beyond_its_training_length() -> None:
-    network, rows = random_network(LLADA), random_rows(1, 20)
+    network, rows = random_network(ODD_LLADA), random_rows(1, 20)
     assert_near(network(rows), naive_logits(network, rows))
 
 
@@ -291,19 +293,19 @@ def test_llada_reads_on_beyond_its_training_length() -> None:
 
 @torch.no_grad()
 def test_encoder_drops_out_in_training_only() -> None:
-    network, rows = random_network(ENCODER), random_rows(2, 9)
+    network, rows = random_network(ODD_ENCODER), random_rows(2, 9)
     assert torch.equal(network(rows), network(rows))
     expected = network(rows)
     network.train()
     torch.manual_seed(0)
     assert not torch.allclose(network(rows), network(rows), atol=0.01)
-    without = random_network(replace(ENCODER, dropout=0.0)).train()
+    without = random_network(replace(ODD_ENCODER, dropout=0.0)).train()
     assert_near(without(rows), expected)
 
 
 @torch.no_grad()
 def test_llada_has_no_dropout() -> None:
-    network, rows = random_network(LLADA), random_rows(2, 9)
+    network, rows = random_network(ODD_LLADA), random_rows(2, 9)
     assert torch.equal(network.train()(rows), network.eval()(rows))
 
 
@@ -319,11 +321,12 @@ def check_std(weight: Tensor, expected: float) -> None:
 def test_llada_is_initialised_as_published() -> None:
     torch.manual_seed(0)
     width, hidden = 256, 400
-    config = replace(LLADA, d_model=width, mlp_hidden_size=hidden, n_layers=3, vocab_size=300)
+    config = replace(ODD_LLADA, d_model=width, mlp_hidden_size=hidden, n_layers=3, vocab_size=300)
     transformer = LLaDA(config).transformer
     check_std(transformer.wte.weight, width**-0.5)
     check_std(transformer.ff_out.weight, width**-0.5)
-    for i, layer in enumerate(transformer.blocks, start=1):
+    blocks: Any = transformer.blocks
+    for i, layer in enumerate(blocks, start=1):
         for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.ff_proj, layer.up_proj):
             check_std(projection.weight, width**-0.5)
             assert projection.weight.abs().max() <= 3 * width**-0.5
@@ -336,10 +339,11 @@ def test_llada_is_initialised_as_published() -> None:
 
 def test_encoder_is_initialised_as_gpt_2() -> None:
     torch.manual_seed(0)
-    network = Encoder(replace(ENCODER, d_model=256, n_layers=3, vocab_size=300, max_sequence_length=256))
+    network = Encoder(replace(ODD_ENCODER, d_model=256, n_layers=3, vocab_size=300, max_sequence_length=256))
     for weight in (network.token_embedding.weight, network.position_embedding.weight, network.output.weight):
         check_std(weight, 0.02)
-    for layer in network.layers:
+    layers: Any = network.layers
+    for layer in layers:
         check_std(layer.qkv.weight, 0.02)
         check_std(layer.up.weight, 0.02)
         check_std(layer.attention_out.weight, 0.02 / math.sqrt(2 * 3))

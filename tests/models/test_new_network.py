@@ -64,7 +64,8 @@ class Average(nn.Module):
 def test_a_network_is_a_module_and_a_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes, adapters, FLOPs and memory follow, by hand here."""
     family = Family(Average, architectures=("LLaDAAverage",), model_type="llada_average")
-    monkeypatch.setitem(FAMILIES, AverageConfig, family)  # type: ignore[arg-type]
+    families: dict[Any, Any] = FAMILIES
+    monkeypatch.setitem(families, AverageConfig, family)
     config: Any = AverageConfig(vocab_size=50, mask_token_id=49, max_sequence_length=32, d_model=16, n_layers=3)
     assert count_parameters(config) == {"embedding": 50 * 16, "attention": 3 * 16 * 16, "head": 50 * 16}
     assert total_parameters(config) == sum(p.numel() for p in build_network(config).parameters())

@@ -9,7 +9,8 @@ from torch import Generator
 from llada.forward_process import mask_bernoulli
 from llada.models import MaskPredictor, NetworkConfig
 from llada.objective import loss_weights, masked_nll, weighted_loss
-from tests.support.networks import ENCODER, LLADA, assert_near, both_networks, random_network
+from tests.support.configurations import ODD_ENCODER, ODD_LLADA
+from tests.support.networks import assert_near, both_networks, random_network
 
 MASK_ID = 126_336  # LLaDA's, far above the rows of the networks here
 
@@ -46,12 +47,12 @@ def test_id_without_a_row_raises(config: NetworkConfig, unknown: int) -> None:
         predict(torch.tensor([[1, unknown]]))
 
 
-TWIN = replace(LLADA, d_model=8, n_heads=2, n_layers=1)
+TWIN = replace(ODD_LLADA, d_model=8, n_heads=2, n_layers=1)
 
 
 @pytest.mark.parametrize(
     "config",
-    [TWIN, replace(TWIN, weight_tying=True), replace(ENCODER, d_model=8, n_heads=2, n_layers=1, dropout=0.0)],
+    [TWIN, replace(TWIN, weight_tying=True), replace(ODD_ENCODER, d_model=8, n_heads=2, n_layers=1, dropout=0.0)],
     ids=["llada", "tied llada", "encoder"],
 )
 def test_compact_table_is_the_dense_one_in_loss_and_gradients(config: NetworkConfig) -> None:

@@ -4,15 +4,10 @@ from typing import Any
 
 import pytest
 
-from llada.models import LocalConfig, NetworkConfig, config_from_json, config_to_json
-from tests.support.layouts import ILLADA, MOE
-from tests.support.networks import ENCODER, LLADA
+from llada.models import NetworkConfig, config_from_json, config_to_json
+from tests.support.configurations import ODD_ENCODER, ODD_ILLADA, ODD_LLADA, ODD_LOCAL, ODD_MOE
 
-LOCAL = LocalConfig(
-    vocab_size=11, mask_token_id=10, pad_token_id=0, eos_token_id=2, max_sequence_length=16, d_model=24, n_heads=4,
-    n_layers=2, mlp_hidden_size=20,
-)  # fmt: skip
-LAYOUTS = {"llada": LLADA, "illada": ILLADA, "moe": MOE, "local": LOCAL}
+LAYOUTS = {"llada": ODD_LLADA, "illada": ODD_ILLADA, "moe": ODD_MOE, "local": ODD_LOCAL}
 all_layouts = pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS.keys())
 KEYS = ("rope_scaling", "rope_parameters")
 
@@ -66,30 +61,31 @@ def test_positions_that_are_not_scaled_are_read(config: NetworkConfig, key: str,
 @all_layouts
 @pytest.mark.parametrize("key", KEYS)
 def test_the_base_is_read_from_either_place_and_must_agree(config: NetworkConfig, key: str) -> None:
+    base: dict[str, Any] = {key: {"rope_theta": 7777.0}}
     moved = read(config, ("rope_theta",), **{key: {"rope_type": "default", "rope_theta": 7777.0}})
     assert moved.rope_theta == 7777.0  # type: ignore[union-attr]
-    assert read(config, rope_theta=None, **{key: {"rope_theta": 7777.0}}) == moved
-    assert read(config, rope_theta=7777, **{key: {"rope_theta": 7777.0}}) == moved
+    assert read(config, rope_theta=None, **base) == moved
+    assert read(config, rope_theta=7777, **base) == moved
     with pytest.raises(ValueError, match=rf"rope_theta = 10000.0 and rope_theta in {key} = 7777.0 disagree"):
-        read(config, rope_theta=10000.0, **{key: {"rope_theta": 7777.0}})
+        read(config, rope_theta=10000.0, **base)
     with pytest.raises(ValueError, match="lacks rope_theta"):
         read(config, ("rope_theta",), **{key: {"rope_type": "default"}})
 
 
 def test_the_two_objects_must_agree_too() -> None:
     with pytest.raises(ValueError, match="rope_theta in rope_scaling = 1 and rope_theta in rope_parameters = 2"):
-        read(LLADA, ("rope_theta",), rope_scaling={"rope_theta": 1}, rope_parameters={"rope_theta": 2})
+        read(ODD_LLADA, ("rope_theta",), rope_scaling={"rope_theta": 1}, rope_parameters={"rope_theta": 2})
 
 
 def test_a_network_without_rotary_positions_has_none_to_scale() -> None:
-    assert read(ENCODER, rope_parameters=None) == ENCODER
+    assert read(ODD_ENCODER, rope_parameters=None) == ODD_ENCODER
     with pytest.raises(ValueError, match="rope_scaling"):
-        read(ENCODER, rope_scaling={"type": "linear", "factor": 2.0})
+        read(ODD_ENCODER, rope_scaling={"type": "linear", "factor": 2.0})
 
 
 # -- EOS --------------------------------------------------------------------------------------------------------------
 
-PUBLISHED = pytest.mark.parametrize("config", [LLADA, ILLADA, MOE], ids=["llada", "illada", "moe"])
+PUBLISHED = pytest.mark.parametrize("config", [ODD_LLADA, ODD_ILLADA, ODD_MOE], ids=["llada", "illada", "moe"])
 
 
 @PUBLISHED

@@ -58,7 +58,7 @@ def test_an_answer_appears_step_by_step_and_stops_at_its_end() -> None:
     assert [state.ids[:3] for state in states] == [[a, MASK, MASK], [a, b, MASK], [a, b, EOS]]
     assert [state.nfe for state in states] == [1, 2, 3]
     assert all(MASK in state.ids for state in states)
-    assert checkpoint.model.seen[0] == FORM.prompt([Message("user", "cd")]) + [MASK] * 8  # type: ignore[union-attr]
+    assert checkpoint.model.seen[0] == FORM.prompt([Message("user", "cd")]) + [MASK] * 8  # type: ignore[index]
 
 
 def test_the_oldest_turns_are_forgotten_when_the_model_is_too_short() -> None:
@@ -67,7 +67,7 @@ def test_the_oldest_turns_are_forgotten_when_the_model_is_too_short() -> None:
     checkpoint = checkpoint_of([a, EOS], longest=8)
     last = list(checkpoint.assistant(FORM).answer(messages, 2, SamplerConfig(steps=2)))[-1]
     assert last.n_forgotten == 2
-    assert checkpoint.model.seen[0] == FORM.prompt(messages[2:]) + [MASK] * 2  # type: ignore[union-attr]
+    assert checkpoint.model.seen[0] == FORM.prompt(messages[2:]) + [MASK] * 2  # type: ignore[index]
     with pytest.raises(UserError, match=r"does not fit the 8 tokens .* beside an answer of 5: shorten it"):
         list(checkpoint.assistant(FORM).answer(messages[2:], 5, SamplerConfig()))
     with pytest.raises(UserError, match="leaves no room"):

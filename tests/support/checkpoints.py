@@ -11,42 +11,21 @@ import torch
 from torch import Tensor
 
 from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
-from llada.models import EncoderConfig, ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, NetworkConfig
+from llada.models import NetworkConfig
 from llada.system.errors import UserError
-from llada.tokenizers.char import CharTokenizer
+from tests.support.configurations import TINY_ENCODER, TINY_ILLADA, TINY_LLADA, TINY_MOE, TINY_TIED, TOKENIZER
 from tests.support.sentences import assert_one_sentence
 
-# Six characters: the ids 3..8, the row 9 for MASK, ten rows in all.
-TOKENIZER = CharTokenizer("abcdef")
 X_T = torch.tensor([[1, 3, 126336, 8, 2], [126336, 126336, 4, 0, 0]])  # (B, L) = (2, 5)
-
-LLADA = LLaDAConfig(
-    d_model=8,
-    n_heads=2,
-    n_layers=2,
-    vocab_size=10,
-    mask_token_id=9,
-    pad_token_id=0,
-    eos_token_id=2,
-    mlp_hidden_size=12,
-    max_sequence_length=16,
-)
-SMALL_KV = LLaDAConfig(**{**vars(LLADA), "n_kv_heads": 1, "weight_tying": True, "rope_theta": 5e5})
-ENCODER = EncoderConfig(
-    vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=8, n_heads=2, n_layers=1, dropout=0.5
-)
-
-ILLADA = ILLaDAConfig(**vars(SMALL_KV))
-MOE = LLaDAMoEConfig(**vars(LLADA), n_experts=3, n_experts_per_token=2)
 
 BOTH = pytest.mark.parametrize(
     "config",
     [
-        pytest.param(LLADA, id="llada"),
-        pytest.param(SMALL_KV, id="tied"),
-        pytest.param(ILLADA, id="illada"),
-        pytest.param(MOE, id="moe"),
-        pytest.param(ENCODER, id="encoder"),
+        pytest.param(TINY_LLADA, id="llada"),
+        pytest.param(TINY_TIED, id="tied"),
+        pytest.param(TINY_ILLADA, id="illada"),
+        pytest.param(TINY_MOE, id="moe"),
+        pytest.param(TINY_ENCODER, id="encoder"),
     ],
 )
 
@@ -62,7 +41,7 @@ def save_new(folder: Path, config: NetworkConfig) -> dict[str, Tensor]:
 
 def save_small(folder: Path) -> Path:
     """A small `llada` checkpoint."""
-    save_new(folder, LLADA)
+    save_new(folder, TINY_LLADA)
     return folder
 
 

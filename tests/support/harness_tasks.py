@@ -23,7 +23,7 @@ from llada.sampling.guidance import suppress  # noqa: E402
 from llada.sampling.unmask import generate  # noqa: E402
 from llada.tokenizers.base import speechless_rows  # noqa: E402
 
-CHOICES = [
+CHOICES: list[dict[str, Any]] = [
     {"question": "to be or not ", "choices": ["to be", "nobler in the mind", "the rub"], "answer": 0},
     {"question": "that is the ", "choices": ["mind", "question"], "answer": 1},
     {"question": "in the ", "choices": ["mind to", "question"], "answer": 0},

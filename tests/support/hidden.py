@@ -56,7 +56,7 @@ def hide() -> None:
             super().__init__(name, *rest, **options)
 
     os.open, os.fsync, os.symlink, os.link = open_file, fsync, no_links, no_links  # type: ignore[assignment]
-    pathlib.Path.symlink_to = no_links  # type: ignore[method-assign, assignment]
+    pathlib.Path.symlink_to = no_links  # type: ignore[method-assign]
     ctypes.CDLL = Library  # type: ignore[misc]
 
 

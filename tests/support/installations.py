@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).parents[2] / "src"
 SITE = Path(sysconfig.get_path("purelib"))
@@ -78,11 +79,11 @@ class Report:
         assert "Traceback" not in self.err + self.out, self.err
 
     @property
-    def json(self) -> dict:  # type: ignore[type-arg]
+    def json(self) -> dict[str, Any]:
         return json.loads(self.out)
 
     @property
-    def facts(self) -> dict:  # type: ignore[type-arg]
+    def facts(self) -> dict[str, Any]:
         return self.json["facts"]
 
 

@@ -23,15 +23,15 @@ WITH_INDICES = ("aten::index.Tensor", "aten::index_put_", "aten::index_put", "at
 class OnGpu(Tensor):
     """A tensor that says it is on the GPU."""
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]  # over the old name of the dot product
 
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> "OnGpu":
         if inner.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
-        made: OnGpu = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: OnGpu = Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device="meta", requires_grad=requires_grad,  # to torch, which here knows no "mps"
+            device=torch.device("meta"), requires_grad=requires_grad,  # to torch, which here knows no "mps"
         )  # fmt: skip
         made.inner = inner
         return made
@@ -40,14 +40,16 @@ class OnGpu(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return MPS
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"OnGpu({self.inner})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.inner.detach().__reduce_ex__(protocol)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return compute(function, args, kwargs or {})
 
 
@@ -108,7 +110,7 @@ class Moves(TorchFunctionMode):
             if rest and isinstance(rest[0], Tensor):
                 rest[:1] = [rest[0].device, rest[0].dtype]
             copy = kwargs.pop("copy", False)
-            device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)  # type: ignore[attr-defined]
+            device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)
             device, dtype = device or tensor.device, dtype or tensor.dtype
             if (device.type, dtype) == (tensor.device.type, tensor.dtype) and not copy:
                 return tensor

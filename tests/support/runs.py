@@ -1,13 +1,17 @@
 """Small runs, trained in their folders, and what is compared of them."""
 
+import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from llada.data.batches import TokenBatch
 from llada.data.prepared import PreparedText
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
@@ -21,11 +25,16 @@ def display(total: int | None = None) -> Display:
     return Display(Console(quiet=True), total)
 
 
-def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at: int | None = None) -> Trainer:
-    """A run in its folder; with `stop_at`, a SIGINT comes during that step."""
+def trainer_of(config: TrainConfig, data: PreparedText, resume: bool = False) -> Trainer:
+    """A run that is about to begin, or to go on, in its folder."""
     folder = RunFolder(config.output_dir)
     folder.start(config)
-    return run_to(Trainer(RunPlan.of(config, data), folder, resume), stop_at)
+    return Trainer(RunPlan.of(config, data), folder, resume)
+
+
+def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at: int | None = None) -> Trainer:
+    """Train a run in its folder; with `stop_at`, a SIGINT comes during that step."""
+    return run_to(trainer_of(config, data, resume), stop_at)
 
 
 def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
@@ -33,7 +42,7 @@ def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
     if stop_at is not None:
         draw = trainer.steps.source.draw
 
-        def draw_and_interrupt(n_before: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+        def draw_and_interrupt(n_before: int, generator: torch.Generator) -> TokenBatch:
             if trainer.progress.step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
             return draw(n_before, generator)
@@ -46,12 +55,10 @@ def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
 def train_until(
     config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None
 ) -> Trainer:
-    """A run in its folder, which is put in order if it goes on; with `stop_after`, told to stop in that step."""
-    folder = RunFolder(config.output_dir)
+    """Train a run in its folder, which is put in order if it goes on; with `stop_after`, it is stopped in that step."""
     if resume:
-        folder.recover()
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder, resume)
+        RunFolder(config.output_dir).recover()
+    trainer = trainer_of(config, data, resume)
     draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
@@ -62,6 +69,31 @@ def train_until(
     return run_to(trainer)
 
 
+def run_and_listen(trainer: Trainer) -> list[str]:
+    """Train to the end; the lines that the run writes for people."""
+    console = Console(record=True, quiet=False, file=None, width=10_000, stderr=True)
+    trainer.run(Display(console, None))
+    return console.export_text().splitlines()
+
+
+def break_losses(trainer: Trainer, is_broken: Callable[[int, int], bool], value: float = math.nan) -> None:
+    """Multiply the loss of a step by `value` where `is_broken` says so of the step and the data order."""
+    loss = trainer.steps.loss
+
+    def broken(*arguments: Any) -> Tensor:
+        progress = trainer.progress
+        return loss(*arguments) * (value if is_broken(progress.step, progress.data_order) else 1.0)
+
+    trainer.steps.loss = broken  # type: ignore[method-assign, assignment]
+
+
+def metrics_without_clock(config: TrainConfig) -> list[dict[str, Any]]:
+    """The metrics of a run, without what depends on the clock."""
+    clock = ("seconds", "tokens_per_second")
+    rows = read_metrics(config.output_dir / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
 def losses(config: TrainConfig) -> list[float]:
     return losses_of(config.output_dir)
 
@@ -70,5 +102,6 @@ def losses_of(run: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
-def weights(trainer: Trainer) -> torch.Tensor:
+def weights(trainer: Trainer) -> Tensor:
+    """All weights of the network, in one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])

@@ -2,31 +2,24 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from llada.checkpoints.lora import LoraOptions, adapter_weights, add_adapter, save_adapter
-from llada.models import EncoderConfig, ILLaDAConfig, LLaDAConfig, LLaDAMoEConfig, Network, NetworkConfig, build_network
+from llada.models import Network, NetworkConfig, build_network
+from tests.support.configurations import WIDE_ENCODER, WIDE_ILLADA, WIDE_LLADA, WIDE_MOE
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 peft = pytest.importorskip("peft")
 
-SHAPE: dict[str, Any] = {
-    "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "vocab_size": 10, "mask_token_id": 9,
-    "pad_token_id": 0, "eos_token_id": 2, "mlp_hidden_size": 128, "max_sequence_length": 16,
-}  # fmt: skip
-LLADA = LLaDAConfig(**SHAPE)
-ILLADA = ILLaDAConfig(**SHAPE | {"weight_tying": True})
-MOE = LLaDAMoEConfig(**SHAPE, n_experts=4, n_experts_per_token=2)
-ENCODER = EncoderConfig(
-    vocab_size=10, mask_token_id=9, max_sequence_length=16, d_model=64, n_heads=2, n_layers=2, dropout=0.0
-)
 ALL = pytest.mark.parametrize(
     "config",
-    [pytest.param(config, id=type(config).__name__.removesuffix("Config")) for config in (LLADA, ILLADA, MOE, ENCODER)],
+    [
+        pytest.param(config, id=type(config).__name__.removesuffix("Config"))
+        for config in (WIDE_LLADA, WIDE_ILLADA, WIDE_MOE, WIDE_ENCODER)
+    ],
 )
 ROWS = torch.tensor([[1, 3, 9, 8, 2, 7], [9, 9, 4, 0, 0, 5]])  # (B, L) = (2, 6)
 OPTIONS = LoraOptions(lora_rank=4, lora_alpha=12)
@@ -54,7 +47,7 @@ def draw(weights: Iterable[Tensor]) -> None:
         weight.data.normal_(std=0.05, generator=generator)
 
 
-def stored(folder: Path, config: NetworkConfig = LLADA) -> Path:
+def stored(folder: Path, config: NetworkConfig = WIDE_LLADA) -> Path:
     """A folder with such an adapter."""
     folder.mkdir()
     save_adapter(folder, adapted(config), "the/base")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from llada.data.corpus import Corpus
 from llada.data.prepared import prepare
+from llada.tokenizers.base import Tokenizer
+from llada.tokenizers.char import CharTokenizer
 
 # The characters a..j have the ids 3..12; 18 of the 20 are for training, "ij" for validation.
 TEXT = "abcdefghij" * 2
@@ -11,6 +13,12 @@ TEXT = "abcdefghij" * 2
 
 def corpus_of(text: str) -> Corpus:
     return Corpus(text, "file", "my.txt")
+
+
+def characters_of(tokenizer: Tokenizer) -> list[str]:
+    """The vocabulary of a character tokenizer."""
+    assert isinstance(tokenizer, CharTokenizer)
+    return tokenizer.characters
 
 
 def content_of(folder: Path) -> dict[str, bytes]:

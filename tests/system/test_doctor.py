@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +25,7 @@ from llada.system.device import choose_device, choose_precision
 from llada.system.doctor import KEYS
 from llada.system.installation import OPTIONAL_PARTS, Package, look_up, packages_fact, part_fact
 from llada.system.torch_facts import torch_fact
+from tests.support.commands import RunCommand
 from tests.support.documents import ROOT
 from tests.support.installations import RIGHT, Report, doctor, installation, with_verdicts
 
@@ -52,7 +55,7 @@ SCHEMA = {
 }
 
 
-def schema_of(facts: dict) -> dict[str, set[str]]:  # type: ignore[type-arg]
+def schema_of(facts: dict[str, Any]) -> dict[str, set[str]]:
     return {key: set(fact) - {"level", "summary"} for key, fact in facts.items()}
 
 
@@ -101,7 +104,7 @@ def test_good_machine_is_ready(tmp_path: Path, hub: str) -> None:
     assert list(facts) == list(KEYS)
     assert schema_of(facts) == SCHEMA
     precision = choose_precision("auto", choose_device("auto"))
-    expected = {
+    expected: dict[str, dict[str, object]] = {
         "llada": {"folder": str(ROOT / "src" / "llada")},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "failure": None},
@@ -157,7 +160,7 @@ def test_doctor_starts_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_mistaken_flags_are_refused(llada) -> None:  # type: ignore[no-untyped-def]
+def test_mistaken_flags_are_refused(llada: RunCommand) -> None:
     assert llada("doctor", "--quik").code == 2
 
 
@@ -461,8 +464,8 @@ def test_full_disk_and_folder_that_cannot_be_written(tmp_path: Path, monkeypatch
     assert machine.folder_fact("disk", tmp_path, "free some", "problem").level == "fine"
     gone = machine.folder_fact("disk", Path("/dev/null/folder"), "free some", "problem")
     assert (gone.level, gone.values["is_writable"]) == ("problem", False)
-    usage = type(machine.shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage(100 * GIGABYTE, 99, 999_000_000))
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100 * GIGABYTE, 99, 999_000_000))
     full = machine.folder_fact("disk", tmp_path, "free some space", "problem")
     assert full.level == "problem"
     assert full.advice == f"The disk of {tmp_path} has 999 MB left, and 1.0 GB should be free: free some space."

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -305,7 +306,7 @@ def test_a_place_that_cannot_be_written_is_found_by_trying(tmp_path: Path, monke
     def read_only(**_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     with pytest.raises(UserError, match="Read-only file system") as caught:
         check_writable(tmp_path / "run")
     assert_one_sentence(caught.value)

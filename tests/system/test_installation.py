@@ -213,7 +213,7 @@ def test_another_version_or_half_an_installation_is_replaced(machine: Machine, p
 
     machine.forget()
     old = write_index(tmp_path / "old", "1.0+cpu")
-    program = [machine.python, "-m", "pip", "install", "-q", "--index-url", old, "torch==1.0+cpu"]
+    program: list[str | Path] = [machine.python, "-m", "pip", "install", "-q", "--index-url", old, "torch==1.0+cpu"]
     subprocess.run(program, env={**os.environ, "PIP_CONFIG_FILE": os.devnull}, timeout=PATIENCE, check=True)
     assert machine.installed() == "1.0+cpu"
     assert machine.choose("auto", pytorch).returncode == 0
@@ -306,7 +306,7 @@ def test_the_demo_installs_the_package_alone_and_tests_add_the_rest(fake_clone: 
     assert fake_clone.make("demo") == ["-m venv .venv", "torch auto", "pip .", "demo"]
     assert fake_clone.make("demo") == ["demo"]
     assert fake_clone.make("lint") == ["pip .[dev]", "check .", "format --check .", ""]
-    assert fake_clone.make("test", "install", "demo") == ["-n auto --dist loadfile", "demo"]
+    assert fake_clone.make("test", "install", "demo") == ["-n auto --dist loadfile --no-loadscope-reorder", "demo"]
     for changed in ("constraints.txt", "pyproject.toml"):
         (fake_clone.folder / changed).touch()
         assert fake_clone.make("install")[-2:] == ["pip .", "pip .[dev]"]

@@ -10,11 +10,12 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import lock_descriptor
 
 from llada.system import locks
 from llada.system.errors import UserError
@@ -169,7 +170,7 @@ def test_where_folders_cannot_be_locked_the_file_must_stay(tmp_path: Path, monke
 def test_a_disk_that_locks_no_folders_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    lock = locks.lock_descriptor
+    lock = lock_descriptor
 
     def only_files(descriptor: int, **options: Any) -> bool:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -195,9 +196,11 @@ def test_a_folder_that_is_renamed_removed_or_replaced_is_noticed(tmp_path: Path)
     def rename_parent(run: Path) -> None:
         os.rename(run.parent, run.parent.with_name("other"))
 
-    for number, harm in enumerate(
-        (lambda run: os.rename(run, run.with_name("moved")), shutil.rmtree, replace, rename_parent)
-    ):
+    def move(run: Path) -> None:
+        os.rename(run, run.with_name("moved"))
+
+    harms: tuple[Callable[[Path], object], ...] = (move, shutil.rmtree, replace, rename_parent)
+    for number, harm in enumerate(harms):
         run = tmp_path / f"{number}" / "below" / "run"
         with locked(run, inside=True) as lock:
             lock.check()

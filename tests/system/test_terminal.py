@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llada.system.console import StdoutConsole
+from llada.data.prepared import PreparedText
+from llada.system.console import print_rich
 from llada.system.terminal import fit_for, visible
 from tests.support.commands import PATIENCE
 
@@ -80,7 +81,7 @@ def test_no_way_to_the_terminal_lets_them_pass() -> None:
     assert "\x1b[1mours\x1b[0m ␛]52" in said
 
 
-def test_a_folder_with_a_hostile_name_is_shown(data, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_with_a_hostile_name_is_shown(data: PreparedText, tmp_path: Path) -> None:
     """Through a whole command, which names the folder that it wrote."""
     source = tmp_path / "text.txt"
     source.write_text("to be or not to be " * 50, encoding="utf-8")
@@ -109,4 +110,4 @@ def test_a_reader_that_has_gone_ends_a_picture_like_any_other_output(monkeypatch
     with open(writes, "wb", buffering=0) as stream:
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stream, encoding="utf-8", write_through=True))
         with pytest.raises(BrokenPipeError):
-            StdoutConsole().print("a table")
+            print_rich("a table")

@@ -43,7 +43,8 @@ def save(folder: Path, model: Tokenizer, **described: object) -> dict[str, int]:
     model.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|pad|>", "eos_token": "<|end|>", **described}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    pad, end, mask = (model.token_to_id(name) for name in names)
+    ids = [model.token_to_id(name) for name in names]
+    pad, end, mask = (id_ for id_ in ids if id_ is not None)
     return {"vocab_size": mask + 1, "mask_token_id": mask, "pad_token_id": pad, "eos_token_id": end}
 
 

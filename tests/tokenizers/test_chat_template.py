@@ -80,6 +80,7 @@ def test_ids_are_those_of_the_transformers_library(layout: str, text: str, tmp_p
     write_random_checkpoint(tmp_path / layout, text, layout=layout)  # type: ignore[arg-type]
     ours = read_tokenizer(tmp_path / layout)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / layout)
+    assert isinstance(ours, BPETokenizer)
     form = chat_format(ours)
     for n in (2, 4):
         expected = theirs.apply_chat_template(as_dicts(DIALOGUE[:n]), add_generation_prompt=True, return_dict=False)
@@ -89,7 +90,7 @@ def test_ids_are_those_of_the_transformers_library(layout: str, text: str, tmp_p
     # Another template, which does as it is told: the answer ends where theirs does.
     plain = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}[assistant] {% endif %}"
-    other = TemplateFormat(ours, plain, ours.special_tokens)  # type: ignore[arg-type]
+    other = TemplateFormat(ours, plain, ours.special_tokens)
     whole = theirs.apply_chat_template(as_dicts(DIALOGUE[:3]), chat_template=plain, tokenize=False)
     assert ours.decode(other.prompt(DIALOGUE[:2]) + other.answer(DIALOGUE[:2], DIALOGUE[2].content)) == whole
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from llada.cli.flags import in_flags
@@ -16,41 +15,10 @@ from llada.system.errors import UserError
 from llada.training.agenda import Action, Agenda
 from llada.training.config import NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.forecast import warm_up_warning
-from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
-from llada.training.run_folder import RunFolder
-from llada.training.trainer import Trainer
+from tests.support.runs import break_losses, metrics_without_clock, run_and_listen, trainer_of, weights
 
 NAN, INF = float("nan"), float("inf")
-
-
-def make(config: TrainConfig, data: PreparedText, resume: bool = False) -> Trainer:
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    return Trainer(RunPlan.of(config, data), folder, resume)
-
-
-def run(trainer: Trainer) -> list[str]:
-    """To its end; what it said."""
-    console = Console(record=True, quiet=False, file=None, width=10_000, stderr=True)
-    trainer.run(Display(console, None))
-    return console.export_text().splitlines()
-
-
-def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
-def rows(config: TrainConfig) -> list[dict[str, Any]]:
-    clock = ("seconds", "tokens_per_second")
-    path = config.output_dir / "metrics.jsonl"
-    return [{key: value for key, value in row.items() if key not in clock} for row in read_metrics(path)]
-
-
-def break_losses(trainer: Trainer, bad: Any) -> None:
-    loss = trainer.steps.loss
-    trainer.steps.loss = lambda *a: loss(*a) * (NAN if bad(trainer.progress.step) else 1.0)  # type: ignore[method-assign]
 
 
 def test_the_agenda_by_hand() -> None:
@@ -75,24 +43,26 @@ def test_the_agenda_by_hand() -> None:
 
 
 def test_checkpoints_by_time_change_nothing(small_run: TrainConfig, data: PreparedText, tmp_path: Path) -> None:
-    plain = make(small_run, data)
-    run(plain)
+    plain = trainer_of(small_run, data)
+    run_and_listen(plain)
     often = replace(small_run, output_dir=tmp_path / "often", save_minutes=1e-9, evaluate_every=1000, keep=100)
-    trainer = make(often, data)
-    run(trainer)
+    trainer = trainer_of(often, data)
+    run_and_listen(trainer)
     saved = sorted(path.name for path in trainer.folder.checkpoints.glob("step-*"))
     assert saved == [f"step-{step:08d}" for step in range(1, 13)]
     assert torch.equal(weights(plain), weights(trainer))
-    assert [row for row in rows(often) if "loss" in row] == [row for row in rows(small_run) if "loss" in row]
+    assert [row for row in metrics_without_clock(often) if "loss" in row] == [
+        row for row in metrics_without_clock(small_run) if "loss" in row
+    ]
 
 
 def test_a_run_stops_between_the_pieces_of_a_step(small_run: TrainConfig, data: PreparedText, tmp_path: Path) -> None:
     """The step is not counted, and the resumed run ends like one that was not stopped, its metrics, too."""
     config = replace(small_run, accumulate=3, log_every=2)
-    whole = make(config, data)
-    run(whole)
+    whole = trainer_of(config, data)
+    run_and_listen(whole)
     parts = replace(config, output_dir=tmp_path / "parts")
-    trainer, calls = make(parts, data), []
+    trainer, calls = trainer_of(parts, data), []
     loss = trainer.steps.loss
 
     def counted(*arguments: Any) -> Tensor:
@@ -100,29 +70,29 @@ def test_a_run_stops_between_the_pieces_of_a_step(small_run: TrainConfig, data: 
         trainer.stop.is_made = len(calls) == 3 * 5 + 1  # in the first of the three pieces of the sixth step
         return loss(*arguments)
 
-    trainer.steps.loss = counted  # type: ignore[method-assign]
-    run(trainer)
+    trainer.steps.loss = counted  # type: ignore[method-assign, assignment]
+    run_and_listen(trainer)
     assert len(calls) == 3 * 5 + 1
     assert (trainer.folder.last_step, trainer.progress.step) == (5, 5)
-    resumed = make(parts, data, resume=True)
-    run(resumed)
+    resumed = trainer_of(parts, data, resume=True)
+    run_and_listen(resumed)
     assert torch.equal(weights(whole), weights(resumed))
-    assert rows(parts) == rows(config)
+    assert metrics_without_clock(parts) == metrics_without_clock(config)
 
 
 def test_the_first_step_is_finished_since_there_is_nothing_to_save(small_run: TrainConfig, data: PreparedText) -> None:
-    trainer = make(replace(small_run, accumulate=3), data)
+    trainer = trainer_of(replace(small_run, accumulate=3), data)
     trainer.stop.is_made = True
-    run(trainer)
+    run_and_listen(trainer)
     assert trainer.folder.last_step == 1
 
 
 def test_a_checkpoint_due_at_a_step_that_is_left_out_is_made_after_the_next(
     small_run: TrainConfig, data: PreparedText
 ) -> None:
-    trainer = make(replace(small_run, keep=100), data)
-    break_losses(trainer, lambda step: step == 5)  # the sixth step, after which it is due
-    said = run(trainer)
+    trainer = trainer_of(replace(small_run, keep=100), data)
+    break_losses(trainer, lambda step, order: step == 5)  # the sixth step, after which it is due
+    said = run_and_listen(trainer)
     saved = sorted(int(path.name[5:]) for path in trainer.folder.checkpoints.glob("step-*"))
     assert saved == [7, 12]
     assert any(line.startswith("Step 6 was left out: the checkpoint due") for line in said)
@@ -134,14 +104,14 @@ def test_a_checkpoint_due_at_a_step_that_is_left_out_is_made_after_the_next(
 def test_four_bad_steps_of_five_for_ever_end_the_run(
     steps: int, evaluate_every: int, small_run: TrainConfig, data: PreparedText
 ) -> None:
-    trainer = make(replace(small_run, steps=steps, evaluate_every=evaluate_every), data)
-    break_losses(trainer, lambda step: step % 5 != 0)
+    trainer = trainer_of(replace(small_run, steps=steps, evaluate_every=evaluate_every), data)
+    break_losses(trainer, lambda step, order: step % 5 != 0)
     with pytest.raises(UserError, match="The loss became"):
-        run(trainer)
+        run_and_listen(trainer)
 
 
 def test_weights_that_no_text_shows_are_not_saved(small_run: TrainConfig, data: PreparedText) -> None:
-    trainer = make(small_run, data)
+    trainer = trainer_of(small_run, data)
     draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
@@ -152,7 +122,7 @@ def test_weights_that_no_text_shows_are_not_saved(small_run: TrainConfig, data: 
 
     trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"model\.transformer\.wte\.weight is non-finite"):
-        run(trainer)
+        run_and_listen(trainer)
     assert not trainer.folder.has_checkpoint()
 
 
@@ -203,7 +173,7 @@ def test_less_accumulation_is_suggested_as_far_as_it_helps(small_run: TrainConfi
 
 def test_moments_that_are_not_finite_are_not_saved(small_run: TrainConfig, data: PreparedText) -> None:
     """The weights are finite still: of a moment, a later step makes use."""
-    trainer = make(replace(small_run, steps=6, optimizer=OptimizerOptions(optimizer="adamw")), data)
+    trainer = trainer_of(replace(small_run, steps=6, optimizer=OptimizerOptions(optimizer="adamw")), data)
     draw, name = trainer.steps.make_batch, "model.transformer.wte.weight"
 
     def make_batch(step: int) -> Any:
@@ -214,5 +184,5 @@ def test_moments_that_are_not_finite_are_not_saved(small_run: TrainConfig, data:
 
     trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"exp_avg_sq of model\.transformer\.wte\.weight is non-finite"):
-        run(trainer)
+        run_and_listen(trainer)
     assert not trainer.folder.has_checkpoint()

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from llada.data.prepared import PreparedText
 from llada.evaluation.nelbo import Nelbo
 from llada.training.callbacks import Callback
@@ -13,10 +11,10 @@ from llada.training.data_source import Sample
 from llada.training.log import StepResult
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import Progress
 from llada.training.trainer import Trainer
+from tests.support.runs import run_to
 
 
 class Recorder(Callback):
@@ -47,7 +45,7 @@ def test_callbacks_are_told_what_the_metrics_hold(small_run: TrainConfig, data: 
     folder.start(config)
     recorder = Recorder()
     trainer = Trainer(RunPlan.of(config, data), folder, callbacks=(recorder, Silent()))
-    trainer.run(Display(Console(quiet=True), None))
+    run_to(trainer)
     rows = read_metrics(config.output_dir / "metrics.jsonl")
     assert recorder.losses == [row["loss"] for row in rows if "loss" in row]
     assert recorder.bounds == {row["step"]: row["nelbo"] for row in rows if "nelbo" in row}

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints.folder import read_checkpoint
 from llada.checkpoints.run_layout import newest_first
@@ -21,21 +21,11 @@ from llada.system.locks import locked
 from llada.training import checkpoint_writer as saving
 from llada.training.config import TrainConfig
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
-from llada.training.state import read_state
+from llada.training.state import bytes_in, read_state
 from llada.training.trainer import Trainer
+from tests.support.runs import run_to, trainer_of
 from tests.support.sentences import assert_one_sentence
-
-
-def trainer_of(config: TrainConfig, data: PreparedText) -> Trainer:
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    return Trainer(RunPlan.of(config, data), folder)
-
-
-def run(trainer: Trainer) -> None:
-    trainer.run(Display(Console(quiet=True), None))
 
 
 def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
@@ -59,17 +49,20 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
 
     monkeypatch.setattr(trainer.folder, "save", saving_late)
     monkeypatch.setattr(trainer, "train_step", stepping)
-    run(trainer)
+    run_to(trainer)
     assert threads == ["checkpoint", "MainThread"]  # the last one is waited for
 
     other = trainer_of(replace(small_run, output_dir=tmp_path / "other"), data)
     monkeypatch.setattr(saving, "free_memory_bytes", lambda: 1000)
-    names = []
+    names: list[str] = []
     save_other = other.folder.save
-    monkeypatch.setattr(
-        other.folder, "save", lambda *a: (names.append(threading.current_thread().name), save_other(*a))
-    )
-    run(other)
+
+    def saving_named(*arguments: Any) -> None:
+        names.append(threading.current_thread().name)
+        save_other(*arguments)
+
+    monkeypatch.setattr(other.folder, "save", saving_named)
+    run_to(other)
     assert names == ["MainThread"] * 2
     for step_name in ("step-00000006", "step-00000012"):
         one, two = (read_checkpoint(t.folder.checkpoints / step_name) for t in (trainer, other))
@@ -89,7 +82,7 @@ def test_a_copy_is_made_only_where_half_of_the_free_memory_holds_all_of_it(
     trainer.train_step(trainer.by_time)
     weights = trainer.model.network.state_dict()
     packed = trainer.state.pack(trainer.progress, weights, {}, False, {})
-    n_bytes = saving.bytes_in(weights) + saving.bytes_in(packed)
+    n_bytes = bytes_in(weights) + bytes_in(packed)
     names: list[str] = []
     monkeypatch.setattr(trainer.folder, "save", lambda *_: names.append(threading.current_thread().name))
     for free in (2 * n_bytes, 2 * n_bytes + 1):
@@ -113,7 +106,7 @@ def test_what_went_wrong_beside_is_told(
 
     monkeypatch.setattr(trainer.folder, "save", failing)
     with pytest.raises(UserError, match="The disk is full"):
-        run(trainer)
+        run_to(trainer)
 
 
 def test_the_memory_that_is_free_is_the_less_of_machine_and_container(
@@ -125,9 +118,9 @@ def test_the_memory_that_is_free_is_the_less_of_machine_and_container(
         raise FileNotFoundError("/proc/meminfo")
 
     monkeypatch.setattr(hardware, "CONTAINER_MEMORY", (limit, used))
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", no_proc)
+    monkeypatch.setattr(psutil, "virtual_memory", no_proc)
     assert hardware.free_memory_bytes() is None
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: told)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: told)
     assert hardware.free_memory_bytes() == 4_096_000
     limit.write_text("max\n")
     used.write_text("500\n")
@@ -162,7 +155,7 @@ def test_a_run_stops_when_its_folder_or_its_data_are_other_ones(
         trainer.train_step = stepping  # type: ignore[method-assign]
         said = r"run was renamed or removed" if where == "run" else r"train_data\.npy was changed while it was in use"
         with pytest.raises(UserError, match=said) as caught:
-            run(trainer)
+            run_to(trainer)
         assert_one_sentence(caught.value)
     assert config.output_dir.exists() == (where == "data")
     kept = RunFolder(tmp_path / "moved" if where == "run" else config.output_dir)
@@ -176,6 +169,6 @@ def test_without_a_thread_to_be_had_a_checkpoint_is_written_in_the_way(
         raise RuntimeError("can't start new thread")
 
     trainer = trainer_of(small_run, data)
-    monkeypatch.setattr(saving.threading.Thread, "start", refuse)
-    run(trainer)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    run_to(trainer)
     assert [path.name for path in newest_first(trainer.folder.checkpoints)] == ["step-00000012", "step-00000006"]

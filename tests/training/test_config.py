@@ -54,12 +54,12 @@ def test_a_step_draws_its_noise_by_the_schedule_and_the_times(small_run: TrainCo
     """Rows whose t the schedule maps to their p, in pairs for complements, with the weights of how they were drawn."""
     noise = NoiseOptions(masking="bernoulli", mask_schedule="cosine", time_sampling="bell:0.4:0.2", random_length=0.0)
     config = replace(small_run, noise=noise)
-    drawn = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir)).make_batch(0)[1]
+    drawn = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir)).steps.make_batch(0)[1]
     assert torch.allclose(drawn.p_mask[:, 0], Cosine().p_mask(drawn.t))
     assert torch.allclose(drawn.importance[:, 0], Cosine().slope(drawn.t) / Bell(0.4, 0.2).density(drawn.t))
     assert not torch.allclose(drawn.importance, torch.ones(4, 1))
     paired = replace(config, noise=replace(noise, masking="exact_count", complementary=True))
-    drawn = Trainer(RunPlan.of(paired, data), RunFolder(config.output_dir)).make_batch(0)[1]
+    drawn = Trainer(RunPlan.of(paired, data), RunFolder(config.output_dir)).steps.make_batch(0)[1]
     assert torch.allclose(Cosine().fraction(drawn.t), drawn.p_mask[:, 0])
     assert torch.equal(*drawn.importance.chunk(2))
     assert not torch.allclose(drawn.importance, torch.ones(4, 1))

@@ -29,8 +29,10 @@ from tests.support.sentences import assert_one_sentence
 STEPS = ["step-00000006", "step-00000008"]
 
 
-def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None) -> torch.Tensor:
-    """All weights of a run in its folder."""
+def trained_weights(
+    config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None
+) -> torch.Tensor:
+    """Train a run in its folder; its weights."""
     return weights(train_until(config, data, resume, stop_after))
 
 
@@ -46,7 +48,7 @@ def kinds(folder: RunFolder) -> dict[str, str]:
 @pytest.fixture
 def stopped(small_run: TrainConfig, data: PreparedText) -> RunFolder:
     """A run of 12 steps that was stopped after 8; `best` is step 6, the only one that was measured."""
-    train(small_run, data, stop_after=8)
+    trained_weights(small_run, data, stop_after=8)
     return RunFolder(small_run.output_dir)
 
 
@@ -91,9 +93,9 @@ def test_a_copy_goes_on_like_the_run(
     stopped: RunFolder, small_run: TrainConfig, data: PreparedText, tmp_path: Path, copied: Callable[[Path, Path], None]
 ) -> None:
     copied(stopped.path, tmp_path / "copy")
-    expected = train(small_run, data, resume=True)
+    expected = trained_weights(small_run, data, resume=True)
     copy = replace(small_run, output_dir=tmp_path / "copy")
-    assert torch.equal(train(copy, data, resume=True), expected)
+    assert torch.equal(trained_weights(copy, data, resume=True), expected)
     folders = [stopped, RunFolder(copy.output_dir)]
     assert kinds(folders[0]) == kinds(folders[1])
     assert [folder.last_step for folder in folders] == [12, 12]
@@ -135,19 +137,19 @@ def test_where_no_links_are_to_be_had_small_files_stand_for_checkpoints(
     small_run: TrainConfig, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Any, llada: Any
 ) -> None:
     with_links = replace(small_run, output_dir=tmp_path / "with_links")
-    expected = train(with_links, data)
+    expected = trained_weights(with_links, data)
     if disk == "windows":
         monkeypatch.setattr(run_layout, "IS_WINDOWS", True)
     else:
         monkeypatch.setattr(Path, "symlink_to", disk)
     rehearse(small_run.output_dir)
-    train(small_run, data, stop_after=8)
+    trained_weights(small_run, data, stop_after=8)
     folder = RunFolder(small_run.output_dir)
     assert kinds(folder) == {"best": "file", "last": "file", STEPS[0]: "folder", STEPS[1]: "folder"}
     assert (folder.checkpoints / "last").read_bytes() == b"step-00000008\n"
     assert (folder.last, folder.last_step) == (folder.checkpoints / STEPS[1], 8)
     assert read_checkpoint(folder.path).folder.name == STEPS[0]
-    assert torch.equal(train(small_run, data, resume=True), expected)
+    assert torch.equal(trained_weights(small_run, data, resume=True), expected)
     assert folder.last_step == 12
     assert kinds(folder)["last"] == "file"
 
@@ -156,7 +158,7 @@ def test_a_run_that_comes_to_a_disk_with_links_has_links_again(
     stopped: RunFolder, small_run: TrainConfig, data: PreparedText, tmp_path: Path
 ) -> None:
     with_pointers(stopped.path, tmp_path / "copy")
-    train(replace(small_run, output_dir=tmp_path / "copy"), data, resume=True)
+    trained_weights(replace(small_run, output_dir=tmp_path / "copy"), data, resume=True)
     assert kinds(RunFolder(tmp_path / "copy"))["last"] == "link"
 
 

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
-from llada.training import loggers
 from llada.training.callbacks import Callback
 from llada.training.config import TrainConfig
 from llada.training.loggers import LOGGERS, check_loggers, scalars
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import Progress
 from llada.training.trainer import Trainer
-from tests.support.runs import losses, train
+from tests.support.runs import losses, run_and_listen, train, trainer_of
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="the tensorboard package is not installed"
@@ -52,12 +49,8 @@ class Recorder(Callback):
 
 def run(config: TrainConfig, data: PreparedText) -> tuple[Trainer, str]:
     """A run, and what it said."""
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder)
-    console = Console(record=True, quiet=False, width=10_000, stderr=True)
-    trainer.run(Display(console, None))
-    return trainer, console.export_text()
+    trainer = trainer_of(config, data)
+    return trainer, "\n".join(run_and_listen(trainer))
 
 
 def test_a_logger_is_given_every_line_and_the_settings(
@@ -104,7 +97,7 @@ def test_an_unknown_or_missing_logger_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=r"^--log can be tensorboard, wandb, not tensorbord: choose one of them"):
         check_loggers(["tensorbord"])
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in LOGGERS:
         with pytest.raises(UserError, match=rf"^--log {name} needs the {name} package: pip install 'llada-trainer"):
             Trainer(RunPlan.of(replace(small_run, log=(name,)), data), RunFolder(small_run.output_dir))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from llada.data.prepared import PreparedText
@@ -24,37 +23,10 @@ from llada.training.config import DataOptions, TrainConfig
 from llada.training.diagnostics import SPIKE_WINDOW, SpikeWatch
 from llada.training.metrics import read_metrics
 from llada.training.nan_guard import FEW, Guard, finite_or_none, norms_by_layer
-from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
-from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
+from tests.support.runs import break_losses, run_to, trainer_of, weights
 
 NAN, INF = math.nan, math.inf
-
-
-def small_trainer(config: TrainConfig, data: PreparedText, resume: bool = False) -> Trainer:
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    return Trainer(RunPlan.of(config, data), folder, resume)
-
-
-def run(trainer: Trainer) -> None:
-    trainer.run(Display(Console(quiet=True), None))
-
-
-def break_losses(trainer: Trainer, is_broken: Callable[[int, int], bool], value: float = NAN) -> None:
-    """Multiply the loss of steps by a number that is none; `is_broken` is told step and data order."""
-    loss = trainer.steps.loss
-
-    def broken(*arguments: Any) -> Tensor:
-        progress = trainer.progress
-        return loss(*arguments) * (value if is_broken(progress.step, progress.data_order) else 1.0)
-
-    trainer.steps.loss = broken  # type: ignore[method-assign]
-
-
-def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
 def everything(trainer: Trainer) -> list[Tensor]:
@@ -121,7 +93,8 @@ def test_a_step_that_is_left_out_changes_nothing(kind: str, on_device: bool, mon
     generator = torch.Generator().manual_seed(2)
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(4)]
     seen, unseen = make_parameter(), make_parameter()
-    one, other = OPTIMIZERS[kind](seen), OPTIMIZERS[kind](unseen)
+    one: Any = OPTIMIZERS[kind](seen)
+    other = OPTIMIZERS[kind](unseen)
     for number, gradient in enumerate(gradients):
         seen.grad, one.found_inf = gradient.clone(), torch.zeros(())
         one.step()
@@ -166,7 +139,7 @@ def test_the_moving_average_leaves_it_out_as_well(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_single_step_is_left_out_and_counted(small_run: TrainConfig, data: PreparedText) -> None:
-    trainer = small_trainer(small_run, data)
+    trainer = trainer_of(small_run, data)
     break_losses(trainer, lambda step, _: step == 4)
     states = []
     step = trainer.train_step
@@ -177,7 +150,7 @@ def test_a_single_step_is_left_out_and_counted(small_run: TrainConfig, data: Pre
         return done
 
     trainer.train_step = stepping  # type: ignore[method-assign]
-    run(trainer)
+    run_to(trainer)
     is_same = [all(map(torch.equal, a, b)) for a, b in itertools.pairwise(states)]
     assert is_same == [False] * 3 + [True] + [False] * 7
     rows = [row for row in read_metrics(small_run.output_dir / "metrics.jsonl") if "loss" in row]
@@ -193,11 +166,11 @@ def test_after_a_few_the_run_goes_back_and_on_with_other_data(
     windows: Any, small_run: TrainConfig, data: PreparedText, tmp_path: Path
 ) -> None:
     config = replace(small_run, steps=18, data=DataOptions(data.folder, windows=windows, sequence_length=24))
-    plain = small_trainer(replace(config, output_dir=tmp_path / "plain"), data)
-    run(plain)
-    trainer = small_trainer(config, data)
+    plain = trainer_of(replace(config, output_dir=tmp_path / "plain"), data)
+    run_to(plain)
+    trainer = trainer_of(config, data)
     break_losses(trainer, lambda step, order: step >= 8 and order == 0)
-    run(trainer)
+    run_to(trainer)
     rows = read_metrics(config.output_dir / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 19))
     (went_back,) = (row for row in rows if "went_back_from" in row)
@@ -216,11 +189,11 @@ def test_a_run_that_went_back_goes_on_after_a_kill_as_if_nothing_had_happened(
     def trained(folder: Path, stops: tuple[int, ...]) -> Trainer:
         config = replace(small_run, steps=18, output_dir=folder)
         for stop in (*stops, None):
-            trainer = small_trainer(config, data, resume=(folder / "checkpoints").exists())
+            trainer = trainer_of(config, data, resume=(folder / "checkpoints").exists())
             break_losses(trainer, lambda step, order: step >= 8 and order == 0)
             _die_at(trainer, stop)
             try:
-                run(trainer)
+                run_to(trainer)
             except KilledError:
                 continue
         return trainer
@@ -237,7 +210,7 @@ def test_a_run_that_is_told_to_stop_among_steps_that_are_left_out_goes_back_firs
     small_run: TrainConfig, data: PreparedText
 ) -> None:
     """Else it would say that it saved what it did not."""
-    trainer = small_trainer(replace(small_run, steps=18, log_every=100), data)
+    trainer = trainer_of(replace(small_run, steps=18, log_every=100), data)
     break_losses(trainer, lambda step, order: step >= 8 and order == 0)
     draw = trainer.steps.make_batch
 
@@ -246,7 +219,7 @@ def test_a_run_that_is_told_to_stop_among_steps_that_are_left_out_goes_back_firs
         return draw(step)
 
     trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
-    run(trainer)
+    run_to(trainer)
     assert (trainer.folder.last_step, trainer.progress.data_order) == (7, 1)
 
 
@@ -269,10 +242,10 @@ def _die_at(trainer: Trainer, stop: int | None) -> None:
 
 def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfig, data: PreparedText) -> None:
     config = replace(small_run, steps=40)
-    trainer = small_trainer(config, data)
+    trainer = trainer_of(config, data)
     break_losses(trainer, lambda step, order: step >= 8)
     with pytest.raises(UserError) as caught:
-        run(trainer)
+        run_to(trainer)
     sentence = str(caught.value)
     assert "The loss became nan and its gradient nan by step 13, also after going back to step 6" in sentence
     assert "`muon_learning_rate`: try 0.007, and go on from the last checkpoint with `resume=" in sentence
@@ -285,17 +258,17 @@ def test_if_it_repeats_the_run_stops_and_tells_what_it_saw(small_run: TrainConfi
     assert trouble["ids"] == batch.x_0.tolist()
     assert {"model.transformer.blocks.0", "model.transformer.wte"} <= set(trouble["gradient_norms"])
     assert all(math.isnan(norm) for norm in trouble["gradient_norms"].values())
-    resumed = small_trainer(config, data, resume=True)
+    resumed = trainer_of(config, data, resume=True)
     assert resumed.progress.step == 6
     assert torch.isfinite(weights(resumed)).all()
 
 
 def first_complaint(config: TrainConfig, data: PreparedText, spoil: Callable[[Trainer], None]) -> str:
     """What a run says whose first steps are all non-finite."""
-    trainer = small_trainer(replace(config, steps=40), data)
+    trainer = trainer_of(replace(config, steps=40), data)
     spoil(trainer)
     with pytest.raises(UserError) as caught:
-        run(trainer)
+        run_to(trainer)
     return str(caught.value)
 
 
@@ -318,7 +291,7 @@ def test_before_any_weight_has_changed_no_rate_is_blamed(small_run: TrainConfig,
         def losses(*arguments: Any) -> torch.Tensor:
             return loss(*arguments) * (NAN if trainer.steps.precision.dtype == torch.bfloat16 else 1.0)
 
-        trainer.steps.loss = losses  # type: ignore[method-assign]
+        trainer.steps.loss = losses  # type: ignore[method-assign, assignment]
 
     assert 'the same step is finite in fp32: add `precision="fp32"`' in first_complaint(bf16, data, spoil_bf16)
     for sentence in (weights_, data_):
@@ -332,8 +305,9 @@ def break_all(trainer: Trainer) -> None:
 
 def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: PreparedText) -> None:
     """They may become so by no fault of a step; every loss from then on is none, and the good checkpoint stays."""
-    trainer = small_trainer(replace(small_run, steps=20), data)
-    draw, is_broken = trainer.steps.make_batch, []
+    trainer = trainer_of(replace(small_run, steps=20), data)
+    draw = trainer.steps.make_batch
+    is_broken: list[bool] = []
 
     def make_batch(step: int) -> Any:
         if step == 7 and not is_broken:
@@ -342,16 +316,16 @@ def test_weights_that_are_broken_are_never_saved(small_run: TrainConfig, data: P
         return draw(step)
 
     trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
-    run(trainer)
+    run_to(trainer)
     assert trainer.progress.step == 20
     assert torch.isfinite(weights(trainer)).all()
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(small_run: TrainConfig, data: PreparedText) -> None:
-    trainer = small_trainer(replace(small_run, steps=40), data)
+    trainer = trainer_of(replace(small_run, steps=40), data)
     break_losses(trainer, lambda step, order: step >= 1, INF)
     with pytest.raises(UserError, match="start again"):
-        run(trainer)
+        run_to(trainer)
     assert not trainer.folder.has_checkpoint()
 
 
@@ -383,7 +357,7 @@ def test_spikes_are_told_from_noise() -> None:
 
 
 def test_a_spike_in_a_run_is_logged(small_run: TrainConfig, data: PreparedText) -> None:
-    trainer = small_trainer(replace(small_run, steps=20, evaluate_every=100), data)
+    trainer = trainer_of(replace(small_run, steps=20, evaluate_every=100), data)
     draw = trainer.steps.make_batch
 
     def make_batch(step: int) -> Any:
@@ -392,6 +366,6 @@ def test_a_spike_in_a_run_is_logged(small_run: TrainConfig, data: PreparedText) 
         return draw(step)
 
     trainer.steps.make_batch = make_batch  # type: ignore[method-assign]
-    run(trainer)
+    run_to(trainer)
     rows = [row for row in read_metrics(small_run.output_dir / "metrics.jsonl") if "loss" in row]
     assert next(row["step"] for row in rows if "spike_from" in row) == 16

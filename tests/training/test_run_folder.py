@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from llada.checkpoints import folder as checkpoint
 from llada.checkpoints import load as loading
@@ -25,24 +24,13 @@ from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder, keep_for
 from llada.training.state import STATE_FILE, Progress, changed_settings
 from llada.training.trainer import Trainer
+from tests.support.runs import metrics_without_clock, run_to, weights
 from tests.support.runs import train_until as train
 
 FILES = ["checksums.json", "config.json", "model.safetensors", "training_state.pt", "vocab.json"]
-
-
-def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
-def rows(config: TrainConfig) -> list[dict[str, Any]]:
-    """The metrics, without what depends on the clock."""
-    path = config.output_dir / "metrics.jsonl"
-    clock = ("seconds", "tokens_per_second")
-    return [{key: value for key, value in row.items() if key not in clock} for row in read_metrics(path)]
 
 
 def names(folder: RunFolder) -> list[str]:
@@ -98,7 +86,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_like_an_undamaged_one(
     flip_a_bit(small_run.output_dir / "checkpoints" / "last" / "model.safetensors")
     resumed = train(small_run, data, resume=True)
     assert torch.equal(weights(resumed), weights(expected))
-    assert rows(small_run) == rows(whole)
+    assert metrics_without_clock(small_run) == metrics_without_clock(whole)
 
 
 def test_if_all_are_damaged_they_are_named_and_left_alone(stopped: RunFolder) -> None:
@@ -164,8 +152,8 @@ def test_metrics_between_two_lines_survive_a_stop(small_run: TrainConfig, data: 
     train(parts, data, stop_after=3)
     train(parts, data, resume=True, stop_after=9)
     train(parts, data, resume=True)
-    assert [row["step"] for row in rows(whole) if "loss" in row] == [5, 10, 12]
-    assert rows(parts) == rows(whole)
+    assert [row["step"] for row in metrics_without_clock(whole) if "loss" in row] == [5, 10, 12]
+    assert metrics_without_clock(parts) == metrics_without_clock(whole)
 
 
 def test_a_line_of_nonsense_ends_the_metrics(tmp_path: Path) -> None:
@@ -189,7 +177,7 @@ def test_the_newest_and_the_best_stay(
     bounds = iter([3.0, 4.0, 4.0, 4.0, 4.0, 4.0])
     estimate = trainer.estimate_nelbo
     trainer.estimate_nelbo = lambda: replace(estimate(), nelbo_nats_per_token=next(bounds))  # type: ignore[method-assign]
-    trainer.run(Display(Console(quiet=True), None))
+    run_to(trainer)
     assert names(folder) == ["best", "last", *(f"step-{step:08d}" for step in expected)]
     assert (folder.checkpoints / "best").resolve().name == "step-00000002"
     assert folder.last_step == 12
@@ -208,7 +196,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     usage = shutil.disk_usage(stopped.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_000_000 + needed // 2))
     with pytest.raises(UserError, match=r"free some space and go on with `resume=.*unharmed\.$"):
-        trainer.run(Display(Console(quiet=True), None))
+        run_to(trainer)
     assert names(stopped) == before
     assert stopped.recover() == []
 
@@ -250,7 +238,7 @@ def test_a_compiled_run_of_several_threads_goes_on_bit_for_bit(data: PreparedTex
     expected = train(whole, data)
     train(stopped, data, stop_after=28)
     assert torch.equal(weights(train(stopped, data, resume=True)), weights(expected))
-    assert rows(stopped) == rows(whole)
+    assert metrics_without_clock(stopped) == metrics_without_clock(whole)
 
 
 def test_changed_settings_are_told(stopped: RunFolder, data: PreparedText) -> None:
@@ -341,7 +329,7 @@ def test_a_link_in_the_place_of_a_step_is_not_followed_when_that_is_saved(
     before = all_bytes(tmp_path / "victim")
     (stopped.checkpoints / "step-00000012").symlink_to(tmp_path / "victim")
     trainer = Trainer(RunPlan.of(small_run, data), stopped, resume=True)
-    trainer.run(Display(Console(quiet=True), None))
+    run_to(trainer)
     assert all_bytes(tmp_path / "victim") == before
     assert stopped.last_step == 12
     assert (stopped.checkpoints / "copy-of-step-00000012").is_symlink()
@@ -402,7 +390,7 @@ def test_a_vocabulary_that_goes_while_it_is_read_is_looked_for_again(
     stopped: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in `compare`, which reads it before the weights, next to a run that saves and prunes."""
-    read_config, read = loading.read_config, []
+    read_config, read = checkpoint.read_config, []
 
     def pruning(folder: Path) -> Any:
         read.append(folder.name)

@@ -45,7 +45,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("changes", [{"batch_size": 2}, {"batch_size": 7}, {"accumulate": 2}])
 def test_no_sample_comes_twice_in_an_epoch(
-    changes: dict[str, int], stored: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], stored: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And each comes once: the epoch is finished. The last step may reach into the next one."""
     n = len(data.rows["train"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from llada.data.prepared import PreparedText
@@ -18,11 +17,11 @@ from llada.system.checksums import write_checksums
 from llada.system.errors import UserError
 from llada.training.config import TrainConfig
 from llada.training.plan import RunPlan
-from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.state import STATE_FILE, RunState, read_state
 from llada.training.state_check import Expected, check_state
 from llada.training.trainer import Trainer
+from tests.support.runs import run_to, train
 
 NAN, INF = math.nan, math.inf
 IGNORED = {"param_groups"}  # those of the configuration are used instead
@@ -35,10 +34,7 @@ def trainer(request: pytest.FixtureRequest, small_run: TrainConfig, data: Prepar
     config = replace(small_run, steps=2, optimizer=options)
     if request.param == "bf16":
         config = replace(config, weights="bf16", optimizer=replace(options, ema=0.0))
-    folder = RunFolder(config.output_dir)
-    folder.start(config)
-    trainer = Trainer(RunPlan.of(config, data), folder)
-    trainer.run(Display(Console(quiet=True), None))
+    trainer = train(config, data)
     return trainer
 
 
@@ -199,7 +195,7 @@ def test_a_run_folder_with_other_moments_ends_in_a_sentence(small_run: TrainConf
     """Its checksums are right: whoever made it has written them as well."""
     folder = RunFolder(small_run.output_dir)
     folder.start(small_run)
-    Trainer(RunPlan.of(small_run, data), folder).run(Display(Console(quiet=True), None))
+    run_to(Trainer(RunPlan.of(small_run, data), folder))
     saved = torch.load(folder.last / STATE_FILE, weights_only=True)
     saved["optimizers"][0]["state"][0]["exp_avg"] = torch.zeros(1)
     torch.save(saved, folder.last / STATE_FILE)
@@ -213,7 +209,7 @@ def test_weights_that_are_not_finite_are_not_resumed(small_run: TrainConfig, dat
 
     folder = RunFolder(small_run.output_dir)
     folder.start(small_run)
-    Trainer(RunPlan.of(small_run, data), folder).run(Display(Console(quiet=True), None))
+    run_to(Trainer(RunPlan.of(small_run, data), folder))
     path: Path = folder.last / "model.safetensors"
     tensors = load_file(path)
     name = "model.transformer.wte.weight"

@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_a_signal_between_step_and_save_loses_nothing(
     trainer = Trainer(RunPlan.of(config, data), folder)
     log = trainer._log
 
-    def log_and_interrupt(*arguments) -> None:  # type: ignore[no-untyped-def]
+    def log_and_interrupt(*arguments: Any) -> None:
         log(*arguments)
         if trainer.progress.step == 8:
             os.kill(os.getpid(), signal.SIGINT)
@@ -340,9 +341,7 @@ def test_unknown_keys_and_values_are_refused(content: dict[str, object], message
     ],
     ids=str,
 )
-def test_impossible_configurations_are_refused(
-    changes: dict[str, object], message: str, small_run: TrainConfig
-) -> None:
+def test_impossible_configurations_are_refused(changes: dict[str, Any], message: str, small_run: TrainConfig) -> None:
     """Alike from Python and from a stored config.json."""
     with pytest.raises(UserError, match=message):
         replace(
@@ -386,6 +385,7 @@ def test_only_the_shape_of_the_run_is_compiled(
     run = replace(small_run, compile=True, noise=noise)
     train(run, data)
     assert set(compiled_for) == {(4, 24)}
+    assert run.steps is not None
     assert len(compiled_for) < run.steps
     plain = replace(run, compile=False, output_dir=run.output_dir.with_name("plain"))
     train(plain, data)

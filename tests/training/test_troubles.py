@@ -19,7 +19,7 @@ from llada.cli.size_report import SizeOptions
 from llada.costs.fit import with_length
 from llada.costs.memory import training_memory
 from llada.data.prepared import PreparedText
-from llada.system.errors import is_out_of_memory
+from llada.system.errors import UserError, is_out_of_memory
 from llada.training import forecast
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.diagnostics import ConvergenceWatch, likely_setting, unigram_entropy
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_with_what_does(large: RunPlan, monkeypatch
     needed = training_memory(large.network_config, setting_of(large)).total
     limit = needed / 3 + forecast.TORCH_BYTES
     monkeypatch.setattr(forecast, "memory_bytes", lambda device: int(limit))
-    with pytest.raises(forecast.UserError) as error:
+    with pytest.raises(UserError) as error:
         check_memory(large)
     sentence = in_flags(str(error.value))
     assert "--batch_size 2 --accumulate 4" in sentence
@@ -327,7 +327,12 @@ def test_each_number_of_a_wrong_type_or_sign_is_refused(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("to be or not to be " * 50)
-    place = {"prepare": ["--input", "my.txt"], "train": [*TINY, "--data_dir", data.folder], "size": []}[command]
+    places: dict[str, list[object]] = {
+        "prepare": ["--input", "my.txt"],
+        "train": [*TINY, "--data_dir", data.folder],
+        "size": [],
+    }
+    place = places[command]
     if (command, flag) == ("train", "dropout"):
         place = [*place, "--network", "encoder"]
     sentence = complaint(capsys, command, *place, f"--{flag}", "many")

@@ -228,7 +228,7 @@ def _kept(known: Sequence[Tensor]) -> Iterator[dict[int, int]]:
         yield kept
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Live(TorchDispatchMode):
     """Bytes of the storages that operators made and that still exist, now and at the peak."""
 
     def __init__(self) -> None:

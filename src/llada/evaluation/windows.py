@@ -45,8 +45,8 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
 
 
 def scored_places(windows: Tensor, given: int, eos_id: int) -> Tensor | None:
-    """Mark the scored tokens, (W, L) bool: False where a token is given, and at each EOS, which separates two documents;
-    None if there are none of either."""
+    """Mark the scored tokens, (W, L) bool, False where a token is given or an EOS, which separates documents; None if
+    all are scored."""
     places = (torch.arange(windows.shape[1]) >= given) & (windows != eos_id)
     return None if bool(places.all()) else places
 

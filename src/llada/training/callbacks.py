@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llada.evaluation.nelbo import Nelbo
 from llada.training.data_source import Sample
@@ -10,7 +10,7 @@ from llada.training.log import StepResult
 from llada.training.state import Progress
 
 
-class Callback(Protocol):
+class Callback:
     """Called by a `Trainer`, in the thread that trains; an exception ends the run, whose last checkpoint stays.
 
     Subclass it and define what is of interest: each method does nothing unless it is defined. The model must stay as it

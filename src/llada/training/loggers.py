@@ -12,7 +12,7 @@ import importlib.util
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from llada.evaluation.nelbo import Nelbo
 from llada.system.errors import UserError, first_line
@@ -24,7 +24,7 @@ from llada.training.log import StepResult
 from llada.training.state import Progress
 
 
-class Logger(Callback, Protocol):
+class Logger(Callback):
     """A callback that is made for a run by its name on the command line."""
 
     package: ClassVar[str]

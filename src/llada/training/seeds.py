@@ -4,10 +4,11 @@ from typing import Literal
 
 import numpy as np
 
-PURPOSES = {"batch": 0, "dropout": 1}
+Purpose = Literal["batch", "dropout"]
+PURPOSES: dict[Purpose, int] = {"batch": 0, "dropout": 1}
 
 
-def seed_of(seed: int, step: int, purpose: Literal["batch", "dropout"], data_order: int = 0) -> int:
+def seed_of(seed: int, step: int, purpose: Purpose, data_order: int = 0) -> int:
     """Seed of the randomness that a step needs for a purpose; two purposes share nothing.
 
     Args:

@@ -132,7 +132,7 @@ class Steps:
             piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
             tokens += piece.x_0.numel()
             part = self.loss(piece, noise_of_piece, weights[rows], by_time)
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             loss += part.detach()
         return loss, tokens
 

@@ -28,7 +28,7 @@ from tests.support.harness_tasks import evaluate, make_model, requests, write_ta
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command without the harness's own thousands of tasks, whose names take seconds to read."""
     monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would outlive the test
