@@ -10,9 +10,9 @@ from llada.evaluation.frontier import PER, Frontier, Point
 from llada.evaluation.sample_frontier import Richness, SamplePoint
 from llada.evaluation.samples import Mean
 
-# Told apart by people who do not see all colours (Okabe and Ito); the black is for what is compared with.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#5E3C99", "#888888")
-MARKERS = "osD^vP<>X"
+# Told apart by people who do not see all colours: those of Okabe and Ito, and further ones, each with its own marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#5E3C99", "#888888", "#222222")
+MARKERS = "osD^vP<>Xh"
 
 
 def draw_frontier(frontier: Frontier, recommended: Point, unit: str, picture: Path) -> None:
@@ -25,6 +25,8 @@ def draw_frontier(frontier: Frontier, recommended: Point, unit: str, picture: Pa
     curves = [(name, list(group)) for name, group in groupby(points, key=lambda point: point.setting.curve)]
     with drawing(picture, 13, 6, n_axes=2) as both:
         for axes, what in zip(both, ("evaluations", "seconds"), strict=True):
+            axes.set_xscale("log", base=2)
+            axes.margins(x=0.3, y=0.15)
             ends = []
             for (name, group), colour, marker in zip(curves, cycle(COLOURS), cycle(MARKERS), strict=False):
                 group.sort(key=lambda point: getattr(point, what))
@@ -39,11 +41,9 @@ def draw_frontier(frontier: Frontier, recommended: Point, unit: str, picture: Pa
                 recommended.setting.name, (x, recommended.nats), (0, -12), textcoords="offset points", ha="center",
                 va="top", weight="bold", fontsize=9,
             )  # fmt: skip
-            axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}" if value >= 0.01 else f"{value:.1e}")
             axes.set_xlabel(f"{'evaluations of the network' if what == 'evaluations' else what} per {PER} tokens")
             axes.grid(color="0.92")
-            axes.margins(x=0.15)
         both[0].set_ylabel(f"exact negative log-likelihood, nats per {unit}")
         both[0].set_title("Better is below and to the left; dashed: the best one at a time", fontsize=10, loc="left")
 
@@ -56,6 +56,7 @@ def draw_samples(points: Sequence[SamplePoint], of_people: Richness, picture: Pa
     """
     is_judged = of_people.judge_nats_per_character is not None
     with drawing(picture, 8, 6) as axes:
+        axes.margins(x=0.3, y=0.15)
         ends = []
         by_name = {name: [p for p in points if p.name == name] for name in dict.fromkeys(p.name for p in points)}
         for (name, group), colour, marker in zip(by_name.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
@@ -66,18 +67,17 @@ def draw_samples(points: Sequence[SamplePoint], of_people: Richness, picture: Pa
             axes.errorbar(x, y, dy, dx, fmt=f"-{marker}", ms=5, lw=1.4, elinewidth=0.5, color=colour)
             for point, place in drawn:
                 axes.annotate(
-                    f"{point.temperature:g}", place[:2], (5, 5), textcoords="offset points", fontsize=7, color=colour
+                    f"{point.temperature:g}", place[:2], (-3, 6), textcoords="offset points", fontsize=7, color=colour
                 )
             ends.append((x[-1], y[-1], name, colour))
         _label(axes, ends, side=1)
         if place := _place(of_people, is_judged):
             axes.plot(*place[:2], "*", ms=14, color="black")
-            axes.annotate("held-out text", place[:2], (8, -12), textcoords="offset points", fontsize=9)
+            axes.annotate("held-out text", place[:2], (-10, -4), textcoords="offset points", fontsize=9, ha="right")
         axes.set_xlabel("entropy of the characters of a text, nats")
         axes.set_ylabel("nats a character, under the judge" if is_judged else "share of different 6-grams")
         axes.set_title("Samples; small numbers are temperatures, bars standard errors", fontsize=10, loc="left")
         axes.grid(color="0.92")
-        axes.margins(x=0.2)
 
 
 def _place(richness: Richness, is_judged: bool) -> tuple[float, float, float, float] | None:
@@ -94,6 +94,6 @@ def _label(axes: Any, ends: Iterable[tuple[float, float, str, str]], side: int =
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         above = max(y, above + step)
         axes.annotate(
-            name, (x, y), (x, above), xytext=(side * 9, 0), textcoords="offset points", color=colour, fontsize=9,
-            ha="right" if side < 0 else "left", va="center",
+            name, (x, above), (side * 9, 0), textcoords="offset points", color=colour, fontsize=9,
+            ha="right" if side < 0 else "left", va="center", annotation_clip=False,
         )  # fmt: skip
