@@ -52,6 +52,7 @@ SMALLER = {
     "prepare": [],
     "finetune": ["--steps", "2", "--evaluation_windows", "2"],
     "chat": ["--gen_length", "4", "--prompt", "to be"],
+    "frontier": ["--windows", "2", "--minutes", "0.01"],
     "export": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],

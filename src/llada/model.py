@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
+from llada.checkpoints.sampling_default import CHOOSES_ANEW, read_default
 from llada.evaluation.text_bound import TextBound, bound_of_text
 from llada.models import MaskPredictor, Network, NetworkConfig, block_length_of
 from llada.sampling.config import ANSWER, FREE_TEXT, Remasking, SamplerConfig
@@ -174,7 +175,8 @@ class Model:
         Args:
             length: tokens to add; None fills the model's length.
             seed: fixes the texts. Prompts of equal length form one batch and share a random generator.
-            config: how to sample. If None, the defaults are those of `llada sample`: temperature 1, one step a token.
+            config: how to sample. If None, the defaults are those of `llada sample`: the checkpoint's own, if
+                `llada frontier` has written one, else temperature 1, one step a token.
             on_step: called after each step with the texts so far.
             sampler: fields of `SamplerConfig`, which override those of `config` and the defaults.
 
@@ -287,10 +289,9 @@ class Model:
         for number, template in enumerate(templates):
             self._check_fillable(template)
             batches.setdefault(tuple(id_ == mask_id for id_ in template), []).append(number)
-        nfe = 0
+        nfe, how = 0, self._config(config or self._default(sampler), sampler)
         for members in batches.values():
             canvas = torch.tensor([rows[i] for i in members], device=self.device)
-            how = self._config(config or FREE_TEXT, sampler)
             before = nfe
             for state in unmask(self.checkpoint.predict, canvas, mask_id, how, Generator().manual_seed(seed)):
                 nfe = before + state.nfe
@@ -309,6 +310,10 @@ class Model:
             )
         if self.predictor.is_causal and mask_id in template[: -template.count(mask_id)]:
             raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
+
+    def _default(self, sampler: SamplerFields) -> SamplerConfig:
+        """The checkpoint's own default, unless the choice of positions is given."""
+        return (None if CHOOSES_ANEW & sampler.keys() else read_default(self.checkpoint.folder)) or FREE_TEXT
 
     def _config(self, config: SamplerConfig, sampler: SamplerFields) -> SamplerConfig:
         """Return the sampler's configuration: `config` with the given fields replaced."""

@@ -14,6 +14,7 @@ from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter, open_model
 from llada.checkpoints.lora import is_adapted, merge_adapter
 from llada.checkpoints.lora_files import base_of_adapter, is_for_four_bits
+from llada.checkpoints.sampling_default import SAMPLING_FILE, find_default, read_default_file
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.models import LLaDAConfig
@@ -66,11 +67,16 @@ def _export(options: ExportOptions) -> int:
         merge_adapter(model.model.network)
     weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.model.network.state_dict().items()}
     _check_finite(weights, model)
+    sampling = find_default(model.folder)
+    if sampling is not None:
+        read_default_file(sampling)  # a broken one is not handed on
     classes = published_classes(options.base or (base_of_adapter(adapter) if adapter else options.checkpoint))
     with folder_written_whole(options.output_dir) as aside:
         save_weights(aside, model.config, model.tokenizer, weights, shard_bytes=int(options.shard_gb * 1e9))
         content = {**read_json(aside / CONFIG_FILE), **({"auto_map": classes} if classes else {})}
         write_json(aside / CONFIG_FILE, content)
+        if sampling is not None:
+            write_json(aside / SAMPLING_FILE, read_json(sampling))
     size = sum(tensor.nbytes for tensor in weights.values())
     tell(
         f"Written to {options.output_dir}: {len(weights)} tensors, {bytes_in_words(size)}"

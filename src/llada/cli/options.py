@@ -126,7 +126,7 @@ def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> 
         near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=1)
         meant = f": did you mean --{near[0]}?" if near and unknown[0].startswith("--") else ""
         return f"Unrecognized options: {', '.join(unknown)}{meant}"
-    given = _given(arguments)
+    given = given_values(arguments)
     missing = getattr(event, "missing_arguments", None)
     if missing:
         return f"{' and '.join(_flag(each.arg, given) for each in missing)} must be given"
@@ -156,7 +156,7 @@ def _flag(argument: Any, given: Mapping[str, str]) -> str:
     return next((name for name in names if name in given), names[-1])
 
 
-def _given(arguments: Sequence[str]) -> dict[str, str]:
+def given_values(arguments: Sequence[str]) -> dict[str, str]:
     """Return the last value of each flag on a command line; for a flag without a value, it is the next argument."""
     found: dict[str, str] = {}
     for here, after in zip_longest(arguments, arguments[1:], fillvalue=""):

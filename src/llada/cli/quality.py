@@ -80,7 +80,7 @@ def measure_samples(
     """Write samples, measure them and held-out text, print both, and return the exit code."""
     if scored.data is None:
         raise UserError("Samples are measured against a text: leave out --chat and name it by --data_dir.")
-    judge = _open_judge(options.judge, checkpoint, device, precision)
+    judge = open_judge(options.judge, checkpoint, device, precision)
     length = options.sample_length or scored.batch.x_0.shape[1]
     checkpoint.check_length(length)
     held_out = cut_windows(scored.data.tokens(scoring.split), length, HELD_OUT)
@@ -118,7 +118,12 @@ def write_samples(
     return texts
 
 
-def _open_judge(name: str | None, checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Judge | None:
+def open_judge(name: str | None, checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Judge | None:
+    """The judge of that name; None if none is named.
+
+    Raises:
+        UserError: there is none, or it knows other tokens than the model.
+    """
     if name is None:
         return None
     if name.startswith("hf:"):

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.live import Live
@@ -11,9 +11,10 @@ from rich.text import Text
 
 from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
+from llada.checkpoints.sampling_default import CHOOSES_ANEW, SAMPLING_FILE, read_default
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
-from llada.cli.options import parse, sampler_for
+from llada.cli.options import given_values, parse, sampler_for
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.sampling.template import read_template
 from llada.sampling.unmask import unmask
@@ -62,6 +63,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(SampleOptions, program.name, arguments, DESCRIPTION)
     device = choose_device(options.device)
     checkpoint = open_model(options.checkpoint, device, weights_dtype(options.dtype), options.base)
+    options = _with_default(options, checkpoint, arguments, program)
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
@@ -90,6 +92,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
     tell(f"\n{'-' * 40}\n".join(samples))
     say(f"{nfe} evaluations of the network in {seconds:.1f} s")
     return 0
+
+
+def _with_default(
+    options: SampleOptions, checkpoint: Checkpoint, arguments: Sequence[str], program: Program
+) -> SampleOptions:
+    """The options with the checkpoint's own default for sampling below what the command line says."""
+    given = {flag.removeprefix("--") for flag in given_values(arguments)}
+    default = None if given & CHOOSES_ANEW else read_default(checkpoint.folder)
+    if default is None:
+        return options
+    say(f"sampling as {SAMPLING_FILE} of the checkpoint says, by the policy {default.policy or default.remasking}")
+    return parse(SampleOptions, program.name, arguments, DESCRIPTION, replace(options, sampler=default))
 
 
 def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:

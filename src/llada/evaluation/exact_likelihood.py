@@ -68,6 +68,25 @@ class ScoredRows(NamedTuple):
     """(B,) evaluations of the network until the row was complete."""
 
 
+class ScoredWindows(NamedTuple):
+    """What `score_windows` finds for each window."""
+
+    nll: Tensor
+    """(W,) fp64, on the CPU: nats a maskable token."""
+    nfe: Tensor
+    """(W,) fp64: evaluations of the network."""
+    seconds: float
+    """For all of them."""
+
+    @property
+    def mean(self) -> float:
+        return float(self.nll.mean())
+
+    @property
+    def nfe_per_window(self) -> float:
+        return float(self.nfe.mean())
+
+
 def measure_exact_nll(
     predict_at: PredictAt,
     windows: TokenBatch,
@@ -86,7 +105,40 @@ def measure_exact_nll(
 
     The arguments are those of `exact_nll` and of `nelbo.BoundOptions`; the seed is for the policy "random" only.
     """
-    start, chosen = time.perf_counter(), make_policy(policy, options)
+    scored = score_windows(
+        predict_at, windows, mask_id, policy=make_policy(policy, options), positions_per_step=positions_per_step,
+        batch_size=batch_size, seed=seed, device=device, shard=shard, on_progress=on_progress,
+    )  # fmt: skip
+    return ExactNll(
+        policy=policy,
+        positions_per_step=positions_per_step,
+        nll_nats_per_token=scored.mean,
+        nll_stderr=mean_stderr(scored.nll),
+        bits_per_token=scored.mean / math.log(2),
+        windows=len(windows),
+        tokens_scored=int(windows.is_maskable.sum()),
+        nfe=int(scored.nfe.max()),
+        nfe_per_window=scored.nfe_per_window,
+        seconds=scored.seconds,
+        options={field.name: getattr(options, field.name) for field in fields(PolicyOptions)},
+    )
+
+
+def score_windows(
+    predict_at: PredictAt,
+    windows: TokenBatch,
+    mask_id: int,
+    *,
+    policy: Policy,
+    positions_per_step: int = 1,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    shard: Shard = ALONE,
+    on_progress: Callable[[float, float], None] = lambda fraction_done, running_mean: None,
+) -> ScoredWindows:
+    """Each window (W, L) by itself, which `measure_exact_nll` averages: policies are compared window by window."""
+    start = time.perf_counter()
     n_maskable = windows.is_maskable.sum(1)
     priority = torch.rand(windows.x_0.shape, generator=Generator().manual_seed(seed))
     per_window, nfe = (torch.zeros(len(windows), dtype=torch.float64) for _ in range(2))
@@ -100,26 +152,12 @@ def measure_exact_nll(
             on_progress((first + part * n) / len(own), mean)
 
         scored = exact_nll(
-            predict_at, windows.rows(rows).to(device), mask_id, policy=chosen, positions_per_step=positions_per_step,
+            predict_at, windows.rows(rows).to(device), mask_id, policy=policy, positions_per_step=positions_per_step,
             priority=priority[rows], on_progress=show,
         )  # fmt: skip
         per_window[rows] = scored.nll.cpu() / n_maskable[rows]
         nfe[rows] = scored.nfe.cpu().double()
-    per_window, nfe = shard.sum(per_window), shard.sum(nfe)
-    mean = float(per_window.mean())
-    return ExactNll(
-        policy=policy,
-        positions_per_step=positions_per_step,
-        nll_nats_per_token=mean,
-        nll_stderr=mean_stderr(per_window),
-        bits_per_token=mean / math.log(2),
-        windows=len(windows),
-        tokens_scored=int(n_maskable.sum()),
-        nfe=int(nfe.max()),
-        nfe_per_window=float(nfe.mean()),
-        seconds=time.perf_counter() - start,
-        options={field.name: getattr(options, field.name) for field in fields(PolicyOptions)},
-    )
+    return ScoredWindows(shard.sum(per_window), shard.sum(nfe), time.perf_counter() - start)
 
 
 @torch.inference_mode()
