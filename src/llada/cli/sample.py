@@ -14,6 +14,7 @@ from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import parse, sampler_for
+from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.sampling.template import read_template
 from llada.sampling.unmask import unmask
@@ -42,7 +43,7 @@ class SampleOptions:
     """Characters to add to the prompt; what is left of the training length if left out."""
     sampler: SamplerConfig = FREE_TEXT
     seed: int = 0
-    """Fixes the texts."""
+    """Fixes the texts; the second is that of the next seed, and so on."""
     device: DeviceName = "auto"
     """"auto" is the GPU where there is one."""
     dtype: DtypeName = "auto"
@@ -69,11 +70,11 @@ def run(arguments: Sequence[str], program: Program) -> int:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
-    generator = torch.Generator().manual_seed(options.seed)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     nfe = 0
     stages = [canvas[0]]
     with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generator):
+        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generators):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:
