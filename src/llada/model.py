@@ -43,6 +43,7 @@ class SamplerFields(TypedDict, total=False):
     cfg_scale: float
     top_k: int | None
     top_p: float | None
+    repetition_penalty: float
     remasking: Remasking
     policy: PolicyName | None
     threshold: float
@@ -50,6 +51,7 @@ class SamplerFields(TypedDict, total=False):
     entropy_bound: float
     run_threshold: float
     order: Order | None
+    stable_entropy: float | None
     mask_schedule: str
 
 

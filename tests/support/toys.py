@@ -3,12 +3,16 @@
 Shape letters: B batch, L length, V vocabulary rows.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from llada.models.predictor import PredictAt
+from llada.sampling.guidance import takes_positions
 
 MASK = 9  # far above the three tokens of the toys, as MASK is above the characters
 N_TOKENS = 3
@@ -20,6 +24,7 @@ def uniform(x_t: Tensor) -> Tensor:
     return torch.zeros(*x_t.shape, N_TOKENS)
 
 
+@functools.cache
 def table_predictor(length: int, seed: int) -> Callable[[Tensor], Tensor]:
     """Logits looked up by the whole noisy sequence: any function of x_t at all, fixed by the seed."""
     n_states = (N_TOKENS + 1) ** length
@@ -31,6 +36,21 @@ def table_predictor(length: int, seed: int) -> Callable[[Tensor], Tensor]:
         return table[(digits * place).sum(1)]
 
     return predict
+
+
+def padding_predictor(seed: int) -> PredictAt:
+    """Logits looked up by what a row has besides padding, so that padding on either side of it does not matter."""
+
+    @takes_positions
+    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+        is_text = torch.ones_like(x_t, dtype=torch.bool) if attention_mask is None else attention_mask
+        logits = torch.full((*x_t.shape, N_TOKENS), -1e3, dtype=torch.float64)
+        for row, text in enumerate(is_text):
+            length = int(text.sum())
+            logits[row, text] = table_predictor(length, seed + 100 * length)(x_t[row, text][None])[0]
+        return logits[positions]
+
+    return predict_at
 
 
 def joint_predictor(joint: Tensor) -> Callable[[Tensor], Tensor]:
@@ -97,7 +117,7 @@ class MarkovChain:
         return joint
 
     def predict(self, x_t: Tensor) -> Tensor:
-        """The exact log p(x[i] | what is visible), (B, L, V), by the forward-backward algorithm over pairs of tokens."""
+        """The exact log p(x[i] | what is visible), (B, L, V), by forward-backward over pairs of tokens."""
         length = x_t.shape[1]
         fits = ((x_t == MASK)[..., None] | (x_t[..., None] == torch.arange(N_TOKENS))).double()  # (B, L, V)
         forward = [fits[:, 0, :, None] * fits[:, 1, None, :] * self.first]  # (B, V, V): of the tokens at i - 1 and i

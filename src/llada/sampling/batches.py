@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import Predict
 from llada.sampling.unmask import Canvas, unmask
 
 
@@ -32,7 +33,7 @@ def seeds_from(seed: int, n: int) -> list[int]:
 
 
 def unmask_together(
-    predict: PredictAt,
+    predict: Predict | PredictAt,
     templates: Sequence[Sequence[int]],
     mask_id: int,
     pad_id: int,
@@ -43,8 +44,8 @@ def unmask_together(
     """Fill templates step by step, yielding their texts, MASK where nothing is decided, and the canvas of all.
 
     Each is filled as it would be alone with its seed: to the bit, if a row of the predictor does not depend on the
-    others. Networks round products of other shapes differently, so that a token that is nearly as likely as another
-    may differ.
+    others. Networks round products of other shapes differently, so that of two positions or tokens that are equally
+    likely another one may come first.
 
     Args:
         predict: a predictor that knows padding (`attention_mask`), if the templates are not of one length.

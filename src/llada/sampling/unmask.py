@@ -20,8 +20,8 @@ from llada.forward_process import LINEAR, MaskSchedule, schedule_by_name
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators, draw, shaped, uniforms
-from llada.sampling.guidance import CountedPredictor, Predict, guide
-from llada.sampling.policies import Policy, PolicyName, StepState, make_policy, on_canvas
+from llada.sampling.guidance import CountedPredictor, Predict, guide, penalize
+from llada.sampling.policies import Policy, PolicyName, StepState, entropy, make_policy, on_canvas
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 
@@ -106,8 +106,11 @@ def unmask(
     """
     check_shape(template)
     counted = CountedPredictor(predict)
-    guided = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
-    step = _make_step(config, template, generator, attention_mask)
+    guided: PredictAt = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
+    if config.repetition_penalty != 1:
+        guided = penalize(guided, mask_id, config.repetition_penalty)
+    plain = _make_step(config, template, generator, attention_mask)
+    step: Step = plain if config.stable_entropy is None else UntilStable(plain, config.stable_entropy)
     x_t = template
     for to_fill, budget in _budgets(template, mask_id, config):
         for n_now in budget.T:
@@ -124,6 +127,8 @@ def _budgets(template: Tensor, mask_id: int, config: SamplerConfig) -> Iterator[
 
     Windows and steps are those that a row has alone, so that rows with other gaps do not change how it is filled.
     """
+    if not bool((template == mask_id).any()):
+        return
     layouts, layout_of_row = torch.unique(template == mask_id, dim=0, return_inverse=True)
     plans = [list(_plan(layout, config)) for layout in layouts.cpu()]
     for number in range(max(map(len, plans), default=0)):
@@ -214,6 +219,51 @@ class DrawThenChoose:
         everywhere = on_canvas(confidence, is_open.to(confidence.device))  # the CPU, if that of x_t has no fp64
         chosen = most_confident(everywhere, n_now.to(confidence.device)).to(x_t.device) & is_open
         return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
+
+
+class UntilStable:
+    """A step that fills in all that is open in a row where the predictions are stable.
+
+    They are when the likeliest tokens of all open positions are those of the step before and the mean of their
+    entropies is small: the rule by which DiffusionGemma ends early. The texts have no exact likelihood.
+    """
+
+    has_budget = False
+
+    def __init__(self, step: ChooseThenDraw | DrawThenChoose, entropy_bound: float) -> None:
+        self.step, self.entropy_bound = step, entropy_bound
+        self.likeliest: Tensor | None = None  # (B, L) of the step before, -1 where nothing was asked
+
+    def __call__(
+        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
+    ) -> Chosen:
+        logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
+        chosen = self.step(_Asked(is_open, logits), x_t, is_open, n_now, attention_mask)
+        log_p = logits.float().log_softmax(-1)
+        likeliest = torch.full_like(x_t, -1).masked_scatter(is_open, log_p.argmax(-1).to(x_t.dtype))
+        nats = torch.zeros(x_t.shape, device=x_t.device).masked_scatter(is_open, entropy(log_p))
+        # A running sum, which zeros of padding do not change in the last bit.
+        is_sure = nats.cumsum(1)[:, -1] < self.entropy_bound * is_open.sum(1)
+        before, self.likeliest = self.likeliest, likeliest
+        if before is None:
+            return chosen
+        is_stable = is_sure & ((likeliest == before) | ~is_open).all(1)
+        revealed = chosen.revealed | (is_open & is_stable[:, None])
+        tokens = likeliest.masked_scatter(chosen.revealed, chosen.tokens.to(x_t.dtype))
+        return Chosen(revealed, tokens[revealed], is_open, log_p)
+
+
+class _Asked:
+    """A predictor that has been asked already."""
+
+    def __init__(self, positions: Tensor, logits: Tensor) -> None:
+        self.positions, self.logits = positions, logits
+
+    def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+        return self.logits[positions[self.positions]]
+
+
+Step = ChooseThenDraw | DrawThenChoose | UntilStable
 
 
 def _make_step(
