@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors, wh
     from llada.objective import sequence_bounds as sequence_bounds
     from llada.objective import weighted_loss as weighted_loss
     from llada.sampling.config import SamplerConfig as SamplerConfig
+    from llada.sampling.guidance import constrain as constrain
     from llada.sampling.guidance import suppress as suppress
+    from llada.sampling.long_text import generate_by_sliding as generate_by_sliding
     from llada.sampling.unmask import Canvas as Canvas
     from llada.sampling.unmask import generate as generate
     from llada.sampling.unmask import infill as infill
@@ -41,7 +43,8 @@ _HOMES = {
     "llada.model": ("Model", "Step", "load"),
     "llada.tokenizers.message": ("Message",),
     "llada.sampling.config": ("SamplerConfig",),
-    "llada.sampling.guidance": ("suppress",),
+    "llada.sampling.guidance": ("constrain", "suppress"),
+    "llada.sampling.long_text": ("generate_by_sliding",),
     "llada.sampling.unmask": ("Canvas", "generate", "infill", "unmask"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)

@@ -20,10 +20,10 @@ from llada.checkpoints.load import open_model
 from llada.checkpoints.sampling_default import CHOOSES_ANEW, read_default
 from llada.evaluation.text_bound import TextBound, bound_of_text
 from llada.models import MaskPredictor, Network, NetworkConfig, block_length_of
+from llada.sampling.batches import seeds_from, unmask_together
 from llada.sampling.config import ANSWER, FREE_TEXT, Remasking, SamplerConfig
 from llada.sampling.policies import Order, PolicyName
 from llada.sampling.template import read_template
-from llada.sampling.unmask import unmask
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer
@@ -44,6 +44,7 @@ class SamplerFields(TypedDict, total=False):
     cfg_scale: float
     top_k: int | None
     top_p: float | None
+    repetition_penalty: float
     remasking: Remasking
     policy: PolicyName | None
     threshold: float
@@ -51,6 +52,7 @@ class SamplerFields(TypedDict, total=False):
     entropy_bound: float
     run_threshold: float
     order: Order | None
+    stable_entropy: float | None
     mask_schedule: str
 
 
@@ -174,7 +176,8 @@ class Model:
 
         Args:
             length: tokens to add; None fills the model's length.
-            seed: fixes the texts. Prompts of equal length form one batch and share a random generator.
+            seed: fixes the texts. Several go through the network together, and each is what it would be alone, text i
+                with the seed `seed + i`.
             config: how to sample. If None, the defaults are those of `llada sample`: the checkpoint's own, if
                 `llada frontier` has written one, else temperature 1, one step a token.
             on_step: called after each step with the texts so far.
@@ -283,23 +286,18 @@ class Model:
         on_step: OnStep | None,
         sampler: SamplerFields,
     ) -> list[str]:
-        """Fill the templates and decode them; those with masks at the same positions form one batch."""
+        """Fill the templates together and decode them; text i has the seed `seed + i`."""
         mask_id, rows = self.tokenizer.mask_id, [list(template) for template in templates]
-        batches: dict[tuple[bool, ...], list[int]] = {}
-        for number, template in enumerate(templates):
+        for template in templates:
             self._check_fillable(template)
-            batches.setdefault(tuple(id_ == mask_id for id_ in template), []).append(number)
-        nfe, how = 0, self._config(config or self._default(sampler), sampler)
-        for members in batches.values():
-            canvas = torch.tensor([rows[i] for i in members], device=self.device)
-            before = nfe
-            for state in unmask(self.checkpoint.predict, canvas, mask_id, how, Generator().manual_seed(seed)):
-                nfe = before + state.nfe
-                for i, row in zip(members, state.x_t.tolist(), strict=True):
-                    rows[i] = row
-                if on_step is not None:
-                    texts = tuple(self.tokenizer.decode(row, OPEN) for row in rows)
-                    on_step(Step(texts, sum(row.count(mask_id) for row in rows), nfe))
+        if not rows:
+            return []
+        how, seeds = self._config(config or self._default(sampler), sampler), seeds_from(seed, len(rows))
+        predict, pad_id = self.checkpoint.predict, self.tokenizer.pad_id
+        for rows, state in unmask_together(predict, templates, mask_id, pad_id, how, seeds, self.device):
+            if on_step is not None:
+                texts = tuple(self.tokenizer.decode(row, OPEN) for row in rows)
+                on_step(Step(texts, sum(row.count(mask_id) for row in rows), state.nfe))
         return [self.tokenizer.decode(row) for row in rows]
 
     def _check_fillable(self, template: Sequence[int]) -> None:

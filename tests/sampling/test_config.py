@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from llada.sampling.config import ANSWER, BENCHMARK, FREE_TEXT, SamplerConfig
@@ -20,9 +22,31 @@ def test_a_remasking_that_does_not_exist_is_refused(remasking: object) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"steps": 0}, {"block_length": 0}, {"temperature": -1.0}, {"cfg_scale": -0.5}, {"mask_schedule": "sine"}],
+    [
+        {"steps": 0},
+        {"block_length": 0},
+        {"temperature": -1.0},
+        {"cfg_scale": -0.5},
+        {"mask_schedule": "sine"},
+        {"temperature": math.nan},
+        {"cfg_scale": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": math.nan},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.nan},
+        {"stable_entropy": 0.0},
+        {"stable_entropy": math.nan},
+    ],
     ids=str,
 )
 def test_impossible_options_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplerConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_policy_that_does_not_exist_is_refused_with_the_choices() -> None:
+    with pytest.raises(
+        ValueError, match=r"policy must be one of 'left_to_right', 'random', .*, 'runs', not 'entropie'"
+    ):
+        SamplerConfig(policy="entropie")  # type: ignore[arg-type]

@@ -8,11 +8,23 @@ import torch
 from torch import Generator, Tensor
 
 from llada.forward_process import Cosine, Polynomial, schedule_by_name
+from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
+from llada.sampling.policies import PolicyName
 from llada.sampling.unmask import generate, infill, unmask, unmask_budget
 from llada.system.errors import UserError
-from tests.support.toys import MASK, N_TOKENS, SCHEDULE_NAMES, joint_predictor, table_predictor, uniform
+from tests.support.toys import (
+    MASK,
+    N_TOKENS,
+    SCHEDULE_NAMES,
+    joint_predictor,
+    padding_predictor,
+    table_predictor,
+    uniform,
+)
+
+PAD = 0  # a token that texts have, too: only the attention mask says that it is padding
 
 
 def test_budget_is_even_with_the_remainder_first() -> None:
@@ -73,19 +85,36 @@ def test_no_number_of_steps_is_one_for_each_token() -> None:
     assert canvas.nfe == 6
 
 
-def published_generate(predict, prompt: Tensor, steps: int, gen_length: int, block_length: int) -> Tensor:  # type: ignore[no-untyped-def]
+def published_generate(
+    predict: PredictAt,
+    prompt: list[int],
+    padding: int,
+    steps: int,
+    block_length: int,
+    cfg_scale: float,
+) -> list[int]:
     """LLaDA's greedy semi-autoregressive sampler for one row, position by position, from its description.
 
-    Blocks from left to right; in each of a block's steps predict everything, keep the most confident predictions within
-    the block, as many as the step's share of the block, where the first steps get one more if it is not even.
+    The prompt is padded on the left. Blocks go from left to right, and each has an equal share of the steps; in each of
+    them predict everything, keep the most confident predictions within the block, as many as the step's share of the
+    block, where the first steps get one more if it is not even, and mask the others again. With guidance the logits are
+    u + (cfg_scale + 1) (c - u), where u is predicted without the prompt (arXiv 2502.09992, algorithm 5 and appendix A).
     """
-    row = [*prompt[0].tolist(), *[MASK] * gen_length]
+    given, gen_length = padding + len(prompt), 6
+    row = [*[PAD] * padding, *prompt, *[MASK] * gen_length]
+    attention_mask = torch.tensor([[False] * padding + [True] * (len(row) - padding)])
+    everywhere = torch.ones_like(attention_mask)
     n_blocks = gen_length // block_length
+    n_steps = steps // n_blocks
     for block in range(n_blocks):
-        start = prompt.shape[1] + block * block_length
-        n_steps = steps // n_blocks
+        start = given + block * block_length
         for step in range(n_steps):
-            probability = predict(torch.tensor([row]))[0].double().softmax(-1)
+            logits = predict(torch.tensor([row]), attention_mask=attention_mask, positions=everywhere)
+            if cfg_scale:
+                nothing = torch.tensor([[MASK] * given + row[given:]])
+                without = predict(nothing, attention_mask=attention_mask, positions=everywhere)
+                logits = without + (cfg_scale + 1) * (logits - without)
+            probability = logits.double().softmax(-1)
             candidates = []
             for i in range(start, start + block_length):
                 if row[i] == MASK:
@@ -94,18 +123,24 @@ def published_generate(predict, prompt: Tensor, steps: int, gen_length: int, blo
             n_now = block_length // n_steps + (step < block_length % n_steps)
             for _, i, token in sorted(candidates)[:n_now]:
                 row[i] = token
-    return torch.tensor([row])
+    return row
 
 
-@pytest.mark.parametrize(("steps", "block_length"), [(6, 6), (4, 6), (2, 3), (6, 2), (3, 2)])
-def test_greedy_decoding_equals_the_published_algorithm(steps: int, block_length: int) -> None:
-    for seed in range(5):
-        predict = table_predictor(length=8, seed=seed)
-        prompt = torch.tensor([[1, 2]])
-        config = SamplerConfig(steps=steps, block_length=block_length)
-        canvas = generate(predict, prompt, 6, MASK, config)
-        assert torch.equal(canvas.x_t, published_generate(predict, prompt, steps, 6, block_length))
-        assert canvas.nfe == steps
+@pytest.mark.parametrize(("steps", "block_length"), [(6, 6), (4, 6), (1, 6), (2, 3), (6, 2), (3, 2)])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_greedy_decoding_equals_the_published_algorithm(steps: int, block_length: int, cfg_scale: float) -> None:
+    """Token for token, prompts of unequal lengths in one batch included, as many evaluations included."""
+    prompts = [[1, 2], [0], []]
+    attention_mask = torch.tensor([[i >= 2 - len(prompt) for i in range(2)] for prompt in prompts])
+    padded = torch.tensor([[PAD] * (2 - len(prompt)) + prompt for prompt in prompts])
+    config = SamplerConfig(steps=steps, block_length=block_length, cfg_scale=cfg_scale)
+    for seed in range(2):
+        predict = padding_predictor(seed)
+        canvas = generate(predict, padded, 6, MASK, config, attention_mask=attention_mask)
+        assert canvas.x_t.tolist() == [
+            published_generate(predict, prompt, 2 - len(prompt), steps, block_length, cfg_scale) for prompt in prompts
+        ]
+        assert canvas.nfe == steps * (2 if cfg_scale else 1)
 
 
 def test_rows_of_a_batch_do_not_influence_each_other() -> None:
@@ -241,3 +276,44 @@ def test_blocks_and_steps_that_do_not_divide_fill_all_the_same(steps: int, block
     canvas = generate(table_predictor(length=8, seed=3), torch.tensor([[1]]), 7, MASK, config)
     assert canvas.nfe == nfe
     assert MASK not in canvas.x_t.tolist()[0]
+
+
+@pytest.mark.parametrize("policy", [None, "entropy"])
+def test_stable_predictions_are_filled_in(policy: PolicyName | None) -> None:
+    """Sure from the beginning: the second step has the likeliest tokens of the first, and fills in the rest.
+
+    The other row has an entropy of ln 3 in the mean, which is not below the bound, and goes on one by one.
+    """
+
+    def predict(x_t: Tensor) -> Tensor:
+        logits = torch.zeros(*x_t.shape, N_TOKENS)
+        logits[0, :, 2] = 50.0
+        return logits
+
+    config = SamplerConfig(steps=None, policy=policy, stable_entropy=0.005)
+    states = list(unmask(predict, torch.full((2, 6), MASK), MASK, config))
+    assert [(state.x_t == MASK).sum(1).tolist() for state in states] == [[5, 5], [0, 4], [0, 3], [0, 2], [0, 1], [0, 0]]
+    assert states[-1].x_t[0].tolist() == [2] * 6
+    assert [state.nfe for state in states] == [1, 2, 3, 4, 5, 6]
+    alone = list(unmask(lambda x_t: predict(x_t)[:1], torch.full((1, 6), MASK), MASK, config))
+    assert [state.nfe for state in alone] == [1, 2]
+
+
+def test_predictions_that_change_are_not_stable() -> None:
+    """As sure as can be, but of another token at each step."""
+
+    def predict(x_t: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot((x_t == MASK).sum(1, keepdim=True).expand_as(x_t) % 2, 3) * 50.0
+
+    config = SamplerConfig(steps=None, stable_entropy=0.005)
+    canvas = infill(predict, torch.full((1, 4), MASK), MASK, config)
+    assert canvas.x_t.tolist() == [[0, 1, 0, 1]]
+    assert canvas.nfe == 4
+
+
+def test_text_of_masks_only_and_of_nothing() -> None:
+    """An empty prompt is a canvas of masks; no tokens to write cost no evaluation."""
+    empty = torch.zeros(2, 0, dtype=torch.long)
+    assert generate(table_predictor(4, 1), empty, 4, MASK, SamplerConfig()).x_t.shape == (2, 4)
+    canvas = generate(uniform, empty, 0, MASK, SamplerConfig())
+    assert (canvas.x_t.shape, canvas.nfe) == ((2, 0), 0)

@@ -15,6 +15,7 @@ from llada.checkpoints.sampling_default import CHOOSES_ANEW, SAMPLING_FILE, read
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import given_values, parse, sampler_for
+from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.sampling.template import read_template
 from llada.sampling.unmask import unmask
@@ -43,7 +44,7 @@ class SampleOptions:
     """Number of tokens to add to the prompt; if left out, the rest of the training length."""
     sampler: SamplerConfig = FREE_TEXT
     seed: int = 0
-    """Seed of the random draws."""
+    """Seed of the first text; the second has the next seed, and so on."""
     device: DeviceName = "auto"
     """Device that computes; "auto" is the GPU if there is one, and the CPU if not."""
     dtype: DtypeName = "auto"
@@ -72,11 +73,11 @@ def run(arguments: Sequence[str], program: Program) -> int:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
-    generator = torch.Generator().manual_seed(options.seed)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     nfe = 0
     stages = [canvas[0]]
     with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generator):
+        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generators):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:

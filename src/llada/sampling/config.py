@@ -35,12 +35,18 @@ class SamplerConfig(PolicyOptions):
     """Draw from so many of the likeliest tokens only; None is all."""
     top_p: float | None = None
     """Draw from the fewest of the likeliest tokens that have this probability together; None is all."""
+    repetition_penalty: float = 1.0
+    """Raises the probabilities of tokens that the text already has to this power, which makes them rarer; 1 is none."""
     remasking: Remasking = "low_confidence"
     """LLaDA's choice of the predictions that stay at each step: the most confident (the others are masked again), or
     random ones. The first has no exact likelihood, because it looks at the tokens that were drawn."""
     policy: PolicyName | None = None
     """Sampling policy, which chooses positions before tokens are drawn and has an exact likelihood; None is LLaDA's
     remasking."""
+    stable_entropy: float | None = None
+    """Fill in all that is left of a window as soon as the likeliest tokens there have not changed for a step and their
+    mean entropy is below this many nats (DiffusionGemma's is 0.005); None is never. Such a text has no exact
+    likelihood."""
     mask_schedule: str = "linear"
     """How many tokens a step fills: "linear", equally many; "cosine", few at first; "polynomial:2", many at first."""
 
@@ -54,6 +60,10 @@ class SamplerConfig(PolicyOptions):
             raise ValueError(f"top_k must be at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be a probability above 0, not {self.top_p}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be a number above 0, not {self.repetition_penalty:g}")
+        if self.stable_entropy is not None and not 0 < self.stable_entropy < math.inf:
+            raise ValueError(f"stable_entropy must be a number above 0, not {self.stable_entropy:g}")
         schedule_by_name(self.mask_schedule)
         for name in ("temperature", "cfg_scale"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -3,15 +3,22 @@
 Shape letters: B batch, L length, N asked positions, V vocabulary rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from llada.models.predictor import PredictAt
+from llada.system.errors import UserError
 
 Predict = Callable[[Tensor], Tensor]
 """A mask predictor: token ids (B, L), MASK among them, to logits (B, L, V)."""
+
+
+TokensAt = Mapping[int, Collection[int]]
+"""Token ids by position."""
+NONE: TokensAt = MappingProxyType({})
 
 
 class _Wrapper:
@@ -98,6 +105,97 @@ class Suppressed(_Wrapper):
         logits = super()._logits(x_t, attention_mask, positions)
         self.columns = self.columns.to(logits.device)  # once
         return logits.index_fill(-1, self.columns, -torch.inf)
+
+
+class Constrained(_Wrapper):
+    """A predictor that gives some tokens no probability at some positions (`constrain`)."""
+
+    def __init__(self, predict: Predict | PredictAt, length: int, banned: TokensAt, required: TokensAt) -> None:
+        super().__init__(predict)
+        self.banned, self.required = banned, required
+        self.columns = sorted({*banned, *required})
+        self.line_of_column = torch.full((length,), len(self.columns))
+        self.line_of_column[self.columns] = torch.arange(len(self.columns))
+        self.is_forbidden: Tensor | None = None  # (columns and a last line for all others, V)
+
+    def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        logits = super()._logits(x_t, attention_mask, positions)
+        if self.is_forbidden is None:
+            self.is_forbidden = self._forbidden(logits.shape[-1]).to(logits.device)
+            self.line_of_column = self.line_of_column.to(logits.device)
+        line = self.line_of_column[positions.nonzero()[:, 1]]
+        return logits.masked_fill(self.is_forbidden[line], -torch.inf)
+
+    def _forbidden(self, n_tokens: int) -> Tensor:
+        asked = {token for tokens in (*self.banned.values(), *self.required.values()) for token in tokens}
+        if asked and not 0 <= min(asked) <= max(asked) < n_tokens:
+            raise UserError(
+                f"The tokens asked for are {min(asked)} to {max(asked)}, and those of this model 0 to {n_tokens - 1}: "
+                "use the vocabulary of the model."
+            )
+        forbidden = torch.zeros(len(self.columns) + 1, n_tokens, dtype=torch.bool)
+        for line, column in enumerate(self.columns):
+            if column in self.required:
+                forbidden[line] = True
+                forbidden[line, list(self.required[column])] = False
+            forbidden[line, list(self.banned.get(column, ()))] = True
+        return forbidden
+
+
+def constrain(
+    predict: Predict | PredictAt, template: Tensor, mask_id: int, *, banned: TokensAt = NONE, required: TokensAt = NONE
+) -> Constrained:
+    """A predictor that never gives the banned tokens of a position, and nothing but those required there.
+
+    Args:
+        template: (B, L) what is to be filled; a position is a column of it, in all rows.
+        banned: token ids by position.
+        required: token ids by position, one of which must stand there.
+
+    Raises:
+        UserError: a position is outside of the template, has another token already, or has none left.
+    """
+    length = template.shape[1]
+    for column in (*banned, *required):
+        if not 0 <= column < length:
+            raise UserError(f"Position {column} is not among the {length} of the template: choose one from 0 on.")
+    for column, tokens in required.items():
+        if not set(tokens) - set(banned.get(column, ())):
+            raise UserError(f"All tokens required at position {column} are banned there: allow one of them.")
+        for there in set(template[:, column].tolist()):
+            if there != mask_id and there not in tokens:
+                raise UserError(
+                    f"The template has the token {there} at position {column}, where another is required: put MASK "
+                    "there, or require what it has."
+                )
+    return Constrained(predict, length, banned, required)
+
+
+class Penalized(_Wrapper):
+    """A predictor for which tokens that a row already has are less likely (`penalize`)."""
+
+    def __init__(self, predict: Predict | PredictAt, mask_id: int, penalty: float) -> None:
+        super().__init__(predict)
+        self.mask_id, self.penalty = mask_id, penalty
+
+    def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        log_p = super()._logits(x_t, attention_mask, positions).log_softmax(-1)
+        is_text = x_t != self.mask_id
+        if attention_mask is not None:
+            is_text = is_text & attention_mask.bool()
+        row, column = is_text.nonzero()[:, 0], x_t[is_text]
+        is_there = torch.zeros(len(x_t), log_p.shape[-1], dtype=torch.bool, device=log_p.device)
+        is_there[row, column] = True
+        return torch.where(is_there[positions.nonzero()[:, 0]], log_p * self.penalty, log_p)
+
+
+def penalize(predict: Predict | PredictAt, mask_id: int, penalty: float) -> Penalized:
+    """A predictor that raises the probabilities of tokens that a row already has to the power `penalty`.
+
+    That is the repetition penalty of CTRL (arXiv 1909.05858, section 4.1) on log-probabilities, where it does not
+    depend on the constant that logits leave open. It sees visible tokens only: likelihoods stay exact.
+    """
+    return Penalized(predict, mask_id, penalty)
 
 
 def guide(predict: Predict | PredictAt, given: Tensor, mask_id: int, cfg_scale: float) -> Guided:

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from llada.forward_process import LINEAR, MaskSchedule, schedule_by_name
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators, draw, shaped, uniforms
-from llada.sampling.guidance import CountedPredictor, Predict, guide
-from llada.sampling.policies import Policy, PolicyName, StepState, make_policy, on_canvas
+from llada.sampling.guidance import CountedPredictor, Predict, guide, penalize
+from llada.sampling.policies import Policy, PolicyName, StepState, entropy, make_policy, on_canvas
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 
@@ -46,32 +47,44 @@ class Canvas:
 
 
 def generate(
-    predict: Predict,
+    predict: Predict | PredictAt,
     prompt: Tensor,
     gen_length: int,
     mask_id: int,
     config: SamplerConfig,
     generator: Generators = None,
+    attention_mask: Tensor | None = None,
 ) -> Canvas:
-    """Text (B, P + gen_length) that goes on from a prompt (B, P): the infilling of masks appended to it."""
+    """Text (B, P + gen_length) that goes on from a prompt (B, P): the infilling of masks appended to it.
+
+    Args:
+        attention_mask: (B, P) bool, False where a prompt is padded, on whichever side.
+    """
     check_shape(prompt)
     masks = torch.full((len(prompt), gen_length), mask_id, dtype=prompt.dtype, device=prompt.device)
-    return infill(predict, torch.cat((prompt, masks), dim=1), mask_id, config, generator)
+    if attention_mask is not None:
+        attention_mask = F.pad(attention_mask, (0, gen_length), value=True)
+    return infill(predict, torch.cat((prompt, masks), dim=1), mask_id, config, generator, attention_mask)
 
 
 def infill(
-    predict: Predict, template: Tensor, mask_id: int, config: SamplerConfig, generator: Generators = None
+    predict: Predict | PredictAt,
+    template: Tensor,
+    mask_id: int,
+    config: SamplerConfig,
+    generator: Generators = None,
+    attention_mask: Tensor | None = None,
 ) -> Canvas:
     """A template (B, L) with every MASK replaced by a token and every other token kept: the last state of `unmask`."""
     canvas = Canvas(template, 0)
-    for state in unmask(predict, template, mask_id, config, generator):
+    for state in unmask(predict, template, mask_id, config, generator, attention_mask):
         canvas = state
     return canvas
 
 
 @torch.no_grad()
 def unmask(
-    predict: Predict,
+    predict: Predict | PredictAt,
     template: Tensor,
     mask_id: int,
     config: SamplerConfig,
@@ -85,7 +98,7 @@ def unmask(
         template: (B, L) token ids; what is not MASK is given and never rewritten.
         generator: source of randomness, on the CPU; the global one if None. With one for each row, a row is filled as
             it would be alone.
-        attention_mask: (B, L) bool, False where a token is padding.
+        attention_mask: (B, L) bool, False where a token is padding; the predictor must know it, as a `PredictAt` does.
 
     Raises:
         ValueError: the template has another number of dimensions, or the generators are not one for each row.
@@ -93,8 +106,11 @@ def unmask(
     """
     check_shape(template)
     counted = CountedPredictor(predict)
-    guided = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
-    step = _make_step(config, template, generator)
+    guided: PredictAt = guide(counted, template != mask_id, mask_id, config.cfg_scale) if config.cfg_scale else counted
+    if config.repetition_penalty != 1:
+        guided = penalize(guided, mask_id, config.repetition_penalty)
+    plain = _make_step(config, template, generator, attention_mask)
+    step: Step = plain if config.stable_entropy is None else UntilStable(plain, config.stable_entropy)
     x_t = template
     for to_fill, budget in _budgets(template, mask_id, config):
         for n_now in budget.T:
@@ -107,14 +123,29 @@ def unmask(
 
 
 def _budgets(template: Tensor, mask_id: int, config: SamplerConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each window what is to be filled, (B, L) bool, and how many tokens at each of its steps, (B, S)."""
-    is_masked, schedule = template == mask_id, schedule_by_name(config.mask_schedule)
-    windows = _windows(is_masked, config.block_length)
-    steps = config.steps or (int(is_masked.sum(1).max()) if windows else 0)
-    for window, window_steps in zip(windows, _share_evenly(steps, len(windows)), strict=True):
-        to_fill = torch.zeros_like(is_masked)
-        to_fill[:, window] = is_masked[:, window]
-        yield to_fill, unmask_budget(to_fill.sum(1), window_steps, schedule)
+    """What each row fills in its next window, (B, L) bool, and how many tokens at each of its steps, (B, S).
+
+    Windows and steps are those that a row has alone, so that rows with other gaps do not change how it is filled.
+    """
+    if not bool((template == mask_id).any()):
+        return
+    layouts, layout_of_row = torch.unique(template == mask_id, dim=0, return_inverse=True)
+    plans = [list(_plan(layout, config)) for layout in layouts.cpu()]
+    for number in range(max(map(len, plans), default=0)):
+        now = [plan[number] if number < len(plan) else (slice(0), layouts.new_zeros(1, 0).long()) for plan in plans]
+        steps = max(budget.shape[1] for _, budget in now)
+        budgets = torch.cat([F.pad(budget.cpu(), (0, steps - budget.shape[1])) for _, budget in now])
+        to_fill = torch.zeros_like(layouts)
+        for row, (window, _) in enumerate(now):
+            to_fill[row, window] = layouts[row, window]
+        yield to_fill[layout_of_row], budgets.to(template.device)[layout_of_row]
+
+
+def _plan(is_masked: Tensor, config: SamplerConfig) -> Iterator[tuple[slice, Tensor]]:
+    """The windows of a row (L,), one after the other, and how many tokens each of their steps fills, (1, S)."""
+    schedule, windows = schedule_by_name(config.mask_schedule), _windows(is_masked, config.block_length)
+    for window, steps in zip(windows, _share_evenly(config.steps or int(is_masked.sum()), len(windows)), strict=True):
+        yield window, unmask_budget(is_masked[window].sum()[None], steps, schedule)
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -190,14 +221,63 @@ class DrawThenChoose:
         return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
 
 
-def _make_step(config: SamplerConfig, template: Tensor, generator: Generators) -> ChooseThenDraw | DrawThenChoose:
+class UntilStable:
+    """A step that fills in all that is open in a row where the predictions are stable.
+
+    They are when the likeliest tokens of all open positions are those of the step before and the mean of their
+    entropies is small: the rule by which DiffusionGemma ends early. The texts have no exact likelihood.
+    """
+
+    has_budget = False
+
+    def __init__(self, step: ChooseThenDraw | DrawThenChoose, entropy_bound: float) -> None:
+        self.step, self.entropy_bound = step, entropy_bound
+        self.likeliest: Tensor | None = None  # (B, L) of the step before, -1 where nothing was asked
+
+    def __call__(
+        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
+    ) -> Chosen:
+        logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
+        chosen = self.step(_Asked(is_open, logits), x_t, is_open, n_now, attention_mask)
+        log_p = logits.float().log_softmax(-1)
+        likeliest = torch.full_like(x_t, -1).masked_scatter(is_open, log_p.argmax(-1).to(x_t.dtype))
+        nats = torch.zeros(x_t.shape, device=x_t.device).masked_scatter(is_open, entropy(log_p))
+        # A running sum, which zeros of padding do not change in the last bit.
+        is_sure = nats.cumsum(1)[:, -1] < self.entropy_bound * is_open.sum(1)
+        before, self.likeliest = self.likeliest, likeliest
+        if before is None:
+            return chosen
+        is_stable = is_sure & ((likeliest == before) | ~is_open).all(1)
+        revealed = chosen.revealed | (is_open & is_stable[:, None])
+        tokens = likeliest.masked_scatter(chosen.revealed, chosen.tokens.to(x_t.dtype))
+        return Chosen(revealed, tokens[revealed], is_open, log_p)
+
+
+class _Asked:
+    """A predictor that has been asked already."""
+
+    def __init__(self, positions: Tensor, logits: Tensor) -> None:
+        self.positions, self.logits = positions, logits
+
+    def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+        return self.logits[positions[self.positions]]
+
+
+Step = ChooseThenDraw | DrawThenChoose | UntilStable
+
+
+def _make_step(
+    config: SamplerConfig, template: Tensor, generator: Generators, attention_mask: Tensor | None
+) -> ChooseThenDraw | DrawThenChoose:
     if generator is not None and not isinstance(generator, Generator) and len(generator) != len(template):
         raise ValueError(f"{len(generator)} generators do not go with {len(template)} rows")
     name: PolicyName | None = "random" if config.policy is None and config.remasking == "random" else config.policy
     if name is None:
         return DrawThenChoose(config, generator)
-    n_rows, length = template.shape
-    priority = uniforms([length] * n_rows, generator).view(n_rows, length).float().to(template.device)
+    # Padding draws nothing, so that a padded row has the order that it would have alone.
+    is_text = torch.ones(template.shape, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+    drawn = uniforms(is_text.sum(1).tolist(), generator).float()
+    priority = torch.zeros(template.shape).masked_scatter(is_text, drawn).to(template.device)
     return ChooseThenDraw(make_policy(name, config), config, priority, generator)
 
 
@@ -264,14 +344,14 @@ def most_confident(confidence: Tensor, count: Tensor) -> Tensor:
 
 
 def _windows(is_masked: Tensor, block_length: int | None) -> list[slice]:
-    """Slices of at most `block_length` from the first masked column to the last, without those that hold no mask."""
-    columns = is_masked.any(0).nonzero()[:, 0]
-    if len(columns) == 0:
+    """Slices of at most `block_length` of a row (L,) from its first mask to its last, without those that hold none."""
+    places = is_masked.nonzero()[:, 0]
+    if len(places) == 0:
         return []
-    start, end = int(columns[0]), int(columns[-1]) + 1
+    start, end = int(places[0]), int(places[-1]) + 1
     length = block_length or end - start
     windows = [slice(a, min(a + length, end)) for a in range(start, end, length)]
-    return [window for window in windows if bool(is_masked[:, window].any())]
+    return [window for window in windows if bool(is_masked[window].any())]
 
 
 def _share_evenly(total: int, n_parts: int) -> list[int]:
