@@ -79,7 +79,7 @@ def test_the_recommendation_becomes_the_default(llada, trained: Path, tmp_path: 
     plain, quiet = sample(llada, trained)
     assert plain["nfe"] == 24
     assert SAMPLING_FILE not in quiet
-    line = ["frontier", "--checkpoint", trained, *FEW, *CPU, "--samples", 0, "--output_dir", tmp_path / "out"]
+    line = ["frontier", "--checkpoint", trained, *FEW, *CPU, "--samples", None, "--output_dir", tmp_path / "out"]
     result = llada(*line, "--policies", "random", "--tolerance", 9, "--write_default")
     assert result.code == 0, result.err
     stored = json.loads((trained / SAMPLING_FILE).read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_a_broken_default_is_refused(llada, trained: Path, content: str, named: 
         (["--temperatures", -1], "temperature"),
         (["--minutes", 0], "--minutes"),
         (["--tolerance", -1], "--tolerance"),
-        (["--samples", 0, "--judge", "x"], "--judge"),
+        (["--samples", None, "--judge", "x"], "--judge"),
         (["--target_stderr", 0.1], "--target_stderr"),
         (["--write_default"], "--write_default"),
     ],

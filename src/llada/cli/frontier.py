@@ -62,8 +62,8 @@ class FrontierOptions:
     """Nats per token that the recommended policy may cost over the best one at a time, standard error included."""
     minutes: float | None = None
     """Stop when so much time is over, after the setting that is being measured; no limit if left out."""
-    samples: int = 8
-    """Samples for each temperature and way to sample; 0 is none."""
+    samples: int | None = 8
+    """Samples for each temperature and way to sample; None is none."""
     temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1)
     """Of the samples."""
     judge: str | None = None
@@ -81,8 +81,6 @@ class FrontierOptions:
         check_positive(self, "minutes")
         if self.scoring.target_stderr is not None:
             raise UserError("--target_stderr is for a bound: leave it out.")
-        if not 0 <= self.samples <= 10_000:
-            raise UserError(f"--samples must be from 0 to 10000, not {self.samples}: correct it.")
         if self.tolerance < 0 or any(budget < 1 for budget in self.budgets):
             raise UserError("--tolerance must be at least 0 and --budgets at least 1: correct them.")
         try:
@@ -90,8 +88,8 @@ class FrontierOptions:
             [SamplerConfig(temperature=temperature) for temperature in self.temperatures]
         except ValueError as error:
             raise UserError(f"These options do not work: {error}.") from error
-        if self.judge is not None and not self.samples:
-            raise UserError("--judge is for samples: leave it out, or let --samples be more than 0.")
+        if self.judge is not None and self.samples is None:
+            raise UserError("--judge is for samples: leave it out, or --samples None.")
 
     def settings(self) -> list[Setting]:
         return settings_of(self.policies, self.budgets, self.thresholds, self.entropy_bounds)
@@ -154,7 +152,7 @@ class Sweeping:
     def samples(self, frontier: Frontier, judge: Judge | None) -> tuple[list[SamplePoint], Richness | None]:
         """Samples over temperatures, and what held-out text is like."""
         options, data, tokenizer = self.options, self.scored.data, self.checkpoint.tokenizer
-        if not options.samples or data is None:
+        if options.samples is None or data is None:
             return [], None
         ways = self.ways(frontier.recommend(options.tolerance))
         held_out = cut_windows(data.tokens(options.scoring.split), self.length, HELD_OUT)
@@ -180,11 +178,12 @@ class Sweeping:
 
     def _write(self, config: SamplerConfig) -> Written:
         """Texts out of nothing, as many and as long as the options say."""
-        tokenizer, start, nfe = self.checkpoint.tokenizer, time.perf_counter(), 0
+        tokenizer, n_samples = self.checkpoint.tokenizer, self.options.samples or 0
+        start, nfe = time.perf_counter(), 0
         generator = torch.Generator().manual_seed(self.options.scoring.seed)
         texts: list[str] = []
-        while len(texts) < self.options.samples:
-            n_rows = min(self.options.scoring.batch_size, self.options.samples - len(texts))
+        while len(texts) < n_samples:
+            n_rows = min(self.options.scoring.batch_size, n_samples - len(texts))
             template = torch.full((n_rows, self.length), tokenizer.mask_id, device=self.device)
             canvas = infill(self.checkpoint.predict, template, tokenizer.mask_id, config, generator)
             texts += [tokenizer.decode(row) for row in canvas.x_t.tolist()]
@@ -226,7 +225,7 @@ def _report(
     else:
         tell(_in_words(frontier, best, scored, checkpoint))
         if samples and of_people is not None:
-            tell(_samples_in_words(samples, of_people, options.samples))
+            tell(_samples_in_words(samples, of_people, options.samples or 0))
         tell(f"\n{sentence}")
     _tell_the_rest(options, sweeping, frontier, len(samples))
     if options.write_default:
