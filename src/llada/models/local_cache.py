@@ -68,7 +68,7 @@ class CachedPredictor:
         if x_t.numel() < FEWEST or not positions.any():
             return self.model(x_t, attention_mask=attention_mask, positions=positions)
         rows = self.model.checked_rows(x_t)
-        mask = None if attention_mask is None else attention_mask.bool()
+        mask = None if attention_mask is None else attention_mask.bool().clone()  # the caller's may change
         kept = self._updated(rows, mask)
         features = self._last_layer(kept, asked)
         return self.model.head(features.flatten(0, 1)[positions.flatten()] if asked is None else asked.only(features))
