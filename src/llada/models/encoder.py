@@ -131,9 +131,10 @@ class Encoder(nn.Module):
             rows, key_mask = self._shifted(rows), _mask_later_keys(rows.shape[1], key_mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
-        for layer in self.layers[:-1]:
+        *below, last = self.layers
+        for layer in below:
             x = layer(x, key_mask)
-        return self.output_norm(self.layers[-1](x, key_mask, asked))
+        return self.output_norm(last(x, key_mask, asked))
 
     def _shifted(self, rows: Tensor) -> Tensor:
         """Each token at the place of the next one, and MASK, which no text contains, before the first."""

@@ -297,9 +297,10 @@ class RotaryNetwork(nn.Module):
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)
-        for layer in self.layers[:-1]:
+        *below, last = self.layers
+        for layer in below:
             x = layer(x, rotary, bias)
-        return self.final_norm(self.layers[-1](x, rotary, bias, asked))
+        return self.final_norm(last(x, rotary, bias, asked))
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (..., V) of features (..., D)."""

@@ -263,7 +263,7 @@ class LocalLayer(nn.Module):
 
     def turn_queries(self, q: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Normed, turned and sharpened queries (B, H, L, C); the table may be one for each row, (B, L, C/2)."""
-        cos, sin = (part.unsqueeze(-3) for part in rotary)
+        cos, sin = (part if part.dim() == 2 else part[:, None] for part in rotary)
         return turn(normed(q), cos, sin) * self.sharpness.to(q.dtype)
 
     def attend_and_feed(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
