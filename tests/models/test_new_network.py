@@ -11,6 +11,7 @@ from llada.costs.activations import TrainingSetting
 from llada.costs.flops import training_flops_per_token
 from llada.costs.memory import training_memory
 from llada.costs.parameters import count_parameters, lora_parameters, total_parameters
+from llada.models.asked import Asked, at
 from llada.models.config_json import FAMILIES, Family, build_network
 from llada.models.parts import Parts
 
@@ -48,11 +49,11 @@ class Average(nn.Module):
         self.layers = nn.ModuleList(AverageLayer(config.d_model) for _ in range(config.n_layers))
         self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
         x = self.embed(rows)
         for layer in self.layers:
             x = layer(x)
-        return x
+        return at(x, asked)
 
     def head(self, features: Tensor) -> Tensor:
         return self.output(features)

@@ -13,7 +13,7 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
 from llada.sampling.policies import POLICIES, PolicyName
 from llada.sampling.unmask import infill
-from tests.support.networks import ENCODER, LLADA, LOCAL
+from tests.support.configurations import ODD_ENCODER, ODD_LLADA, ODD_LOCAL
 from tests.support.toys import MASK, padding_predictor, table_predictor
 
 PAD = 0  # a token that texts have, too: only the attention mask says that it is padding
@@ -69,7 +69,7 @@ def test_together_is_alone_to_the_bit(policy: PolicyName | None, options: dict[s
     assert filled_together(by_rows, TEMPLATES, config) == list(filled_alone(by_rows, TEMPLATES, config))
 
 
-@pytest.mark.parametrize("config", [LLADA, ENCODER, LOCAL], ids=["llada", "encoder", "local"])
+@pytest.mark.parametrize("config", [ODD_LLADA, ODD_ENCODER, ODD_LOCAL], ids=["llada", "encoder", "local"])
 @pytest.mark.parametrize("policy", ["random", "entropy_bound", None])
 def test_networks_write_together_what_they_write_alone(config: NetworkConfig, policy: PolicyName | None) -> None:
     """Learned positions included. Logits differ by rounding, which moves none of these draws across a border."""
@@ -101,4 +101,4 @@ def test_each_template_has_a_seed_of_its_own() -> None:
 
 def test_a_predictor_that_knows_no_padding_says_so() -> None:
     with pytest.raises(ValueError, match="knows no padding"):
-        list(unmask_together(table_predictor(2, 2), [[MASK, 1], [MASK]], MASK, PAD, SamplerConfig(), [1, 2]))  # type: ignore[arg-type]
+        list(unmask_together(table_predictor(2, 2), [[MASK, 1], [MASK]], MASK, PAD, SamplerConfig(), [1, 2]))

@@ -11,8 +11,8 @@ from llada.forward_process import Cosine, Polynomial, schedule_by_name
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
-from llada.sampling.policies import PolicyName
-from llada.sampling.unmask import generate, infill, unmask, unmask_budget
+from llada.sampling.policies import PolicyName, on_canvas
+from llada.sampling.unmask import confidence_near_cut, generate, infill, most_confident, unmask, unmask_budget
 from llada.system.errors import UserError
 from tests.support.toys import (
     MASK,
@@ -141,6 +141,22 @@ def test_greedy_decoding_equals_the_published_algorithm(steps: int, block_length
             published_generate(predict, prompt, 2 - len(prompt), steps, block_length, cfg_scale) for prompt in prompts
         ]
         assert canvas.nfe == steps * (2 if cfg_scale else 1)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float32), (60.0, torch.float32), (30.0, torch.bfloat16)])
+def test_most_confident_tokens_are_those_in_fp64_even_where_fp32_knows_no_difference(
+    scale: float, dtype: torch.dtype
+) -> None:
+    """With logits so far apart that most probabilities are 1 in fp32, and in bf16 with ties."""
+    generator = Generator().manual_seed(0)
+    is_open = torch.rand(3, 40, generator=generator) < 0.8
+    logits = (scale * torch.randn(int(is_open.sum()), 7, generator=generator)).to(dtype)
+    token, log_p = logits.argmax(-1), logits.float().log_softmax(-1)
+    exact = on_canvas(logits.double().softmax(-1).amax(-1), is_open)
+    for n_now in torch.tensor([[1, 0, 5], [2, 20, 40], [31, 30, 3]]):
+        near = confidence_near_cut(logits, log_p, token, is_open, n_now)
+        chosen = most_confident(near, n_now) & is_open
+        assert torch.equal(chosen, most_confident(exact, n_now) & is_open)
 
 
 def test_rows_of_a_batch_do_not_influence_each_other() -> None:

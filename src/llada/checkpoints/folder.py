@@ -26,6 +26,7 @@ from llada.models import (
     mask_name,
     tied_head,
 )
+from llada.models.local_cache import with_cache
 from llada.sampling.dialogue import Assistant
 from llada.sampling.guidance import Predict, suppress
 from llada.system.checksums import check_whole
@@ -80,9 +81,11 @@ class Checkpoint:
 
     @property
     def predict(self) -> Predict:
-        """The model for sampling, in which tokens that never stand in a text, such as MASK and PAD, have probability
-        0."""
-        return suppress(self.model, self.tokenizer.forbidden_rows)
+        """The model for sampling, in which tokens that never stand in a text, such as MASK and PAD, have probability 0.
+
+        Each time a new one, which may keep what it computed for the text that is being written.
+        """
+        return suppress(with_cache(self.model), self.tokenizer.forbidden_rows)
 
     def check_length(self, length: int) -> None:
         """Refuse a text that is longer than those the model was trained on.

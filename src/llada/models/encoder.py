@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.asked import Asked, at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
@@ -66,16 +67,19 @@ class EncoderLayer(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Apply the layer to the residual stream (B, L, D); `attention_mask` (B, 1, 1 or L, L) is False where a key is
-        hidden."""
-        x = x + self._drop(self.attend(self.attention_norm(x), attention_mask))
+    def forward(self, x: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
+        """Apply the layer to the residual stream; returns (B, L, D), or (B, Q, D) where it is asked.
+
+        `attention_mask` (B, 1, 1 or L, L) is False where a key is hidden.
+        """
+        x = at(x, asked) + self._drop(self.attend(self.attention_norm(x), attention_mask, asked))
         return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
 
-    def attend(self, h: Tensor, attention_mask: Tensor | None) -> Tensor:
-        q, k, v = (
-            part.view(*part.shape[:-1], self.n_heads, -1).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=-1)
-        )
+    def attend(self, h: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
+        q, k, v = self.qkv(h).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (at(q, asked), k, v))
+        if asked is not None and attention_mask is not None and attention_mask.shape[2] > 1:  # a row for each query
+            attention_mask = asked.of(attention_mask[:, 0].expand(len(h), -1, -1))[:, None]
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
@@ -116,8 +120,11 @@ class Encoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the output of the last layer (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
+        """Compute the output of the last layer, (B, L, D), or (B, Q, D) where it is asked.
+
+        `attention_mask` (B, L) is 0 where a key is padding.
+        """
         if rows.shape[1] > self.config.max_sequence_length:
             raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
         key_mask = None if attention_mask is None else _mask_keys(attention_mask)
@@ -125,9 +132,10 @@ class Encoder(nn.Module):
             rows, key_mask = self._shifted(rows), _mask_later_keys(rows.shape[1], key_mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
-        for layer in self.layers:
+        *below, last = self.layers
+        for layer in below:
             x = layer(x, key_mask)
-        return self.output_norm(x)
+        return self.output_norm(last(x, key_mask, asked))
 
     def _shifted(self, rows: Tensor) -> Tensor:
         """Move each token to the place of the next one, and put MASK, which no text contains, before the first."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.asked import Asked, at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
@@ -126,9 +127,11 @@ def turn_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate as `turn` does, for x (B, H, L, C) that lies in memory as (B, L, H, C), and lay the result out in the same
     way.
 
+    The cosines and sines are those of all rows, (L, C/2), or each row has its own, (B, L, C/2).
+
     `scaled_dot_product_attention` lays its output out as it finds the queries, so that no copy is needed after it.
     """
-    return turn(x.transpose(1, 2), cos[:, None], sin[:, None]).transpose(1, 2)
+    return turn(x.transpose(1, 2), cos.unsqueeze(-2), sin.unsqueeze(-2)).transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -144,6 +147,12 @@ def key_bias(attention_mask: Tensor) -> Tensor:
     """
     hidden = ~attention_mask.bool()[:, None, None, :]
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
+def at_queries(rotary: tuple[Tensor, Tensor], asked: Asked | None) -> tuple[Tensor, Tensor]:
+    """The rotary table of the asked places, two of (B, Q, C/2); that of all positions if there are none."""
+    cos, sin = rotary
+    return rotary if asked is None else (cos[asked.places], sin[asked.places])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -207,13 +216,18 @@ class TransformerLayer(nn.Module):
         inner = (self.q_proj, self.k_proj, self.v_proj, self.ff_proj, self.up_proj)
         init_layer(inner, (self.attn_out, self.ff_out), depth)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        x = x + self.attend(self.attn_norm(x), rotary, bias)
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
+        """The residual stream after the layer, (B, L, D), or (B, Q, D) where it is asked."""
+        x = at(x, asked) + self.attend(self.attn_norm(x), rotary, bias, asked)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
-    def attend(self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        q = rotate(split_heads(self.q_proj(h), self.n_heads), *rotary)  # (B, H, L, C)
+    def attend(
+        self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
+        q = rotate(split_heads(self.q_proj(at(h, asked)), self.n_heads), *at_queries(rotary, asked))  # (B, H, L, C)
         k = rotate(split_heads(self.k_proj(h), self.kv_heads), *rotary)
         v = split_heads(self.v_proj(h), self.kv_heads)
         return self.attn_out(attention(q, k, v, bias))
@@ -278,14 +292,18 @@ class RotaryNetwork(nn.Module):
         """Compute the rotary cosines and sines for embedded tokens x (B, L, D)."""
         return rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a key is padding."""
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
+        """Compute the last layer's normed output, (B, L, D), or (B, Q, D) where it is asked.
+
+        `attention_mask` (B, L) is 0 where a key is padding.
+        """
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)
-        for layer in self.layers:
+        *below, last = self.layers
+        for layer in below:
             x = layer(x, rotary, bias)
-        return self.final_norm(x)
+        return self.final_norm(last(x, rotary, bias, asked))
 
     def head(self, features: Tensor) -> Tensor:
         """Compute logits (..., V) from features (..., D)."""

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.asked import Asked, at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import (
     LLaDAConfig,
     RMSNorm,
     RotaryNetwork,
+    at_queries,
     attention,
     init_layer,
     init_normal,
@@ -29,7 +31,7 @@ from llada.models.parts import Parts
 
 
 class Attention(nn.Module):
-    """Attention over the whole sequence, from (B, L, D) to (B, L, D)."""
+    """Attention over the whole sequence, (B, L, D) to (B, L, D), or to (B, Q, D) where it is asked."""
 
     def __init__(self, config: LLaDAConfig, norms_heads: bool = False) -> None:
         """Create the linear layers and norms.
@@ -48,12 +50,14 @@ class Attention(nn.Module):
             RMSNorm(config.head_dim, config.rms_norm_eps) if norms_heads else nn.Identity() for _ in range(2)
         )
 
-    def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        q = self.q_norm(split_heads(self.q_proj(h), self.n_heads))  # (B, H, L, C)
+    def forward(
+        self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
+        q = self.q_norm(split_heads(self.q_proj(at(h, asked)), self.n_heads))  # (B, H, L, C)
         k = self.k_norm(split_heads(self.k_proj(h), self.kv_heads))
         v = split_heads(self.v_proj(h), self.kv_heads)
-        # Under autocast the cosines, the sines and the norms' scales are in fp32, and would make q and k fp32.
-        q, k = (turn_heads(x, *rotary).to(v.dtype) for x in (q, k))
+        # Under autocast the table and the norms' scales are in fp32, and widen what they multiply.
+        q, k = turn_heads(q, *at_queries(rotary, asked)).to(v.dtype), turn_heads(k, *rotary).to(v.dtype)
         return self.o_proj(attention(q, k, v, bias))
 
 
@@ -87,8 +91,10 @@ class DecoderLayer(nn.Module):
             depth,
         )
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, bias)
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
+        x = at(x, asked) + self.self_attn(self.input_layernorm(x), rotary, bias, asked)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

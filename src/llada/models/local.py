@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.models.asked import Asked, at
 from llada.models.embedding import DeterministicEmbedding
-from llada.models.llada import init_normal, key_bias, rotary_table, split_heads, turn
+from llada.models.llada import at_queries, init_normal, key_bias, rotary_table, split_heads, turn
 from llada.models.parts import Parts
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
@@ -222,6 +223,7 @@ class LocalLayer(nn.Module):
         first_values: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
+        asked: Asked | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Apply the layer.
 
@@ -229,23 +231,46 @@ class LocalLayer(nn.Module):
             x, embedded: the residual stream and its initial value, (B, L, D).
             first_values: values of the first layer with attention, (B, H, L, C); None up to that layer itself.
             attention_mask: (B, L) bool, False where a token is padding.
+            asked: where the residual stream is wanted, if not everywhere.
 
         Returns:
-            The residual stream, and the values of the first layer with attention.
+            The residual stream, (B, L, D) or (B, Q, D), and the values of the first layer with attention.
         """
+        x, h = self.enter(x, embedded, attention_mask)
+        h = self.near(h)
+        if not self.attends:
+            return at(x, asked) + self.feed_forward(at(h, asked)), first_values
+        # In this order, which is the one that autograd adds gradients up in.
+        q, k, v = (
+            split_heads(project(part), self.n_heads)
+            for project, part in ((self.q_proj, at(h, asked)), (self.k_proj, h), (self.v_proj, h))
+        )
+        first_values = v if first_values is None else first_values
+        v = self.mix_values(v, first_values)
+        q, k = self.turn_queries(q, at_queries(rotary, asked)), turn(normed(k), *rotary)
+        return self.attend_and_feed(at(x, asked), q, k, v, attention_mask), first_values
+
+    def enter(self, x: Tensor, embedded: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with its share of the embedding, and what the convolution reads, both (..., D)."""
         x = x * self.stream_share.to(x.dtype) + embedded * self.embedding_share.to(x.dtype)
         h = normed(x)
         if attention_mask is not None:  # padding contributes zeros, like positions beyond the edges
             h = h * attention_mask[..., None]
-        h = self.near(h)
-        if not self.attends:
-            return x + self.feed_forward(h), first_values
-        q, k, v = (split_heads(project(h), self.n_heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        first_values = v if first_values is None else first_values
-        v = v * self.value_share.to(v.dtype) + first_values * self.first_value_share.to(v.dtype)
-        q, k = turn(normed(q), *rotary) * self.sharpness.to(q.dtype), turn(normed(k), *rotary)
+        return x, h
+
+    def mix_values(self, v: Tensor, first_values: Tensor) -> Tensor:
+        """Values with those of the first layer that attends."""
+        return v * self.value_share.to(v.dtype) + first_values * self.first_value_share.to(v.dtype)
+
+    def turn_queries(self, q: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Normed, turned and sharpened queries (B, H, L, C); the table may be one for each row, (B, L, C/2)."""
+        cos, sin = (part if part.dim() == 2 else part[:, None] for part in rotary)
+        return turn(normed(q), cos, sin) * self.sharpness.to(q.dtype)
+
+    def attend_and_feed(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The residual stream x (B, L, D) of the queries after the rest of a layer that attends."""
         x = x + self.attn_out(attend(q, k, v, None if attention_mask is None else key_bias(attention_mask)))
-        return x + self.feed_forward(normed(x)), first_values
+        return x + self.feed_forward(normed(x))
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """Apply the feed-forward part with ReLU squared (arXiv 2109.08668), from (B, L, D) to (B, L, D)."""
@@ -287,15 +312,23 @@ class Local(nn.Module):
             x = x + table(keys)
         return normed(x.to(matmul_dtype(x)))
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the last layer's normed output (B, L, D); `attention_mask` (B, L) is 0 where a token is padding."""
+    def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
+        """Compute the last layer's normed output, (B, L, D), or (B, Q, D) where it is asked.
+
+        `attention_mask` (B, L) is 0 where a token is padding.
+        """
         attention_mask = None if attention_mask is None else attention_mask.bool()
         x = embedded = self.embed(rows, attention_mask)
-        cos, sin = rotary_table(rows.shape[1], self.config.head_dim, self.config.rope_theta, rows.device)
-        rotary, first_values = (cos.to(x.dtype), sin.to(x.dtype)), None
-        for layer in self.layers:
-            x, first_values = layer(x, embedded, first_values, rotary, attention_mask)
+        rotary, first_values = self.rotary(x), None
+        for depth, layer in enumerate(self.layers, start=1):
+            asked_here = asked if depth == len(self.layers) else None
+            x, first_values = layer(x, embedded, first_values, rotary, attention_mask, asked_here)
         return normed(x)
+
+    def rotary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The table for embedded tokens x (B, L, D), in their type."""
+        cos, sin = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
+        return cos.to(x.dtype), sin.to(x.dtype)
 
     def head(self, features: Tensor) -> Tensor:
         """Compute logits (..., V) from features (..., D)."""

@@ -11,9 +11,11 @@ import functools
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llada.models.asked import asked_at, round_up
 from llada.models.config_json import Network, is_causal
 
 
@@ -64,16 +66,33 @@ class MaskPredictor(nn.Module):
             IndexError: an id is neither MASK nor a row of the network. On a GPU this is not checked in training, since
                 the host would have to wait for it.
         """
-        return self.network.head(self.features(x_t, attention_mask, positions))
+        return self.head(self.features(x_t, attention_mask, positions))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D); those of a position do not depend on how many there are."""
+        if features.dim() != 2 or features.device.type != "cpu" or torch.is_grad_enabled():
+            return self.network.head(features)
+        n = len(features)
+        return self.network.head(F.pad(features, (0, 0, 0, round_up(n) - n)))[:n]
 
     def rows(self, x_t: Tensor) -> Tensor:
         """Translate token ids (B, L) to the network's rows (B, L)."""
         return x_t.masked_fill(x_t == self.mask_id, self.mask_row)
 
-    def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Compute the head's input, (B, L, D) or (N, D); the arguments are those of `forward`."""
+    def checked_rows(self, x_t: Tensor) -> Tensor:
+        """The rows, unless the network would compute nonsense from them; the errors are those of `forward`."""
         rows = self.rows(x_t)
         self._check(rows)
+        return rows
+
+    def features(self, x_t: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """What goes into the head, (B, L, D) or (N, D); the arguments are those of `forward`."""
+        rows = self.checked_rows(x_t)
+        if positions is not None and positions.dtype == torch.bool and not torch.is_grad_enabled():
+            # With gradients, all of the last layer: what a step of training computes is to stay what it was.
+            asked = asked_at(positions)
+            if asked is not None:
+                return asked.only(self.network.features(rows, attention_mask, asked))
         features = self.network.features(rows, attention_mask)
         if positions is None:
             return features

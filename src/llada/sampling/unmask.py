@@ -27,6 +27,7 @@ from llada.system.errors import UserError
 
 ROUNDING_DECIMALS = 9  # of parts of a budget, which fp64 has with an error of about 1e-13
 ROUNDING = 10.0**-ROUNDING_DECIMALS
+UNSURE = 1e-3  # nats by which fp32 may be off, with a margin: log-probabilities of large logits are to 1e-5
 NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
 
 
@@ -209,15 +210,13 @@ class DrawThenChoose:
         # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
         logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
         config, log_p = self.config, logits.float().log_softmax(-1)
-        token = logits.argmax(-1)
-        if config.temperature > 0:
+        if config.temperature == 0:
+            token = logits.argmax(-1)
+        else:
             drawn_from = shaped(log_p, config.temperature, config.top_k, config.top_p)
             token = draw(drawn_from, uniforms(is_open.sum(1).tolist(), self.generator))
-        # In bf16 confidences tie near 1, and ties make the order depend on hardware.
-        probability = to_fp64(logits).softmax(-1)
-        confidence = probability.gather(-1, token[..., None].to(probability.device))[..., 0]
-        everywhere = on_canvas(confidence, is_open.to(confidence.device))  # the CPU, if that of x_t has no fp64
-        chosen = most_confident(everywhere, n_now.to(confidence.device)).to(x_t.device) & is_open
+        confidence = confidence_near_cut(logits, log_p, token, is_open, n_now)  # on the CPU, if that of x_t has no fp64
+        chosen = most_confident(confidence, n_now.to(confidence.device)).to(x_t.device) & is_open
         return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
 
 
@@ -264,6 +263,29 @@ class _Asked:
 
 
 Step = ChooseThenDraw | DrawThenChoose | UntilStable
+
+
+def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: Tensor, n_now: Tensor) -> Tensor:
+    """Numbers (B, L) in fp64 whose `n_now` (B,) greatest are those of the tokens' probabilities in fp64.
+
+    In lower precision probabilities tie near 1, and ties make the order depend on hardware. But fp64 over a large
+    vocabulary costs more than a small network: it is computed only where fp32 leaves open on which side of the cut a
+    position is.
+
+    Args:
+        logits, log_p: (N, V) at the open positions; log_p in fp32.
+        token: (N,) the tokens there.
+        is_open: (B, L) bool.
+    """
+    rough = on_canvas(log_p.gather(-1, token[:, None])[:, 0], is_open)
+    last = (n_now - 1).clamp(0, rough.shape[1] - 1)[:, None]
+    cut = rough.sort(dim=1, descending=True).values.gather(1, last)
+    is_close = is_open & ((rough - cut).abs() <= UNSURE)
+    close = is_close[is_open]
+    probability = to_fp64(logits[close]).softmax(-1)
+    exact = probability.gather(-1, token[close][:, None].to(probability.device))[:, 0]
+    ahead = torch.where(rough > cut, 2.0, -1.0).masked_fill(~is_open, -torch.inf)  # of any probability, or behind
+    return to_fp64(ahead).masked_scatter(is_close.to(exact.device), exact)
 
 
 def _make_step(

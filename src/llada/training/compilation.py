@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llada.models import Network, build_network, config_from_json, config_to_json
+from llada.models.asked import Asked
 from llada.system.compile import compile_checked
 from llada.system.compile_check import Recipe, Subject
 from llada.system.device import Precision
@@ -62,13 +63,13 @@ class CompiledFeatures:
     def _use(self, compiled: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
         network, plain = self.network, self.plain
 
-        def features(rows: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-            is_usual = attention_mask is None and rows.shape == shape
+        def features(rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
+            is_usual = attention_mask is None and asked is None and rows.shape == shape
             if is_usual and network.training and torch.is_grad_enabled():
                 # Code that was not checked, because torch finds that something changed, would not be right enough.
                 with torch.compiler.set_stance("eager_on_recompile"):
                     return compiled(rows)
-            return plain(rows, attention_mask)
+            return plain(rows, attention_mask, asked)
 
         network.features = features  # type: ignore[method-assign]
 

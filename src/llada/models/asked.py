@@ -1,0 +1,54 @@
+"""Some positions of each row: what a network's last layer computes, where nobody asks for more.
+
+Shape letters: B batch, L length, Q queries of a row, N asked positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS_ALIKE = 4
+"""Rows of a matmul come in multiples of so many. A CPU has other kernels for fewer, whose sums round otherwise; a
+position's numbers would then depend on how many are asked with it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The asked positions of each row, filled up with others to equally many in all rows."""
+
+    places: Tensor
+    """(B, Q) positions, the asked ones of a row first and in order."""
+    flat: Tensor
+    """(N,) indices b Q + j of the asked ones, in row order."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """What stands in x (B, L, ...) at the places: (B, Q, ...)."""
+        first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+        picked = x.flatten(0, 1).index_select(0, (self.places + first).flatten())
+        return picked.view(*self.places.shape, *x.shape[2:])
+
+    def only(self, x: Tensor) -> Tensor:
+        """Of x (B, Q, ...) the asked ones, (N, ...)."""
+        return x.flatten(0, 1).index_select(0, self.flat)
+
+
+def asked_at(positions: Tensor) -> Asked | None:
+    """The asked positions, a (B, L) bool; None where leaving the others out would save nothing."""
+    count, length = positions.sum(1), positions.shape[1]
+    wanted = round_up(max(1, int(count.max()))) if len(positions) else length
+    if wanted >= length:
+        return None
+    places = positions.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :wanted]
+    is_asked = torch.arange(wanted, device=positions.device) < count[:, None]
+    return Asked(places, is_asked.flatten().nonzero()[:, 0])
+
+
+def at(x: Tensor, asked: Asked | None) -> Tensor:
+    """What stands in x (B, L, ...) at the places (B, Q, ...); all of it if there are none."""
+    return x if asked is None else asked.of(x)
+
+
+def round_up(n: int) -> int:
+    """The least multiple of `ROWS_ALIKE` from n up."""
+    return -(-n // ROWS_ALIKE) * ROWS_ALIKE
