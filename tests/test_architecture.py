@@ -243,8 +243,8 @@ def test_public_names_are_exactly_these() -> None:
 
     assert llada.__all__ == [
         "Canvas", "Checkpoint", "Message", "Model", "NoisyBatch", "SamplerConfig", "Step", "TextBound", "UserError",
-        "constrain", "generate", "generate_by_sliding", "infill", "load", "load_checkpoint", "loss_weights", "mask_bernoulli",
-        "mask_exact_count", "masked_nll", "sequence_bounds", "suppress", "unmask", "weighted_loss",
+        "constrain", "generate", "generate_by_sliding", "infill", "load", "load_checkpoint", "loss_weights",
+        "mask_bernoulli", "mask_exact_count", "masked_nll", "sequence_bounds", "suppress", "unmask", "weighted_loss",
     ]  # fmt: skip
     assert set(llada.__all__) <= set(dir(llada))
     for name in llada.__all__:
