@@ -170,7 +170,7 @@ class Frontier:
         times = reference.evaluations / best.evaluations
         return (
             f"Within {tolerance:g} nats of one at a time ({reference.setting.name}): {best.setting.name}, "
-            f"{times:.1f} times fewer evaluations."
+            f"{times:.{1 if times >= 1.5 else 2}f} times fewer evaluations."
         )
 
     @property
