@@ -132,10 +132,9 @@ class Encoder(nn.Module):
             rows, key_mask = self._shifted(rows), _mask_later_keys(rows.shape[1], key_mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
-        *below, last = self.layers
-        for layer in below:
-            x = layer(x, key_mask)
-        return self.output_norm(last(x, key_mask, asked))
+        for depth, layer in enumerate(self.layers, start=1):
+            x = layer(x, key_mask, asked if depth == len(self.layers) else None)
+        return self.output_norm(x)
 
     def _shifted(self, rows: Tensor) -> Tensor:
         """Move each token to the place of the next one, and put MASK, which no text contains, before the first."""

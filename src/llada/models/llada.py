@@ -300,10 +300,9 @@ class RotaryNetwork(nn.Module):
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)
-        *below, last = self.layers
-        for layer in below:
-            x = layer(x, rotary, bias)
-        return self.final_norm(last(x, rotary, bias, asked))
+        for depth, layer in enumerate(self.layers, start=1):
+            x = layer(x, rotary, bias, asked if depth == len(self.layers) else None)
+        return self.final_norm(x)
 
     def head(self, features: Tensor) -> Tensor:
         """Compute logits (..., V) from features (..., D)."""
