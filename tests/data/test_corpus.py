@@ -516,3 +516,11 @@ def test_a_kind_of_file_is_one_reader(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "b.txt").write_text("three")
     for inputs in ([str(tmp_path)], [str(tmp_path / "a.poems"), str(tmp_path / "b.txt")]):
         assert list(load_corpus("file", inputs, lambda sentence: None).documents()) == ["one\n", "two\n", "three"]
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell passes for a variable that is not set."""
+    (tmp_path / "mine.txt").write_text("not meant", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="`input` has an empty name: name a file"):
+        read_files([""], print)

@@ -216,6 +216,8 @@ yields the documents of a file."""
 
 
 def _paths_of(name: str, say: Say) -> list[Path]:
+    if not name:  # as of a variable that is not set; it would be the current folder
+        raise UserError("`input` has an empty name: name a file, a folder or a glob.")
     path = Path(name)
     if path.is_dir():
         return _paths_in(path, say)

@@ -198,11 +198,15 @@ def make_pairs(
 
 def _make_pair(dialogue: Dialogue, i: int, form: ChatFormat, tokenizer: Tokenizer, max_length: int) -> Pair | None:
     """Make the pair whose answer is message i, with all that precedes it as the prompt; None if it is too long."""
-    before = dialogue.messages[:i]
-    answer = [*form.answer(before, dialogue.messages[i].content), tokenizer.eos_id]
-    prompt = fitting_prompt(form, before, max_length - len(answer))
+    prompt = fitting_prompt(form, dialogue.messages[:i], max_length)
     if prompt is None:
         return None
+    # The answer is written behind what can be kept, since a template takes long for thousands of turns.
+    answer = [*form.answer(prompt[1], dialogue.messages[i].content), tokenizer.eos_id]
+    if len(prompt[0]) + len(answer) > max_length:
+        prompt = fitting_prompt(form, prompt[1], max_length - len(answer))
+        if prompt is None:
+            return None
     ids, kept = prompt
     return Pair((*ids, *answer), len(ids), tuple(kept), dialogue.number)
 

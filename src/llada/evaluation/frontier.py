@@ -114,7 +114,7 @@ class Point:
     difference_stderr: float | None
     """Over the differences of windows."""
     evaluations: float
-    """Of the network for 256 tokens."""
+    """Number of evaluations of the network for 256 tokens."""
     seconds: float
     """For 256 tokens, in batches of windows; drawing the tokens, which sampling adds, takes little."""
 

@@ -10,7 +10,7 @@ from llada.evaluation.frontier import PER, Frontier, Point
 from llada.evaluation.sample_frontier import Richness, SamplePoint
 from llada.evaluation.samples import Mean
 
-# Told apart by people who do not see all colours: those of Okabe and Ito, and further ones, each with its own marker.
+# Colours that colour-blind people can distinguish: those of Okabe and Ito, and further ones, each with its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#5E3C99", "#888888", "#222222")
 MARKERS = "osD^vP<>Xh"
 
@@ -81,7 +81,7 @@ def draw_samples(points: Sequence[SamplePoint], of_people: Richness, picture: Pa
 
 
 def _place(richness: Richness, is_judged: bool) -> tuple[float, float, float, float] | None:
-    """x and y and their errors."""
+    """Return x and y and their errors."""
     x: Mean | None = richness.entropy_nats
     y: Mean | None = richness.judge_nats_per_character if is_judged else richness.distinct
     return None if x is None or y is None else (x.mean, y.mean, x.stderr or 0.0, y.stderr or 0.0)

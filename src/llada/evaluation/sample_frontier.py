@@ -1,8 +1,8 @@
 """How likely and how rich samples are over temperatures, for any way to sample.
 
-A low temperature makes samples likelier to a judge and poorer in what they say, so that either measure alone can be had
-for nothing: they stand beside each other, and beside those of text that people wrote. This is the one measure of ways
-to sample that have no likelihood, such as LLaDA's, which keeps the tokens that it is most confident of.
+A low temperature makes samples likelier to a judge and poorer in what they say, so that either measure alone can be made
+as good as one likes: they are shown together, and next to those of text that people wrote. This is the one measure of
+ways to sample that have no likelihood, such as LLaDA's, which keeps the tokens that it is most confident of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +22,18 @@ class Written:
 
     texts: Sequence[str]
     evaluations: float
-    """Of the network for 256 tokens."""
+    """Number of evaluations of the network for 256 tokens."""
     seconds: float
     """For 256 tokens, in batches."""
 
 
 @dataclass(frozen=True)
 class Richness:
-    """What texts are like; None is a measure that could not be had."""
+    """What texts are like; None stands for a measure that is not available."""
 
     judge_nats_per_character: Mean | None
     entropy_nats: Mean | None
-    """Of the characters of each text."""
+    """Entropy of the characters of each text."""
     distinct: Mean | None
     """Share of the 6-grams of characters of a text that are different ones; repetition makes it small."""
 

@@ -29,7 +29,7 @@ class Asked:
         return picked.view(*self.places.shape, *x.shape[2:])
 
     def only(self, x: Tensor) -> Tensor:
-        """Of x (B, Q, ...) the asked ones, (N, ...)."""
+        """Select the asked positions of x (B, Q, ...): (N, ...)."""
         return x.flatten(0, 1).index_select(0, self.flat)
 
 

@@ -2,8 +2,8 @@
 
 Where the last layer alone attends, as in the preset laptop, a layer below it sees `conv_width // 2` tokens to either
 side of what the layer before it saw. A token that changes thus changes a few positions of each layer, and their keys
-and values; the rest is as it was. That is no approximation: the numbers are those of the network without a cache, to
-the bit where a row of a matmul does not depend on the rows next to it. Whether that is so is tried on this machine.
+and values; the rest is as it was. This is not an approximation: the numbers are those of the network without a cache,
+to the bit where a row of a matmul does not depend on the rows next to it. Whether that is so is tried on this machine.
 
 Shape letters: B batch, L length, D width, H heads, C channels of a head, Q queries of a row, N changed positions,
 W width of the convolution.
@@ -29,13 +29,13 @@ FEWEST = 4 * ROWS_ALIKE
 
 @dataclass
 class _Kept:
-    """Of the last call, the input and what each layer made of it."""
+    """The input of the last call, and what each layer made of it."""
 
     rows: Tensor
     """(B, L) token rows."""
     attention_mask: Tensor | None
     embedded: Tensor
-    """(B, L, D)"""
+    """The embedded rows, (B, L, D)."""
     streams: list[Tensor]
     """For each layer, the residual stream with its share of the embedding, (B, L, D)."""
     padded: list[Tensor]
@@ -172,7 +172,7 @@ def _spread(changed: Tensor, reach: int) -> Tensor:
 
 
 def _places(changed: Tensor) -> Tensor:
-    """(N,) indices b L + i, the last one several times, so that N is a multiple of `ROWS_ALIKE`."""
+    """Return indices b L + i, (N,), the last one several times, so that N is a multiple of `ROWS_ALIKE`."""
     places = changed.flatten().nonzero()[:, 0]
     return torch.cat((places, places[-1:].expand(round_up(len(places)) - len(places))))
 

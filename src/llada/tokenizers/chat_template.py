@@ -264,7 +264,8 @@ def fitting_prompt(
     """
     n = _n_questions(messages)
     fits, too_many, found = 0, n + 1, None  # in questions
-    is_near = sum(len(message.content) + 1 for message in messages) <= CHARACTERS_PER_TOKEN * room
+    n_characters = sum(len(message.content) for message in messages)
+    is_near = len(messages) <= room and n_characters <= CHARACTERS_PER_TOKEN * room
     tried = n if is_near else 1
     while too_many - fits > 1:
         kept = _last_questions(messages, tried)
