@@ -1,8 +1,8 @@
 """How likely and how rich samples are over temperatures, for any way to sample.
 
-A low temperature makes samples likelier to a judge and poorer in what they say, so that either measure alone can be made
-as good as one likes: they are shown together, and next to those of text that people wrote. This is the one measure of
-ways to sample that have no likelihood, such as LLaDA's, which keeps the tokens that it is most confident of.
+A low temperature makes samples likelier to a judge and poorer in what they say, so that either measure alone can be
+made as good as one likes: they are shown together, and next to those of text that people wrote. This is the one measure
+of ways to sample that have no likelihood, such as LLaDA's, which keeps the tokens that it is most confident of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
