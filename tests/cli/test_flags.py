@@ -2,7 +2,8 @@
 
 import pytest
 
-from llada.cli.flags import flag_of, in_flags
+from llada.cli.flags import flag_of, in_flags, refuse_empty_paths
+from llada.system.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,23 @@ def test_a_program_names_what_prepares_its_texts() -> None:
 
 def test_a_flag_without_a_value_is_its_name() -> None:
     assert flag_of("steps") == "--steps"
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        (["--checkpoint", ""], "checkpoint"),
+        (["--output-dir="], "output_dir"),
+        (["--steps", "3", "--resume", ""], "resume"),
+    ],
+)
+def test_an_empty_path_is_refused(line: list[str], flag: str) -> None:
+    """As a shell passes for a variable that is not set; the current folder would be meant otherwise."""
+    with pytest.raises(UserError, match=rf"^--{flag} has an empty value: name a file or a folder, or leave it out\.$"):
+        refuse_empty_paths(line)
+
+
+def test_other_empty_values_are_taken() -> None:
+    """A prompt may be empty, and `--resume` has no value where the run is the default one."""
+    for line in (["--prompt", ""], ["--resume"], ["--resume", "--steps", "3"], [], ["--checkpoint", "."]):
+        refuse_empty_paths(line)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llada.cli.ending import USAGE_ERROR, run_to_end
-from llada.cli.flags import in_flags
+from llada.cli.flags import in_flags, refuse_empty_paths
 from llada.system.environment import allow_any_text, open_streams, set_defaults
 from llada.system.errors import UserError
 from llada.system.terminal import tell
@@ -97,6 +97,7 @@ def run_command(name: str, arguments: Sequence[str], program: Program | None = N
 def _run(name: str, arguments: Sequence[str], program: Program) -> int:
     # Imported on demand: help and mistakes need not wait for torch, and torch finds its environment variables set.
     command = importlib.import_module(f"llada.cli.{name}")
+    refuse_empty_paths(arguments)
     try:
         code: int = command.run(arguments, program)
     except UserError as error:

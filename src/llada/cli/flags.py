@@ -1,6 +1,9 @@
 """Translate the options and commands in sentences of the library, which names them as Python does, into flags."""
 
-from llada.system.errors import respelled
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from llada.system.errors import UserError, respelled
 
 WITH_THREE_VALUES = {"compile"}
 """Options that are True, False or None, whose value is always typed; a plain switch has a `--no-` form instead."""
@@ -11,6 +14,28 @@ def flag_of(name: str, value: str | None = None) -> str:
     if value == "False" and name not in WITH_THREE_VALUES:
         return f"--no-{name}"
     return f"--{name}" if value is None or value == "True" else f"--{name} {value}"
+
+
+# Options that name a file, a folder or a repository.
+PATHS = {
+    "against", "base", "chat", "chat_val", "checkpoint", "config", "curve", "data_dir", "input", "judge", "model_name",
+    "output_dir", "resume",
+}  # fmt: skip
+
+
+def refuse_empty_paths(arguments: Sequence[str]) -> None:
+    """Refuse a path that is an empty word, which a shell makes of a variable that is not set.
+
+    Otherwise it would be the current folder, or the default run.
+
+    Raises:
+        UserError: there is one.
+    """
+    for here, after in zip_longest(arguments, arguments[1:]):
+        name, sign, value = here.partition("=")
+        flag = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and flag in PATHS and (value if sign else after) == "":
+            raise UserError(f"--{flag} has an empty value: name a file or a folder, or leave it out.")
 
 
 def in_flags(sentence: str, prepare_program: str = "llada prepare") -> str:
