@@ -24,7 +24,7 @@ from gpu_sections import Place
 from llada.checkpoints.dummy import random_network
 from llada.checkpoints.folder import make_predictor
 from llada.checkpoints.hub import LLADA_8B
-from llada.checkpoints.lora import LoraOptions, quantise
+from llada.checkpoints.lora import LoraOptions
 from llada.costs.flops import training_flops_per_token
 from llada.costs.memory import inference_memory
 from llada.data.prepared import PreparedText
@@ -132,8 +132,6 @@ def made_on_the_device(place: Place, config: TrainConfig) -> Iterator[None]:
 
     def make(network_config: LLaDAConfig, tokenizer: CharTokenizer) -> MaskPredictor:
         network = random_network(network_config, place.device, torch.bfloat16)
-        if config.method == "qlora":
-            quantise(network, place.device)
         return MaskPredictor(network, tokenizer.mask_id, tokenizer.mask_row)
 
     with mock.patch("llada.training.build.make_predictor", make):

@@ -232,7 +232,7 @@ def test_broken_dialogues_are_left_out_and_counted_where_that_is_asked_for(llada
     command = ["evaluate", "--checkpoint", world / "answering", "--json", *FP32, "--chat"]
     expected = content_of(llada(*command, tmp_path / "good.jsonl"))
     refused = llada(*command, tmp_path / "some.jsonl")
-    assert_one_sentence(refused, "Line 1 of", "is no dialogue to learn")
+    assert_one_sentence(refused, "Line 1 of", "is not a dialogue to learn")
     result = llada(*command, tmp_path / "some.jsonl", "--skip_bad")
     content = content_of(result)
     assert (content["windows"], content["nelbo_nats_per_token"]) == (3, expected["nelbo_nats_per_token"])

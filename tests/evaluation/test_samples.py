@@ -124,7 +124,7 @@ def test_judge_of_the_hugging_face_library_adds_up_next_token_losses(tmp_path: P
     ids = torch.tensor([[0, 1, 2, 3, 1]])
     expected = float(model(ids, labels=ids).loss) * 4
     assert judge_by_transformers(str(tmp_path), CPU)("abca") == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(UserError, match="no causal language model that can be opened"):
+    with pytest.raises(UserError, match="is not a causal language model that can be opened"):
         judge_by_transformers(str(tmp_path / "none"), CPU)
 
 

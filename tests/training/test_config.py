@@ -35,8 +35,8 @@ def test_every_preset_has_lladas_noise() -> None:
 @pytest.mark.parametrize(
     ("noise", "message"),
     [
-        ({"mask_schedule": "sine"}, "--mask_schedule must be one of linear, cosine, polynomial:POWER, not 'sine'"),
-        ({"time_sampling": "bell:0.5:0.01"}, "--time_sampling 'bell:0.5:0.01' cannot be used .* choose another"),
+        ({"mask_schedule": "sine"}, "`mask_schedule` must be one of linear, cosine, polynomial:POWER, not 'sine'"),
+        ({"time_sampling": "bell:0.5:0.01"}, "`time_sampling` 'bell:0.5:0.01' cannot be used .* choose another"),
     ],
 )
 def test_noise_that_there_is_not_is_refused(noise: dict[str, str], message: str, small_run: TrainConfig) -> None:
@@ -46,7 +46,7 @@ def test_noise_that_there_is_not_is_refused(noise: dict[str, str], message: str,
 
 @pytest.mark.parametrize("noise", [{"mask_schedule": "cosine"}, {"time_sampling": "bell"}])
 def test_a_causal_network_has_no_times(noise: dict[str, str], small_run: TrainConfig) -> None:
-    with pytest.raises(UserError, match=f"learns without masks: leave out --{next(iter(noise))}"):
+    with pytest.raises(UserError, match=f"learns without masks: leave out `{next(iter(noise))}`"):
         replace(small_run, network=NetworkOptions("causal"), noise=NoiseOptions(**noise))  # type: ignore[arg-type]
 
 

@@ -95,7 +95,7 @@ def test_a_run_goes_on_without_a_logger_that_fails(
 def test_an_unknown_or_missing_logger_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, small_run: TrainConfig, data: PreparedText
 ) -> None:
-    with pytest.raises(UserError, match=r"^--log can be tensorboard, wandb, not tensorbord: choose one of them"):
+    with pytest.raises(UserError, match=r"^`log` can be tensorboard, wandb, not tensorbord: choose one of them"):
         check_loggers(["tensorbord"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in LOGGERS:

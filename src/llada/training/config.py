@@ -58,7 +58,8 @@ class NoiseOptions(Checked):
         try:
             self.schedule, self.times  # noqa: B018
         except ValueError as error:
-            raise UserError(f"{error}: choose another.") from error
+            name, _, complaint = str(error).partition(" ")
+            raise UserError(f"`{name}` {complaint}: choose another.") from error
 
     @property
     def schedule(self) -> MaskSchedule:

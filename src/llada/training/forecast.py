@@ -31,7 +31,7 @@ from llada.training.plan import RunPlan, count_steps
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are reported
 VERY_LONG_RUN_SECONDS = 24 * 3600
-ADVICE = "the preset laptop trains in about ten minutes on two cores"
+ADVICE = '`preset="laptop"` trains in about ten minutes on two cores'
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
 HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
 LARGE_ATTENTION_SHARE = 0.25
@@ -89,7 +89,7 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
         console.print(respell(warning), style="yellow", highlight=False, markup=False, soft_wrap=True)
     if seconds and seconds > LONG_RUN_SECONDS:
         advice = f"; {ADVICE}" if config.base is None and seconds > VERY_LONG_RUN_SECONDS else ""
-        lead = f"{duration_in_words(seconds)} is long{advice}. What costs the time:"
+        lead = respell(f"{duration_in_words(seconds)} is long{advice}. What costs the time:")
         console.print(lead, style="yellow", highlight=False)
         for reason in reasons_for_slowness(plan):
             console.print(f"  - {respell(reason)}", style="yellow", highlight=False, markup=False)
