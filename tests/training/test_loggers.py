@@ -99,7 +99,7 @@ def test_an_unknown_or_missing_logger_is_one_sentence(
         check_loggers(["tensorbord"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in LOGGERS:
-        with pytest.raises(UserError, match=rf"^--log {name} needs the {name} package: pip install 'llada-trainer"):
+        with pytest.raises(UserError, match=rf"^`log={name}` needs the {name} package: pip install 'llada-trainer"):
             Trainer(RunPlan.of(replace(small_run, log=(name,)), data), RunFolder(small_run.output_dir))
 
 
