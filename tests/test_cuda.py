@@ -83,7 +83,7 @@ def make_trainer(config: TrainConfig, data: PreparedText) -> Trainer:
 
 
 def tuning(config: TrainConfig, data: PreparedText, checkpoint: Path, method: Any) -> Trainer:
-    """An adapter beside a checkpoint."""
+    """An adapter with its checkpoint."""
     config = replace(
         config, network=NetworkOptions(), base=str(checkpoint), method=method, optimizer=replace(ADAMW, ema=0.0)
     )

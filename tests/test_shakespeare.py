@@ -125,7 +125,7 @@ def test_defaults_are_the_founding_documents(clone: Path) -> None:
             assert default[1] == value, flag
 
 
-@pytest.mark.skipif(FOUNDING_DOCUMENT is None, reason="the founding document does not lie beside this clone")
+@pytest.mark.skipif(FOUNDING_DOCUMENT is None, reason="the founding document does not lie next to this clone")
 def test_the_page_has_every_command_of_the_founding_document() -> None:
     assert FOUNDING_DOCUMENT is not None
     founding = commands_of(FOUNDING_DOCUMENT)

@@ -381,7 +381,7 @@ def test_each_layout_finds_its_own_special_ids(any_layout: tuple[str, Path]) -> 
         names = ("<[BOS]>", "<[PAD]>", "<[EOS]>", "<[UNK]>", "<[MASK]>")
         assert [tokenizer.special_tokens[name] for name in names] == [0, 1, 2, 3, 5]
         assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id) == (1, 2, 5)
-        assert tokenizer.pad_id in tokenizer.forbidden_rows  # it is no end of a text here
+        assert tokenizer.pad_id in tokenizer.forbidden_rows  # it does not end a text here
     else:
         assert tokenizer.pad_id == tokenizer.eos_id
         assert tokenizer.eos_id not in tokenizer.forbidden_rows
@@ -498,7 +498,7 @@ def test_a_text_is_never_cut_or_padded(folder: Path, tokenizer: BPETokenizer, te
 
 
 def test_a_vocabulary_beside_it_does_not_count(folder: Path, tokenizer: BPETokenizer, tmp_path: Path) -> None:
-    """GPT-2's kind of vocab.json may lie beside tokenizer.json."""
+    """GPT-2's kind of vocab.json may lie next to tokenizer.json."""
     copy = damaged(folder, tmp_path)
     (copy / "vocab.json").write_text('{"a": 0}')
     assert read_tokenizer(copy) == tokenizer

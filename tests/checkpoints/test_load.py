@@ -299,7 +299,7 @@ def test_more_experts_than_any_network_has_are_refused() -> None:
         type(TINY_MOE)(**{**vars(TINY_MOE), "n_experts": 5000})
 
 
-# -- what Python is told ----------------------------------------------------------------------------------------------
+# -- errors in Python -------------------------------------------------------------------------------------------------
 
 
 def test_ids_that_the_network_cannot_read_get_a_sentence(folder: Path) -> None:

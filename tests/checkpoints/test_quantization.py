@@ -1,4 +1,4 @@
-"""Layers in four bits: as close and as small as promised, trained beside, and merged into a plain network."""
+"""Layers in four bits: as close and as small as promised, trained with an adapter, and merged into a plain network."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -91,7 +91,7 @@ def test_shards_without_their_index_are_refused(shards: Path) -> None:
     assert_refused(shards, "no index")
 
 
-# What is no safetensors checkpoint at all, and code that comes along
+# Folders without a safetensors checkpoint, and code that comes along
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])

@@ -224,7 +224,7 @@ def test_what_cannot_be_is_said_in_one_sentence(
 
 
 def test_broken_dialogues_are_left_out_and_counted_where_that_is_asked_for(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """What is measured is the same as without them: one that is no dialogue, one with a character of no training."""
+    """What is measured is the same as without them: one is not a dialogue, one has a character that is not known."""
     good = [json.dumps({"prompt": "a", "answer": answer}) for answer in "bcd"]
     bad = [json.dumps({"text": "a"}), json.dumps({"prompt": "a", "answer": "\u4e16"})]
     (tmp_path / "good.jsonl").write_text("\n".join(good), encoding="utf-8")

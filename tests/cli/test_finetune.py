@@ -171,7 +171,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     whole = small(base, dialogues, tmp_path / "whole", **changes)
     parts = replace(whole, output_dir=tmp_path / "parts")
     expected = train(whole, base)
-    assert train(parts, base, stop_at=3).progress.step == 3  # told in the first of two pieces
+    assert train(parts, base, stop_at=3).progress.step == 3  # asked to stop in the first of two pieces
     resumed = train(RunFolder.read_config(parts.output_dir), base, resume=True)
     assert torch.equal(trained(resumed), trained(expected))
     losses = [
@@ -493,7 +493,7 @@ def test_a_run_goes_on_with_what_it_was_started_with(
 
 @pytest.mark.parametrize("network", ["llada", "encoder"])
 def test_answers_within_a_run_stay_within_the_models_length(network: str, tmp_path: Path) -> None:
-    """A long prompt beside a short one with a long answer: learned positions would end in an error."""
+    """A long prompt next to a short one with a long answer: learned positions would end in an error."""
     lines = [{"prompt": "a" * 40, "answer": "b"}, {"prompt": "a", "answer": "b" * 40}] * 4
     chat = tmp_path / "uneven.jsonl"
     chat.write_text("\n".join(map(json.dumps, lines)))

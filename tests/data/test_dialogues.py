@@ -290,7 +290,7 @@ def test_a_weight_of_a_question_says_nothing_or_is_counted(tmp_path: Path) -> No
 
 
 def test_ignoring_keys_reads_what_was_read_before_they_were_judged(tmp_path: Path) -> None:
-    """The first of several answers, the last of two values of a key, an empty system message, none beside messages."""
+    """The first of several answers, the last of two values of a key, an empty system message, none next to messages."""
     file = read(
         tmp_path,
         {"prompt": "q", "completion": "c", "response": "r"},

@@ -427,6 +427,15 @@ def test_arrays_of_something_else_are_refused(
     assert not Path("went_off").exists()
 
 
+def test_too_many_open_files_are_not_called_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(UserError, match=r"cannot be read .*: close some files, or raise `ulimit -n`\.$"):
+        PreparedText.open(folder)
+
+
 def test_fingerprints_tell_text_vocabulary_and_split_apart(tmp_path: Path) -> None:
     """And do not depend on the length of the stored sequences."""
     of = {

@@ -82,7 +82,7 @@ def test_only_what_is_to_be_learned_becomes_a_pair(tmp_path: Path) -> None:
 
 
 def test_copies_between_training_and_validation_are_counted_and_named(tmp_path: Path) -> None:
-    """Prompt and answer must be the same; a line that is both in one part only is no copy."""
+    """Prompt and answer must be the same; a line that is both in one part only is not a copy."""
     path = write(tmp_path / "a.jsonl", "a,b", "a,b", "c,d", "e,f", "a,c")
     other = write(tmp_path / "b.jsonl", "g,h", "c,d", "c,e", "g,h", "a,b")
     data = Answers.load(path, TOKENIZER, 100, validation=other)

@@ -13,7 +13,7 @@ from llada.system.errors import UserError
 from tests.support.sentences import assert_one_sentence
 from tests.support.texts import content_of, corpus_of, prepare_text
 
-# Twenty characters with the ids 3..22 in this order, so that an id tells where in the text it stands.
+# Twenty characters with the ids 3..22 in this order, so that an id shows where in the text it stands.
 ORDERED_TEXT = "abcdefghijklmnopqrst"
 
 

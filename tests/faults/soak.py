@@ -1,4 +1,4 @@
-"""Trains for an hour, say, and tells whether memory and open files stay what they were.
+"""Trains for an hour, say, and reports whether memory and open files stay what they were.
 
     python tests/faults/soak.py --minutes 60
 

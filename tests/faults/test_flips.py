@@ -124,7 +124,7 @@ def test_prepared_data(data: PreparedText, tmp_path: Path, n_places: int) -> Non
 
 @pytest.mark.parametrize("n_places", COUNTS)
 def test_configuration_and_metrics_of_a_run(run: RunFolder, n_places: int) -> None:
-    """What people may edit has no checksum: a configuration that differs from the checkpoint's is told setting by
+    """What people may edit has no checksum: a configuration that differs from the checkpoint's is reported setting by
     setting, and lines of metrics are read up to the first that is none."""
     rng, rows = random.Random(3), read_metrics(run.path / "metrics.jsonl")
     config, whole = run.path / "config.json", (run.path / "config.json").read_bytes()

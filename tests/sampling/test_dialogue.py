@@ -68,7 +68,7 @@ def test_the_oldest_turns_are_forgotten_when_the_model_is_too_short() -> None:
     last = list(checkpoint.assistant(FORM).answer(messages, 2, SamplerConfig(steps=2)))[-1]
     assert last.n_forgotten == 2
     assert checkpoint.model.seen[0] == FORM.prompt(messages[2:]) + [MASK] * 2  # type: ignore[index]
-    with pytest.raises(UserError, match=r"does not fit the 8 tokens .* beside an answer of 5: shorten it"):
+    with pytest.raises(UserError, match=r"does not fit the 8 tokens .* with an answer of 5: shorten it"):
         list(checkpoint.assistant(FORM).answer(messages[2:], 5, SamplerConfig()))
     with pytest.raises(UserError, match="leaves no room"):
         list(checkpoint.assistant(FORM).answer(messages, 8, SamplerConfig()))
@@ -119,7 +119,7 @@ def test_lines_are_messages_where_there_is_no_terminal(
     assert len(capsys.readouterr().out.split("\n")) == 4  # three answers, maybe empty ones, each on a line
     assert talk(talker, "/help\na\n", monkeypatch) == 0
     said = capsys.readouterr()
-    assert len(said.out.split("\n")) == 2  # it is no message
+    assert len(said.out.split("\n")) == 2  # it is not a message
     assert "/new begins anew, /exit or Ctrl-D leaves" in " ".join(said.err.split())
     assert talk(talker, "a\n/exit\nb\n", monkeypatch) == 0
     assert len(capsys.readouterr().out.split("\n")) == 2

@@ -57,7 +57,7 @@ def write(rows: list[list[int]], options: dict[str, Any], seed: int, predict: An
 @many
 @given(rows=ROWS, options=OPTIONS, seed=SEEDS)
 def test_given_tokens_stay_and_the_others_are_text(rows: list[list[int]], options: dict[str, Any], seed: int) -> None:
-    """Each step reveals something, and the steps are no more than asked for, or one for each block."""
+    """Each step reveals something, and there are at most as many steps as asked for, or one for each block."""
     template = torch.tensor(rows)
     before: Tensor = template
     config, nfe = SamplerConfig(**options), 0

@@ -11,8 +11,9 @@ from llada.forward_process import Cosine, Polynomial, schedule_by_name
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
-from llada.sampling.policies import PolicyName, on_canvas
-from llada.sampling.unmask import confidence_near_cut, generate, infill, most_confident, unmask, unmask_budget
+from llada.sampling.policies import PolicyName, most_confident, on_canvas
+from llada.sampling.steps import confidence_near_cut
+from llada.sampling.unmask import generate, infill, unmask, unmask_budget
 from llada.system.errors import UserError
 from tests.support.toys import (
     MASK,

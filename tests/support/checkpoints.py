@@ -1,4 +1,4 @@
-"""Small checkpoints, what spoils them, and how that is told."""
+"""Small checkpoints, what spoils them, and how that is reported."""
 
 import json
 import struct

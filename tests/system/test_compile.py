@@ -373,7 +373,7 @@ def test_a_step_that_only_compiled_code_makes_non_finite_is_computed_without(
 
 INJECTING = """
     #!{python}
-    # The compiler, given other code than it was told.
+    # The compiler, given other code than it was promised.
     import os, re, subprocess, sys
     kind, counts = {kind!r}, {counts!r}
     for path in sys.argv[1:]:

@@ -1,10 +1,11 @@
 """A sentence for people is one line, whatever it quotes."""
 
 import errno
+import os
 
 import pytest
 
-from llada.system.errors import UserError, first_line, is_out_of_memory
+from llada.system.errors import UserError, first_line, is_out_of_memory, system_remedy
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
@@ -19,7 +20,7 @@ def test_control_characters_are_shown_not_obeyed() -> None:
         (ValueError(""), "ValueError"),
         ("", ""),
         (OSError("x" * 300), "x" * 200),
-        (RuntimeError("when calling `create`:"), "when calling 'create'"),  # which is no option of ours
+        (RuntimeError("when calling `create`:"), "when calling 'create'"),  # which is not an option of ours
         (UserError("lower `gen_length`."), "lower `gen_length`"),
     ],
 )
@@ -48,3 +49,12 @@ def test_what_is_missing_may_be_something_else_than_memory() -> None:
     assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     unsupported = "could not create a primitive descriptor for the matmul primitive"
     assert not is_out_of_memory(RuntimeError(unsupported))
+
+
+@pytest.mark.parametrize(("number", "word"), [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "ulimit -v")])
+def test_a_lack_of_the_system_is_known_whoever_reports_it(number: int, word: str) -> None:
+    """By its number, or by the system's words in the error of a library."""
+    for error in (OSError(number, "whatever"), RuntimeError(f"library: {os.strerror(number)} (os error {number})")):
+        assert word in (system_remedy(error) or "")
+    for other in (ValueError("bad header"), OSError(errno.EISDIR, os.strerror(errno.EISDIR))):
+        assert system_remedy(other) is None

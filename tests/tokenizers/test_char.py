@@ -83,7 +83,7 @@ def test_decoding_takes_tensors_arrays_and_iterators(ids: Any) -> None:
 
 @pytest.mark.parametrize("id_", [7, -1, 126335])
 def test_decoding_refuses_an_id_that_stands_for_nothing(id_: int) -> None:
-    """7 among them: the row of MASK in the network is no id."""
+    """7 among them: the row of MASK in the network is not an id."""
     with pytest.raises(ValueError, match=f"^{id_} is not an id"):
         CharTokenizer("hello").decode([4, id_])
 

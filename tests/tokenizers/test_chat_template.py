@@ -87,7 +87,7 @@ def test_ids_are_those_of_the_transformers_library(layout: str, text: str, tmp_p
         assert form.prompt(DIALOGUE[:n]) == expected
     sample = "Who's there?\n\n 12 + 34 — Bernardo?"
     assert ours.encode(sample) == theirs(sample, add_special_tokens=False)["input_ids"]
-    # Another template, which does as it is told: the answer ends where theirs does.
+    # Another template, which is obeyed: the answer ends where theirs does.
     plain = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}[assistant] {% endif %}"
     other = TemplateFormat(ours, plain, ours.special_tokens)

@@ -1,4 +1,4 @@
-"""What a program is told while a run goes on."""
+"""What callbacks report while a run goes on."""
 
 from dataclasses import replace
 from pathlib import Path

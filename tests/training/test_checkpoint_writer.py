@@ -1,4 +1,4 @@
-"""A checkpoint that is written beside training is that of its step, whatever training does in the meantime."""
+"""A checkpoint that is written in the background is that of its step, whatever training does in the meantime."""
 
 import os
 import shutil
@@ -77,7 +77,7 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
 def test_a_copy_is_made_only_where_half_of_the_free_memory_holds_all_of_it(
     small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model's weights and, beside their moving average, the run's own."""
+    """The model's weights and, in addition to their moving average, the run's own."""
     trainer = trainer_of(small_run, data)
     trainer.train_step(trainer.by_time)
     weights = trainer.model.network.state_dict()

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: the step is left out, then the run goes back, then it stops and tells."""
+"""Non-finite losses and gradients: the step is left out, then the run goes back, then it stops with a sentence."""
 
 import itertools
 import json

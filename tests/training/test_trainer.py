@@ -227,7 +227,7 @@ def test_loss_by_time_is_the_mean_in_each_bin(small_run: TrainConfig, data: Prep
 
 
 def test_a_resumed_run_takes_changed_rates(small_run: TrainConfig, data: PreparedText) -> None:
-    """As the advice for a loss that is no number says; with a rate of zero, the weights stay."""
+    """As the advice for a non-finite loss says; with a rate of zero, the weights stay."""
     before = weights(train(small_run, data, stop_at=5))
     optimizer = OptimizerOptions(learning_rate=0.0, muon_learning_rate=0.0, warmup_steps=0)
     after = weights(train(replace(small_run, optimizer=optimizer), data, resume=True))

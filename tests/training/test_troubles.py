@@ -132,7 +132,7 @@ def test_errors_of_allocation_are_told_from_others() -> None:
 
 
 def test_a_real_shortage_ends_with_the_sentence(text: str, tmp_path: Path) -> None:
-    """The process is allowed a gigabyte of data and told to try all the same."""
+    """The process is allowed a gigabyte of data and asked to try all the same."""
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
     run = [sys.executable, "-m", "llada"]
     prepare = [*run, "prepare", "--input", "my.txt", "--output_dir", "data", "--sequence_length", "100"]

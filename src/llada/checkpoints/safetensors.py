@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llada.system.errors import UserError
+from llada.system.errors import UserError, system_remedy
 from llada.system.files import file_written_whole, read_json, write_json
 from llada.system.mapped_files import FileState, remember
 from llada.system.regular_files import open_regular
@@ -360,10 +360,7 @@ def _troubles_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        has_no_room = os.strerror(errno.ENOMEM) in str(error)
-        remedy = (
-            "free some memory, or raise `ulimit -v`" if has_no_room else "it is incomplete or damaged, use another one"
-        )
+        remedy = system_remedy(error) or "it is incomplete or damaged, use another one"
         raise UserError(f"{path} cannot be read ({error}): {remedy}.") from error
 
 

@@ -43,7 +43,7 @@ class EvaluateOptions:
     curve: Path | None = None
     """Draw the cross-entropy by t into this picture."""
     positions_per_step: int = 1
-    """With --policy or --order, least number of positions that each step reveals. The exact likelihood needs a forward
+    """Least number of positions that a step reveals, with --policy or --order. The exact likelihood needs a forward
     pass for each step and window; --windows limits the cost."""
     quality: Annotated[QualityOptions, arg(name="sampling")] = field(default_factory=QualityOptions)
 

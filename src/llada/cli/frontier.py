@@ -55,9 +55,9 @@ class FrontierOptions:
     budgets: tuple[int, ...] = (1, 2, 4, 8)
     """Positions that a step reveals, of the policies that do not decide that; 1 is always measured."""
     entropy_bounds: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    """Of the policy entropy_bound, in nats."""
+    """Bounds of the policy entropy_bound that are measured, in nats."""
     thresholds: tuple[float, ...] = (0.9, 0.7, 0.5)
-    """Of the policy threshold, probabilities."""
+    """Probabilities of the policy threshold that are measured."""
     tolerance: float = 0.01
     """Nats per token that the recommended policy may cost over the best one at a time, standard error included."""
     minutes: float | None = None
@@ -65,7 +65,7 @@ class FrontierOptions:
     samples: int | None = 8
     """Samples for each temperature and way to sample; None is none."""
     temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1)
-    """Of the samples."""
+    """Temperatures that samples are drawn at."""
     judge: str | None = None
     """An autoregressive model under which samples should be likely: a run of --preset autoregressive, or "hf:NAME"."""
     write_default: bool = False

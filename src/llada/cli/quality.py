@@ -47,12 +47,12 @@ class QualityOptions:
     samples: int | None = None
     """Measure the quality of this many samples, compared with held-out text, instead of a bound."""
     judge: str | None = None
-    """With --samples, autoregressive model that measures how likely they are: a run of --preset autoregressive, or
+    """Autoregressive model that measures how likely the samples are: a run of --preset autoregressive, or
     "hf:NAME", where NAME is the folder or hub name of a causal model for Hugging Face transformers."""
     sample_length: int | None = None
-    """With --samples, number of tokens in each; the length of the windows if left out."""
+    """Number of tokens in each sample; the length of the windows if left out."""
     ngram: int = 30
-    """With --samples, number of characters in an n-gram that counts as copied."""
+    """Number of characters in an n-gram of a sample that counts as copied."""
     sampler: Annotated[SamplerConfig, arg(name="")] = FREE_TEXT
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.data.corpus import Corpus
-from llada.system.errors import UserError, first_line
+from llada.system.errors import UserError, first_line, system_remedy
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
 from llada.system.mapped_files import FileState, remember
@@ -331,6 +331,9 @@ def _map_rows(path: Path, remedy: str) -> Ids:
         state = FileState.of(path.stat())
         rows = np.load(path, mmap_mode="r")  # by default this loads plain numbers only
     except Exception as error:  # the header is parsed as a piece of Python, which can fail in any way
+        lack = system_remedy(error)
+        if lack is not None:
+            raise UserError(f"{path} cannot be read ({first_line(error)}): {lack}.") from error
         raise UserError(f"{path} is not an array of ids ({first_line(error)}): {remedy}.") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "u" or rows.ndim != 2:
         raise UserError(f"{path} is not an array of ids: {remedy}.")

@@ -29,7 +29,7 @@ from llada.forward_process import NoisyBatch, mask_exact_count
 from llada.models import MaskPredictor, PredictAt
 from llada.objective import masked_nll, sequence_bounds
 from llada.sampling.guidance import guide, suppress, takes_positions
-from llada.sampling.unmask import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE
 from llada.system.device import Precision
 from llada.system.errors import UserError
 

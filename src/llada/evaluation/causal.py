@@ -10,7 +10,7 @@ import torch
 from llada.evaluation.answer_likelihood import Item, LogLikelihood, check_batch_size, pad_items
 from llada.models import PredictAt
 from llada.objective import token_nll
-from llada.sampling.unmask import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 

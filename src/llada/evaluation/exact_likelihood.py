@@ -25,7 +25,7 @@ from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.standard_errors import mean_stderr, over_windows
 from llada.models import PredictAt
 from llada.sampling.policies import DEFAULTS, Policy, PolicyName, PolicyOptions, StepState, make_policy
-from llada.sampling.unmask import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE
 from llada.system.device import fp64_device, to_fp64
 from llada.system.errors import UserError
 

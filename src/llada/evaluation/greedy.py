@@ -11,7 +11,7 @@ from torch import Tensor
 from llada.evaluation.answer_likelihood import Item, check_batch_size, logits_at, pad_items
 from llada.models import PredictAt
 from llada.models.head import LOGITS_AT_ONCE
-from llada.sampling.unmask import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 

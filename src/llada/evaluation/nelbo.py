@@ -25,7 +25,7 @@ from llada.forward_process import NoisyBatch, mask_exact_count, score_all
 from llada.models import MaskPredictor, PredictAt
 from llada.models.head import nll_of_features
 from llada.objective import masked_nll, sequence_bounds
-from llada.sampling.unmask import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE
 from llada.system.device import Precision, to_fp64
 from llada.system.errors import UserError
 

@@ -49,7 +49,7 @@ class OptimizerOptions(Checked):
 
 
 class WaitingAdamW(torch.optim.AdamW):
-    """torch's AdamW for Apple's GPUs, with `found_inf` checked on the host, because the fused kernel there ignores it.
+    """AdamW of torch for Apple's GPUs, with `found_inf` checked on the host, because the fused kernel there ignores it.
 
     The source is MultiTensorApply.h in torch's mps folder, by reading. Each step waits for the device.
     """

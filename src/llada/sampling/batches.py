@@ -44,7 +44,7 @@ def unmask_together(
     """Fill templates step by step, yielding their texts, MASK where nothing is decided, and the canvas of all.
 
     Each is filled as it would be alone with its seed: to the bit, if a row of the predictor does not depend on the
-    others. Networks round products of other shapes differently, so that of two positions or tokens that are equally
+    others. Networks round matmuls of other shapes differently, so that of two positions or tokens that are equally
     likely another one may come first.
 
     Args:

@@ -19,36 +19,41 @@ Remasking = Literal["low_confidence", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(PolicyOptions):
-    """Decides how masked places are filled; the names are LLaDA's public ones, and those of the policies."""
+class FillOptions:
+    """How fast a canvas is filled, and how its tokens are drawn; LLaDA's public names where it has one."""
 
     steps: int | None = 128
     """Evaluations of the network, at least one a block; None is one for each token to fill. Fewer are faster and worse.
     A policy that decides how many tokens it reveals may need fewer."""
-    block_length: int | None = None
-    """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
     temperature: float = 0.0
     """Temperature of the draws; 0 takes the likeliest, 1 samples from the model."""
-    cfg_scale: float = 0.0
-    """Strength of classifier-free guidance by what is given, which doubles the cost; 0 is none."""
+    policy: PolicyName | None = None
+    """Sampling policy, which chooses positions before tokens are drawn and has an exact likelihood; None is LLaDA's
+    remasking."""
+    remasking: Remasking = "low_confidence"
+    """LLaDA's choice of the predictions that stay at each step: the most confident (the others are masked again), or
+    random ones. The first has no exact likelihood, because it looks at the tokens that were drawn."""
+    block_length: int | None = None
+    """Fill windows of this length from left to right, which share the steps evenly; None is one window."""
     top_k: int | None = None
     """Draw from so many of the likeliest tokens only; None is all."""
     top_p: float | None = None
     """Draw from the fewest of the likeliest tokens that have this probability together; None is all."""
     repetition_penalty: float = 1.0
     """Raises the probabilities of tokens that the text already has to this power, which makes them rarer; 1 is none."""
-    remasking: Remasking = "low_confidence"
-    """LLaDA's choice of the predictions that stay at each step: the most confident (the others are masked again), or
-    random ones. The first has no exact likelihood, because it looks at the tokens that were drawn."""
-    policy: PolicyName | None = None
-    """Sampling policy, which chooses positions before tokens are drawn and has an exact likelihood; None is LLaDA's
-    remasking."""
+    cfg_scale: float = 0.0
+    """Strength of classifier-free guidance by what is given, which doubles the cost; 0 is none."""
+    mask_schedule: str = "linear"
+    """How many tokens a step fills: "linear", equally many; "cosine", few at first; "polynomial:2", many at first."""
     stable_entropy: float | None = None
     """Fill in all that is left of a window as soon as the likeliest tokens there have not changed for a step and their
     mean entropy is below this many nats (DiffusionGemma's is 0.005); None is never. Such a text has no exact
     likelihood."""
-    mask_schedule: str = "linear"
-    """How many tokens a step fills: "linear", equally many; "cosine", few at first; "polynomial:2", many at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(PolicyOptions, FillOptions):  # in this order the help shows first what is used most
+    """Decides how masked places are filled; the names are LLaDA's public ones, and those of the policies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

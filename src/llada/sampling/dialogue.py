@@ -27,7 +27,7 @@ class Answer:
     nfe: int
     """Number of function evaluations of the mask predictor so far."""
     n_forgotten: int
-    """Messages at the beginning of the dialogue that no longer fitted beside the answer."""
+    """Number of messages at the beginning of the dialogue that no longer fitted together with the answer."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Assistant:
         prompt = fitting_prompt(self.form, messages, longest - gen_length)
         if prompt is None:
             raise UserError(
-                f"The message does not fit the {longest} tokens of this model beside an answer of {gen_length}: "
+                f"The message does not fit the {longest} tokens of this model with an answer of {gen_length}: "
                 "shorten it, or lower `gen_length`."
             )
         ids, kept = prompt

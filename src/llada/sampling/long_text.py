@@ -37,7 +37,7 @@ def generate_by_sliding(
         kept: tokens that a piece has from the text before it; half of the context if None.
 
     Raises:
-        ValueError: nothing could be written beside so many kept tokens.
+        ValueError: so many kept tokens leave no room to write.
     """
     check_shape(prompt)
     kept = context // 2 if kept is None else kept

@@ -177,7 +177,7 @@ def _leading(is_good: Tensor) -> Tensor:
 
 
 def at_least(threshold: float) -> Amount:
-    """As many as have a token of that probability."""
+    """Reveal as many as have a token of that probability."""
 
     def amount(log_p: Tensor, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
         return _leading(on_canvas(confidence(log_p).exp(), is_open).gather(1, ranking) >= threshold)
@@ -197,7 +197,7 @@ def by_factor(factor: float) -> Amount:
 
 
 def within_entropy(bound: float) -> Amount:
-    """As many as have a sum of entropies, without the greatest of them, of at most the bound in nats.
+    """Reveal as many as have a sum of entropies, without the greatest of them, of at most the bound in nats.
 
     That difference bounds the divergence between drawing the tokens together and drawing each by itself, if the
     marginals are right (arXiv 2505.24857, section 3).
@@ -219,7 +219,7 @@ def ranked(rank: Rank, amount: Amount) -> Choose:
 
     def choose(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
         ranking = _ranking(rank(log_p, is_open, state), is_open)
-        return _first(ranking, is_open, amount(log_p, is_open, ranking, state).maximum(state.budget))
+        return _first(ranking, amount(log_p, is_open, ranking, state).maximum(state.budget)) & is_open
 
     return choose
 
@@ -229,9 +229,14 @@ def _ranking(urgency: Tensor, is_open: Tensor) -> Tensor:
     return urgency.masked_fill(~is_open, -torch.inf).argsort(dim=1, descending=True, stable=True)
 
 
-def _first(ranking: Tensor, is_open: Tensor, count: Tensor) -> Tensor:
-    """(B, L) bool: in each row the first `count` (B,) of the ranking."""
-    return (ranking.argsort(dim=1) < count[:, None]) & is_open
+def _first(ranking: Tensor, count: Tensor) -> Tensor:
+    """Mark the first `count` (B,) positions of each row's ranking, (B, L) bool."""
+    return ranking.argsort(dim=1) < count[:, None]
+
+
+def most_confident(confidence: Tensor, count: Tensor) -> Tensor:
+    """Mark the `count` (B,) most confident positions of each row, (B, L) bool; the first ones win a tie."""
+    return _first(confidence.argsort(dim=1, descending=True, stable=True), count)
 
 
 def best_of_runs(threshold: float, run_threshold: float) -> Choose:
@@ -254,7 +259,7 @@ def _budgeted(order: Order) -> Policy:
 
     def foresee(is_open: Tensor, state: StepState) -> Tensor:
         assert order_of is not None
-        return _first(_ranking(order_of(is_open, state), is_open), is_open, state.budget)
+        return _first(_ranking(order_of(is_open, state), is_open), state.budget) & is_open
 
     return Policy(ranked(RANKS[order], _budget), foresee if order_of else None)
 

@@ -1,6 +1,7 @@
 """The one exception whose message is for people, and short descriptions of all others."""
 
 import errno
+import os
 import re
 from collections.abc import Callable
 
@@ -62,6 +63,24 @@ def respelled(sentence: str, option: Callable[[str, str | None], str], command: 
 
 def _unquoted(value: str | None) -> str | None:
     return value[1:-1] if value and len(value) > 1 and value[0] == value[-1] == '"' else value
+
+
+SYSTEM_REMEDIES = {
+    errno.ENOMEM: "free some memory, or raise `ulimit -v`",
+    errno.EMFILE: "close some files, or raise `ulimit -n`",
+    errno.ENFILE: "close some programs, for the system has too many files open",
+}
+
+
+def system_remedy(error: BaseException) -> str | None:
+    """Return what helps against a lack of the system; None if the error is none of these.
+
+    Libraries put the system's own words into errors of their own.
+    """
+    number = getattr(error, "errno", None)
+    return next(
+        (remedy for lack, remedy in SYSTEM_REMEDIES.items() if lack == number or os.strerror(lack) in str(error)), None
+    )
 
 
 def first_line(error: BaseException | str) -> str:

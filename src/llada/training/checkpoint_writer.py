@@ -64,7 +64,7 @@ class Saver:
             self._thread = thread
 
     def check(self) -> None:
-        """Without waiting.
+        """Raise the error of a save that has failed, without waiting for one that goes on.
 
         Raises:
             UserError: the last checkpoint could not be written; the run folder is another one by now; or a file was

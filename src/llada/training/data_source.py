@@ -40,7 +40,7 @@ class Source(Protocol):
 
     draw: DrawBatch
     average: Average
-    """Of the loss: `objective.loss_weights`."""
+    """What the loss is averaged over (`objective.loss_weights`)."""
     random_length: float
     """Share of batches that are cut to a random length."""
     noun: str
@@ -111,7 +111,7 @@ class AnswerSource:
     """Prompts and answers."""
 
     average: Average = "sequences"
-    random_length = 0.0  # dialogues are no windows
+    random_length = 0.0  # answers are never cut
     noun, shows = "answers", "some prompts, and what the model answers"
 
     def __init__(self, plan: RunPlan, data: Answers, order_seed: int) -> None:

@@ -52,8 +52,8 @@ class RunLog:
         self.open_at(progress)
 
     def open_at(self, progress: Progress) -> None:
-        """metrics.jsonl up to this state of the run. Spikes in it are looked for again, so that later ones are found
-        alike."""
+        """Open metrics.jsonl up to this state of the run, and look for the spikes in it again, so that later ones are
+        judged as in an uninterrupted run."""
         self.metrics = MetricsFile(self.folder / METRICS_FILE, progress.step, progress.data_order)
         self.spikes = SpikeWatch()
         for row in self.metrics.rows():
@@ -144,7 +144,7 @@ class RunLog:
         """Before a checkpoint, which must not know of lines that are missing on the disk."""
         try:
             draw_curves(self.metrics.path, self.folder / CURVES_FILE)
-        except Exception as error:  # a picture is no reason to lose a checkpoint
+        except Exception as error:  # a checkpoint is worth more than its picture
             self.display.say(f"curves.png could not be drawn ({error}).")
         self.metrics.flush_to_disk()
 

@@ -100,7 +100,7 @@ class WandbLogger(Logger):
 
 
 LOGGERS: dict[str, Any] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
-"""Of each name, a class of the form of `Logger`."""
+"""The class for each name, which is constructed as `Logger` is."""
 LOGGER_FOLDERS = frozenset({"tensorboard", "wandb"})
 
 

@@ -83,7 +83,7 @@ class LossByTime:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended and flushed."""
+    """The file metrics.jsonl: one JSON object a line, appended and flushed."""
 
     def __init__(self, path: Path, from_step: int, data_order: int = 0) -> None:
         """Open for appending; lines that a run left which was stopped later than saved are dropped: those after

@@ -46,7 +46,7 @@ class Guard:
         return {"counts": self._counts, "lately": self._lately}
 
     def judge(self, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
-        """1 where the step is to be left out, else 0: a scalar on the device, as torch's optimizers take it
+        """Return 1 if the step is to be left out, else 0: a scalar on the device, as torch's optimizers take it
         (`found_inf`)."""
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         skipped, in_a_row, most, last = self._counts.unbind()

@@ -354,7 +354,7 @@ class RunFolder:
 
 
 def _samples_per_step(settings: Mapping[str, Any]) -> int:
-    """Of a stored configuration, for states from before samples were counted."""
+    """Compute the samples of a step from a stored configuration, for states from before samples were counted."""
     sequences = settings.get("batch_size", 1) * settings.get("accumulate", 1)
     return int(sequences // (2 if settings.get("noise", {}).get("complementary") else 1))
 

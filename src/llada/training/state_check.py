@@ -54,13 +54,13 @@ def check_state(saved: Mapping[str, Any], expected: Expected) -> None:
 
 
 def check_progress(saved: Any) -> None:
-    """Refuse what is no state at all, or says of no run how far it is.
+    """Refuse what is not the state of a run, or does not say how far the run is.
 
     Raises:
         ValueError: a key is missing or unknown, or a number of the progress is out of range.
     """
     if not isinstance(saved, dict) or REQUIRED_KEYS - saved.keys():
-        raise ValueError("it is no state of a run")
+        raise ValueError("it is not the state of a run")
     _check_keys("the state", saved, REQUIRED_KEYS | OTHER_KEYS)
     progress = saved["progress"]
     counts = {"step", "tokens", "best_step", "data_order", "samples"}
@@ -72,9 +72,9 @@ def check_progress(saved: Any) -> None:
         _check_count(name, progress[name], at_most=progress["step"] if name == "best_step" else LARGEST_COUNT)
     seconds, best = progress.get("seconds", 0.0), progress.get("best_nelbo", math.inf)
     if not _is_number(seconds) or seconds < 0 or not seconds < LARGEST_COUNT:
-        raise ValueError("its seconds are no number of seconds")
+        raise ValueError("its seconds are not a number of seconds")
     if not _is_number(best) or not float(best) >= 0:  # infinite until it is measured
-        raise ValueError("its best_nelbo is no bound")
+        raise ValueError("its best_nelbo is not a bound")
 
 
 def _check_settings(saved: Mapping[str, Any]) -> None:
@@ -82,9 +82,9 @@ def _check_settings(saved: Mapping[str, Any]) -> None:
         raise ValueError("its is_compiled is neither true nor false")
     data = saved.get("data", {})
     if not isinstance(data, dict) or not all(_is_text(part) for item in data.items() for part in item):
-        raise ValueError("its data are no checksums by name")
+        raise ValueError("its data are not checksums by name")
     if not isinstance(saved.get("text_sha256", ""), str):
-        raise ValueError("its text_sha256 is no checksum")
+        raise ValueError("its text_sha256 is not a checksum")
     settings = saved.get("settings", {})
     if not isinstance(settings, dict) or not _is_setting(settings):
         raise ValueError("its settings are none of a run")
@@ -119,7 +119,7 @@ def _check_optimizers(
                 if (is_square or path.endswith(".step")) and bool((tensor < 0).any()):
                     raise ValueError(f"{path} is negative")
                 if path.endswith(".step") and not (float(tensor).is_integer() and tensor <= step):
-                    raise ValueError(f"{path} is no step of this run")
+                    raise ValueError(f"{path} is not a step of this run")
                 yield path, tensor
 
 
@@ -169,7 +169,7 @@ def _check_meters(saved: Any, meters: Mapping[str, Mapping[str, Tensor]]) -> dic
             is_checked = (meter, name) not in MAY_BE_NON_FINITE
             _check_tensor(path, tensor, (own.shape, own.dtype), must_be_finite=is_checked)
             if is_checked and bool(((tensor < 0) | (tensor > LARGEST_COUNT)).any()):
-                raise ValueError(f"{path} is no count")
+                raise ValueError(f"{path} is not a count")
             found[path] = tensor
     return found
 
@@ -192,11 +192,11 @@ def _check_tensor(path: str, tensor: Any, spec: Spec, must_be_finite: bool = Tru
     """Kernels take a tensor of the right shape for one whose numbers lie one after the other."""
     shape, dtype = spec
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(f"{path} is no plain tensor")
+        raise ValueError(f"{path} is not a plain tensor")
     if tensor.shape != shape or tensor.dtype != dtype:
         raise ValueError(f"{path} is {tuple(tensor.shape)} in {tensor.dtype} where {tuple(shape)} in {dtype} belongs")
     if not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
-        raise ValueError(f"{path} is no plain tensor")
+        raise ValueError(f"{path} is not a plain tensor")
     if must_be_finite and not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{path} holds numbers that are not finite")
 
@@ -218,7 +218,7 @@ def _check_keys(what: str, saved: Mapping[Any, Any], known: Any) -> None:
 
 def _check_count(name: str, value: Any, at_most: int = LARGEST_COUNT) -> None:
     if type(value) is not int or not 0 <= value <= at_most:
-        raise ValueError(f"its {name} is {_short(value)}, which is no count of this run")
+        raise ValueError(f"its {name} is {_short(value)}, which is not a count of this run")
 
 
 def _is_number(value: Any) -> bool:

@@ -300,8 +300,8 @@ class Trainer:
     def _evaluate_and_save(self, done: StepResult, after: AfterStep) -> None:
         """Measure and show the model that would be saved, if that is due, then save it.
 
-        What is no good to go back to is not saved: a model whose bound, weights or moments are non-finite, or in the
-        middle of steps that are left out, after which it is made up for.
+        A state that is useless to go back to is not saved: one whose bound, weights or moments are non-finite, or one
+        amid steps that are left out, after which the save is made up for.
 
         Raises:
             UserError: the run ends here and cannot be saved, or most of its steps were left out.
