@@ -1,53 +1,50 @@
-"""The colours of films: two hues that colour-blind people can distinguish, and an underline for what grey would hide.
+"""The colours of films: doubt in orange, newness in blue, stronger or weaker.
 
-Blue and vermilion are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), darkened or lightened until they have
-a contrast of 4.5 with the background.
+They are two hues of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can distinguish, in
+steps of lightness, which remain in grey. The page's player has the same.
 """
 
 from dataclasses import dataclass
 
-from llada.films.frames import AGES, CONFIDENCES, ColourBy, Shade
+from llada.films.frames import AGES, CONFIDENCES, DOUBTS, NEWNESS, ColourBy, Shade
 
 
 @dataclass(frozen=True)
 class Palette:
     """Colours of a picture, as #rrggbb."""
 
-    background: str
-    border: str
-    caption: str
-    mask: str
+    sheet: str
+    line: str
+    quiet: str
     ink: str
-    blue: str
-    vermilion: str
+    accent: str
+    mask: str
+    doubts: tuple[str, str, str, str]
+    newness: tuple[str, str, str, str]
 
-    def of(self, shade: Shade) -> str:
-        """Return the colour of a shade."""
-        if shade == "mask":
-            return self.mask
-        if shade in ("likely", "young"):
-            return self.blue
-        return self.vermilion if shade in ("unsure", "guess", "new") else self.ink
+    def of(self, shade: Shade) -> str | None:
+        """Return what is behind a token of a shade; None is nothing."""
+        shades = zip((*DOUBTS, *NEWNESS, "mask"), (*self.doubts, *self.newness, self.mask), strict=True)
+        return dict(shades).get(shade)
 
 
-LIGHT = Palette("#ffffff", "#d0d7de", "#57606a", "#d8dee4", "#24292f", "#0072b2", "#b84e00")
-DARK = Palette("#161b22", "#30363d", "#9198a1", "#3d444d", "#e6edf3", "#56b4e9", "#e69f00")
-
-UNDERLINED: tuple[Shade, ...] = ("guess",)
-BOLD: tuple[Shade, ...] = ("given", "new")
+LIGHT = Palette(
+    "#ffffff", "#e4e2dc", "#5d6068", "#1c1d20", "#0067a8", "#d9d8d3",
+    ("#f0a43c", "#f8c577", "#fcdfaf", "#fef1da"), ("#6dbdec", "#a3d6f4", "#cde9f9", "#e8f5fc"),
+)  # fmt: skip
+DARK = Palette(
+    "#1a1c1f", "#33363b", "#a3a7b0", "#ececea", "#6cc0f2", "#3d4147",
+    ("#93600f", "#6f4b14", "#503a18", "#352b19"), ("#0d6199", "#104e79", "#143c58", "#172d3e"),
+)  # fmt: skip
 
 LEGENDS: dict[ColourBy, tuple[tuple[Shade, str], ...]] = {
-    "confidence": (
-        ("sure", f"p ≥ {CONFIDENCES[0]:g}"),
-        ("likely", f"≥ {CONFIDENCES[1]:g}"),
-        ("unsure", f"≥ {CONFIDENCES[2]:g}"),
-        ("guess", "below"),
+    "confidence": tuple(
+        (shade, f"{'p below ' * (shade == DOUBTS[0])}{bound:g}")
+        for shade, bound in zip(DOUBTS, CONFIDENCES, strict=True)
     ),
-    "age": (
-        ("new", "new"),
-        ("young", f"{AGES[0]} step or more"),
-        ("settled", f"{AGES[1]}"),
-        ("old", f"{AGES[2]}"),
+    "age": tuple(
+        (shade, f"{'age below ' * (shade == NEWNESS[0])}{bound:.0%}{' of the steps' * (shade == NEWNESS[-1])}")
+        for shade, bound in zip(NEWNESS, AGES, strict=True)
     ),
 }
 """What the colours mean, in the order of the shades."""

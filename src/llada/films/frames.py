@@ -3,15 +3,15 @@
 All that draws (terminal.py, gif.py, svg.py, cast.py) draws these; the events are those of sampling/events.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ColourBy = Literal["confidence", "age"]
-CONFIDENCES = (0.9, 0.5, 0.2)
-"""Probabilities from which on a token is "sure", "likely" and "unsure"; below the last, it is a guess."""
-AGES = (1, 4, 16)
-"""Steps since a token appeared, from which on it is no longer "new", "young", "settled"."""
+CONFIDENCES = (0.2, 0.45, 0.7, 0.9)
+"""Probabilities below which a token is drawn as more and less doubtful; the page's player has the same."""
+AGES = (0.01, 0.03, 0.07, 0.15)
+"""Ages below which a token is drawn as newer and less new, in parts of all steps; the page's player has the same."""
 MOST_FRAMES = 64
 """Frames of a film, the first and the last included: more look no smoother, and make it larger."""
 
@@ -43,6 +43,8 @@ class Frame:
     n_open: int
     """Number of positions that are still masked."""
     places: tuple[Place, ...]
+    limit: int
+    """Number of steps of the whole film; while it is not over, the most that it may still have."""
     nats: float | None = None
     """Exact nats of the text under its policy; None before the end, and for a policy that has none."""
 
@@ -59,12 +61,14 @@ class Replay:
     evaluations: int = 0
     seconds: float = 0.0
     entropy: float | None = None
+    limit: int = 1
     nats: float | None = None
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in an event: "start", "step" or "end"."""
         kind = event["type"]
         if kind == "start":
+            self.limit = event["limit"]
             self.places = [
                 Place(None if token is None else token["text"], bool(is_given))
                 for token, is_given in zip(event["tokens"], event["given"], strict=True)
@@ -76,7 +80,7 @@ class Replay:
             for token in event["revealed"]:
                 self.places[token["at"]] = Place(token["text"], False, token["p"], self.step)
         elif kind == "end":
-            self.nats = event["nats"]
+            self.nats, self.limit = event["nats"], self.step
         if kind in ("step", "end"):
             self.evaluations, self.seconds = event["evaluations"], event["seconds"]
 
@@ -84,8 +88,8 @@ class Replay:
         """Return what is shown now."""
         n_open = sum(place.text is None for place in self.places)
         return Frame(
-            self.step, self.evaluations, self.seconds, self.entropy, n_open, tuple(self.places), self.nats
-        )  # fmt: skip
+            self.step, self.evaluations, self.seconds, self.entropy, n_open, tuple(self.places), self.limit, self.nats
+        )
 
 
 def frames_of(events: Sequence[Mapping[str, Any]], most: int = MOST_FRAMES) -> list[Frame]:
@@ -104,25 +108,25 @@ def frames_of(events: Sequence[Mapping[str, Any]], most: int = MOST_FRAMES) -> l
         if number in shown:
             frames.append(replay.frame())
     frames[-1] = replay.frame()  # with what the end says
-    return frames
+    return [replace(frame, limit=replay.step) for frame in frames]
 
 
-Shade = Literal["given", "mask", "sure", "likely", "unsure", "guess", "new", "young", "settled", "old"]
+Shade = Literal["mask", "plain", "doubt-0", "doubt-1", "doubt-2", "doubt-3", "age-0", "age-1", "age-2", "age-3"]
+DOUBTS: tuple[Shade, ...] = ("doubt-0", "doubt-1", "doubt-2", "doubt-3")
+NEWNESS: tuple[Shade, ...] = ("age-0", "age-1", "age-2", "age-3")
 
 
-def shade_of(place: Place, step: int, by: ColourBy) -> Shade:
-    """Return the class of colour of a place in the frame of a step."""
+def shade_of(place: Place, frame: Frame, by: ColourBy) -> Shade:
+    """Return the shade of a place in a frame."""
     if place.text is None:
         return "mask"
     if place.is_given:
-        return "given"
+        return "plain"
     if by == "age":
-        names: Iterable[Shade] = ("new", "young", "settled")
-        limits = zip(names, AGES, strict=True)
-        return next((name for name, limit in limits if step - place.step < limit), "old")
-    levels: Iterable[Shade] = ("sure", "likely", "unsure")
-    least = zip(levels, CONFIDENCES, strict=True)
-    return next((name for name, limit in least if place.p is None or place.p >= limit), "guess")
+        age = (frame.step - place.step) / max(1, frame.limit)
+        return next((shade for shade, limit in zip(NEWNESS, AGES, strict=True) if age < limit), "plain")
+    bounds = zip(DOUBTS, CONFIDENCES, strict=True)
+    return next((shade for shade, bound in bounds if place.p is not None and place.p < bound), "plain")
 
 
 def status_of(frame: Frame) -> str:

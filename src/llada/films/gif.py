@@ -1,18 +1,18 @@
 """A film as an animated GIF, drawn by Pillow."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.cells import cell_len
 
-from llada.films.colours import BOLD, DARK, LEGENDS, UNDERLINED
+from llada.films.colours import DARK, LEGENDS
 from llada.films.frames import ColourBy, Frame, shade_of, status_of
 from llada.films.layout import Layout, lay_out
 from llada.films.timing import durations_of
 
-COLUMNS, FEWEST_COLUMNS = 64, 44
+COLUMNS, FEWEST_COLUMNS = 64, 52
 SIZE, CELL, LINE, MARGIN = 20, 12, 26, 24  # pixels: of the font, a column, a line, the space around
 SMALL, SMALL_CELL = 15, 9.03  # of the lines below the text
 N_COLOURS = 32  # few, because most of a frame is one colour, and the rest smooth edges of letters
@@ -44,22 +44,15 @@ def _together(images: Sequence[Image.Image]) -> Image.Image:
 def _draw(frame: Frame, layout: Layout, by: ColourBy) -> Image.Image:
     width = max(FEWEST_COLUMNS, layout.width) * CELL + 2 * MARGIN
     bottom = MARGIN + LINE * len(layout.lines)
-    image = Image.new("RGB", (width, bottom + 3 * LINE), DARK.background)
+    image = Image.new("RGB", (width, bottom + 3 * LINE), DARK.sheet)
     draw = ImageDraw.Draw(image)
     for boxes in layout.lines:
         for box in boxes:
             place, x, y = frame.places[box.at], MARGIN + CELL * box.column, MARGIN + LINE * box.line
-            shade = shade_of(place, frame.step, by)
-            colour = DARK.of(shade)
-            if place.text is None:
-                draw.rounded_rectangle((x + 1, y + 4, x + CELL * box.width - 2, y + LINE - 5), 3, fill=colour)
-                continue
-            is_new = place.step == frame.step > 0 and frame.n_open > 0
-            if is_new:
-                draw.rounded_rectangle((x - 1, y + 1, x + CELL * box.width, y + LINE - 2), 3, fill=DARK.border)
-            _write(draw, x, y + LINE // 2, layout.fill(box, place), SIZE, CELL, colour, shade in BOLD)
-            if shade in UNDERLINED:
-                draw.line((x + 1, y + LINE - 4, x + CELL * box.width - 2, y + LINE - 4), fill=colour)
+            if colour := DARK.of(shade_of(place, frame, by)):
+                draw.rounded_rectangle((x + 1, y + 3, x + CELL * box.width - 2, y + LINE - 4), 3, fill=colour)
+            if place.text is not None:
+                _write(draw, x, y + LINE // 2, layout.fill(box, place), SIZE, CELL, DARK.ink, place.is_given)
     _write_foot(draw, frame, by, bottom, width)
     return image
 
@@ -69,47 +62,54 @@ def _write_foot(draw: ImageDraw.ImageDraw, frame: Frame, by: ColourBy, top: int,
     n_written = sum(not place.is_given for place in frame.places)
     done = 1 - frame.n_open / max(1, n_written)
     y = top + LINE // 2
-    draw.rectangle((MARGIN, y, width - MARGIN, y + 2), fill=DARK.border)
-    draw.rectangle((MARGIN, y, MARGIN + round((width - 2 * MARGIN) * done), y + 2), fill=DARK.blue)
+    draw.rectangle((MARGIN, y, width - MARGIN, y + 2), fill=DARK.line)
+    draw.rectangle((MARGIN, y, MARGIN + round((width - 2 * MARGIN) * done), y + 2), fill=DARK.accent)
     y += 18
-    _write(draw, MARGIN, y, status_of(frame), SMALL, SMALL_CELL, DARK.caption)
-    x = float(MARGIN)
+    _write(draw, MARGIN, y, status_of(frame), SMALL, SMALL_CELL, DARK.quiet)
+    x = MARGIN + 4.0
     for shade, words in LEGENDS[by]:
-        _write(draw, x, y + 20, words, SMALL, SMALL_CELL, DARK.of(shade), shade in BOLD)
-        if shade in UNDERLINED:
-            draw.line((x, y + 29, x + SMALL_CELL * len(words), y + 29), fill=DARK.of(shade))
-        x += SMALL_CELL * (len(words) + 3)
+        end = x + SMALL_CELL * len(words)
+        draw.rounded_rectangle((x - 4, y + 11, end + 4, y + 29), 3, fill=DARK.of(shade))
+        _write(draw, x, y + 20, words, SMALL, SMALL_CELL, DARK.ink)
+        x = end + 2 * SMALL_CELL
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, x: float, middle: float, text: str, size: int, cell: float, colour: str, bold: bool = False
+    draw: ImageDraw.ImageDraw,
+    x: float,
+    middle: float,
+    text: str,
+    size: int,
+    cell: float,
+    colour: str,
+    is_bold: bool = False,
 ) -> None:
     """Write a text on the grid, character by character, since fonts for other scripts have other widths."""
     for character in text:
         if character != " ":
-            draw.text((x, middle), character, fill=colour, font=_font_for(character, size, bold), anchor="lm")
+            draw.text((x, middle), character, fill=colour, font=_font_for(character, size, is_bold), anchor="lm")
         x += cell * cell_len(character)
 
 
 @lru_cache(maxsize=4096)
-def _font_for(character: str, size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def _font_for(character: str, size: int, is_bold: bool) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans Mono, which matplotlib brings, or, for a character that it lacks, a font of the system."""
     import matplotlib
     from matplotlib.font_manager import fontManager
 
-    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSansMono{'-Bold' * bold}.ttf"
+    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSansMono{'-Bold' * is_bold}.ttf"
     if _has(str(own), character):
         return _load(str(own), size)
     others = (font.fname for font in fontManager.ttflist if font.style == "normal" and font.weight in (400, "normal"))
     return _load(next((path for path in others if _has(path, character)), str(own)), size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _characters_of(path: str) -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 

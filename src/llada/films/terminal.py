@@ -5,20 +5,22 @@ from collections.abc import Iterable, Mapping
 from rich.text import Text
 
 from llada.films.colours import LEGENDS
-from llada.films.frames import AGES, ColourBy, Frame, Shade, shade_of, status_of
+from llada.films.frames import ColourBy, Frame, Shade, shade_of, status_of
 from llada.films.layout import Layout, lay_out
 
 _DOT = " · "
+_LATELY = 16  # steps: what appeared in these is shown of a text that does not fit
 
-# Each is readable on a light and on a dark background. Where there are no colours, rich leaves what remains: bold for
-# what is given, dim masks, an underline for guesses.
+# The terminal's background may be light or dark: these can be read on both. "plain" is the terminal's own.
 _MANY: Mapping[Shade, str] = {
-    "given": "bold", "mask": "dim", "sure": "", "likely": "#2f8fce", "unsure": "#d9691a", "guess": "underline #d9691a",
-    "new": "bold #d9691a", "young": "#2f8fce", "settled": "", "old": "",
+    "mask": "dim", "doubt-0": "#000000 on #f0a43c", "doubt-1": "#e08a1e", "doubt-2": "#c08a45", "doubt-3": "#a08f70",
+    "age-0": "#000000 on #6dbdec", "age-1": "#3f9fd8", "age-2": "#5a8fb0", "age-3": "#7f93a0",
 }  # fmt: skip
-# Blue is hard to read on black in many terminals, yellow on white.
 _SIXTEEN: Mapping[Shade, str] = {
-    **_MANY, "likely": "cyan", "unsure": "red", "guess": "underline red", "new": "bold red", "young": "cyan",
+    "mask": "dim", "doubt-0": "black on yellow", "doubt-1": "red", "age-0": "black on cyan", "age-1": "cyan",
+}  # fmt: skip
+_NONE: Mapping[Shade, str] = {
+    "mask": "dim", "doubt-0": "reverse", "doubt-1": "underline", "age-0": "reverse", "age-1": "underline",
 }  # fmt: skip
 
 
@@ -26,7 +28,7 @@ def draw_live(frame: Frame, by: ColourBy, columns: int, rows: int, color_system:
     """Draw a frame of a text whose end nobody knows yet, as large as a terminal of so many columns and rows at most.
 
     Args:
-        color_system: rich's name of the colours that the terminal has.
+        color_system: rich's name of the colours that the terminal has, None if it has none.
     """
     return draw(frame, lay_out(frame, columns - 1), by, columns, rows, color_system)
 
@@ -36,9 +38,9 @@ def draw(frame: Frame, layout: Layout, by: ColourBy, columns: int, rows: int, co
 
     Of a text with more lines than there are rows, those around what appeared last are drawn.
     """
-    styles = _SIXTEEN if color_system in ("standard", "windows") else _MANY
+    styles = {None: _NONE, "standard": _SIXTEEN, "windows": _SIXTEEN}.get(color_system, _MANY)
     status = [(part, "dim") for part in status_of(frame).split(_DOT)]
-    legend = [(words, styles[shade]) for shade, words in LEGENDS[by]]
+    legend = [(words, styles.get(shade, "")) for shade, words in LEGENDS[by]]
     foot = [Text(""), *_in_rows(status, columns), *_in_rows(legend, columns)]
     lines = _lines(frame, layout, by, styles)
     first = _first_line(frame, layout, max(1, rows - len(foot)))
@@ -51,9 +53,8 @@ def _lines(frame: Frame, layout: Layout, by: ColourBy, styles: Mapping[Shade, st
         line = Text(no_wrap=True, end="")
         for box in boxes:
             place = frame.places[box.at]
-            style = styles[shade_of(place, frame.step, by)]
-            is_new = place.step == frame.step > 0 and frame.n_open > 0
-            line.append(layout.fill(box, place), f"{style} reverse" if is_new else style)
+            style = "bold" if place.is_given else styles.get(shade_of(place, frame, by), "")
+            line.append(layout.fill(box, place), style)
         lines.append(line)
     return lines
 
@@ -63,7 +64,7 @@ def _first_line(frame: Frame, layout: Layout, n_shown: int) -> int:
     latest = [
         number
         for number, boxes in enumerate(layout.lines)
-        if any(frame.places[box.at].step > max(0, frame.step - AGES[-1]) for box in boxes)
+        if any(frame.places[box.at].step > max(0, frame.step - _LATELY) for box in boxes)
     ]
     middle = sum(latest) // len(latest) if latest else 0
     return max(0, min(middle - n_shown // 2, len(layout.lines) - n_shown))
