@@ -18,6 +18,7 @@ LAYERS = {
     "forward_process": 1,
     "tokenizers": 1,
     "optim": 1,
+    "films": 1,
     "objective": 2,
     "models": 3,
     "data": 3,
