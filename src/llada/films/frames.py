@@ -70,7 +70,7 @@ class Replay:
         if kind == "start":
             self.limit = event["limit"]
             self.places = [
-                Place(None if token is None else token["text"], bool(is_given))
+                Place(None if token is None else _encodable(token["text"]), bool(is_given))
                 for token, is_given in zip(event["tokens"], event["given"], strict=True)
             ]
         elif kind == "step":
@@ -78,7 +78,7 @@ class Replay:
             for at in event["remasked"]:
                 self.places[at] = Place(None, False)
             for token in event["revealed"]:
-                self.places[token["at"]] = Place(token["text"], False, token["p"], self.step)
+                self.places[token["at"]] = Place(_encodable(token["text"]), False, token["p"], self.step)
         elif kind == "end":
             self.nats, self.limit = event["nats"], self.step
         if kind in ("step", "end"):
@@ -90,6 +90,11 @@ class Replay:
         return Frame(
             self.step, self.evaluations, self.seconds, self.entropy, n_open, tuple(self.places), self.limit, self.nats
         )
+
+
+def _encodable(text: str) -> str:
+    """Return a text with "?" for halves of surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def frames_of(events: Sequence[Mapping[str, Any]], most: int = MOST_FRAMES) -> list[Frame]:

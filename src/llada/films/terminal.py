@@ -1,11 +1,12 @@
 """A frame as a terminal shows it: wide or narrow, with many colours, sixteen, or none."""
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from rich.text import Text
 
 from llada.films.colours import LEGENDS
-from llada.films.frames import ColourBy, Frame, Shade, shade_of, status_of
+from llada.films.frames import ColourBy, Frame, Place, Shade, shade_of, status_of
 from llada.films.layout import Layout, lay_out
 
 _DOT = " · "
@@ -48,15 +49,19 @@ def draw(frame: Frame, layout: Layout, by: ColourBy, columns: int, rows: int, co
 
 
 def _lines(frame: Frame, layout: Layout, by: ColourBy, styles: Mapping[Shade, str]) -> list[Text]:
+    """Return the lines of the text; neighbours of one style are one piece, which takes fewer codes."""
     lines = []
     for boxes in layout.lines:
+        pieces = [(_style(frame.places[box.at], frame, by, styles), box) for box in boxes]
         line = Text(no_wrap=True, end="")
-        for box in boxes:
-            place = frame.places[box.at]
-            style = "bold" if place.is_given else styles.get(shade_of(place, frame, by), "")
-            line.append(layout.fill(box, place), style)
+        for style, run in groupby(pieces, key=lambda piece: piece[0]):
+            line.append("".join(layout.fill(box, frame.places[box.at]) for _, box in run), style)
         lines.append(line)
     return lines
+
+
+def _style(place: Place, frame: Frame, by: ColourBy, styles: Mapping[Shade, str]) -> str:
+    return "bold" if place.is_given else styles.get(shade_of(place, frame, by), "")
 
 
 def _first_line(frame: Frame, layout: Layout, n_shown: int) -> int:

@@ -1,9 +1,9 @@
 """A picture of several runs, compared: their bounds with error bars, and their cross-entropy by t."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -45,9 +45,9 @@ def draw_runs(runs: Mapping[str, Path], over: Over, picture: Path) -> None:
             errors = [row.get("nelbo_stderr") or 0 for row in evaluations]
             left.errorbar(at, nats, errors, fmt=f"-{marker}", ms=4, lw=1.4, capsize=2, color=colour, label=name)
             late += _after_the_beginning(at, nats) or _after_the_beginning(x, [row["nll"] for row in training])
-            by_t = [math.nan if value is None else value for value in training[-1]["nll_by_t"]]
-            centres = [(i + 0.5) / len(by_t) for i in range(len(by_t))]
-            right.plot(centres, by_t, marker=marker, ms=4, lw=1.4, color=colour, label=name)
+            by_t = _mean_by_t(training)
+            if len(by_t) > 1:  # a causal model has none
+                right.plot(*zip(*by_t, strict=True), marker=marker, ms=4, lw=1.4, color=colour)
         margin = 0.15 * (max(late) - min(late)) or 0.1
         left.set(
             xlabel=_WORDS[over], ylabel="nats per token", ylim=(min(late) - margin, max(late) + margin),
@@ -55,7 +55,7 @@ def draw_runs(runs: Mapping[str, Path], over: Over, picture: Path) -> None:
         )  # fmt: skip
         right.set(
             xlabel="t, share of masked tokens", ylabel="nats per masked token", xlim=(0, 1), ylim=(0, None),
-            title="Cross-entropy by t in the last steps of training",
+            title="Cross-entropy by t in the last tenth of training",
         )  # fmt: skip
         for axes in (left, right):
             axes.title.set_fontsize(10)
@@ -66,7 +66,7 @@ def draw_runs(runs: Mapping[str, Path], over: Over, picture: Path) -> None:
 def _read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     path = folder / METRICS_FILE
     if not path.is_file():
-        raise UserError(f"{folder} holds no {METRICS_FILE}: name the folder of a run, as `train` writes it.")
+        raise UserError(f"{folder} holds no {METRICS_FILE}: name the folder of a run, as `llada train` writes it.")
     training, evaluations = read_curves(path)
     if not training:
         raise UserError(f"The run in {folder} has measured nothing yet: wait until it has taken some steps.")
@@ -77,6 +77,13 @@ def _places(training: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping
     """Return where evaluations stand, whose rows have their step alone: between the rows of training."""
     steps = [row["step"] for row in evaluations]
     return [float(at) for at in np.interp(steps, [row["step"] for row in training], [row[over] for row in training])]
+
+
+def _mean_by_t(training: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Return the centres of bins of t and the cross-entropies there, over the last tenth of a run."""
+    rows = [row["nll_by_t"] for row in training[-max(1, len(training) // 10) :]]
+    bins = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return [((i + 0.5) / len(bins), fmean(values)) for i, values in enumerate(bins) if values]
 
 
 def _after_the_beginning(x: Sequence[float], y: Sequence[float]) -> list[float]:
