@@ -38,8 +38,8 @@ def test_a_gif_has_the_frames_in_their_times_and_ends_with_the_text(tmp_path: Pa
     assert n_masked[0] > 20_000
     assert n_masked[-1] < 1000  # smooth edges of letters
     drawn = _draw(frames[-1], lay_out(frames[-1], 64, by_words=True), "confidence")
-    difference = ImageChops.difference(images[-1], drawn).convert("L").getextrema()
-    assert difference[1] < 64  # smooth edges have fewer colours, and nothing else differs
+    difference = ImageChops.difference(images[-1], drawn).convert("L").tobytes()
+    assert max(difference) < 64  # smooth edges have fewer colours, and nothing else differs
 
 
 def test_a_film_of_256_characters_is_small(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def cast(frames: Sequence[Frame], by: ColourBy, title: str) -> str:
         for row, (old, new) in enumerate(zip_longest(before, rows, fillvalue=""), 1):
             output += f"\x1b[{row};1H{new}{_CLEAR_LINE}" if old != new else ""
         if number == len(frames) - 1:
-            output += f"\x1b[{height};1H{_SHOW_CURSOR}"
+            output += _SHOW_CURSOR
         lines.append([round(frame.seconds, 6), "o", output])
         before = rows
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
