@@ -51,6 +51,10 @@ class StepResult:
         """The entropies of the predictions in nats, (N,)."""
         return entropy(self.asked_log_p)
 
+    def revealed_log_p(self) -> Tensor:
+        """The predictions at the revealed positions, (R, V)."""
+        return self.asked_log_p[torch.searchsorted(self.asked, self.positions)]
+
     def likeliest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest tokens at the asked positions, (N, k), and their probabilities, (N, k)."""
         best = self.asked_log_p.topk(min(k, self.asked_log_p.shape[-1]), dim=-1)
