@@ -28,12 +28,12 @@ def step(
     entropy: float | None = 1.0,
     n_open: int = 0,
 ) -> Event:
-    """The event of a step, half a second after the one before."""
+    """The event of a step of half a second."""
     return {
         "type": "step",
         "step": number,
         "evaluations": number,
-        "seconds": number / 2,
+        "seconds": 0.5,
         "revealed": [
             {"at": at, "id": 3, "text": text, "p": p, "alternatives": [{"id": 3, "text": text, "p": p}]}
             for at, text in revealed.items()

@@ -4,22 +4,25 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.live import Live
-from rich.text import Text
+from torch import Tensor
 
 from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
 from llada.checkpoints.sampling_default import CHOOSES_ANEW, SAMPLING_FILE, read_default
 from llada.cli import Program
-from llada.cli.drawing import OPEN, draw_tokens
+from llada.cli.drawing import OPEN
 from llada.cli.options import given_values, parse, sampler_for
+from llada.cli.watching import Watched, live_view, write_films
+from llada.films.frames import ColourBy
+from llada.films.write import check_film
 from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.fills import Fill, advance, start
 from llada.sampling.template import read_template
-from llada.sampling.unmask import unmask
-from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell
@@ -28,6 +31,8 @@ from llada.tokenizers.char import MASK
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
 
 A template is filled where it says <MASK>, or <MASK*20> for 20 characters, and kept elsewhere."""
+
+RENAMED = {"show": "watch"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,12 @@ class SampleOptions:
     base: str | None = None
     """Base of an adapter, if it is not where the adapter says: a checkpoint folder, or a name on the Hugging Face
     hub."""
-    show: bool = False
-    """Show the text as it appears step by step, in a terminal."""
+    watch: bool = False
+    """Show the first text as it un-masks, in a terminal, at 30 steps a second at most."""
+    film: tuple[Path, ...] = ()
+    """Also keep how the first text un-masks: files whose names end in .gif, .html, .svg or .cast."""
+    colour_by: ColourBy = "confidence"
+    """What --watch and --film show by colours: how sure the model was of a token, or how new the token is."""
     frames: int = 0
     """Also print the first text at this many intermediate steps."""
     json: bool = False
@@ -61,7 +70,9 @@ class SampleOptions:
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
-    options = parse(SampleOptions, program.name, arguments, DESCRIPTION)
+    options = parse(SampleOptions, program.name, arguments, DESCRIPTION, renamed=RENAMED)
+    for path in options.film:
+        check_film(path)
     device = choose_device(options.device)
     checkpoint = open_model(options.checkpoint, device, weights_dtype(options.dtype), options.base)
     options = _with_default(options, checkpoint, arguments, program)
@@ -71,19 +82,17 @@ def run(arguments: Sequence[str], program: Program) -> int:
     config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
-    start = time.perf_counter()
-    canvas = torch.tensor([template] * options.n_samples, device=device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
-    nfe = 0
-    stages = [canvas[0]]
-    with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generators):
-            canvas, nfe = state.x_t, state.nfe
-            stages.append(canvas[0])
-            if options.show:
-                live.update(_draw(checkpoint, canvas[0], nfe), refresh=True)
-    samples = [tokenizer.decode(row) for row in canvas.tolist()]
-    seconds = time.perf_counter() - start
+    fills = [
+        start(template, tokenizer.mask_id, config, torch.Generator().manual_seed(seed), device)
+        for seed in seeds_from(options.seed, options.n_samples)
+    ]
+    began = time.perf_counter()
+    with live_view(options.watch) as live:
+        stages, watched = _fill(fills, checkpoint, options, live)
+    seconds = (watched.seconds() if watched else time.perf_counter()) - began
+    samples, nfe = [tokenizer.decode(fill.ids.tolist()) for fill in fills], max(fill.nfe for fill in fills)
+    if watched:
+        write_films(watched.events, options.film, options.colour_by, options.n_samples)
     if options.json:
         tell(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
         return 0
@@ -95,6 +104,26 @@ def run(arguments: Sequence[str], program: Program) -> int:
     return 0
 
 
+def _fill(
+    fills: Sequence[Fill], checkpoint: Checkpoint, options: SampleOptions, live: Live | None
+) -> tuple[list[Tensor], Watched | None]:
+    """Fill in the texts together; return the stages of the first one, and its events if they are wanted."""
+    first, pad_id, watched = fills[0], checkpoint.tokenizer.pad_id, None
+    if live is not None or options.film:
+        name = Path(options.checkpoint).name or options.checkpoint
+        has_alternatives = any(path.suffix.lower() == ".html" for path in options.film)
+        watched = Watched(first, checkpoint, name, options.seed, options.colour_by, live, has_alternatives)
+    stages = [first.ids]
+    while not all(fill.is_done for fill in fills):
+        was_done, (result, *_) = first.is_done, advance(checkpoint.predict, fills, pad_id)
+        stages.append(first.ids)
+        if watched and not was_done:
+            watched.step(result)
+    if watched:
+        watched.end()
+    return stages, watched
+
+
 def _with_default(
     options: SampleOptions, checkpoint: Checkpoint, arguments: Sequence[str], program: Program
 ) -> SampleOptions:
@@ -104,7 +133,9 @@ def _with_default(
     if default is None:
         return options
     say(f"sampling as {SAMPLING_FILE} of the checkpoint says, by the policy {default.policy or default.remasking}")
-    return parse(SampleOptions, program.name, arguments, DESCRIPTION, replace(options, sampler=default))
+    return parse(
+        SampleOptions, program.name, arguments, DESCRIPTION, replace(options, sampler=default), renamed=RENAMED
+    )
 
 
 def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
@@ -130,11 +161,6 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
     return template
 
 
-def _evenly(stages: list[torch.Tensor], n: int) -> list[torch.Tensor]:
+def _evenly(stages: list[Tensor], n: int) -> list[Tensor]:
     """Return `n` of the stages, evenly spread from the first to the last but one."""
     return [stages[i * (len(stages) - 1) // n] for i in range(n)]
-
-
-def _draw(checkpoint: Checkpoint, row: torch.Tensor, nfe: int) -> Text:
-    """Draw a canvas for the terminal."""
-    return draw_tokens(checkpoint.tokenizer, row.tolist()).append(f"\n\n{nfe} evaluations", style="dim")

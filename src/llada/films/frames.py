@@ -82,7 +82,8 @@ class Replay:
         elif kind == "end":
             self.nats, self.limit = event["nats"], self.step
         if kind in ("step", "end"):
-            self.evaluations, self.seconds = event["evaluations"], event["seconds"]
+            self.evaluations = event["evaluations"]
+            self.seconds = event["seconds"] + (self.seconds if kind == "step" else 0)  # a step has its own alone
 
     def frame(self) -> Frame:
         """Return what is shown now."""
