@@ -54,6 +54,7 @@ SMALLER = {
     "chat": ["--gen_length", "4", "--prompt", "to be"],
     "frontier": ["--windows", "2", "--minutes", "0.01"],
     "export": [],
+    "plot": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llada.evaluation import curve
 from llada.training import run_pictures
 from llada.training.run_pictures import draw_runs
 from tests.support.commands import RunCommand, assert_one_sentence
@@ -30,7 +31,7 @@ def write_run(folder: Path, nats: float, n_steps: int = 20, n_bins: int = 2) -> 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of the last picture."""
     kept: list[Any] = []
-    real = run_pictures.drawing
+    real = curve.drawing
 
     @contextmanager
     def drawing(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -81,11 +82,7 @@ def test_a_run_that_has_just_begun_is_drawn(drawn: list[Any], tmp_path: Path) ->
 
 
 def test_runs_of_one_name_are_called_by_their_paths(llada: RunCommand, drawn: list[Any], tmp_path: Path) -> None:
-    runs = [
-        write_run(tmp_path / "a" / "run", 1.0),
-        write_run(tmp_path / "b" / "run", 1.0),
-        write_run(tmp_path / "c", 1),
-    ]
+    runs = [write_run(tmp_path / name, 1.0) for name in ("a/run", "b/run", "c")]
     assert llada("plot", *runs, "--output", tmp_path / "runs.png").code == 0
     assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == [str(runs[0]), str(runs[1]), "c"]
 

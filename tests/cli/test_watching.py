@@ -111,9 +111,8 @@ def test_a_film_that_cannot_be_written_is_refused_before_the_model_is_opened(lla
     result = llada("sample", "--checkpoint", nowhere, "--film", tmp_path / "file" / "film.svg")
     assert_one_sentence(result, "is a file: choose another folder")
     assert_one_sentence(llada("sample", "--checkpoint", nowhere, "--film", ""), "--film has an empty value")
-    assert_one_sentence(
-        llada("sample", "--checkpoint", nowhere, "--colour_by", "size"), "must be one of age, confidence"
-    )
+    result = llada("sample", "--checkpoint", nowhere, "--colour_by", "size")
+    assert_one_sentence(result, "--colour_by must be one of age, confidence")
 
 
 @pytest.mark.parametrize("columns", [40, 120])
