@@ -89,6 +89,7 @@ def test_runs_of_one_name_are_called_by_their_paths(llada: RunCommand, drawn: li
 
 def test_bad_input_is_refused_in_a_sentence(llada: RunCommand, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 1.0)
+    assert_one_sentence(llada("plot", run, "--over", "time"), "--over must be one of seconds, step, tokens")
     assert_one_sentence(llada("plot"), "Name the runs to draw", "runs/demo")
     assert_one_sentence(llada("plot", tmp_path), "holds no metrics.jsonl", "llada train")
     assert_one_sentence(llada("plot", run, "--output", tmp_path / "runs.pdf"), "runs.pdf", ".png or .svg")

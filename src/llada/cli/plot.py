@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from llada.cli import Program
 from llada.cli.options import parse
@@ -27,8 +28,8 @@ class PlotOptions:
     """Folders of the runs to draw."""
     output: Path = Path("curves.png")
     """File for the picture, whose name ends in .png or .svg."""
-    over: Over = "step"
-    """What the curves are drawn over: steps, seconds of training, or tokens that went through the network."""
+    over: Annotated[Over, arg(metavar="NAME")] = "step"  # its choices would make the line of usage too long
+    """What the curves are drawn over: "step", "seconds" of training, or "tokens" that went through the network."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
