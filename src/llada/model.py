@@ -53,6 +53,8 @@ class SamplerFields(TypedDict, total=False):
     run_threshold: float
     order: Order | None
     stable_entropy: float | None
+    remdm_eta: float
+    p2_tokens: int
     mask_schedule: str
 
 

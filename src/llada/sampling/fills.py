@@ -13,7 +13,8 @@ text does not depend on the others: to the bit, if a row of the predictor does n
 Shape letters: B batch, L length, S steps, N asked positions, R revealed positions, V vocabulary rows.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +26,18 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
 from llada.sampling.guidance import Predict, at_positions, guided_logits, penalized
 from llada.sampling.plan import BUDGET, END, FIRST, NEXT, plans_of
-from llada.sampling.policies import entropy
-from llada.sampling.steps import Chosen, Situation, Step, draw_priority, make_step
+from llada.sampling.policies import entropy, make_policy
+from llada.sampling.remask import RemaskLeastLikely, remask
+from llada.sampling.steps import (
+    ChooseThenDraw,
+    Chosen,
+    DrawThenChoose,
+    Situation,
+    Step,
+    UntilStable,
+    draw_priority,
+    policy_of,
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,15 @@ class Filling:
     generator: Generators
     mask_id: int
     config: SamplerConfig
+    end_ids: frozenset[int]
+    """Tokens that end a text."""
+    saved: Tensor
+    """(B,) steps of the plan that the end of a row made needless."""
+
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.at), device=self.at.device)
+        self.places = torch.arange(self.x_t.shape[1], device=self.x_t.device)
+        self.now = self.plan[self.rows, self.at]  # (B, 4)
 
     @property
     def step(self) -> Step:
@@ -89,24 +109,49 @@ class Filling:
 
     def is_done(self) -> Tensor:
         """Whether a row has no step left, (B,) bool."""
-        return self._now()[:, NEXT] == self.at
+        return self.now[:, NEXT] == self.at
 
     def situation(self) -> Situation:
-        """What the next step may know."""
-        now, places = self._now(), torch.arange(self.x_t.shape[1], device=self.x_t.device)
-        is_open = (self.x_t == self.mask_id) & (places >= now[:, FIRST, None]) & (places < now[:, END, None])
-        return Situation(self.x_t, is_open, now[:, BUDGET], self.priority, self.generator, self.likeliest)
+        """What the next step may know; with ReMDM, what it masks again is drawn here."""
+        in_window = (self.places >= self.now[:, FIRST, None]) & (self.places < self.now[:, END, None])
+        is_open = (self.x_t == self.mask_id) & in_window
+        n_now = self.now[:, BUDGET]
+        situation = Situation(self.x_t, is_open, n_now, self.priority, self.generator, self.likeliest)
+        if not self.config.remasks:
+            return situation
+        return remask(situation, in_window & ~self.given & ~is_open, self.config)
 
     def apply(self, chosen: Chosen, situation: Situation) -> None:
         """Put the tokens of a step in their places, and go on to the next step."""
-        self.x_t = torch.where(chosen.revealed, self.x_t.masked_scatter(chosen.revealed, chosen.tokens), self.x_t)
-        self.likeliest = chosen.likeliest
-        is_filled = ~(situation.is_open & ~chosen.revealed).any(1)
-        now = self._now()
-        self.at = torch.where(is_filled, now[:, NEXT], self.at + 1)
+        x_t = torch.where(chosen.revealed, self.x_t.masked_scatter(chosen.revealed, chosen.tokens), self.x_t)
+        is_open = situation.is_open & ~chosen.revealed
+        if chosen.remasked is not None:
+            x_t, is_open = x_t.masked_fill(chosen.remasked, self.mask_id), is_open | chosen.remasked
+        self.x_t, self.likeliest = x_t, chosen.likeliest
+        # In its last step a window is left even if a token that was drawn is MASK itself.
+        self.at = torch.where(is_open.any(1), self.at + 1, self.now[:, NEXT])
+        if self.end_ids:
+            last = self.plan[..., NEXT].amax(1)
+            has_ended = self._has_ended()
+            self.saved = torch.where(has_ended, self.saved + last - self.at, self.saved)
+            self.at = torch.where(has_ended, last, self.at)
+        self.now = self.plan[self.rows, self.at]
 
-    def _now(self) -> Tensor:
-        return self.plan[torch.arange(len(self.at), device=self.at.device), self.at]
+    def _has_ended(self) -> Tensor:
+        """Whether a token that ends the text has been written, with nothing open before it, (B,) bool."""
+        ends = torch.tensor(sorted(self.end_ids), device=self.x_t.device)
+        is_decided_so_far = (self.x_t == self.mask_id).cumsum(1) == 0
+        return (torch.isin(self.x_t, ends) & ~self.given & is_decided_so_far).any(1)
+
+
+@functools.lru_cache(maxsize=64)
+def make_step(config: SamplerConfig) -> Step:
+    """Make the step that a configuration asks for."""
+    name = policy_of(config)
+    step = DrawThenChoose(config) if name is None else ChooseThenDraw(make_policy(name, config), config)
+    if config.stable_entropy is not None:
+        return UntilStable(step, config.stable_entropy)
+    return RemaskLeastLikely(step) if config.p2_tokens else step
 
 
 def begin(
@@ -115,6 +160,7 @@ def begin(
     config: SamplerConfig,
     generator: Generators = None,
     attention_mask: Tensor | None = None,
+    end_ids: Collection[int] = (),
 ) -> Filling:
     """Begin to fill templates (B, L); the arguments are those of `unmask`.
 
@@ -135,6 +181,8 @@ def begin(
         generator=generator,
         mask_id=mask_id,
         config=config,
+        end_ids=frozenset(end_ids),
+        saved=torch.zeros(len(template), dtype=torch.long, device=template.device),
     )
 
 
@@ -182,7 +230,16 @@ class Fill:
     @property
     def nfe(self) -> int:
         """Evaluations of the network so far: one a step, or two with guidance."""
-        return self.n_steps * (2 if self.config.cfg_scale else 1)
+        return self.n_steps * self._nfe_of_step
+
+    @property
+    def nfe_saved(self) -> int:
+        """Evaluations that the end of the text made needless."""
+        return int(self.filling.saved[0]) * self._nfe_of_step
+
+    @property
+    def _nfe_of_step(self) -> int:
+        return 2 if self.config.cfg_scale else 1
 
 
 def start(
@@ -191,12 +248,15 @@ def start(
     config: SamplerConfig,
     generator: Generator,
     device: torch.device | str | None = None,
+    end_ids: Collection[int] = (),
 ) -> Fill:
     """Begin to fill a template (L,), which has MASK where a token is to be filled in; the others are never rewritten.
 
     Args:
         generator: source of randomness, on the CPU.
         device: where the predictor expects its token ids; that of the template if None.
+        end_ids: tokens that end the text: as soon as one is written and nothing is open before it, the text is done,
+            and what is open behind it stays MASK.
 
     Raises:
         ValueError: the template has another number of dimensions.
@@ -204,7 +264,7 @@ def start(
     ids = torch.as_tensor(template, dtype=torch.long, device=device)
     if ids.dim() != 1:
         raise ValueError(f"a template must have the shape (L,), not {tuple(ids.shape)}: start each text by itself")
-    return Fill(begin(ids[None], mask_id, config, [generator]), generator)
+    return Fill(begin(ids[None], mask_id, config, [generator], end_ids=end_ids), generator)
 
 
 @torch.no_grad()
@@ -228,9 +288,9 @@ def advance(predict: Predict | PredictAt, fills: Sequence[Fill], pad_id: int = 0
         return [_nothing(fill) for fill in fills]
     longest = max((len(fill.ids) for fill in fills), default=0)
     is_padded = any(len(fill.ids) < longest or fill.filling.attention_mask is not None for fill in fills)
-    alike: dict[SamplerConfig, list[Fill]] = {}
+    alike: dict[tuple[SamplerConfig, frozenset[int]], list[Fill]] = {}
     for fill in fills:
-        alike.setdefault(fill.config, []).append(fill)
+        alike.setdefault((fill.config, fill.filling.end_ids), []).append(fill)
     together = [_joined(group, longest, pad_id, is_padded) for group in alike.values()]
     results: dict[int, StepResult] = {}
     for group, filling, chosen in zip(alike.values(), together, advance_together(predict, together), strict=True):
@@ -256,8 +316,11 @@ def advance_together(predict: Predict | PredictAt, fillings: Sequence[Filling]) 
             mine = penalized(
                 mine, filling.x_t, positions, filling.mask_id, config.repetition_penalty, filling.attention_mask
             )
-        decided.append(filling.step.decide(mine, positions, situation))
-        filling.apply(decided[-1], situation)
+        chosen = filling.step.decide(mine, positions, situation)
+        if situation.remasked is not None:
+            chosen = chosen._replace(remasked=situation.remasked)
+        filling.apply(chosen, situation)
+        decided.append(chosen)
     return decided
 
 
@@ -303,6 +366,7 @@ def _joined(fills: Sequence[Fill], length: int, pad_id: int, is_padded: bool) ->
         given=rows([part.given for part in parts], True),
         plan=torch.cat([F.pad(part.plan, (0, 0, 0, n_steps - part.plan.shape[1])) for part in parts]),
         at=torch.cat([part.at for part in parts]),
+        saved=torch.cat([part.saved for part in parts]),
         priority=None if first.priority is None else rows([part.priority for part in parts]),
         likeliest=None if first.likeliest is None else rows([part.likeliest for part in parts], -1),
         attention_mask=rows(masks, False) if is_padded else None,
@@ -322,8 +386,13 @@ def _hand_back(fills: Sequence[Fill], together: Filling) -> None:
             fill.n_steps += 1
         fill._at = at
         one, length = slice(row, row + 1), part.x_t.shape[1]
-        likeliest = None if together.likeliest is None else together.likeliest[one, :length]
-        fill.filling = replace(part, x_t=together.x_t[one, :length], at=together.at[one], likeliest=likeliest)
+        fill.filling = replace(
+            part,
+            x_t=together.x_t[one, :length],
+            at=together.at[one],
+            saved=together.saved[one],
+            likeliest=None if together.likeliest is None else together.likeliest[one, :length],
+        )
 
 
 def _nothing(fill: Fill) -> StepResult:
@@ -336,15 +405,16 @@ def _split(chosen: Chosen) -> list[StepResult]:
     is_revealed = chosen.revealed[chosen.asked]
     log_p = chosen.log_p[is_revealed].gather(1, chosen.tokens[:, None])[:, 0]
     n_revealed, n_asked = chosen.revealed.sum(1).tolist(), chosen.asked.sum(1).tolist()
-    nothing = torch.zeros(0, dtype=torch.long, device=chosen.asked.device)
+    remasked = torch.zeros_like(chosen.asked) if chosen.remasked is None else chosen.remasked
     return [
-        StepResult(*parts, nothing)
+        StepResult(*parts)
         for parts in zip(
             chosen.revealed.nonzero()[:, 1].split(n_revealed),
             chosen.tokens.split(n_revealed),
             log_p.split(n_revealed),
             chosen.asked.nonzero()[:, 1].split(n_asked),
             chosen.log_p.split(n_asked),
+            remasked.nonzero()[:, 1].split(remasked.sum(1).tolist()),
             strict=True,
         )
     ]
