@@ -20,7 +20,7 @@ def test_frames_are_what_every_place_shows_after_each_step() -> None:
     assert frames_of(events) == [
         Frame(0, 0, 0.0, None, 2, (GIVEN_A, MASK, MASK), limit=2),
         Frame(1, 1, 0.5, 1.5, 1, (GIVEN_A, MASK, c), limit=2),
-        Frame(2, 2, 1.0, 0.5, 0, (GIVEN_A, b, c), limit=2, nats=3.25),
+        Frame(2, 2, 1.0, 0.5, 0, (GIVEN_A, b, c), limit=2, is_finished=True, nats=3.25),
     ]
 
 
@@ -38,6 +38,13 @@ def test_a_text_that_is_not_finished_ends_with_its_last_step() -> None:
     assert frames[-1].nats is None
     assert frames[-1].limit == 1
     assert frames_of([start(["a"])])[0].places == (GIVEN_A,)
+
+
+def test_an_answer_is_finished_with_masks_behind_its_end() -> None:
+    *_, before, last = frames_of([start([None] * 3), step(1, {0: "a"}), step(2, {1: ""}), end("a", 2, nats=None)])
+    assert (before.n_open, before.is_finished) == (2, False)
+    assert (last.n_open, last.is_finished) == (1, True)
+    assert status_of(last) == "finished · 2 evaluations · 1.0 s"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def test_a_film_of_256_characters_is_small(tmp_path: Path) -> None:
     assert (tmp_path / "film.gif").stat().st_size < 2_000_000
 
 
+def test_an_accent_is_drawn_onto_its_letter() -> None:
+    frames = [frames_of(tokens_film(texts))[-1] for texts in (["e\u0301", "t"], ["\u00e9", "t"])]
+    one, other = (_draw(frame, lay_out(frame, 64), "confidence") for frame in frames)
+    assert one == other
+
+
 def test_any_character_can_be_drawn(tmp_path: Path) -> None:
     write_gif(frames_of(tokens_film([*HOSTILE, "天", "地", "e\u0301", "🙂", ""])), "confidence", tmp_path / "film.gif")
     assert Path(str(_font_for("a", 20, False).path)).name == "DejaVuSansMono.ttf"

@@ -45,6 +45,8 @@ class Frame:
     places: tuple[Place, ...]
     limit: int
     """Number of steps of the whole film; while it is not over, the most that it may still have."""
+    is_finished: bool = False
+    """Whether nothing will be revealed any more; masks may remain, behind the end of an answer."""
     nats: float | None = None
     """Exact nats of the text under its policy; None before the end, and for a policy that has none."""
 
@@ -62,6 +64,7 @@ class Replay:
     seconds: float = 0.0
     entropy: float | None = None
     limit: int = 1
+    is_finished: bool = False
     nats: float | None = None
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -80,7 +83,7 @@ class Replay:
             for token in event["revealed"]:
                 self.places[token["at"]] = Place(_encodable(token["text"]), False, token["p"], self.step)
         elif kind == "end":
-            self.nats, self.limit = event["nats"], self.step
+            self.nats, self.limit, self.is_finished = event["nats"], self.step, True
         if kind in ("step", "end"):
             self.evaluations = event["evaluations"]
             self.seconds = event["seconds"] + (self.seconds if kind == "step" else 0)  # a step has its own alone
@@ -89,7 +92,15 @@ class Replay:
         """Return what is shown now."""
         n_open = sum(place.text is None for place in self.places)
         return Frame(
-            self.step, self.evaluations, self.seconds, self.entropy, n_open, tuple(self.places), self.limit, self.nats
+            step=self.step,
+            evaluations=self.evaluations,
+            seconds=self.seconds,
+            entropy=self.entropy,
+            n_open=n_open,
+            places=tuple(self.places),
+            limit=self.limit,
+            is_finished=self.is_finished or not n_open,
+            nats=self.nats,
         )
 
 
@@ -138,12 +149,12 @@ def shade_of(place: Place, frame: Frame, by: ColourBy) -> Shade:
 def status_of(frame: Frame) -> str:
     """Return the line below a text: what is masked, and what it has cost so far."""
     parts = [
-        f"{frame.n_open} masked" if frame.n_open else "finished",
+        "finished" if frame.is_finished else f"{frame.n_open} masked",
         f"{frame.evaluations} evaluation{'s' * (frame.evaluations != 1)}",
         f"{frame.seconds:.1f} s",
     ]
     if frame.nats is not None:
         parts.append(f"{frame.nats:.1f} nats in all")
-    elif frame.entropy is not None and frame.n_open:
+    elif frame.entropy is not None and not frame.is_finished:
         parts.append(f"entropy {frame.entropy:.2f} nats")
     return " · ".join(parts)

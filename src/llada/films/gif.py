@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 from PIL import Image, ImageDraw, ImageFont
-from rich.cells import cell_len
 
 from llada.films.colours import DARK, LEGENDS
 from llada.films.frames import ColourBy, Frame, shade_of, status_of
-from llada.films.layout import Layout, lay_out
+from llada.films.layout import Layout, characters_of, lay_out
 from llada.films.timing import durations_of
 
 COLUMNS, FEWEST_COLUMNS = 64, 52
@@ -21,22 +21,21 @@ N_COLOURS = 32  # few, because most of a frame is one colour, and the rest smoot
 def write_gif(frames: Sequence[Frame], by: ColourBy, path: Path) -> None:
     """Write an endless film with a pause at its end."""
     layout = lay_out(frames[-1], COLUMNS, by_words=True)
-    images = [_draw(frame, layout, by) for frame in frames]
-    # One palette for all, of a frame that has masks, letters, and what is below them.
-    palette = _together(images).quantize(N_COLOURS)
-    first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    # One palette for all, of frames that have masks, letters, and all shades.
+    palette = _below_each_other(
+        [_draw(frame, layout, by) for frame in (frames[0], frames[len(frames) // 2], frames[-1])]
+    ).quantize(N_COLOURS)
+    first, *others = (_draw(frame, layout, by).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     first.save(
         path, format="GIF", save_all=True, append_images=others, duration=durations_of(len(frames)), loop=0,
         optimize=False, disposal=1,
     )  # fmt: skip
 
 
-def _together(images: Sequence[Image.Image]) -> Image.Image:
-    """Return the first, the middle and the last image in one, from whose colours the palette is chosen."""
-    chosen = (images[0], images[len(images) // 2], images[-1])
-    width, height = chosen[0].size
-    together = Image.new("RGB", (width, 3 * height))
-    for number, image in enumerate(chosen):
+def _below_each_other(images: Sequence[Image.Image]) -> Image.Image:
+    width, height = images[0].size
+    together = Image.new("RGB", (width, len(images) * height))
+    for number, image in enumerate(images):
         together.paste(image, (0, number * height))
     return together
 
@@ -85,10 +84,11 @@ def _write(
     is_bold: bool = False,
 ) -> None:
     """Write a text on the grid, character by character, since fonts for other scripts have other widths."""
-    for character in text:
-        if character != " ":
-            draw.text((x, middle), character, fill=colour, font=_font_for(character, size, is_bold), anchor="lm")
-        x += cell * cell_len(character)
+    for together, width in characters_of(text):
+        for character in normalize("NFC", together):  # what remains is drawn onto the first
+            if character != " ":
+                draw.text((x, middle), character, fill=colour, font=_font_for(character, size, is_bold), anchor="lm")
+        x += cell * width
 
 
 @lru_cache(maxsize=4096)

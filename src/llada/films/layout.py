@@ -89,12 +89,19 @@ class _Cell(NamedTuple):
 
 
 def _cells(at: int, text: str) -> Iterator[_Cell]:
+    for number, (piece, width) in enumerate(characters_of(text)):
+        yield _Cell(at, piece, width, number == 0)
+
+
+def characters_of(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each character with those that are drawn onto it, and the columns that it takes, at least 1."""
     start = 0
     for end in range(1, len(text) + 1):
         following = text[end : end + 1]
         if following and following != "\n" and (following in _JOINERS or not cell_len(following)):
             continue
-        yield _Cell(at, text[start:end], max(1, cell_len(text[start:end])), start == 0)
+        piece = text[start:end]
+        yield piece, max(1, cell_len(piece))
         start = end
 
 
