@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,13 @@ class Watched:
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.hosts: set[str | None] = set()
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
 
     def check(self) -> None:
         """Nothing was complained of, and no request left this machine."""
@@ -60,6 +65,15 @@ class Watched:
 
     def close(self) -> None:
         self.context.close()
+
+
+def wait_until(page: Any, expression: str, seconds: float = 8.0) -> None:
+    """Wait until an expression of JavaScript is true. Playwright's own wait evaluates it within the page, which a
+    content security policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"still not true: {expression}"
+        page.wait_for_timeout(20)
 
 
 def axe_violations(page: Any) -> list[str] | None:
