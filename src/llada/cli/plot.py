@@ -26,7 +26,7 @@ by t. Runs that are still going on can be drawn too."""
 class PlotOptions:
     runs: Positional[tuple[Path, ...]] = ()
     """Folders of the runs to draw."""
-    output: Path = Path("curves.png")
+    output: Path = Path("runs.png")
     """File for the picture, whose name ends in .png or .svg."""
     over: Annotated[Over, arg(metavar="NAME")] = "step"  # its choices would make the line of usage too long
     """What the curves are drawn over: "step", "seconds" of training, or "tokens" that went through the network."""
