@@ -115,6 +115,11 @@ def test_a_film_that_cannot_be_written_is_refused_before_the_model_is_opened(lla
     assert_one_sentence(result, "--colour_by must be one of age, confidence")
 
 
+def test_a_text_that_is_written_piece_by_piece_has_no_film(llada: RunCommand, trained: Path) -> None:
+    result = llada("sample", "--checkpoint", trained, "--slide", "--gen_length", 40, "--film", "film.svg")
+    assert_one_sentence(result, "--slide writes piece by piece", "--watch and --film")
+
+
 @pytest.mark.parametrize("columns", [40, 120])
 @pytest.mark.parametrize("colours", [True, False])
 def test_a_terminal_shows_the_text_as_it_unmasks(
