@@ -187,7 +187,8 @@ def test_what_stands_in_backticks_alone_is_an_option() -> None:
     def fields(options: type) -> dict[str, str]:
         found: dict[str, str] = {}
         for field in dataclasses.fields(options):
-            inner: Any = field.default_factory
+            has_factory = field.default_factory is not dataclasses.MISSING
+            inner: Any = field.default_factory if has_factory else type(field.default)
             is_group = isinstance(inner, type) and dataclasses.is_dataclass(inner)
             found |= fields(inner) if is_group else {field.name: str(field.type)}
         return found

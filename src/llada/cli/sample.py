@@ -15,6 +15,7 @@ from llada.checkpoints.sampling_default import CHOOSES_ANEW, SAMPLING_FILE, read
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import given_values, parse, sampler_for
+from llada.models.block_cache import NO_CACHE, CacheOptions
 from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.sampling.template import read_template
@@ -43,6 +44,7 @@ class SampleOptions:
     gen_length: int | None = None
     """Number of tokens to add to the prompt; if left out, the rest of the training length."""
     sampler: SamplerConfig = FREE_TEXT
+    caching: CacheOptions = NO_CACHE
     seed: int = 0
     """Seed of the first text; the second has the next seed, and so on."""
     device: DeviceName = "auto"
@@ -71,13 +73,14 @@ def run(arguments: Sequence[str], program: Program) -> int:
     config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
+    predict = checkpoint.predict_with(options.caching, config.block_length)
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     nfe = 0
     stages = [canvas[0]]
     with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generators):
+        for state in unmask(predict, canvas, tokenizer.mask_id, config, generators):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:
