@@ -116,7 +116,7 @@ class _Pass:
 class BlockCachedPredictor:
     """A mask predictor with a prefix or dual cache; the weights must not change while it is in use."""
 
-    takes_positions = True
+    takes_positions = gives_new_logits = True
 
     def __init__(self, model: MaskPredictor, cache: CacheName, block_length: int, refresh: int | None = None) -> None:
         """Wrap a model.
