@@ -99,7 +99,8 @@ def test_root_is_the_mathematics_and_its_door() -> None:
 
 
 CENTRE = ["forward_process", "objective"] + [
-    f"sampling.{name}" for name in ("config", "draws", "guidance", "policies", "predictions", "steps", "unmask")
+    f"sampling.{name}"
+    for name in ("config", "draws", "fills", "guidance", "plan", "policies", "predictions", "steps", "unmask")
 ]
 
 
