@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import TokensAt, constrain, guide, penalized, suppress

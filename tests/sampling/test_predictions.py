@@ -38,6 +38,8 @@ def test_numbers_are_those_of_fp64(n_columns: int, at_once: int, monkeypatch: py
     tokens = torch.arange(len(logits)) % n_columns
     expected = log_p.gather(1, tokens[:, None])[:, 0]
     assert_near(found.log_p_of(tokens).double(), expected)
+    in_fp64 = found.p_of_in_fp64(tokens[2:4], torch.tensor([2, 3]))
+    torch.testing.assert_close(in_fp64, expected[2:4].exp(), atol=0, rtol=1e-12)
     some = torch.tensor([True, False, True, False, False, True, False])
     assert torch.equal(found.at(some), found.log_p[some])
     assert len(found) == 7

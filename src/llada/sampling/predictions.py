@@ -9,11 +9,13 @@ Shape letters: N positions, R some of them, V vocabulary rows, n rows taken at o
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from llada.system.device import to_fp64
 
 AT_ONCE_ON_CPU = 2**19
 """Logits that are computed with at once, 2 MB in fp32: what fits a core's cache."""
@@ -44,6 +46,7 @@ class Predictions:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
+        self._greatest: Tensor | None = None  # found on the way, whatever is computed first
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -53,18 +56,39 @@ class Predictions:
         """The log-probabilities of all tokens, (N, V): as much memory as the logits."""
         return self.logits.float().log_softmax(-1)
 
+    def split(self, counts: Sequence[int]) -> "list[Predictions]":
+        """Predictions of so many positions each, one after the other."""
+        return [Predictions(part) for part in self.logits.split(list(counts))]
+
     def at(self, index: Tensor) -> Tensor:
         """The log-probabilities of all tokens at some positions, (R, V); `index` is (R,) or (N,) bool."""
         return self.logits[index].float().log_softmax(-1)
+
+    def likeliest_at(self, places: Tensor) -> Tensor:
+        """The likeliest tokens at some positions by their indices, (R,)."""
+        return self.best.token[places] if "best" in self.__dict__ else _argmax(self.logits[places])
 
     def log_p_of(self, token: Tensor) -> Tensor:
         """The log-probability of one token at each position, (N,)."""
         return self.logits.gather(-1, token[:, None])[:, 0].float() - self.best.logit + self.best.log_p
 
+    def p_of_in_fp64(self, token: Tensor, places: Tensor) -> Tensor:
+        """The probability of one token at each of R positions by their indices, (R,) fp64.
+
+        It is on the CPU if the logits' device has no fp64.
+        """
+        found = []
+        for some, wanted in zip(places.split(self.rows_at_once), token.split(self.rows_at_once), strict=True):
+            p = to_fp64(self.logits[some]).softmax(-1)
+            found.append(p.gather(1, wanted[:, None].to(p.device))[:, 0])
+        return torch.cat(found)
+
     @functools.cached_property
     def best(self) -> Best:
         """The likeliest tokens."""
-        return Best(*self._by_rows(_best))
+        best = Best(*self._by_rows(_best))
+        self._greatest = best.logit
+        return best
 
     @property
     def confidence(self) -> Tensor:
@@ -81,23 +105,28 @@ class Predictions:
     @functools.cached_property
     def entropy(self) -> Tensor:
         """The entropy in nats, (N,)."""
-        (nats,) = self._by_rows(_entropy)
+        nats, self._greatest = self._by_rows(_entropy)
         return nats
 
     @functools.cached_property
     def is_finite(self) -> bool:
         """Whether each position has a distribution: no logit is NaN or infinite, one is above minus infinity."""
-        return bool(self.logits.amax(-1).isfinite().all())  # minus infinity, of what is suppressed, is not a maximum
+        greatest = self.logits.amax(-1) if self._greatest is None else self._greatest
+        return bool(greatest.isfinite().all())  # minus infinity, of what is suppressed, is not the greatest
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many positions are computed with at once."""
+        at_once = AT_ONCE_ON_CPU if self.logits.device.type == "cpu" else AT_ONCE_ON_GPU
+        return max(1, at_once // self.logits.shape[-1])
 
     def _by_rows(self, compute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
         """Numbers by position (N,), from a function of logits (n, V) in fp32 that returns such numbers (n,).
 
         It is given two tensors (n, V) to write to: to allocate them for each piece would take longer than to fill them.
         """
-        logits, n_columns = self.logits, self.logits.shape[-1]
-        at_once = AT_ONCE_ON_CPU if logits.device.type == "cpu" else AT_ONCE_ON_GPU
-        n_rows = max(1, min(len(logits), at_once // n_columns))
-        scratch = torch.empty(2, n_rows, n_columns, device=logits.device)
+        logits, n_rows = self.logits, max(1, min(len(self.logits), self.rows_at_once))
+        scratch = torch.empty(2, n_rows, logits.shape[-1], device=logits.device)
         parts = [compute(rows.float(), *scratch[:, : len(rows)]) for rows in logits.split(n_rows)]
         return [torch.cat(numbers) for numbers in zip(*parts, strict=True)]
 
@@ -119,11 +148,12 @@ def _second(logits: Tensor, others: Tensor, _: Tensor) -> tuple[Tensor]:
     return (others.amax(1),)
 
 
-def _entropy(logits: Tensor, below: Tensor, weight: Tensor) -> tuple[Tensor]:
-    """H = log Z - sum of p times the logits, where these are relative to the greatest, (n,)."""
-    total = _weights(logits, logits.amax(1, keepdim=True), below, weight)
+def _entropy(logits: Tensor, below: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """H = log Z - sum of p times the logits, where these are relative to the greatest; and the greatest, both (n,)."""
+    greatest = logits.amax(1, keepdim=True)
+    total = _weights(logits, greatest, below, weight)
     below.clamp_(min=LOWEST)  # 0 times minus infinity is NaN
-    return (total.log() - LN_2 * below.mul_(weight).sum(1) / total,)
+    return (total.log() - LN_2 * below.mul_(weight).sum(1) / total, greatest[:, 0])
 
 
 def _weights(logits: Tensor, greatest: Tensor, below: Tensor, weight: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
 from llada.sampling.fills import advance_together, begin
 from llada.sampling.guidance import Predict
+from llada.sampling.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class Canvas:
     """(B, L) bool: what this step revealed; None before the first."""
     asked: Tensor | None = None
     """(B, L) bool: the N positions at which there are predictions."""
-    log_p: Tensor | None = None
-    """(N, V) log-probabilities at the asked positions, in row order, as the model has them."""
+    predicted: Predictions | None = None
+    """The predictions at the asked positions, in row order, as the model has them."""
+
+    @property
+    def log_p(self) -> Tensor | None:
+        """The log-probabilities at the asked positions, (N, V)."""
+        return None if self.predicted is None else self.predicted.log_p
 
 
 def generate(
@@ -101,7 +107,7 @@ def unmask(
     while not bool(filling.is_done().all()):
         (chosen,) = advance_together(predict, [filling])
         nfe += 2 if config.cfg_scale else 1
-        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.log_p)
+        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.predicted)
 
 
 def check_shape(ids: Tensor) -> None:
