@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +18,9 @@ from llada.cli.options import given_values, parse, sampler_for
 from llada.models.block_cache import NO_CACHE, CacheOptions
 from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.speculation import SpeculatedCanvas, check_lossless, speculate
 from llada.sampling.template import read_template
-from llada.sampling.unmask import unmask
+from llada.sampling.unmask import Canvas, unmask
 from llada.system.console import StderrConsole
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
@@ -45,6 +46,9 @@ class SampleOptions:
     """Number of tokens to add to the prompt; if left out, the rest of the training length."""
     sampler: SamplerConfig = FREE_TEXT
     caching: CacheOptions = NO_CACHE
+    speculate: int = 0
+    """Guess this many steps ahead, and evaluate the guesses together: the same text at temperature 0, faster on a GPU
+    with a large network, and slower where each text takes its own time."""
     seed: int = 0
     """Seed of the first text; the second has the next seed, and so on."""
     device: DeviceName = "auto"
@@ -73,14 +77,14 @@ def run(arguments: Sequence[str], program: Program) -> int:
     config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
-    predict = checkpoint.predict_with(options.caching, config.block_length)
+    _check_speculation(options, config)
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     nfe = 0
     stages = [canvas[0]]
     with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(predict, canvas, tokenizer.mask_id, config, generators):
+        for state in _states(options, checkpoint, config, canvas, generators):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:
@@ -96,6 +100,39 @@ def run(arguments: Sequence[str], program: Program) -> int:
     tell(f"\n{'-' * 40}\n".join(samples))
     say(f"{nfe} evaluations of the network in {seconds:.1f} s")
     return 0
+
+
+def _check_speculation(options: SampleOptions, config: SamplerConfig) -> None:
+    """Refuse guesses where the text could become another one.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    if options.speculate == 0:
+        return
+    if options.n_samples != 1:
+        raise UserError("--speculate writes one text: leave out --n_samples.")
+    if options.caching.cache is not None:
+        raise UserError("--speculate and --cache exclude each other, since texts under a cache differ: leave out one.")
+    try:
+        check_lossless(config, options.speculate)
+    except ValueError as error:
+        raise UserError(f"These options do not go together ({error}): leave out --speculate.") from error
+
+
+def _states(
+    options: SampleOptions,
+    checkpoint: Checkpoint,
+    config: SamplerConfig,
+    canvas: torch.Tensor,
+    generators: list[torch.Generator],
+) -> Iterator[Canvas | SpeculatedCanvas]:
+    """The canvas after each evaluation of the network."""
+    predict = checkpoint.predict_with(options.caching, config.block_length)
+    mask_id = checkpoint.tokenizer.mask_id
+    if options.speculate:
+        return speculate(predict, canvas, mask_id, config, options.speculate, generators[0])
+    return unmask(predict, canvas, mask_id, config, generators)
 
 
 def _with_default(
