@@ -15,7 +15,7 @@ from llada.sampling.guidance import Predict, suppress
 from llada.sampling.unmask import unmask
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer, speechless_rows
-from llada.tokenizers.chat_template import ChatFormat, cut_at_end, fitting_prompt
+from llada.tokenizers.chat_template import ChatFormat, fitting_prompt
 from llada.tokenizers.message import Message
 
 
@@ -29,6 +29,8 @@ class Answer:
     """Number of function evaluations of the mask predictor so far."""
     n_forgotten: int
     """Number of messages at the beginning of the dialogue that no longer fitted together with the answer."""
+    nfe_saved: int = 0
+    """Evaluations that the end of the answer made needless, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,6 @@ class Assistant:
         ids, kept = prompt
         canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=self.device)
         predict = suppress(self.predict, speechless_rows(tokenizer, self.end_ids))
-        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator, end_ids=self.end_ids):
             written = state.x_t[0, len(ids) :].tolist()
-            yield Answer(written, state.nfe, len(messages) - len(kept))
-            if has_ended(written, self.end_ids, tokenizer.mask_id):
-                return
-
-
-def has_ended(ids: Sequence[int], end_ids: frozenset[int], mask_id: int) -> bool:
-    """Whether all is decided up to a sign of the end, so that what follows does not matter."""
-    text = cut_at_end(ids, end_ids)
-    return len(text) < len(ids) and mask_id not in text
+            yield Answer(written, state.nfe, len(messages) - len(kept), state.nfe_saved)
