@@ -1,10 +1,10 @@
 """How much of a step of the sampler is not the network's: with LLaDA's vocabulary of 126,464 and a small trunk.
 
-    python benchmarks/sampler_overhead.py [--d_model 256] [--n_layers 2] [--length 256] [--steps 5] [--repeats 3]
+    python benchmarks/sampler_overhead.py [--d_model 256] [--n_layers 2] [--masks 256] [--steps 5] [--repeats 3]
 
-A row of the table is a way to sample, from a canvas that is all masks: the median seconds of a step, those within the
-predictor, and the rest as a share of the step. The suppression of tokens that no text has is part of the rest. The
-wider the network, the smaller the share: the rest does not depend on its width.
+A row of the table is a way to sample, from a canvas with so many masks and as many random tokens between them: the
+median seconds of a step, those within the predictor, and the rest as a share of the step. The suppression of tokens
+that no text has is part of the rest. The wider the network, the smaller the share: the rest does not depend on it.
 """
 
 import argparse
@@ -66,9 +66,11 @@ def make_model(d_model: int, n_layers: int, length: int) -> MaskPredictor:
     return MaskPredictor(build_network(config), MASK_ID, MASK_ID).eval()
 
 
-def measure(model: MaskPredictor, config: SamplerConfig, length: int, n_steps: int) -> tuple[list[float], list[float]]:
+def measure(model: MaskPredictor, config: SamplerConfig, n_masks: int, n_steps: int) -> tuple[list[float], list[float]]:
     """The seconds of each step but the first, which warms up, and those within the predictor."""
-    timed, template = Timed(model), torch.full((1, length), MASK_ID)
+    timed, template = Timed(model), torch.full((1, 2 * n_masks), MASK_ID)
+    # Without different neighbours, a random network's predictions are the same everywhere.
+    template[0, ::2] = torch.randint(3, 1000, (n_masks,), generator=Generator().manual_seed(0))
     steps, inside, start, before = [], [], time.perf_counter(), 0.0
     predict = suppress(timed, FORBIDDEN)
     for _ in islice(unmask(predict, template, MASK_ID, config, Generator().manual_seed(1)), n_steps + 1):
@@ -83,15 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d_model", type=int, default=256)
     parser.add_argument("--n_layers", type=int, default=2)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--masks", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    model = make_model(options.d_model, options.n_layers, options.length)
+    model = make_model(options.d_model, options.n_layers, 2 * options.masks)
     seconds: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in WAYS}
     for _ in range(options.repeats):
         for way, config in WAYS.items():
-            for kept, new in zip(seconds[way], measure(model, config, options.length, options.steps), strict=True):
+            for kept, new in zip(seconds[way], measure(model, config, options.masks, options.steps), strict=True):
                 kept += new
     table = Table("way", "ms a step", "ms in the network", "ms of the rest", "share of the rest")
     for way, (steps, inside) in seconds.items():
@@ -100,7 +102,7 @@ def main() -> None:
         numbers = (1e3 * statistics.median(each) for each in (steps, inside, rest))
         table.add_row(way, *(f"{number:.1f}" for number in numbers), f"{100 * statistics.median(shares):.1f} %")
     console = Console()
-    console.print(f"{options.n_layers} layers of {options.d_model}, {options.length} masks, vocabulary {VOCABULARY:,}")
+    console.print(f"{options.n_layers} layers of {options.d_model}, {options.masks} masks, vocabulary {VOCABULARY:,}")
     console.print(table)
     console.print(describe_device(torch.device("cpu")))
 
