@@ -108,6 +108,7 @@ CENTRE = ["forward_process", "objective"] + [
         "plan",
         "policies",
         "predictions",
+        "remask",
         "speculation",
         "steps",
         "unmask",

@@ -94,6 +94,8 @@ def test_settings_under_which_a_text_could_change_are_refused() -> None:
     for config, words in (
         (SamplerConfig(temperature=1.0), "at temperature 0 only"),
         (SamplerConfig(stable_entropy=0.005), "stable_entropy"),
+        (SamplerConfig(remdm_eta=0.1), "mask written tokens again"),
+        (SamplerConfig(p2_tokens=2), "mask written tokens again"),
     ):
         with pytest.raises(ValueError, match=words):
             check_lossless(config, 3)

@@ -50,6 +50,8 @@ def check_lossless(config: SamplerConfig, n_guesses: int) -> None:
         raise ValueError(f"speculate must be at least 1, not {n_guesses}")
     if config.temperature != 0:
         raise ValueError("speculate writes the same text at temperature 0 only")
+    if config.remdm_eta or config.p2_tokens:
+        raise ValueError("speculate does not go with remdm_eta and p2_tokens, which mask written tokens again")
     if config.stable_entropy is not None:
         raise ValueError("speculate does not go with stable_entropy, which looks at the step before")
 
