@@ -112,7 +112,7 @@ CENTRE = ["forward_process", "objective"] + [
         "speculation",
         "steps",
         "unmask",
-    )
+    )  # fmt: skip
 ]
 
 

@@ -97,9 +97,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
         None if content is None else read_texts_at(content, name)
         for name, content in (("banned", options.banned), ("required", options.required))
     )
-    predict = constrain_all(
-        checkpoint.predict_with(options.caching, config.block_length), [template], tokenizer, banned, required
-    )
+    predict = checkpoint.predict_with(options.caching, config.block_length)
+    constrained = constrain_all(predict, [template], tokenizer, banned, required)
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
