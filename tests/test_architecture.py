@@ -98,22 +98,8 @@ def test_root_is_the_mathematics_and_its_door() -> None:
     assert modules == {"__init__", "__main__", "forward_process", "model", "objective"}
 
 
-CENTRE = ["forward_process", "objective"] + [
-    f"sampling.{name}"
-    for name in (
-        "config",
-        "draws",
-        "fills",
-        "guidance",
-        "plan",
-        "policies",
-        "predictions",
-        "remask",
-        "speculation",
-        "steps",
-        "unmask",
-    )  # fmt: skip
-]
+SAMPLING = "config draws fills guidance plan policies predictions remask speculation steps unmask"
+CENTRE = ["forward_process", "objective", *(f"sampling.{name}" for name in SAMPLING.split())]
 
 
 @pytest.mark.parametrize("module", CENTRE)
