@@ -42,6 +42,9 @@ def test_numbers_are_those_of_fp64(n_columns: int, at_once: int, monkeypatch: py
     torch.testing.assert_close(in_fp64, expected[2:4].exp(), atol=0, rtol=1e-12)
     some = torch.tensor([True, False, True, False, False, True, False])
     assert torch.equal(found.at(some), found.log_p[some])
+    places = torch.tensor([6, 2, 3])
+    assert Predictions(logits).likeliest_at(places).tolist() == found.likeliest_at(places).tolist()
+    assert found.likeliest_at(places).tolist() == log_p[places].argmax(-1).tolist()
     assert len(found) == 7
     assert found.is_finite
 

@@ -66,7 +66,8 @@ class Predictions:
 
     def likeliest_at(self, places: Tensor) -> Tensor:
         """The likeliest tokens at some positions by their indices, (R,)."""
-        return self.best.token[places] if "best" in self.__dict__ else _argmax(self.logits[places])
+        is_few = len(places) <= self.rows_at_once and "best" not in self.__dict__
+        return _argmax(self.logits[places]) if is_few else self.best.token[places]
 
     def log_p_of(self, token: Tensor) -> Tensor:
         """The log-probability of one token at each position, (N,)."""
