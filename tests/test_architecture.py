@@ -99,10 +99,8 @@ def test_root_is_the_mathematics_and_its_door() -> None:
     assert modules == {"__init__", "__main__", "forward_process", "model", "objective"}
 
 
-CENTRE = ["forward_process", "objective"] + [
-    f"sampling.{name}"
-    for name in ("config", "draws", "fills", "guidance", "plan", "policies", "remask", "steps", "unmask")
-]
+SAMPLING = "config draws fills guidance plan policies predictions remask speculation steps unmask"
+CENTRE = ["forward_process", "objective", *(f"sampling.{name}" for name in SAMPLING.split())]
 
 
 @pytest.mark.parametrize("module", CENTRE)
@@ -191,7 +189,8 @@ def test_what_stands_in_backticks_alone_is_an_option() -> None:
     def fields(options: type) -> dict[str, str]:
         found: dict[str, str] = {}
         for field in dataclasses.fields(options):
-            inner: Any = field.default_factory
+            has_factory = field.default_factory is not dataclasses.MISSING
+            inner: Any = field.default_factory if has_factory else type(field.default)
             is_group = isinstance(inner, type) and dataclasses.is_dataclass(inner)
             found |= fields(inner) if is_group else {field.name: str(field.type)}
         return found

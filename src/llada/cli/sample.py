@@ -19,6 +19,7 @@ from llada.cli.options import given_values, parse, sampler_for
 from llada.cli.watching import Watched, live_view, write_films
 from llada.films.frames import ColourBy
 from llada.films.write import check_film
+from llada.models.block_cache import NO_CACHE, CacheOptions
 from llada.models.predictor import PredictAt
 from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
@@ -26,6 +27,7 @@ from llada.sampling.constraints import constrain_all, read_texts_at
 from llada.sampling.fills import Fill, advance, start
 from llada.sampling.guidance import Predict, at_positions, takes_positions
 from llada.sampling.long_text import generate_by_sliding
+from llada.sampling.speculation import check_lossless, speculate
 from llada.sampling.template import read_template
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
@@ -60,6 +62,10 @@ class SampleOptions:
     required: str | None = None
     """Tokens of which one must stand at a position of the text, as JSON like that of --banned."""
     sampler: SamplerConfig = FREE_TEXT
+    caching: CacheOptions = NO_CACHE
+    speculate: int = 0
+    """Guess this many steps ahead, and evaluate the guesses together: the same text at temperature 0, faster on a GPU
+    with a large network, and slower where each text takes its own time."""
     seed: int = 0
     """Seed of the first text; the second has the next seed, and so on."""
     device: DeviceName = "auto"
@@ -96,20 +102,22 @@ def run(arguments: Sequence[str], program: Program) -> int:
     config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
-    banned, required = (
-        None if content is None else read_texts_at(content, name)
-        for name, content in (("banned", options.banned), ("required", options.required))
-    )
-    predict = constrain_all(checkpoint.predict, [template], tokenizer, banned, required)
-    fills = [
-        start(template, tokenizer.mask_id, config, torch.Generator().manual_seed(seed), device)
-        for seed in seeds_from(options.seed, options.n_samples)
-    ]
-    began = time.perf_counter()
-    with live_view(options.watch) as live:
-        stages, watched = _fill(predict, fills, checkpoint, options, live)
+    _check_speculation(options, config)
+    predict = _predictor(options, checkpoint, config, template)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
+    began, watched = time.perf_counter(), None
+    if options.speculate:
+        canvas = torch.tensor([template], device=device)
+        states = list(speculate(predict, canvas, tokenizer.mask_id, config, options.speculate, generators[0]))
+        stages, nfe = [canvas[0], *(state.x_t[0] for state in states)], states[-1].nfe
+        written = stages[-1:]
+    else:
+        fills = [start(template, tokenizer.mask_id, config, generator, device) for generator in generators]
+        with live_view(options.watch) as live:
+            stages, watched = _fill(predict, fills, checkpoint, options, live)
+        written, nfe = [fill.ids for fill in fills], max(fill.nfe for fill in fills)
     seconds = (watched.seconds() if watched else time.perf_counter()) - began
-    samples, nfe = [tokenizer.decode(fill.ids.tolist()) for fill in fills], max(fill.nfe for fill in fills)
+    samples = [tokenizer.decode(ids.tolist()) for ids in written]
     if watched:
         write_films(watched.events, options.film, options.colour_by, options.n_samples)
     if not options.json:
@@ -117,6 +125,18 @@ def run(arguments: Sequence[str], program: Program) -> int:
             n_open = int((stage == tokenizer.mask_id).sum())
             tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
     return _print(options, samples, nfe, seconds)
+
+
+def _predictor(
+    options: SampleOptions, checkpoint: Checkpoint, config: SamplerConfig, template: list[int]
+) -> Predict | PredictAt:
+    """What predicts the tokens of the template, with the cache and the constraints that are asked for."""
+    banned, required = (
+        None if content is None else read_texts_at(content, name)
+        for name, content in (("banned", options.banned), ("required", options.required))
+    )
+    predict = checkpoint.predict_with(options.caching, config.block_length)
+    return constrain_all(predict, [template], checkpoint.tokenizer, banned, required)
 
 
 def _fill(
@@ -152,6 +172,26 @@ def _print(options: SampleOptions, samples: list[str], nfe: int, seconds: float)
     return 0
 
 
+def _check_speculation(options: SampleOptions, config: SamplerConfig) -> None:
+    """Refuse guesses where the text could become another one.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    if options.speculate == 0:
+        return
+    if options.n_samples != 1:
+        raise UserError("--speculate writes one text: leave out --n_samples.")
+    if options.watch or options.film:
+        raise UserError("--speculate takes several steps at once: leave out --watch and --film.")
+    if options.caching.cache is not None:
+        raise UserError("--speculate and --cache exclude each other, since texts under a cache differ: leave out one.")
+    try:
+        check_lossless(config, options.speculate)
+    except ValueError as error:
+        raise UserError(f"These options do not go together ({error}): leave out --speculate.") from error
+
+
 def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
     """Whether the text is longer than the model's length and may be.
 
@@ -162,6 +202,8 @@ def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
         return False
     if options.template is not None or options.gen_length is None:
         raise UserError("--slide is for a prompt: add --gen_length, and leave out --template.")
+    if options.speculate:
+        raise UserError("--slide and --speculate exclude each other: leave out one.")
     if options.banned or options.required or options.frames or options.watch or options.film:
         raise UserError("--slide writes piece by piece: leave out --banned, --required, --frames, --watch and --film.")
     return len(checkpoint.tokenizer.encode(options.prompt)) + options.gen_length > checkpoint.config.max_sequence_length
@@ -170,7 +212,8 @@ def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
 def _write_long(options: SampleOptions, checkpoint: Checkpoint, device: torch.device) -> int:
     """Write and print texts that are longer than the model's length."""
     assert options.gen_length is not None
-    config, predict, nfe = sampler_for(checkpoint.model, options.sampler), at_positions(checkpoint.predict), 0
+    config, nfe = sampler_for(checkpoint.model, options.sampler), 0
+    predict = at_positions(checkpoint.predict_with(options.caching, config.block_length))
 
     @takes_positions
     def counted(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
