@@ -17,6 +17,7 @@ import torch
 
 from llada.models.local_cache import with_cache
 from llada.models.predictor import MaskPredictor
+from llada.sampling.events import TokenTexts
 from llada.sampling.fills import StepResult, advance
 from llada.sampling.guidance import Suppressed, suppress
 from llada.serving.limits import Limits
@@ -86,8 +87,7 @@ class Engine:
     """Writes texts for the server; `start` and `stop` its thread."""
 
     model: MaskPredictor
-    mask_id: int
-    pad_id: int
+    texts: TokenTexts
     limits: Limits
     observer: Observer
     step_seconds: float | None = None
@@ -102,6 +102,10 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def mask_id(self) -> int:
+        return self.texts.tokenizer.mask_id
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -143,7 +147,7 @@ class Engine:
         """
         deadline = time.monotonic() + self.limits.seconds
         tickets = [
-            Ticket(on_step, on_end, Writing(wanted, self.mask_id, self.device), deadline)
+            Ticket(on_step, on_end, Writing(wanted, self.mask_id, self.texts, self.device), deadline)
             for wanted, on_step, on_end in texts
         ]
         with self._changed:
@@ -239,7 +243,9 @@ class Engine:
             ticket.writing.prepare()
         begun = time.perf_counter()
         try:
-            results = advance(self._predictor(tickets[0]), [ticket.writing.fill for ticket in tickets], self.pad_id)
+            results = advance(
+                self._predictor(tickets[0]), [ticket.writing.fill for ticket in tickets], self.texts.tokenizer.pad_id
+            )
         except Exception as error:
             for ticket in tickets:
                 ticket.writing.undo()
