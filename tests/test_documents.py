@@ -56,6 +56,7 @@ SMALLER = {
     "export": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
+    "serve": ["--check", "--port", "0"],
 }
 
 
