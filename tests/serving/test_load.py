@@ -16,7 +16,10 @@ SLACK = 1.2
 
 @pytest.mark.parametrize(
     ("clients", "seconds"),
-    [pytest.param(8, 1.0, id="some"), pytest.param(64, 60.0, id="all", marks=pytest.mark.faults)],
+    [
+        pytest.param(8, 1.0, id="some", marks=pytest.mark.slow),
+        pytest.param(64, 60.0, id="all", marks=pytest.mark.faults),
+    ],
 )
 def test_nobody_gets_an_error_or_the_text_of_another(clients: int, seconds: float, tmp_path: Path) -> None:
     found = measure(str(save_toy(tmp_path / "toy")), clients, seconds)

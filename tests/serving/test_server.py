@@ -53,7 +53,7 @@ def test_check_says_where_it_would_be_and_stops(llada: RunCommand, toy: Path) ->
     assert re.match(r"toy is served at http://127\.0\.0\.1:\d+ ", result.out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_it_cleanly(toy: Path, number: signal.Signals) -> None:
     """The text that is being written is completed, the next one refused, and the exit code is 0."""
     command = [sys.executable, "-m", "llada", "serve", "--checkpoint", str(toy), "--port", "0", "--device", "cpu"]

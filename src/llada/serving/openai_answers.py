@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from llada.sampling.steps import has_likelihood
@@ -99,13 +100,14 @@ class Shape:
         if source is None:
             return None
         texts = self.served.texts.of(ids[first:last])
-        offsets = [sum(map(len, texts[:place])) for place in range(len(texts))]
+        before = self.served.texts.of(ids[0 if self.job.has_echo else wanted.start : first])
+        offsets = list(accumulate(map(len, texts[:-1]), initial=sum(map(len, before))))
         found = [written.get(place) for place in range(first, last)]
         return {
             "tokens": texts,
             "token_logprobs": [None if one is None else finite(one.log_p) for one in found],
             "top_logprobs": [self.top(one) for one in found] if wanted.alternatives else None,
-            "text_offset": offsets,
+            "text_offset": offsets[: len(texts)],
             "source": source,
         }
 
