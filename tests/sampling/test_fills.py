@@ -142,12 +142,12 @@ def test_a_given_end_ends_nothing() -> None:
 
 
 @pytest.mark.parametrize("policy", [None, *POLICIES])
-@pytest.mark.parametrize("options", [{"steps": None}, {"steps": 4, "block_length": 2}, {"cfg_scale": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{"steps": None}, {"steps": 4, "block_length": 2}], ids=str)
 def test_up_to_its_end_a_text_is_what_it_is_without_one(policy: PolicyName | None, options: dict[str, object]) -> None:
     """And the steps saved are those that it takes otherwise; some policies may have needed fewer."""
     config = SamplerConfig(**{"steps": None, "temperature": 1.0, "policy": policy, **options})  # type: ignore[arg-type]
     n_saved = 0
-    for seed in range(30):
+    for seed in range(20):
         made = []
         for end_ids in ([], [2]):
             fill = start([1, *[MASK] * 6], MASK, config, Generator().manual_seed(seed), end_ids=end_ids)

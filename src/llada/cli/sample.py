@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 import torch
 from rich.live import Live
 from rich.text import Text
+from torch import Tensor
 
 from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
-from llada.checkpoints.sampling_default import CHOOSES_ANEW, SAMPLING_FILE, read_default
+from llada.checkpoints.sampling_default import SAMPLING_FILE, default_unless
 from llada.cli import Program
 from llada.cli.drawing import OPEN, draw_tokens
 from llada.cli.options import given_values, parse, sampler_for
 from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
+from llada.sampling.constraints import constrain_all, read_texts_at
+from llada.sampling.guidance import at_positions, takes_positions
+from llada.sampling.long_text import generate_by_sliding
 from llada.sampling.template import read_template
 from llada.sampling.unmask import unmask
 from llada.system.console import StderrConsole
@@ -42,6 +46,14 @@ class SampleOptions:
     """Number of texts to write."""
     gen_length: int | None = None
     """Number of tokens to add to the prompt; if left out, the rest of the training length."""
+    slide: bool = False
+    """Let --gen_length go beyond the model's length: the text is written piece by piece, each after the end of the one
+    before."""
+    banned: str | None = None
+    """Tokens that must not stand at a position of the text, as JSON: '{"0": "T", "5": ["a", "e"]}'; positions count
+    tokens from 0, the prompt's among them."""
+    required: str | None = None
+    """Tokens of which one must stand at a position of the text, as JSON like that of --banned."""
     sampler: SamplerConfig = FREE_TEXT
     seed: int = 0
     """Seed of the first text; the second has the next seed, and so on."""
@@ -65,34 +77,83 @@ def run(arguments: Sequence[str], program: Program) -> int:
     device = choose_device(options.device)
     checkpoint = open_model(options.checkpoint, device, weights_dtype(options.dtype), options.base)
     options = _with_default(options, checkpoint, arguments, program)
+    if _slides(options, checkpoint):
+        return _write_long(options, checkpoint, device)
     template = _make_template(options, checkpoint)
     tokenizer = checkpoint.tokenizer
     n_masks = template.count(tokenizer.mask_id)
     config = sampler_for(checkpoint.model, options.sampler)
     if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
         raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
+    banned, required = (
+        None if content is None else read_texts_at(content, name)
+        for name, content in (("banned", options.banned), ("required", options.required))
+    )
+    predict = constrain_all(checkpoint.predict, [template], tokenizer, banned, required)
     start = time.perf_counter()
     canvas = torch.tensor([template] * options.n_samples, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     nfe = 0
     stages = [canvas[0]]
     with Live(console=StderrConsole(), transient=True, auto_refresh=False) as live:
-        for state in unmask(checkpoint.predict, canvas, tokenizer.mask_id, config, generators):
+        for state in unmask(predict, canvas, tokenizer.mask_id, config, generators):
             canvas, nfe = state.x_t, state.nfe
             stages.append(canvas[0])
             if options.show:
                 live.update(_draw(checkpoint, canvas[0], nfe), refresh=True)
     samples = [tokenizer.decode(row) for row in canvas.tolist()]
     seconds = time.perf_counter() - start
+    if not options.json:
+        for stage in _evenly(stages, options.frames):
+            n_open = int((stage == tokenizer.mask_id).sum())
+            tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
+    return _print(options, samples, nfe, seconds)
+
+
+def _print(options: SampleOptions, samples: list[str], nfe: int, seconds: float) -> int:
     if options.json:
         tell(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
         return 0
-    for stage in _evenly(stages, options.frames):
-        n_open = int((stage == tokenizer.mask_id).sum())
-        tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
     tell(f"\n{'-' * 40}\n".join(samples))
     say(f"{nfe} evaluations of the network in {seconds:.1f} s")
     return 0
+
+
+def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
+    """Whether the text is longer than the model's length and may be.
+
+    Raises:
+        UserError: other options do not go with that.
+    """
+    if not options.slide:
+        return False
+    if options.template is not None or options.gen_length is None:
+        raise UserError("--slide is for a prompt: add --gen_length, and leave out --template.")
+    if options.banned or options.required or options.frames or options.show:
+        raise UserError("--slide writes piece by piece: leave out --banned, --required, --frames and --show.")
+    return len(checkpoint.tokenizer.encode(options.prompt)) + options.gen_length > checkpoint.config.max_sequence_length
+
+
+def _write_long(options: SampleOptions, checkpoint: Checkpoint, device: torch.device) -> int:
+    """Write and print texts that are longer than the model's length."""
+    assert options.gen_length is not None
+    config, predict, nfe = sampler_for(checkpoint.model, options.sampler), at_positions(checkpoint.predict), 0
+
+    @takes_positions
+    def counted(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+        nonlocal nfe
+        nfe += 1
+        return predict(x_t, attention_mask=attention_mask, positions=positions)
+
+    start, tokenizer = time.perf_counter(), checkpoint.tokenizer
+    prompt = torch.tensor([tokenizer.encode(options.prompt)] * options.n_samples, dtype=torch.long, device=device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
+    *_, text = generate_by_sliding(
+        counted, prompt, options.gen_length, tokenizer.mask_id, config, generators,
+        context=checkpoint.config.max_sequence_length,
+    )  # fmt: skip
+    samples = [tokenizer.decode(row) for row in text.tolist()]
+    return _print(options, samples, nfe, time.perf_counter() - start)
 
 
 def _with_default(
@@ -100,7 +161,7 @@ def _with_default(
 ) -> SampleOptions:
     """The options with the checkpoint's own default for sampling below what the command line says."""
     given = {flag.removeprefix("--") for flag in given_values(arguments)}
-    default = None if given & CHOOSES_ANEW else read_default(checkpoint.folder)
+    default = default_unless(given, checkpoint.folder)
     if default is None:
         return options
     say(f"sampling as {SAMPLING_FILE} of the checkpoint says, by the policy {default.policy or default.remasking}")

@@ -24,8 +24,9 @@ from llada.data.batches import TokenBatch
 from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.standard_errors import mean_stderr, over_windows
 from llada.models import PredictAt
+from llada.sampling.config import SamplerConfig
 from llada.sampling.policies import DEFAULTS, Policy, PolicyName, PolicyOptions, StepState, make_policy
-from llada.sampling.steps import NOT_FINITE
+from llada.sampling.steps import NOT_FINITE, check_likelihood
 from llada.system.device import fp64_device, to_fp64
 from llada.system.errors import UserError
 
@@ -104,7 +105,12 @@ def measure_exact_nll(
     """Measure the mean over windows (W, L) of `exact_nll` per maskable token.
 
     The arguments are those of `exact_nll` and of `nelbo.BoundOptions`; the seed is for the policy "random" only.
+
+    Raises:
+        UserError: with these options texts have no exact likelihood.
     """
+    if isinstance(options, SamplerConfig):
+        check_likelihood(options)
     scored = score_windows(
         predict_at, windows, mask_id, policy=make_policy(policy, options), positions_per_step=positions_per_step,
         batch_size=batch_size, seed=seed, device=device, shard=shard, on_progress=on_progress,

@@ -13,6 +13,7 @@ text does not depend on the others: to the bit, if a row of the predictor does n
 Shape letters: B batch, L length, S steps, N asked positions, R revealed positions, V vocabulary rows.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,8 +26,18 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
 from llada.sampling.guidance import Predict, at_positions, guided_logits, penalized
 from llada.sampling.plan import BUDGET, END, FIRST, NEXT, plans_of
-from llada.sampling.policies import entropy
-from llada.sampling.steps import Chosen, Situation, Step, draw_priority, make_step
+from llada.sampling.policies import entropy, make_policy
+from llada.sampling.remask import RemaskLeastLikely, remask
+from llada.sampling.steps import (
+    ChooseThenDraw,
+    Chosen,
+    DrawThenChoose,
+    Situation,
+    Step,
+    UntilStable,
+    draw_priority,
+    policy_of,
+)
 
 
 @dataclass(frozen=True)
@@ -87,31 +98,44 @@ class Filling:
     saved: Tensor
     """(B,) steps of the plan that the end of a row made needless."""
 
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.at), device=self.at.device)
+        self.places = torch.arange(self.x_t.shape[1], device=self.x_t.device)
+        self.now = self.plan[self.rows, self.at]  # (B, 4)
+
     @property
     def step(self) -> Step:
         return make_step(self.config)
 
     def is_done(self) -> Tensor:
         """Whether a row has no step left, (B,) bool."""
-        return self._now()[:, NEXT] == self.at
+        return self.now[:, NEXT] == self.at
 
     def situation(self) -> Situation:
-        """What the next step may know."""
-        now, places = self._now(), torch.arange(self.x_t.shape[1], device=self.x_t.device)
-        is_open = (self.x_t == self.mask_id) & (places >= now[:, FIRST, None]) & (places < now[:, END, None])
-        return Situation(self.x_t, is_open, now[:, BUDGET], self.priority, self.generator, self.likeliest)
+        """What the next step may know; with ReMDM, what it masks again is drawn here."""
+        in_window = (self.places >= self.now[:, FIRST, None]) & (self.places < self.now[:, END, None])
+        is_open = (self.x_t == self.mask_id) & in_window
+        n_now = self.now[:, BUDGET]
+        situation = Situation(self.x_t, is_open, n_now, self.priority, self.generator, self.likeliest)
+        if not self.config.remasks:
+            return situation
+        return remask(situation, in_window & ~self.given & ~is_open, self.config)
 
     def apply(self, chosen: Chosen, situation: Situation) -> None:
         """Put the tokens of a step in their places, and go on to the next step."""
-        self.x_t = torch.where(chosen.revealed, self.x_t.masked_scatter(chosen.revealed, chosen.tokens), self.x_t)
-        self.likeliest = chosen.likeliest
-        is_filled = ~(situation.is_open & ~chosen.revealed).any(1)
-        self.at = torch.where(is_filled, self._now()[:, NEXT], self.at + 1)
+        x_t = torch.where(chosen.revealed, self.x_t.masked_scatter(chosen.revealed, chosen.tokens), self.x_t)
+        is_open = situation.is_open & ~chosen.revealed
+        if chosen.remasked is not None:
+            x_t, is_open = x_t.masked_fill(chosen.remasked, self.mask_id), is_open | chosen.remasked
+        self.x_t, self.likeliest = x_t, chosen.likeliest
+        # In its last step a window is left even if a token that was drawn is MASK itself.
+        self.at = torch.where(is_open.any(1), self.at + 1, self.now[:, NEXT])
         if self.end_ids:
             last = self.plan[..., NEXT].amax(1)
             has_ended = self._has_ended()
             self.saved = torch.where(has_ended, self.saved + last - self.at, self.saved)
             self.at = torch.where(has_ended, last, self.at)
+        self.now = self.plan[self.rows, self.at]
 
     def _has_ended(self) -> Tensor:
         """Whether a token that ends the text has been written, with nothing open before it, (B,) bool."""
@@ -119,8 +143,15 @@ class Filling:
         is_decided_so_far = (self.x_t == self.mask_id).cumsum(1) == 0
         return (torch.isin(self.x_t, ends) & ~self.given & is_decided_so_far).any(1)
 
-    def _now(self) -> Tensor:
-        return self.plan[torch.arange(len(self.at), device=self.at.device), self.at]
+
+@functools.lru_cache(maxsize=64)
+def make_step(config: SamplerConfig) -> Step:
+    """Make the step that a configuration asks for."""
+    name = policy_of(config)
+    step = DrawThenChoose(config) if name is None else ChooseThenDraw(make_policy(name, config), config)
+    if config.stable_entropy is not None:
+        return UntilStable(step, config.stable_entropy)
+    return RemaskLeastLikely(step) if config.p2_tokens else step
 
 
 def begin(
@@ -285,8 +316,11 @@ def advance_together(predict: Predict | PredictAt, fillings: Sequence[Filling]) 
             mine = penalized(
                 mine, filling.x_t, positions, filling.mask_id, config.repetition_penalty, filling.attention_mask
             )
-        decided.append(filling.step.decide(mine, positions, situation))
-        filling.apply(decided[-1], situation)
+        chosen = filling.step.decide(mine, positions, situation)
+        if situation.remasked is not None:
+            chosen = chosen._replace(remasked=situation.remasked)
+        filling.apply(chosen, situation)
+        decided.append(chosen)
     return decided
 
 
@@ -371,15 +405,16 @@ def _split(chosen: Chosen) -> list[StepResult]:
     is_revealed = chosen.revealed[chosen.asked]
     log_p = chosen.log_p[is_revealed].gather(1, chosen.tokens[:, None])[:, 0]
     n_revealed, n_asked = chosen.revealed.sum(1).tolist(), chosen.asked.sum(1).tolist()
-    nothing = torch.zeros(0, dtype=torch.long, device=chosen.asked.device)
+    remasked = torch.zeros_like(chosen.asked) if chosen.remasked is None else chosen.remasked
     return [
-        StepResult(*parts, nothing)
+        StepResult(*parts)
         for parts in zip(
             chosen.revealed.nonzero()[:, 1].split(n_revealed),
             chosen.tokens.split(n_revealed),
             log_p.split(n_revealed),
             chosen.asked.nonzero()[:, 1].split(n_asked),
             chosen.log_p.split(n_asked),
+            remasked.nonzero()[:, 1].split(remasked.sum(1).tolist()),
             strict=True,
         )
     ]

@@ -42,7 +42,11 @@ def _plan(is_masked: Tensor, config: SamplerConfig) -> list[tuple[int, int, int,
     steps: list[tuple[int, int, int, int]] = []
     shares = _share_evenly(config.steps or int(is_masked.sum()), len(windows))
     for window, n_steps in zip(windows, shares, strict=True):
-        budget = unmask_budget(is_masked[window].sum()[None], n_steps, schedule)[0].tolist()
+        n_masked = is_masked[window].sum()
+        if config.remasks:
+            budget = _thin_budget(int(n_masked), n_steps, schedule)
+        else:
+            budget = unmask_budget(n_masked[None], n_steps, schedule)[0].tolist()
         steps += [(window.start, window.stop, n_now, len(steps) + len(budget)) for n_now in budget]
     return [*steps, (0, 0, 0, len(steps))]
 
@@ -67,6 +71,14 @@ def unmask_budget(n_masked: Tensor, steps: int, schedule: MaskSchedule = LINEAR)
     lost = (wanted - whole).round(decimals=ROUNDING_DECIMALS)
     budget = whole.long() + most_confident(lost, n[:, 0] - whole.sum(1))
     return budget.to(n_masked.device)
+
+
+def _thin_budget(n_masked: int, steps: int, schedule: MaskSchedule) -> list[int]:
+    """How many tokens each step fills in more than it masks again, which may be none; the first step fills one."""
+    masked = schedule.fraction(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
+    written = (n_masked * (1 - masked) - ROUNDING).ceil().clamp(0, n_masked).long()
+    written[1:].clamp_(min=1)
+    return written.diff().tolist()
 
 
 def _at_least_one(parts: Tensor, has_enough: Tensor) -> Tensor:

@@ -247,7 +247,8 @@ def best_of_runs(threshold: float, run_threshold: float) -> Choose:
         place = p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 is the most confident of the row
         starts = is_open & ~torch.nn.functional.pad(is_open[:, :-1], (1, 0))
         run = starts.cumsum(1).masked_fill(~is_open, 0)
-        first_of_run = torch.full_like(place, place.shape[1]).scatter_reduce(1, run, place, "amin")
+        nobody = place.new_full((len(place), place.shape[1] + 1), place.shape[1])  # runs are counted from 1
+        first_of_run = nobody.scatter_reduce(1, run, place, "amin")
         is_best = is_open & (place == first_of_run.gather(1, run))
         return is_open & ((is_best & (p >= run_threshold)) | (p >= threshold) | (place < state.budget[:, None]))
 

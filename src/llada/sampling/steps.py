@@ -3,7 +3,6 @@
 Shape letters: B batch, L length, N positions that are asked, R positions that are revealed, V vocabulary rows.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators, draw, shaped, uniforms
-from llada.sampling.policies import Policy, PolicyName, StepState, entropy, make_policy, most_confident, on_canvas
+from llada.sampling.policies import Policy, PolicyName, StepState, entropy, most_confident, on_canvas
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 
@@ -34,6 +33,12 @@ class Situation(NamedTuple):
     generator: Generators
     likeliest: Tensor | None
     """(B, L) likeliest tokens of the step before, -1 where nothing was asked; for `UntilStable` only."""
+    remasked: Tensor | None = None
+    """(B, L) bool: what the step masks again, if that does not depend on predictions (remask.py)."""
+    is_written: Tensor | None = None
+    """(B, L) bool: what it may mask again, if that does."""
+    n_remasked: Tensor | None = None
+    """(B,) how many of these."""
 
 
 class Chosen(NamedTuple):
@@ -49,6 +54,8 @@ class Chosen(NamedTuple):
     """Log-probabilities at the asked positions, (N, V), with guidance and penalty, without temperature."""
     likeliest: Tensor | None = None
     """What the next step is to know of this one."""
+    remasked: Tensor | None = None
+    """Positions that the step masks again, (B, L) bool; None if there are none."""
 
 
 class Step(Protocol):
@@ -173,14 +180,6 @@ def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: T
     return to_fp64(ahead).masked_scatter(is_close.to(exact.device), exact)
 
 
-@functools.lru_cache(maxsize=64)
-def make_step(config: SamplerConfig) -> Step:
-    """Make the step that a configuration asks for."""
-    name = policy_of(config)
-    step = DrawThenChoose(config) if name is None else ChooseThenDraw(make_policy(name, config), config)
-    return step if config.stable_entropy is None else UntilStable(step, config.stable_entropy)
-
-
 def policy_of(config: SamplerConfig) -> PolicyName | None:
     """The policy that a configuration names; LLaDA's random remasking is one, its other remasking is not."""
     return "random" if config.policy is None and config.remasking == "random" else config.policy
@@ -188,7 +187,18 @@ def policy_of(config: SamplerConfig) -> PolicyName | None:
 
 def has_likelihood(config: SamplerConfig) -> bool:
     """Whether texts have an exact likelihood: where no step looks at the tokens that it draws."""
-    return policy_of(config) is not None and config.stable_entropy is None
+    return policy_of(config) is not None and config.stable_entropy is None and not config.remasks
+
+
+def check_likelihood(config: SamplerConfig) -> None:
+    """Refuse options by which the choice of positions or the order depends on tokens that are drawn.
+
+    Raises:
+        UserError: some are set.
+    """
+    names = [name for name in ("stable_entropy", "remdm_eta", "p2_tokens") if getattr(config, name)]
+    if names:
+        raise UserError(f"Texts written with `{names[0]}` have no exact likelihood: leave it out.")
 
 
 def draw_priority(template: Tensor, generator: Generators, attention_mask: Tensor | None) -> Tensor:
