@@ -33,6 +33,8 @@ SETTINGS = [
     SamplerConfig(steps=None, block_length=6),
     SamplerConfig(steps=None, temperature=1.0, cfg_scale=0.7, remasking="random"),
     SamplerConfig(steps=None, temperature=1.0, policy="confidence", repetition_penalty=1.3, top_k=5),
+    SamplerConfig(steps=30, temperature=1.0, policy="random", remdm_eta=0.2),
+    SamplerConfig(steps=30, temperature=1.0, policy="entropy", p2_tokens=2),
 ]
 
 

@@ -35,7 +35,7 @@ def completion(client: OpenAI, **settings: Any) -> Any:
 
 
 FURTHER = {
-    "template", "tokens", "policy", "steps", "remasking", "block_length", "cfg_scale", "diffusion_seed_canvas",
+    "template", "tokens", "policy", "steps", "remasking", "block_length", "cfg_scale", "remdm_eta", "diffusion_seed_canvas",
     "diffusion_pinned", "diffusion_read_only", "diffusion_max_steps", "vllm_xargs",
 }  # fmt: skip
 
@@ -115,7 +115,13 @@ def test_a_stop_string_ends_a_text_and_is_not_part_of_it(client: OpenAI) -> None
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"policy": "left_to_right"}, {"policy": "entropy", "n": 2}, {"steps": 3, "remasking": "low_confidence"}],
+    [
+        {},
+        {"policy": "left_to_right"},
+        {"policy": "entropy", "n": 2},
+        {"steps": 3, "remasking": "low_confidence"},
+        {"policy": "random", "steps": 30, "remdm_eta": 0.3},
+    ],
 )
 def test_a_stream_joined_is_the_answer(client: OpenAI, settings: dict[str, Any]) -> None:
     answer = completion(client, seed=7, **settings)

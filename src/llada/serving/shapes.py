@@ -11,6 +11,7 @@ from llada.serving.errors import ApiError, of_validation
 
 LARGEST_SEED = 2**63 - 1  # torch's
 MOST_TOKENS = 10**6
+MOST_STEPS = 10_000
 MOST_ALTERNATIVES = 20
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -25,7 +26,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "cfg_scale": (0.0, 100.0),
     "repetition_penalty": (0.01, 100.0),
-    "steps": (1, MOST_TOKENS),
+    "steps": (1, MOST_STEPS),
     "block_length": (1, MOST_TOKENS),
     "top_k": (1, MOST_TOKENS),
 }
@@ -202,7 +203,7 @@ class CanvasFields(Strict):
     """The places of the canvas that stay; if left out, all that are not MASK."""
     diffusion_read_only: bool | None = None
     """Whether the network is evaluated once, and the likeliest token of each open place returned."""
-    diffusion_max_steps: Count | None = None
+    diffusion_max_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     diffusion_canvas_length: Count | None = None
 
 

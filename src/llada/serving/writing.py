@@ -143,11 +143,12 @@ class Writing:
         """
         revealed = self._read(result) if self.wanted.is_read_only else self._revealed(result)
         for place in result.remasked.tolist():
-            self.ids[place] = self.mask_id
             self.written.pop(place, None)
-        for place, written in revealed.items():
-            self.ids[place] = written.id
         self.written.update(revealed)
+        self.ids = self.fill.ids.tolist()
+        if self.wanted.is_read_only:
+            for place, written in revealed.items():
+                self.ids[place] = written.id
         decided = self._now_decided()
         self.is_over = self.fill.is_done or decided.finish_reason is not None
         return StepRecord(revealed, decided, None if self.events is None else self.events.step(result))
@@ -165,7 +166,7 @@ class Writing:
 
     def _now_decided(self) -> Decided:
         """Return what is decided; nothing where a token that is written may be masked again."""
-        if rewrites(self.wanted.config) and not self.fill.is_done:
+        if self.wanted.config.remasks and not self.fill.is_done:
             return Decided("", "", None, 0)
         answer = self.ids[self.wanted.start : self.wanted.end]
         prefix = answer[: answer.index(self.mask_id)] if self.mask_id in answer else answer
@@ -197,8 +198,3 @@ class Writing:
         top = result.asked_log_p[rows.to(result.asked_log_p.device)].topk(k, dim=-1)
         pairs = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
         return [tuple((id_, p) for id_, p in zip(ids, ps, strict=True) if p > 0) for ids, ps in pairs]
-
-
-def rewrites(config: SamplerConfig) -> bool:
-    """Whether a token that is written may be masked again."""
-    return False
