@@ -35,7 +35,8 @@ def completion(client: OpenAI, **settings: Any) -> Any:
 
 
 FURTHER = {
-    "template", "tokens", "policy", "steps", "remasking", "block_length", "cfg_scale", "remdm_eta", "diffusion_seed_canvas",
+    "template", "tokens", "policy", "steps", "remasking", "block_length", "cfg_scale", "remdm_eta",
+    "diffusion_seed_canvas",
     "diffusion_pinned", "diffusion_read_only", "diffusion_max_steps", "vllm_xargs",
 }  # fmt: skip
 
