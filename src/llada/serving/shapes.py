@@ -212,7 +212,7 @@ class Further:
     """What a request has beyond OpenAI's fields."""
 
     settings: dict[str, Any]
-    """Of the sampler."""
+    """The fields of the sampler."""
     canvas: CanvasFields
 
     @classmethod

@@ -61,7 +61,7 @@ class StepRecord:
     """What a step did."""
 
     revealed: dict[int, Written]
-    """By position."""
+    """The tokens by their positions."""
     decided: Decided
     """The decided prefix of the answer."""
     event: Event | None
@@ -75,7 +75,7 @@ class Outcome:
     ids: tuple[int, ...]
     decided: Decided
     written: dict[int, Written]
-    """By position, what was filled in."""
+    """What was filled in, by position."""
     evaluations: int
     seconds: float
     nats: float | None
