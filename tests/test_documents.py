@@ -57,6 +57,7 @@ SMALLER = {
     "plot": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
+    "serve": ["--check", "--port", "0"],
 }
 
 

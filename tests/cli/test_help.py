@@ -15,6 +15,7 @@ from llada.cli.options import _join_help_lines, _nested, parse
 from llada.cli.plot import PlotOptions
 from llada.cli.prepare import PrepareOptions
 from llada.cli.sample import SampleOptions
+from llada.cli.serve import ServeOptions
 from llada.cli.size_report import SizeOptions
 from llada.training.config import TrainConfig
 
@@ -26,6 +27,7 @@ OPTIONS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
     "sample": SampleOptions,
+    "serve": ServeOptions,
     "export": ExportOptions,
     "plot": PlotOptions,
     "doctor": DoctorOptions,
