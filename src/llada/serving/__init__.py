@@ -1,0 +1,1 @@
+"""Servers on this machine: pages and programming interfaces over HTTP."""
