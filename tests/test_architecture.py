@@ -27,8 +27,9 @@ LAYERS = {
     "evaluation": 6,
     "training": 7,
     "model": 7,
-    "cli": 8,
-    "__main__": 9,
+    "serving": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 OPEN_TO_ALL = {"__init__"}  # it only gathers names
 

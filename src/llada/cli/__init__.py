@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: its NELBO, an exact likelihood, or the quality of its samples",
     "compare": "measure two checkpoints against each other",
     "frontier": "find out how a checkpoint is sampled best: likelihood against evaluations of the network",
+    "watch": "show runs on a live page: bound, loss by t, samples, speed, and what trouble there was",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
     "export": "write a model in LLaDA's official layout, an adapter merged",
     "doctor": "say whether this machine is ready, what a run will use, and what to do about what is missing",

@@ -1,0 +1,41 @@
+"""The command `llada watch`: a live page of runs on this machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from llada.cli import Program
+from llada.cli.options import parse
+from llada.serving.local_server import HOST, listening_socket, serve_until_stopped
+from llada.serving.runs.api import make_app
+from llada.system.errors import UserError
+from llada.system.terminal import tell
+
+DESCRIPTION = """Show runs on a live page in a browser: bound and loss, loss by t, samples, speed, and trouble.
+
+The page is at an address of this machine alone. It shows runs next to each other, while they train and afterwards, and
+reads their folders without writing to them. Name run folders, or folders that hold runs."""
+
+DEFAULT_PORT = 8020
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")] = (Path("runs"),)
+    """Run folders, or folders that hold runs."""
+    port: int = DEFAULT_PORT
+    """Port of the page; 0 takes a free one."""
+
+
+def run(arguments: Sequence[str], program: Program) -> int:
+    options = parse(WatchOptions, program.name, arguments, DESCRIPTION)
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port must be from 0 to 65535, not {options.port}: choose another.")
+    app = make_app(options.runs or WatchOptions.runs)
+    with listening_socket(options.port) as socket:
+        tell(f"Watching at http://{HOST}:{socket.getsockname()[1]}/ (Ctrl+C ends it; the runs go on)")
+        serve_until_stopped(app, socket)
+    return 0
