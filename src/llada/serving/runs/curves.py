@@ -14,11 +14,13 @@ Array = NDArray[np.float64]
 
 PLACES = ("step", "seconds", "tokens")
 """Names of what a curve can be drawn over."""
-VALUES = ("loss", "nll", "grad_norm", "learning_rate_factor", "tokens_per_second", "memory")
+VALUES = ("loss", "nll", "grad_norm", "learning_rate_factor", "tokens_per_second", "memory_bytes")
 """Names of the numbers in a row of training."""
 BOUNDS = ("nelbo", "nelbo_stderr")
 MOST_BINS = 64  # of t; ours are 10
 _FIRST_ROWS = 1024
+BUCKETS_BY_T = 60
+"""Points of a curve by t, which are fewer: what is measured in a bin is little, and moves by chance."""
 
 
 class GrowingTable:
@@ -150,7 +152,7 @@ def thinned(curves: Curves, n_buckets: int, first: float = 0, last: float = math
     part = slice(int(begin), int(end))
     starts = bucket_starts(rows[part, 0], n_buckets)
     series = {name: in_buckets(curves.column(name)[part], starts) for name in VALUES}
-    coarse = bucket_starts(rows[part, 0], min(n_buckets, 120))
+    coarse = bucket_starts(rows[part, 0], min(n_buckets, BUCKETS_BY_T))
     by_t = curves.by_t()[part]
     bounds = curves.bounds.rows
     bounds = bounds[(bounds[:, 0] >= first) & (bounds[:, 0] <= last)]

@@ -117,6 +117,7 @@ class WatchedRun:
             "id": self.id,
             "version": _digest(follower.version),
             "state": self._state(done),
+            "changed": (stamp_of(self.folder / METRICS_FILE) or (0,))[0] // 10**9,
             "is_reading": not is_read,
             "share_read": round(follower.offset / follower.size, 3) if follower.size else 1.0,
             "rows": curves.training.n_rows,
@@ -128,7 +129,7 @@ class WatchedRun:
             "seconds_left": self._seconds_left(done),
             "tokens": curves.last("tokens"),
             "tokens_per_second": curves.last("tokens_per_second"),
-            "memory": curves.last("memory"),
+            "memory_bytes": curves.last("memory_bytes"),
             "loss": curves.last("loss"),
             "nll": curves.last("nll"),
             "bound": _bound(finite[-1]) if len(finite) else None,
@@ -148,8 +149,8 @@ class WatchedRun:
         }
 
     def settings(self) -> dict[str, str]:
-        """Return the settings as texts by their names."""
-        return flat(self._config)
+        """Return the settings as texts by their names, but the run's own folder, which says nothing of it."""
+        return flat({name: value for name, value in self._config.items() if name != "output_dir"})
 
     def curves_between(self, n_buckets: int, first: float, last: float) -> dict[str, Any]:
         """Return the curves with at most so many points (curves.py)."""
