@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,15 @@ class Watched:
 
     def close(self) -> None:
         self.context.close()
+
+
+def wait_until(page: Any, expression: str, seconds: float = 8.0) -> None:
+    """Wait until an expression of JavaScript is true. Playwright's own wait evaluates it within the page, which a
+    content security policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"still not true: {expression}"
+        page.wait_for_timeout(20)
 
 
 def axe_violations(page: Any) -> list[str] | None:

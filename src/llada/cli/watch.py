@@ -1,5 +1,6 @@
 """The command `llada watch`: a live page of runs on this machine."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,6 @@ from tyro.conf import Positional, arg
 
 from llada.cli import Program
 from llada.cli.options import parse
-from llada.serving.local_server import HOST, listening_socket, serve_until_stopped
-from llada.serving.runs.api import make_app
 from llada.system.errors import UserError
 from llada.system.terminal import tell
 
@@ -20,11 +19,12 @@ The page is at an address of this machine alone. It shows runs next to each othe
 reads their folders without writing to them. Name run folders, or folders that hold runs."""
 
 DEFAULT_PORT = 8020
+LARGEST_PORT = 65535
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")] = (Path("runs"),)
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")] = (Path("runs"),)
     """Run folders, or folders that hold runs."""
     port: int = DEFAULT_PORT
     """Port of the page; 0 takes a free one."""
@@ -32,8 +32,14 @@ class WatchOptions:
 
 def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(WatchOptions, program.name, arguments, DESCRIPTION)
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port must be from 0 to 65535, not {options.port}: choose another.")
+    if not 0 <= options.port <= LARGEST_PORT:
+        raise UserError(f"`port` must be from 0 to {LARGEST_PORT}, not {options.port}: choose another.")
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"A page needs {' and '.join(missing)}: pip install 'llada-trainer[serve]'.")
+    from llada.serving.local_server import HOST, listening_socket, serve_until_stopped
+    from llada.serving.runs.api import make_app
+
     app = make_app(options.runs or WatchOptions.runs)
     with listening_socket(options.port) as socket:
         tell(f"Watching at http://{HOST}:{socket.getsockname()[1]}/ (Ctrl+C ends it; the runs go on)")

@@ -27,7 +27,7 @@ from llada.system.errors import UserError
 from llada.system.files import LARGEST_JSON, read_json
 from llada.system.locks import LOCK_FILE
 from llada.system.regular_files import open_regular, read_bounded
-from llada.training.metrics_follower import MetricsFollower
+from llada.training.metrics_follower import BYTES_AT_ONCE, MetricsFollower
 
 CONFIG_FILE, TROUBLE_FILE = "config.json", "trouble.json"
 SAMPLE_NAME = re.compile(r"step-(\d{1,15})\.txt")
@@ -70,7 +70,7 @@ class WatchedRun:
 
     def refresh(self) -> None:
         """Read what is new, one piece at most, so that a long file does not hold a request up."""
-        fresh = self._follower.read()
+        fresh = self._follower.read(BYTES_AT_ONCE)
         if fresh.starts_again:
             self._begin()
         self.curves.append(fresh.rows)

@@ -277,7 +277,8 @@ function replace(host, children) {
 }
 
 function drawRuns() {
-  replace(at("runs"), state.runs.map((run) => {
+  const listed = [...state.runs].sort((a, b) => (b.state === "training") - (a.state === "training"));
+  replace(at("runs"), listed.map((run) => {
     const name = visible(run.name);
     const box = element("input", { type: "checkbox", checked: state.shown.has(run.id), "aria-label": `Draw ${name}`, onchange: (event) => show(run.id, event.target.checked) });
     box.dataset.key = `box-${run.id}`;
@@ -512,7 +513,7 @@ function secondsToWait() {
   if (state.failures) return Math.min(SECONDS.longestRetry, 2 ** state.failures);
   if (state.runs.some((run) => run.is_reading)) return SECONDS.reading;
   if (document.hidden) return SECONDS.hidden;
-  return state.runs.some((run) => run.state === "training" || run.state === "waiting") ? SECONDS.live : SECONDS.idle;
+  return !state.runs.length || state.runs.some((run) => run.state === "training" || run.state === "waiting") ? SECONDS.live : SECONDS.idle;
 }
 
 function say() {
