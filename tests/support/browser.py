@@ -50,9 +50,13 @@ class Watched:
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.hosts: set[str | None] = set()
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
 
     def check(self) -> None:
         """Nothing was complained of, and no request left this machine."""

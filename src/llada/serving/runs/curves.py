@@ -18,6 +18,7 @@ VALUES = ("loss", "nll", "grad_norm", "learning_rate_factor", "tokens_per_second
 """Names of the numbers in a row of training."""
 BOUNDS = ("nelbo", "nelbo_stderr")
 MOST_BINS = 64  # of t; ours are 10
+_ROW = (*PLACES[1:], *VALUES)
 _FIRST_ROWS = 1024
 BUCKETS_BY_T = 60
 """Points of a curve by t, which are fewer: what is measured in a bin is little, and moves by chance."""
@@ -28,25 +29,33 @@ class GrowingTable:
 
     def __init__(self, n_columns: int) -> None:
         self.n_columns, self.n_rows = n_columns, 0
-        self._storage: Array = np.empty((0, n_columns))
+        self._storage: Array = np.empty((n_columns, 0))  # (C, R): a page asks for columns
 
     @property
     def rows(self) -> Array:
         """The (R, C) rows, as a view that is valid until the next `append`."""
-        return self._storage[: self.n_rows]
+        return self._storage[:, : self.n_rows].T
 
     def append(self, rows: Sequence[Sequence[float]]) -> None:
         """Add rows. One whose step is not above the last one's replaces that and all that follow it: the run went back
         there, and its earlier future is void."""
-        for row in rows:
-            if self.n_rows and row[0] <= self._storage[self.n_rows - 1, 0]:
-                self.cut(row[0])
-            if self.n_rows == len(self._storage):
-                grown = np.empty((max(_FIRST_ROWS, 2 * self.n_rows), self.n_columns))
-                grown[: self.n_rows] = self.rows
-                self._storage = grown
-            self._storage[self.n_rows] = row
-            self.n_rows += 1
+        if not rows:
+            return
+        fresh = np.array(rows, dtype=np.float64)
+        falls = np.flatnonzero(np.diff(fresh[:, 0]) <= 0) + 1
+        for part in np.split(fresh, falls):
+            if self.n_rows and part[0, 0] <= self._storage[0, self.n_rows - 1]:
+                self.cut(part[0, 0])
+            self._add(part)
+
+    def _add(self, rows: Array) -> None:
+        n = self.n_rows + len(rows)
+        if n > self._storage.shape[1]:
+            grown = np.empty((self.n_columns, max(_FIRST_ROWS, n + self.n_rows // 2)))
+            grown[:, : self.n_rows] = self._storage[:, : self.n_rows]
+            self._storage = grown
+        self._storage[:, self.n_rows : n] = rows.T
+        self.n_rows = n
 
     def cut(self, step: float) -> None:
         """Drop the rows from this step on."""
@@ -65,17 +74,21 @@ class Curves:
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows of metrics.jsonl in their order; those that are neither of training nor of an evaluation are left
         out."""
+        training: list[list[float]] = []
         for row in rows:
+            step = row["step"]
             if "nelbo" in row:
-                self.bounds.append([[row["step"], *(number(row.get(name)) for name in BOUNDS)]])
+                self.bounds.append([[step, *(number(row.get(name)) for name in BOUNDS)]])
             elif "loss" in row:
                 by_t = row.get("nll_by_t")
                 if not self.n_bins and isinstance(by_t, list) and 0 < len(by_t) <= MOST_BINS:
+                    self.training.append(training)
+                    training = []
                     self._add_bins(len(by_t))
                 bins = by_t if isinstance(by_t, list) and len(by_t) == self.n_bins else [None] * self.n_bins
-                names = (*PLACES[1:], *VALUES)
-                self.bounds.cut(row["step"] + 1)
-                self.training.append([[row["step"], *(number(row.get(name)) for name in names), *map(number, bins)]])
+                self.bounds.cut(step + 1)
+                training.append([step, *map(number, map(row.get, _ROW)), *map(number, bins)])
+        self.training.append(training)
 
     def _add_bins(self, n_bins: int) -> None:
         before, self.n_bins = self.training.rows, n_bins
@@ -107,12 +120,12 @@ class Curves:
 
 def number(value: Any) -> float:
     """Return a number of a row as it is, and NaN for everything else, such as null, a text, or a number too long."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    return math.nan
+    if type(value) is float:
+        return value
+    try:
+        return float(value) if type(value) is int else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def bucket_starts(steps: Array, n_buckets: int) -> NDArray[np.int64]:
