@@ -100,7 +100,7 @@ def test_root_is_the_mathematics_and_its_door() -> None:
 
 
 CENTRE = ["forward_process", "objective"] + [
-    f"sampling.{name}" for name in ("config", "draws", "guidance", "policies", "steps", "unmask")
+    f"sampling.{name}" for name in ("config", "draws", "fills", "guidance", "plan", "policies", "steps", "unmask")
 ]
 
 

@@ -30,7 +30,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         taken.listen()
         port = taken.getsockname()[1]
         said = sentence_of([run, "--port", str(port)], capsys)
-    assert re.search(rf"Port {port} is in use: add --port \d+, or stop what uses it\.", said)
+    assert re.search(rf"The port {port} of 127.0.0.1 is in use: the next free one is \d+ \(--port \d+\)", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

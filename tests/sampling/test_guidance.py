@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from llada.sampling.config import SamplerConfig
-from llada.sampling.guidance import TokensAt, constrain, guide, penalize, suppress, takes_positions
+from llada.sampling.guidance import TokensAt, constrain, guide, penalized, suppress
 from llada.sampling.unmask import infill
 from llada.system.errors import UserError
 from tests.support.toys import MASK, table_predictor, uniform
@@ -39,12 +39,9 @@ def test_a_penalty_is_a_power_of_the_probabilities_of_tokens_that_are_there() ->
     x_t = torch.tensor([[1, MASK, MASK], [2, 0, MASK], [1, MASK, 0]])
     attention_mask = torch.tensor([[True] * 3, [True] * 3, [True, True, False]])
 
-    @takes_positions
-    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
-        return (p.log() + 5.0).expand(*x_t.shape, 3)[positions]
-
-    penalized = penalize(predict_at, MASK, 2.0)
-    powers = penalized(x_t, attention_mask=attention_mask, positions=x_t == MASK).exp()
+    positions = x_t == MASK
+    logits = (p.log() + 5.0).expand(int(positions.sum()), 3)
+    powers = penalized(logits, x_t, positions, MASK, 2.0, attention_mask).exp()
     assert torch.allclose(
         powers, torch.tensor([[0.5, 0.09, 0.2], [0.5, 0.09, 0.2], [0.25, 0.3, 0.04], [0.5, 0.09, 0.2]])
     )

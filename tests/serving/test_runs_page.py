@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from llada.serving.local_server import listening_socket
+from llada.serving.listening import Address, listen
 from llada.serving.runs.api import make_app
 from tests.support.browser import Watched, axe_violations, browser, wait_until
 from tests.support.watched_runs import append, bound, make_run, row, snapshot
@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(runs: Path) -> Iterator[str]:
-    with listening_socket(0) as socket:
+    with listen(Address(port=0)) as socket:
         server = uvicorn.Server(uvicorn.Config(make_app([runs]), log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()

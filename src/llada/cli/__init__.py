@@ -27,6 +27,7 @@ COMMANDS = {
     "frontier": "find out how a checkpoint is sampled best: likelihood against evaluations of the network",
     "watch": "show runs on a live page: bound, loss by t, samples, speed, and what trouble there was",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
+    "serve": "serve a checkpoint: a page on which text un-masks itself, and an API that OpenAI clients speak",
     "export": "write a model in LLaDA's official layout, an adapter merged",
     "doctor": "say whether this machine is ready, what a run will use, and what to do about what is missing",
     "size": "count parameters, memory, computation and time, and suggest what fits",

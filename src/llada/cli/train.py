@@ -13,6 +13,7 @@ from llada.checkpoints.folder import read_config, read_tokenizer
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import base_of_adapter
+from llada.checkpoints.sampling_default import write_default
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED
 from llada.cli.flags import in_flags
@@ -33,7 +34,7 @@ from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, out_of_memory
 from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
-from llada.training.presets import PRESETS
+from llada.training.presets import PRESETS, measured_sampling
 from llada.training.progress_bar import Display
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder, keep_for
@@ -87,6 +88,8 @@ def _run(config: TrainConfig, resume: bool, changed_data: bool, program: Program
             for change in trainer.resumed.changed_settings:
                 console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
         folder.start(plan.config)
+        if not resume and (measured := measured_sampling(plan.config)):
+            write_default(folder.path, *measured)
         progress = trainer.run(Display(console, trainer.plan.total_steps, in_flags))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -1,6 +1,5 @@
 """The command `llada watch`: a live page of runs on this machine."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from tyro.conf import Positional, arg
 
 from llada.cli import Program
 from llada.cli.options import parse
+from llada.serving.listening import Address, listen, serve_app
+from llada.serving.runs.api import HOST, make_app
 from llada.system.errors import UserError
 from llada.system.terminal import tell
 
@@ -34,14 +35,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
     options = parse(WatchOptions, program.name, arguments, DESCRIPTION)
     if not 0 <= options.port <= LARGEST_PORT:
         raise UserError(f"`port` must be from 0 to {LARGEST_PORT}, not {options.port}: choose another.")
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"A page needs {' and '.join(missing)}: pip install 'llada-trainer[serve]'.")
-    from llada.serving.local_server import HOST, listening_socket, serve_until_stopped
-    from llada.serving.runs.api import make_app
-
-    app = make_app(options.runs or WatchOptions.runs)
-    with listening_socket(options.port) as socket:
-        tell(f"Watching at http://{HOST}:{socket.getsockname()[1]}/ (Ctrl+C ends it; the runs go on)")
-        serve_until_stopped(app, socket)
+    app, address = make_app(options.runs or WatchOptions.runs), Address(HOST, options.port)
+    with listen(address) as socket:
+        tell(f"Watching at {address.url(socket.getsockname()[1])}/. Ctrl-C ends it; the runs go on.")
+        serve_app(app, socket)
     return 0

@@ -47,10 +47,13 @@ class Assistant:
     def end_ids(self) -> frozenset[int]:
         return self.form.end_ids | self.further_end_ids
 
-    def answer(
-        self, messages: Sequence[Message], gen_length: int, config: SamplerConfig, generator: Generator | None = None
-    ) -> Iterator[Answer]:
-        """Answer the last message, yielding the state after each step; it ends early when the answer has its end.
+    @property
+    def speechless_rows(self) -> tuple[int, ...]:
+        """The columns of the logits that no answer may contain: what is not text and does not end it."""
+        return speechless_rows(self.tokenizer, self.end_ids)
+
+    def prompt(self, messages: Sequence[Message], gen_length: int) -> tuple[list[int], int]:
+        """Return the ids that precede the answer to the last message, and the number of messages that were left out.
 
         Args:
             messages: the dialogue; its oldest turns are left out if it does not fit `max_sequence_length` with the
@@ -60,7 +63,7 @@ class Assistant:
         Raises:
             UserError: the last message alone does not fit, or holds what the vocabulary has not.
         """
-        tokenizer, longest = self.tokenizer, self.max_sequence_length
+        longest = self.max_sequence_length
         if gen_length >= longest:
             raise UserError(
                 f"An answer of {gen_length} tokens leaves no room for a question in the {longest} of this model: "
@@ -73,12 +76,23 @@ class Assistant:
                 "shorten it, or lower `gen_length`."
             )
         ids, kept = prompt
-        canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=self.device)
-        predict = suppress(self.predict, speechless_rows(tokenizer, self.end_ids))
-        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+        return ids, len(messages) - len(kept)
+
+    def answer(
+        self, messages: Sequence[Message], gen_length: int, config: SamplerConfig, generator: Generator | None = None
+    ) -> Iterator[Answer]:
+        """Answer the last message, yielding the state after each step; it ends early when the answer has its end.
+
+        The first two arguments and the errors are those of `prompt`.
+        """
+        ids, n_forgotten = self.prompt(messages, gen_length)
+        mask_id = self.tokenizer.mask_id
+        canvas = torch.tensor([ids + [mask_id] * gen_length], device=self.device)
+        predict = suppress(self.predict, self.speechless_rows)
+        for state in unmask(predict, canvas, mask_id, config, generator):
             written = state.x_t[0, len(ids) :].tolist()
-            yield Answer(written, state.nfe, len(messages) - len(kept))
-            if has_ended(written, self.end_ids, tokenizer.mask_id):
+            yield Answer(written, state.nfe, n_forgotten)
+            if has_ended(written, self.end_ids, mask_id):
                 return
 
 

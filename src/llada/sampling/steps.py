@@ -3,13 +3,13 @@
 Shape letters: B batch, L length, N positions that are asked, R positions that are revealed, V vocabulary rows.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators, draw, shaped, uniforms
 from llada.sampling.policies import Policy, PolicyName, StepState, entropy, make_policy, most_confident, on_canvas
@@ -18,6 +18,22 @@ from llada.system.errors import UserError
 
 UNSURE = 1e-3  # nats by which fp32 may be off, with a margin: log-probabilities of large logits are to 1e-5
 NOT_FINITE = "The model's predictions are not finite numbers: it is broken, use an earlier checkpoint."
+
+
+class Situation(NamedTuple):
+    """What a step may know, besides the predictions."""
+
+    x_t: Tensor
+    """(B, L) token ids."""
+    is_open: Tensor
+    """(B, L) bool, where a token may be revealed now."""
+    n_now: Tensor
+    """(B,) how many the step reveals at least."""
+    priority: Tensor | None
+    """(B, L) for the order "random"; drawn for the steps of policies only."""
+    generator: Generators
+    likeliest: Tensor | None
+    """(B, L) likeliest tokens of the step before, -1 where nothing was asked; for `UntilStable` only."""
 
 
 class Chosen(NamedTuple):
@@ -30,7 +46,23 @@ class Chosen(NamedTuple):
     asked: Tensor
     """Positions at which there are predictions, (B, L) bool."""
     log_p: Tensor
-    """Log-probabilities at the asked positions, (N, V)."""
+    """Log-probabilities at the asked positions, (N, V), with guidance and penalty, without temperature."""
+    likeliest: Tensor | None = None
+    """What the next step is to know of this one."""
+
+
+class Step(Protocol):
+    """A step of the sampler, which depends on the configuration alone: first it asks, then it decides."""
+
+    @property
+    def has_priority(self) -> bool:
+        """Whether it needs numbers for the order "random"."""
+
+    def asks(self, now: Situation) -> Tensor:
+        """The positions (B, L) at which it needs predictions."""
+
+    def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
+        """Choose positions and tokens by the logits (N, V) at the asked positions."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +71,24 @@ class ChooseThenDraw:
 
     policy: Policy
     config: SamplerConfig
-    priority: Tensor
-    """(B, L) for the order "random"."""
-    generator: Generators
+    has_priority = True
 
-    @property
-    def has_budget(self) -> bool:
-        return self.policy.has_budget
+    def asks(self, now: Situation) -> Tensor:
+        return self.policy.foresee(now.is_open, _state(now)) if self.policy.foresee else now.is_open
 
-    def __call__(
-        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
-    ) -> Chosen:
-        state = StepState(n_now, self.priority)
-        asked = self.policy.foresee(is_open, state) if self.policy.foresee else is_open
-        log_p = finite(predict_at(x_t, attention_mask=attention_mask, positions=asked)).float().log_softmax(-1)
-        revealed = asked if self.policy.foresee else self.policy.choose(log_p, is_open, state)
+    def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
+        log_p = finite(logits).float().log_softmax(-1)
+        revealed = asked if self.policy.foresee else self.policy.choose(log_p, now.is_open, _state(now))
         config = self.config
         drawn_from = shaped(log_p[revealed[asked]], config.temperature, config.top_k, config.top_p)
         if config.temperature == 0:
             return Chosen(revealed, drawn_from.argmax(-1), asked, log_p)
-        return Chosen(revealed, draw(drawn_from, uniforms(revealed.sum(1).tolist(), self.generator)), asked, log_p)
+        return Chosen(revealed, draw(drawn_from, uniforms(revealed.sum(1).tolist(), now.generator)), asked, log_p)
+
+
+def _state(now: Situation) -> StepState:
+    assert now.priority is not None
+    return StepState(now.n_now, now.priority)
 
 
 @dataclass(frozen=True)
@@ -69,25 +99,25 @@ class DrawThenChoose:
     """
 
     config: SamplerConfig
-    generator: Generators
-    has_budget = True
+    has_priority = False
 
-    def __call__(
-        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
-    ) -> Chosen:
+    def asks(self, now: Situation) -> Tensor:
         # Elsewhere nothing is drawn: a whole canvas of LLaDA's logits in fp64 is 1 MB a token.
-        logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
-        config, log_p = self.config, logits.float().log_softmax(-1)
+        return now.is_open
+
+    def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
+        config, is_open, log_p = self.config, now.is_open, finite(logits).float().log_softmax(-1)
         if config.temperature == 0:
             token = logits.argmax(-1)
         else:
             drawn_from = shaped(log_p, config.temperature, config.top_k, config.top_p)
-            token = draw(drawn_from, uniforms(is_open.sum(1).tolist(), self.generator))
-        confidence = confidence_near_cut(logits, log_p, token, is_open, n_now)  # on the CPU, if that of x_t has no fp64
-        chosen = most_confident(confidence, n_now.to(confidence.device)).to(x_t.device) & is_open
+            token = draw(drawn_from, uniforms(is_open.sum(1).tolist(), now.generator))
+        confidence = confidence_near_cut(logits, log_p, token, is_open, now.n_now)  # on the CPU, if x_t's has no fp64
+        chosen = most_confident(confidence, now.n_now.to(confidence.device)).to(is_open.device) & is_open
         return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
 
 
+@dataclass(frozen=True)
 class UntilStable:
     """A step that fills in all that is open in a row where the predictions are stable.
 
@@ -95,42 +125,29 @@ class UntilStable:
     entropies is small: the rule by which DiffusionGemma ends early. The texts have no exact likelihood.
     """
 
-    has_budget = False
+    step: ChooseThenDraw | DrawThenChoose
+    entropy_bound: float
 
-    def __init__(self, step: ChooseThenDraw | DrawThenChoose, entropy_bound: float) -> None:
-        self.step, self.entropy_bound = step, entropy_bound
-        self.likeliest: Tensor | None = None  # (B, L) of the step before, -1 where nothing was asked
+    @property
+    def has_priority(self) -> bool:
+        return self.step.has_priority
 
-    def __call__(
-        self, predict_at: PredictAt, x_t: Tensor, is_open: Tensor, n_now: Tensor, attention_mask: Tensor | None
-    ) -> Chosen:
-        logits = finite(predict_at(x_t, attention_mask=attention_mask, positions=is_open))
-        chosen = self.step(_Asked(is_open, logits), x_t, is_open, n_now, attention_mask)
+    def asks(self, now: Situation) -> Tensor:
+        return now.is_open
+
+    def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
+        x_t, is_open, needed = now.x_t, now.is_open, self.step.asks(now)
+        chosen = self.step.decide(finite(logits)[needed[is_open]], needed, now)
         log_p = logits.float().log_softmax(-1)
         likeliest = torch.full_like(x_t, -1).masked_scatter(is_open, log_p.argmax(-1).to(x_t.dtype))
         nats = torch.zeros(x_t.shape, device=x_t.device).masked_scatter(is_open, entropy(log_p))
         # A running sum, which zeros of padding do not change in the last bit.
         is_sure = nats.cumsum(1)[:, -1] < self.entropy_bound * is_open.sum(1)
-        before, self.likeliest = self.likeliest, likeliest
-        if before is None:
-            return chosen
-        is_stable = is_sure & ((likeliest == before) | ~is_open).all(1)
+        assert now.likeliest is not None
+        is_stable = is_sure & ((likeliest == now.likeliest) | ~is_open).all(1)
         revealed = chosen.revealed | (is_open & is_stable[:, None])
         tokens = likeliest.masked_scatter(chosen.revealed, chosen.tokens.to(x_t.dtype))
-        return Chosen(revealed, tokens[revealed], is_open, log_p)
-
-
-class _Asked:
-    """A predictor that has been asked already."""
-
-    def __init__(self, positions: Tensor, logits: Tensor) -> None:
-        self.positions, self.logits = positions, logits
-
-    def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
-        return self.logits[positions[self.positions]]
-
-
-Step = ChooseThenDraw | DrawThenChoose | UntilStable
+        return Chosen(revealed, tokens[revealed], is_open, log_p, likeliest)
 
 
 def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: Tensor, n_now: Tensor) -> Tensor:
@@ -156,26 +173,24 @@ def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: T
     return to_fp64(ahead).masked_scatter(is_close.to(exact.device), exact)
 
 
-def make_step(config: SamplerConfig, template: Tensor, generator: Generators, attention_mask: Tensor | None) -> Step:
-    """Make the step that a configuration asks for, to fill a template (B, L).
+@functools.lru_cache(maxsize=64)
+def make_step(config: SamplerConfig) -> Step:
+    """Make the step that a configuration asks for."""
+    name = policy_of(config)
+    step = DrawThenChoose(config) if name is None else ChooseThenDraw(make_policy(name, config), config)
+    return step if config.stable_entropy is None else UntilStable(step, config.stable_entropy)
 
-    Raises:
-        ValueError: the generators are not one for each row.
-    """
-    if generator is not None and not isinstance(generator, Generator) and len(generator) != len(template):
-        raise ValueError(f"{len(generator)} generators do not go with {len(template)} rows")
-    name: PolicyName | None = "random" if config.policy is None and config.remasking == "random" else config.policy
-    if name is None:
-        return _until_stable(DrawThenChoose(config, generator), config)
-    # Padding draws nothing, so that a padded row has the order that it would have alone.
+
+def policy_of(config: SamplerConfig) -> PolicyName | None:
+    """The policy that a configuration names; LLaDA's random remasking is one, its other remasking is not."""
+    return "random" if config.policy is None and config.remasking == "random" else config.policy
+
+
+def draw_priority(template: Tensor, generator: Generators, attention_mask: Tensor | None) -> Tensor:
+    """Draw numbers (B, L) for the order "random"; padding takes none, so that a padded row has the order of its own."""
     is_text = torch.ones(template.shape, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
     drawn = uniforms(is_text.sum(1).tolist(), generator).float()
-    priority = torch.zeros(template.shape).masked_scatter(is_text, drawn).to(template.device)
-    return _until_stable(ChooseThenDraw(make_policy(name, config), config, priority, generator), config)
-
-
-def _until_stable(step: ChooseThenDraw | DrawThenChoose, config: SamplerConfig) -> Step:
-    return step if config.stable_entropy is None else UntilStable(step, config.stable_entropy)
+    return torch.zeros(template.shape).masked_scatter(is_text, drawn).to(template.device)
 
 
 def finite(logits: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Servers on this machine: pages and programming interfaces over HTTP."""
+"""A server for one checkpoint: an engine that batches at step level, OpenAI's API, and every step as it happens."""

@@ -18,13 +18,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 
 from llada import __version__
+from llada.serving import errors
+from llada.serving.errors import ApiError
+from llada.serving.limits import Limits
 from llada.serving.runs.collection import Runs
 from llada.serving.runs.run import WatchedRun
 from llada.serving.runs.settings import compared
-from llada.serving.security import OnlyFromHere
+from llada.serving.security import App, BodyLimit, Guard
 
 PAGE = {
     "index.html": "text/html",
@@ -35,6 +38,7 @@ PAGE = {
     "icon.svg": "image/svg+xml",
 }
 """Files of the page, by name, with their types; no other file is served."""
+HOST = "127.0.0.1"
 MOST_BUCKETS = 2000
 MOST_COMPARED = 20
 NOT_THERE = "There is no such run here: it may have been moved or removed."
@@ -42,7 +46,7 @@ NOT_THERE = "There is no such run here: it may have been moved or removed."
 Step = Annotated[float, Query(ge=0, le=2**53)]
 
 
-def make_app(folders: Sequence[Path]) -> FastAPI:
+def make_app(folders: Sequence[Path]) -> App:
     """Return the application that shows the runs of these folders.
 
     Raises:
@@ -50,14 +54,15 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     """
     runs = Runs(folders)
     app = FastAPI(
-        title="llada watch", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
-    )
-    app.add_middleware(OnlyFromHere)
+        title="llada watch", version=__version__, openapi_url="/docs/openapi.json", docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    errors.install(app)
 
     def found(id_: str) -> WatchedRun:
         run = runs.find(id_)
         if run is None:
-            raise HTTPException(404, NOT_THERE)
+            raise ApiError(404, NOT_THERE)
         return run
 
     @app.get("/api/runs")
@@ -97,7 +102,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
         """Return the sample of a step."""
         text = found(run_id).sample(step) if 0 <= step < 2**53 else None
         if text is None:
-            raise HTTPException(404, "There is no sample of this step.")
+            raise ApiError(404, "There is no sample of this step.")
         return answer(request, {"step": step, "text": text})
 
     @app.get("/api/compare")
@@ -109,11 +114,11 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     @app.get("/{name}", include_in_schema=False)
     def page(request: Request, name: str = "index.html") -> Response:
         if name not in PAGE:
-            raise HTTPException(404, "There is no such page.")
+            raise ApiError(404, "There is no such page.")
         content = (files(__package__) / "page" / name).read_bytes()
         return tagged(request, content, f"{PAGE[name]}; charset=utf-8")
 
-    return app
+    return Guard(BodyLimit(app, Limits()), host=HOST)
 
 
 def answer(request: Request, content: dict[str, Any]) -> Response:

@@ -1,0 +1,215 @@
+"""One text that is being written: what was asked for, what each step did, and what comes of it.
+
+Shape letters: L length, N asked positions, R revealed positions, K alternatives.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llada.sampling.config import SamplerConfig
+from llada.sampling.fills import Fill, StepResult, start
+from llada.serving.answer_text import AnswerText, Decided, FinishReason
+
+READ_ONLY = SamplerConfig(steps=None, temperature=0.0, policy="confidence")
+"""The sampler of a text that is read only: its first step asks at every open place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A text to write."""
+
+    template: tuple[int, ...]
+    """(L,) ids, MASK where a token is to be filled in."""
+    config: SamplerConfig
+    seed: int
+    answer: AnswerText
+    start: int = 0
+    """The place in the template where the answer begins."""
+    end: int | None = None
+    """The place behind its end; None is the end of the template."""
+    banned: tuple[int, ...] = ()
+    """Columns of the logits that may not be written."""
+    alternatives: int = 0
+    """The number of likeliest tokens to keep for each place."""
+    shows_steps: bool = False
+    """Whether each step is of interest, and not the answer alone."""
+    is_read_only: bool = False
+    """Whether to end after one evaluation, with the likeliest token and the alternatives at every place that it asked
+    at; its sampler is `READ_ONLY`."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A token, with what else could stand there."""
+
+    id: int
+    log_p: float
+    """The model's own log-probability when it was written, whatever the temperature."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """Ids and probabilities of the likeliest tokens."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step did."""
+
+    step: int
+    evaluations: int
+    """The number of evaluations of the network so far."""
+    seconds: float
+    """The time since the first step began."""
+    revealed: dict[int, Written]
+    """By position."""
+    remasked: tuple[int, ...]
+    entropy: float | None
+    """The mean entropy in nats at the open places that were asked, before the step; None if there was none."""
+    n_open: int
+    """The number of places that are still masked."""
+    decided: Decided
+    """The decided prefix of the answer."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A text that is complete."""
+
+    ids: tuple[int, ...]
+    decided: Decided
+    written: dict[int, Written]
+    """By position, what was filled in."""
+    evaluations: int
+    seconds: float
+    nats: float | None
+    """Minus the exact log-likelihood of the whole text under its policy; None if it has none, or was ended early."""
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.decided.finish_reason or "length"
+
+
+@dataclass
+class Writing:
+    """A text in the engine, with its own plan and randomness."""
+
+    wanted: Wanted
+    mask_id: int
+    device: torch.device | str = "cpu"
+    fill: Fill = field(init=False)
+    ids: list[int] = field(init=False)
+    limit: int = field(init=False)
+    """The most steps that it may take, from its first one on."""
+    generator: torch.Generator = field(init=False)
+    written: dict[int, Written] = field(default_factory=dict)
+    is_over: bool = False
+    _begun: float | None = None
+    _decided: Decided | None = None
+    _seen: tuple[int, ...] | None = None
+    _random_state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        wanted = self.wanted
+        self.ids = list(wanted.template)
+        self.generator = torch.Generator().manual_seed(wanted.seed)
+        self.fill = start(wanted.template, self.mask_id, wanted.config, self.generator, self.device)
+        self.limit = 1 if wanted.is_read_only else self.fill.limit
+
+    @property
+    def seconds(self) -> float:
+        """The time since its first step began."""
+        return 0.0 if self._begun is None else time.perf_counter() - self._begun
+
+    def prepare(self) -> None:
+        """Get ready for a step, which may fail; the clock runs from the first one on."""
+        self._begun = self._begun or time.perf_counter()
+        self._random_state = self.generator.get_state()
+
+    def undo(self) -> None:
+        """Forget a step that failed, which may have drawn random numbers."""
+        if self._random_state is not None:
+            self.generator.set_state(self._random_state)
+
+    def take(self, result: StepResult) -> StepRecord:
+        """Note what a step did.
+
+        Raises:
+            UserError: the tokenizer cannot decode what was written.
+        """
+        is_open = [id_ == self.mask_id for id_ in self.ids]
+        revealed = self._read(result) if self.wanted.is_read_only else self._revealed(result)
+        remasked = tuple(result.remasked.tolist())
+        for place in remasked:
+            self.ids[place] = self.mask_id
+            self.written.pop(place, None)
+        for place, written in revealed.items():
+            self.ids[place] = written.id
+        self.written.update(revealed)
+        decided = self._now_decided()
+        n_open = self.ids.count(self.mask_id)
+        self.is_over = self.fill.is_done or decided.finish_reason is not None
+        entropy = _mean_entropy(result, is_open) if self.wanted.shows_steps else None
+        return StepRecord(self.fill.n_steps, self.fill.nfe, self.seconds, revealed, remasked, entropy, n_open, decided)
+
+    def outcome(self) -> Outcome:
+        """Return the text as it is at its end."""
+        answer = self.ids[self.wanted.start : self.wanted.end]
+        decided = self.wanted.answer.decided(answer, is_final=True)
+        is_exact = has_likelihood(self.wanted.config) and self.mask_id not in self.ids and not self.wanted.is_read_only
+        nats = -sum(written.log_p for written in self.written.values()) if is_exact else None
+        return Outcome(tuple(self.ids), decided, dict(self.written), self.fill.nfe, self.seconds, nats)
+
+    def _now_decided(self) -> Decided:
+        """Return what is decided; nothing where a token that is written may be masked again."""
+        if rewrites(self.wanted.config) and not self.fill.is_done:
+            return Decided("", "", None, 0)
+        answer = self.ids[self.wanted.start : self.wanted.end]
+        prefix = answer[: answer.index(self.mask_id)] if self.mask_id in answer else answer
+        seen = tuple(prefix)
+        if self._decided is None or seen != self._seen or len(seen) == len(answer):
+            self._decided, self._seen = self.wanted.answer.decided(answer), seen
+        return self._decided
+
+    def _revealed(self, result: StepResult) -> dict[int, Written]:
+        places, log_p = result.positions.tolist(), result.log_p.tolist()
+        others = self._alternatives(result, result.positions)
+        found = zip(places, result.tokens.tolist(), log_p, others, strict=True)
+        return {place: Written(id_, value, kept) for place, id_, value, kept in found}
+
+    def _read(self, result: StepResult) -> dict[int, Written]:
+        """Return the likeliest token at every place that was asked."""
+        best = result.asked_log_p.max(-1)
+        others = self._alternatives(result, result.asked)
+        found = zip(result.asked.tolist(), best.indices.tolist(), best.values.tolist(), others, strict=True)
+        return {place: Written(id_, value, kept) for place, id_, value, kept in found}
+
+    def _alternatives(self, result: StepResult, positions: Tensor) -> list[tuple[tuple[int, float], ...]]:
+        """Return ids and probabilities of the K likeliest tokens at positions (R,), which were among those asked."""
+        k = min(self.wanted.alternatives, result.asked_log_p.shape[-1])
+        if k == 0:
+            return [() for _ in range(len(positions))]
+        row_of = {place: row for row, place in enumerate(result.asked.tolist())}
+        rows = torch.tensor([row_of[place] for place in positions.tolist()], dtype=torch.long)
+        top = result.asked_log_p[rows.to(result.asked_log_p.device)].topk(k, dim=-1)
+        pairs = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
+        return [tuple((id_, p) for id_, p in zip(ids, ps, strict=True) if p > 0) for ids, ps in pairs]
+
+
+def _mean_entropy(result: StepResult, is_open: Sequence[bool]) -> float | None:
+    """Return the mean entropy at the asked places that are open."""
+    nats = [
+        value for place, value in zip(result.asked.tolist(), result.entropy().tolist(), strict=True) if is_open[place]
+    ]
+    return sum(nats) / len(nats) if nats else None
+
+
+def has_likelihood(config: SamplerConfig) -> bool:
+    """Whether a text has an exact likelihood under a way of sampling: positions are chosen before their tokens."""
+    return (config.policy is not None or config.remasking == "random") and config.stable_entropy is None
+
+
+def rewrites(config: SamplerConfig) -> bool:
+    """Whether a token that is written may be masked again."""
+    return False
