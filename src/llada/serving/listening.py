@@ -31,7 +31,7 @@ class Address:
         """Refuse an address that others can reach without a key.
 
         Raises:
-            UserError: there is no key, or one that is no protection.
+            UserError: there is no key, or it is too short to protect anything.
         """
         if self.api_key is not None and (len(self.api_key) < SHORTEST_KEY or not self.api_key.isascii()):
             raise UserError(f"`api_key` must have at least {SHORTEST_KEY} characters of ASCII: choose a longer one.")
