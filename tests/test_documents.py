@@ -56,6 +56,7 @@ SMALLER = {
     "export": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
+    "watch": ["--port", "0", "--check"],
 }
 
 

@@ -33,6 +33,13 @@ def test_bad_input_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert re.search(rf"The port {port} of 127.0.0.1 is in use: the next free one is \d+ \(--port \d+\)", said)
 
 
+def test_whether_it_could_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main(["watch", str(make_run(tmp_path / "run", [row(1)])), "--port", "0", "--check"])
+    assert ending.value.code == 0
+    assert "Watching at http://127.0.0.1:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     run = make_run(tmp_path / "run", [row(1)])

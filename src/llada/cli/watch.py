@@ -29,6 +29,8 @@ class WatchOptions:
     """Run folders, or folders that hold runs."""
     port: int = DEFAULT_PORT
     """Port of the page; 0 takes a free one."""
+    check: bool = False
+    """Stop as soon as the page could be opened: whether the runs and the port are good."""
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -38,5 +40,6 @@ def run(arguments: Sequence[str], program: Program) -> int:
     app, address = make_app(options.runs or WatchOptions.runs), Address(HOST, options.port)
     with listen(address) as socket:
         tell(f"Watching at {address.url(socket.getsockname()[1])}/. Ctrl-C ends it; the runs go on.")
-        serve_app(app, socket)
+        if not options.check:
+            serve_app(app, socket)
     return 0

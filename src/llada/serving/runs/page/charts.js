@@ -10,6 +10,7 @@ const DASHES = ["", "7 4", "2 4", "9 3 2 3"];
 const SMALLEST_DRAG = 6; // pixels
 const LATE = 0.03; // the part of the x axis at whose end the steep beginning is over
 const HEADROOM = 0.4;
+const NEAR = 0.02; // the part of the x axis within which a value stands for a place
 
 function svg(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
@@ -306,7 +307,7 @@ export class Chart {
     const rows = [];
     for (const each of this.series) {
       const i = nearest(each.x, x);
-      if (!isNumber(each.y[i])) continue;
+      if (!isNumber(each.y[i]) || !this.isNear(each, i, x)) continue;
       this.marks.append(svg("circle", { class: `dot ${each.colour}`, cx: this.toX(each.x[i]), cy: this.toY(each.y[i]), r: 3.6 }));
       rows.push(element("div", {}, element("span", { class: `swatch ${each.colour}` }), element("span", { class: "tip-name" }, each.name), element("b", {}, this.valueAt(each, i))));
     }
@@ -315,6 +316,12 @@ export class Chart {
     this.tip.style.left = isLeft ? "auto" : `${at + 12}px`;
     this.tip.style.right = isLeft ? `${this.area.clientWidth - at + 12}px` : "auto";
     this.describe();
+  }
+
+  /** Whether a value stands for a place, or its series has ended or not begun there. */
+  isNear(each, i, x) {
+    const gap = Math.abs(each.x[each.x.length - 1] - each.x[0]) / Math.max(1, each.x.length - 1);
+    return Math.abs(each.x[i] - x) <= Math.max(gap, NEAR * (this.domain[1] - this.domain[0]));
   }
 
   valueAt(each, i) {
@@ -326,7 +333,8 @@ export class Chart {
   describe() {
     if (!this.domain) return;
     const x = this.at ?? this.domain[1];
-    const values = this.series.map((each) => `${each.name} ${this.valueAt(each, nearest(each.x, x))}`);
+    const there = this.series.filter((each) => this.at === null || this.isNear(each, nearest(each.x, x), x));
+    const values = there.map((each) => `${each.name} ${this.valueAt(each, nearest(each.x, x))}`);
     this.area.setAttribute("aria-valuemin", this.domain[0]);
     this.area.setAttribute("aria-valuemax", this.domain[1]);
     this.area.setAttribute("aria-valuenow", x);
