@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,21 @@ def test_strange_files_are_shown_as_far_as_they_can_be(tmp_path: Path, config: s
             answer = client.get(path)
             assert answer.status_code == 200
             json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize("archive", sorted((Path(__file__).parents[1] / "data" / "old").glob("*.tar.xz")))
+def test_runs_of_earlier_versions(archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    with client_of(tmp_path) as client:
+        runs = {run["name"]: run for run in listed(client)}
+        assert set(runs) == {"run", "local", "adapter"}  # and neither the checkpoint nor the data
+        for run in runs.values():
+            assert (run["step"], run["total_steps"], run["state"]) == (7, 12, "stopped")
+            curves = client.get(f"/api/runs/{run['id']}/curves").json()
+            assert curves["places"]["step"] == list(range(1, 8))
+            assert curves["by_t"]["bins"] == 10
+            assert client.get(f"/api/runs/{run['id']}").json()["settings"]["optimizer.ema"] == "0.9"
 
 
 def test_hostile_names_and_texts_go_through_as_they_are(tmp_path: Path) -> None:

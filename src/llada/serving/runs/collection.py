@@ -1,5 +1,6 @@
 """All runs that are watched: those that were named, and those in folders that were named, also if they come later."""
 
+import itertools
 import os
 import threading
 import time
@@ -10,7 +11,8 @@ from llada.serving.runs.run import WatchedRun, is_run
 from llada.system.errors import UserError
 
 MOST_RUNS = 500
-DEPTH = 3  # folders below a folder of runs: runs/, runs/sweep/, runs/sweep/small/
+MOST_FOLDERS = 2000
+DEPTH = 3  # folders between a folder that is named and a run, the run included: runs/sweep/small/1
 SECONDS_BETWEEN_LOOKS = 1.5
 # What folders next to runs are called that hold no runs, and may hold very much.
 NOT_ENTERED = frozenset({"checkpoints", "samples", "tensorboard", "wandb", "node_modules", "__pycache__"})
@@ -68,25 +70,25 @@ def check_holds_runs(folder: Path) -> None:
         )
 
 
-def runs_in(folder: Path, depth: int = DEPTH) -> list[Path]:
+def runs_in(folder: Path) -> list[Path]:
     """Return the run folders in a folder, itself included, by name; links are followed at the top alone."""
-    if is_run(folder):
-        return [folder]
-    if not depth:
-        return []
+    found, level = [], [folder]
+    for depth in range(DEPTH + 1):
+        found += [path for path in level if is_run(path)]
+        inner = (_folders_in(path, follow_links=depth == 0) for path in level if not is_run(path))
+        # Whoever names the root of a disk waits for some of its folders, not for all.
+        level = list(itertools.islice(itertools.chain.from_iterable(inner), MOST_FOLDERS))
+    return found
+
+
+def _folders_in(folder: Path, follow_links: bool) -> list[Path]:
+    """Return the folders in a folder that may hold runs, by name."""
     try:
         with os.scandir(folder) as entries:
-            is_top = depth == DEPTH
-            inner = sorted(
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-                and entry.name not in NOT_ENTERED
-                and entry.is_dir(follow_symlinks=is_top)
-            )
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=follow_links)]
     except OSError:
         return []
-    return [run for name in inner for run in runs_in(folder / name, depth - 1)]
+    return [folder / name for name in sorted(names) if not name.startswith(".") and name not in NOT_ENTERED]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
