@@ -75,6 +75,7 @@ const byNews = () => [...state.runs].sort((a, b) => (b.state === "training") - (
 const shownRuns = () => state.runs.filter((run) => state.shown?.has(run.id));
 const focused = () => state.runs.find((run) => run.id === state.focus);
 const colourOf = (run) => `c${state.runs.indexOf(run) % N_COLOURS}`;
+const swatchOf = (run) => `swatch ${colourOf(run)} d${dashOf(run) % 4}`;
 const dashOf = (run) => Math.floor(state.runs.indexOf(run) / N_COLOURS);
 
 async function loadCurves(run) {
@@ -225,7 +226,10 @@ function drawByT(runs, options, isAlone, named) {
     }
   }
   for (const each of runs) series.push(profile(state.curves.get(each.id).data.by_t, 1, named(each, isAlone ? { name: "now" } : {})));
-  charts.profile.update(series.filter((each) => each?.y.filter(isNumber).length > 1), { domain: [0, 1], format: (x) => short(x, 2), placeName: "t" });
+  charts.profile.update(series.filter((each) => each?.y.filter(isNumber).length > 1), {
+    domain: [0, 1], format: (x) => short(x, 2), placeName: "t",
+    unit: `nats per masked token${isAlone ? ": at first (dashed), after a quarter (thin), and now" : ""}`,
+  });
 }
 
 /** The loss by t at a share of the curve, the mean of some of its places. */
@@ -295,7 +299,7 @@ function drawRuns() {
     ].filter((each) => each && each !== NONE);
     const trouble = run.has_trouble || run.events ? element("span", { class: "warn" }, run.has_trouble ? "trouble" : `${whole(run.events)} event${run.events === 1 ? "" : "s"}`) : null;
     return element("li", { class: `${run.state} ${run.id === state.focus ? "current" : ""}` },
-      element("div", { class: "run-head" }, box, element("span", { class: `swatch ${colourOf(run)}` }), button, trouble),
+      element("div", { class: "run-head" }, box, element("span", { class: swatchOf(run) }), button, trouble),
       element("p", { class: "quiet" }, facts.join(" · ")), bar);
   }));
 }
@@ -322,7 +326,7 @@ function drawFacts() {
 
 function drawLegend() {
   const runs = shownRuns();
-  at("legend").replaceChildren(...(runs.length > 1 ? runs.map((run) => element("span", { class: "key" }, element("span", { class: `swatch ${colourOf(run)}` }), visible(run.name))) : []));
+  at("legend").replaceChildren(...(runs.length > 1 ? runs.map((run) => element("span", { class: "key" }, element("span", { class: swatchOf(run) }), visible(run.name))) : []));
   at("unzoom").hidden = !state.zoom;
   at("zoom-note").hidden = Boolean(state.zoom);
   const run = focused();
@@ -343,7 +347,7 @@ function drawSamples() {
   const shown = runs.map((run) => {
     const step = sampleStepOf(run);
     const text = state.samples.get(`${run.id}/${step}`);
-    const title = element("h3", {}, element("span", { class: `swatch ${colourOf(run)}` }), ` ${visible(run.name)}, step ${whole(step)}`);
+    const title = element("h3", {}, element("span", { class: swatchOf(run) }), ` ${visible(run.name)}, step ${whole(step)}`);
     return element("article", {}, title, element("pre", {}, text === undefined ? "…" : visible(text)));
   });
   at("samples").replaceChildren(...(shown.length ? shown : [element("p", { class: "quiet" }, "A sample appears with the first evaluation.")]));
@@ -380,7 +384,7 @@ function drawSettings() {
     at("settings").replaceChildren(element("p", { class: "quiet" }, rows.length ? "These runs have the same settings." : "The settings of this run cannot be read."));
     return;
   }
-  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...runs.map((run) => element("th", { scope: "col" }, element("span", { class: `swatch ${colourOf(run)}` }), visible(run.name))));
+  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...runs.map((run) => element("th", { scope: "col" }, element("span", { class: swatchOf(run) }), visible(run.name))));
   const body = chosen.map((row) => element("tr", { class: row.differs && !state.onlyDifferences ? "differs" : null },
     element("th", { scope: "row" }, visible(row.name)), ...row.values.map((value) => element("td", {}, visible(value ?? NONE)))));
   at("settings").replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));

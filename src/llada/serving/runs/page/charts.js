@@ -71,7 +71,7 @@ export class Chart {
     this.none = element("p", { class: "quiet none", hidden: true }, "Not measured yet.");
     this.table = element("div", { class: "scroll" });
     this.details = element("details", {}, element("summary", {}, "As a table"), this.table);
-    const caption = element("figcaption", {}, element("span", { class: "chart-title" }, title), " ", element("span", { class: "quiet" }, unit));
+    const caption = element("figcaption", {}, element("span", { class: "chart-title" }, title), " ", (this.note = element("span", { class: "quiet" }, unit)));
     this.figure = element("figure", {}, caption, this.area, this.none, this.details);
     host.append(this.figure);
     this.details.addEventListener("toggle", () => this.fillTable());
@@ -83,9 +83,10 @@ export class Chart {
    * Show series: lists x and y of one length, with low and high for a band or error bars.
    * Each has name, colour (a class), dash (a number), and isPoints for points that are joined by a line; weight is "strong" or "faint".
    */
-  update(series, { domain = null, format = this.format, placeName = this.placeName } = {}) {
+  update(series, { domain = null, format = this.format, placeName = this.placeName, unit = this.unit } = {}) {
     this.series = series.filter((each) => each.x.length && each.y.some(isNumber));
-    Object.assign(this, { format, placeName });
+    Object.assign(this, { format, placeName, unit });
+    this.note.textContent = unit;
     const places = this.series.flatMap((each) => [each.x[0], each.x[each.x.length - 1]]).filter(isNumber);
     this.domain = domain ?? (places.length ? [Math.min(...places), Math.max(...places)] : null);
     const isEmpty = !this.series.length || !this.domain;
@@ -309,7 +310,7 @@ export class Chart {
       const i = nearest(each.x, x);
       if (!isNumber(each.y[i]) || !this.isNear(each, i, x)) continue;
       this.marks.append(svg("circle", { class: `dot ${each.colour}`, cx: this.toX(each.x[i]), cy: this.toY(each.y[i]), r: 3.6 }));
-      rows.push(element("div", {}, element("span", { class: `swatch ${each.colour}` }), element("span", { class: "tip-name" }, each.name), element("b", {}, this.valueAt(each, i))));
+      rows.push(element("div", {}, element("span", { class: `swatch ${each.colour} d${(each.dash ?? 0) % DASHES.length}` }), element("span", { class: "tip-name" }, each.name), element("b", {}, this.valueAt(each, i))));
     }
     this.tip.replaceChildren(element("div", { class: "quiet" }, `${this.placeName} ${this.format(x)}`), ...rows);
     const isLeft = at > this.area.clientWidth / 2;
