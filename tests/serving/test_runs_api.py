@@ -69,9 +69,12 @@ def test_a_run_that_trains(client: TestClient) -> None:
 def test_what_is_appended_is_seen_at_the_next_look(client: TestClient, runs: Path) -> None:
     before = only(client)
     assert only(client) == before
-    append(runs / "one", row(50, fraction_done=0.7, memory_bytes=10**9))
+    append(runs / "one", row(50, fraction_done=0.5, memory_bytes=10**9))
+    with (runs / "one" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "lo')  # the next line is on its way
     after = only(client)
-    assert (after["step"], after["fraction_done"], after["memory_bytes"]) == (50, 0.7, 10**9)
+    assert (after["step"], after["fraction_done"], after["memory_bytes"]) == (50, 0.5, 10**9)
+    assert not after["is_reading"]
     assert after["version"] != before["version"]
     curves = client.get(f"/api/runs/{after['id']}/curves").json()
     assert curves["places"]["step"][-2:] == [40, 50]
@@ -158,6 +161,13 @@ def test_a_run_before_its_first_line_and_one_of_epochs(client: TestClient, runs:
         new = next(run for run in listed(client) if run["name"] == "new")
         assert (new["total_steps"], new["fraction_done"], new["seconds_left"]) == (None, 0.2, 8.0)
         assert client.get(f"/api/runs/{new['id']}/curves").status_code == 200
+
+
+def test_a_finished_run_that_is_made_longer_trains_again(client: TestClient, runs: Path) -> None:
+    append(runs / "one", row(100, fraction_done=1.0))
+    assert only(client)["state"] == "finished"
+    (runs / "one" / "config.json").write_text('{"steps": 200}')
+    assert (only(client)["state"], only(client)["fraction_done"]) == ("training", 0.5)
 
 
 def test_settings_next_to_each_other(runs: Path) -> None:

@@ -65,6 +65,7 @@ class WatchedRun:
         self._events: list[dict[str, Any]] = []
         self._n_events = 0
         self._fraction: float | None = None
+        self._has_more = False
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -73,6 +74,7 @@ class WatchedRun:
         fresh = self._follower.read(BYTES_AT_ONCE)
         if fresh.starts_again:
             self._begin()
+        self._has_more = fresh.has_more
         self.curves.append(fresh.rows)
         for row in fresh.rows:
             self._note(row)
@@ -92,8 +94,9 @@ class WatchedRun:
             events.append(
                 {"kind": "spike", "step": step, "from": leapt_from, "to": nll if math.isfinite(nll) else None}
             )
-        self._n_events += len(events)
-        self._events = (self._events + events)[-MOST_EVENTS:]
+        if events:
+            self._n_events += len(events)
+            self._events = (self._events + events)[-MOST_EVENTS:]
 
     def _refresh_config(self) -> None:
         path = self.folder / CONFIG_FILE
@@ -110,7 +113,6 @@ class WatchedRun:
         curves, follower = self.curves, self._follower
         bounds = curves.bounds.rows
         done = self._fraction_done()
-        is_read = follower.offset >= follower.size or not curves.training.n_rows
         finite = bounds[np.isfinite(bounds[:, 1])]
         best = finite[np.argmin(finite[:, 1])] if len(finite) else None
         return {
@@ -118,7 +120,7 @@ class WatchedRun:
             "version": _digest(follower.version),
             "state": self._state(done),
             "changed": (stamp_of(self.folder / METRICS_FILE) or (0,))[0] // 10**9,
-            "is_reading": not is_read,
+            "is_reading": self._has_more,
             "share_read": round(follower.offset / follower.size, 3) if follower.size else 1.0,
             "rows": curves.training.n_rows,
             "bad_lines": follower.n_bad_lines,
@@ -193,14 +195,17 @@ class WatchedRun:
         return None if steps is None else int(min(steps, 2**53))
 
     def _fraction_done(self) -> float | None:
-        """Return the part of the run that is done: as its last line says, or, where it does not, by steps or time."""
-        if self._fraction is not None:
-            return self._fraction
+        """Return the part of the run that is done, by steps or time, whichever is further, as the trainer counts it.
+
+        How many steps its epochs are is not in the configuration; then the last line says how far the run is.
+        """
         steps, minutes = self._limit("steps"), self._limit("minutes")
+        if self._limit("epochs") is not None or (steps is None and minutes is None):
+            return self._fraction
         shares = [] if steps is None else [self._last_step() / steps]
         if minutes is not None:
             shares.append((self.curves.last("seconds") or 0.0) / (60 * minutes))
-        return min(1.0, max(shares)) if shares else None
+        return min(1.0, max(shares))
 
     def _seconds_left(self, done: float | None) -> float | None:
         """Return the rest of the run at its present speed; None if it is over or cannot be known."""
