@@ -82,7 +82,7 @@ class MetricsFollower:
         self._is_in_long_line = is_in_long_line
         self.offset += end
         self._tail = (self._tail + chunk[:end])[-_TAIL_BYTES:]
-        return Fresh(rows, starts_again, has_more=end > 0 and self.offset < self.size)
+        return Fresh(rows, starts_again, has_more=len(chunk) == most_bytes)
 
     def _has_tail(self, file: BinaryIO) -> bool:
         file.seek(self.offset - len(self._tail))
