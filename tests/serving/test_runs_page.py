@@ -123,6 +123,10 @@ def test_samples_by_step_are_text(visit: Callable[..., Any], runs: Path) -> None
     (runs / "first" / "samples" / "step-00000080.txt").write_text("newer")
     look_again(page, "document.querySelector('#sample-step').max === '3'")
     assert "at 20" in samples.first.inner_text()  # an older one was chosen, and stays
+    page.evaluate("kept = document.querySelector('#samples pre')")
+    append(runs / "first", row(61))
+    look_again(page, "document.querySelector('#facts').textContent.includes('61')")
+    assert page.evaluate("kept.isConnected")  # what is selected in it stays selected
     page.locator("#sample-step").focus()
     page.keyboard.press("End")
     wait_until(page, "document.querySelector('#samples pre').textContent === 'newer'")

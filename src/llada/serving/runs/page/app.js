@@ -1,7 +1,7 @@
 // The page of `llada watch`: asks what is new every few seconds, and draws what is chosen. It never writes.
 
 import { Chart } from "./charts.js";
-import { bytes, clock, count, duration, element, fixed, isNumber, NONE, percent, short, visible, whole, withError } from "./words.js";
+import { bytes, clock, count, duration, element, fill, fixed, isNumber, NONE, percent, short, visible, whole, withError } from "./words.js";
 
 const SECONDS = { live: 2, idle: 5, hidden: 20, reading: 0.3, longestRetry: 15 };
 const BUCKETS = 400;
@@ -321,7 +321,7 @@ function drawFacts() {
     ["Speed", count(run.tokens_per_second), `tokens per second, ${count(run.tokens)} so far`],
     isNumber(run.memory_bytes) ? ["Memory", bytes(run.memory_bytes), "in use"] : null,
   ].filter(Boolean);
-  at("facts").replaceChildren(...facts.map(([name, value, note]) => element("div", {}, element("dt", {}, name), element("dd", {}, element("b", {}, value), " ", element("span", { class: "quiet" }, note)))));
+  fill(at("facts"), facts, () => facts.map(([name, value, note]) => element("div", {}, element("dt", {}, name), element("dd", {}, element("b", {}, value), " ", element("span", { class: "quiet" }, note)))));
 }
 
 function drawLegend() {
@@ -346,11 +346,12 @@ function drawSamples() {
   const runs = samplesOf().filter((run) => sampleSteps(run.id).length);
   const shown = runs.map((run) => {
     const step = sampleStepOf(run);
-    const text = state.samples.get(`${run.id}/${step}`);
+    return { run, step, text: state.samples.get(`${run.id}/${step}`) };
+  });
+  fill(at("samples"), shown.map(({ run, step, text }) => [run.name, colourOf(run), step, text ?? null]), () => (shown.length ? shown.map(({ run, step, text }) => {
     const title = element("h3", {}, element("span", { class: swatchOf(run) }), ` ${visible(run.name)}, step ${whole(step)}`);
     return element("article", {}, title, element("pre", {}, text === undefined ? "…" : visible(text)));
-  });
-  at("samples").replaceChildren(...(shown.length ? shown : [element("p", { class: "quiet" }, "A sample appears with the first evaluation.")]));
+  }) : [element("p", { class: "quiet" }, "A sample appears with the first evaluation.")]));
 }
 
 const EVENTS = {
@@ -372,7 +373,8 @@ function drawTrouble() {
     found.push(element("ol", { class: "events" }, ...events.slice(0, 30).map((event) => element("li", {}, element("b", {}, `Step ${whole(event.step)}`), ` ${EVENTS[event.kind]?.(event) ?? ""}`))));
     if (details.n_events > 30) found.push(element("p", { class: "quiet" }, `The latest 30 of ${whole(details.n_events)}.`));
   }
-  at("trouble").replaceChildren(...(found.length ? found : [element("p", { class: "quiet" }, "None: no step was left out, no loss leapt, and the run never went back.")]));
+  if (!found.length) found.push(element("p", { class: "quiet" }, "None: no step was left out, no loss leapt, and the run never went back."));
+  fill(at("trouble"), [details?.trouble, events, details?.n_events], () => found);
 }
 
 function drawSettings() {
@@ -380,14 +382,16 @@ function drawSettings() {
   const isAlone = runs.length < 2;
   at("differences-label").hidden = isAlone;
   const chosen = rows.filter((row) => isAlone || row.differs || !state.onlyDifferences);
-  if (!chosen.length) {
-    at("settings").replaceChildren(element("p", { class: "quiet" }, rows.length ? "These runs have the same settings." : "The settings of this run cannot be read."));
-    return;
-  }
-  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...runs.map((run) => element("th", { scope: "col" }, element("span", { class: swatchOf(run) }), visible(run.name))));
+  const names = runs.map((run) => [visible(run.name), swatchOf(run)]);
+  fill(at("settings"), [names, chosen, state.onlyDifferences, rows.length], () => [settingsTable(names, chosen, rows.length)]);
+}
+
+function settingsTable(names, chosen, n) {
+  if (!chosen.length) return element("p", { class: "quiet" }, n ? "These runs have the same settings." : "The settings of this run cannot be read.");
+  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...names.map(([name, swatch]) => element("th", { scope: "col" }, element("span", { class: swatch }), name)));
   const body = chosen.map((row) => element("tr", { class: row.differs && !state.onlyDifferences ? "differs" : null },
     element("th", { scope: "row" }, visible(row.name)), ...row.values.map((value) => element("td", {}, visible(value ?? NONE)))));
-  at("settings").replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
 }
 
 // -- choosing ------------------------------------------------------------------------------------------------------------

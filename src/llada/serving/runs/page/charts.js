@@ -1,7 +1,7 @@
 // A chart in SVG: lines with the band between their least and greatest values, points with error bars, a reading line
 // that the mouse and the arrow keys move, a range to look at closer, and the same numbers as a table.
 
-import { NONE, element, isNumber, short } from "./words.js";
+import { NONE, element, fill, isNumber, short } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 10, right: 14, bottom: 26, left: 46 };
@@ -359,7 +359,8 @@ export class Chart {
       return element("td", {}, isThere ? this.valueAt(each, i) : NONE);
     })));
     const caption = element("caption", { class: "visually-hidden" }, `${this.title}, ${this.unit}`);
-    this.table.replaceChildren(element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows)));
+    const texts = [head, ...rows].map((line) => [...line.children].map((cell) => cell.textContent));
+    fill(this.table, texts, () => [element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows))]);
     this.table.tabIndex = 0;
     this.table.setAttribute("role", "region");
     this.table.setAttribute("aria-label", `${this.title}, as a table`);

@@ -92,3 +92,13 @@ export function element(name, properties = {}, ...children) {
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
+
+const contents = new WeakMap();
+
+/** Replace the children of an element if its content is another one than before: what is selected or scrolled stays. */
+export function fill(host, content, make) {
+  const key = JSON.stringify(content);
+  if (contents.get(host) === key) return;
+  contents.set(host, key);
+  host.replaceChildren(...make());
+}
