@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from llada.checkpoints.run_layout import CHECKPOINTS_FOLDER, METRICS_FILE, SAMPLES_FOLDER
+from llada.checkpoints.run_layout import CHECKPOINTS_FOLDER, METRICS_FILE, SAMPLES_FOLDER, TROUBLE_FILE
 from llada.serving.runs.curves import Curves, number, plain, thinned
 from llada.serving.runs.settings import flat
 from llada.system.errors import UserError
@@ -29,7 +29,7 @@ from llada.system.locks import LOCK_FILE
 from llada.system.regular_files import open_regular, read_bounded
 from llada.training.metrics_follower import BYTES_AT_ONCE, MetricsFollower
 
-CONFIG_FILE, TROUBLE_FILE = "config.json", "trouble.json"
+CONFIG_FILE = "config.json"  # checkpoints/folder.py, which needs torch, has the same name
 SAMPLE_NAME = re.compile(r"step-(\d{1,15})\.txt")
 LARGEST_SAMPLE = 200_000  # bytes that are shown
 MOST_SAMPLES = 20_000
