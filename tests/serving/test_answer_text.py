@@ -64,7 +64,9 @@ def test_half_a_character_is_held_back() -> None:
     assert whole.decided([97, *euro[:2]], is_final=True).text == "a\ufffd"
 
 
-@pytest.mark.parametrize(("text", "stops"), [("abcab", ("ca",)), (" a b ", ()), ("abab|", ("bb",)), ("aabaa", ("aaa",))])
+@pytest.mark.parametrize(
+    ("text", "stops"), [("abcab", ("ca",)), (" a b ", ()), ("abab|", ("bb",)), ("aabaa", ("aaa",))]
+)
 @pytest.mark.parametrize("strips", [False, True])
 def test_a_stream_is_the_answer_in_whatever_order_it_is_decided(
     text: str, stops: tuple[str, ...], strips: bool

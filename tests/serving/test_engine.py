@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,9 +67,7 @@ def engine_of(served: Served, **limits: Any) -> Engine:
 def wanted_of(served: Served, template: list[int], config: SamplerConfig, seed: int, **further: Any) -> Wanted:
     answer = AnswerText(served.decode, served.mask_id)
     banned = tuple(served.checkpoint.tokenizer.forbidden_rows)
-    return Wanted(
-        template=tuple(template), config=config, seed=seed, **{"answer": answer, "banned": banned, **further}
-    )
+    return Wanted(template=tuple(template), config=config, seed=seed, **{"answer": answer, "banned": banned, **further})
 
 
 def submit(engine: Engine, *wanted: Wanted) -> list[Collector]:
@@ -84,8 +81,8 @@ def alone(served: Served, wanted: Wanted) -> tuple[int, ...]:
     """The text by the sampler itself, without an engine."""
     rows = [list(wanted.template)]
     predict, pad_id = served.checkpoint.predict, served.checkpoint.tokenizer.pad_id
-    for rows, _ in unmask_together(predict, [wanted.template], served.mask_id, pad_id, wanted.config, [wanted.seed]):
-        pass
+    for state in unmask_together(predict, [wanted.template], served.mask_id, pad_id, wanted.config, [wanted.seed]):
+        rows = state[0]
     return tuple(rows[0])
 
 

@@ -201,8 +201,10 @@ def _of_prompt(prompt: str | list[int], request: CompletionRequest, fields: Canv
         served.check_ids(ids, "prompt")
     behind = served.encode(request.suffix or "", "suffix")
     room = max(1, served.max_length - len(ids) - len(behind))
-    wanted = request.max_tokens or min(DEFAULT_LENGTH, room)
-    canvas = _behind(ids, fields, _answer_length(fields, wanted, served), served)
+    length = _answer_length(fields, request.max_tokens or min(DEFAULT_LENGTH, room), served)
+    is_asked_for = request.max_tokens is not None and len(ids) + len(behind) < served.max_length
+    served.check_length(len(ids) + length + len(behind), "max_tokens" if is_asked_for else "prompt")
+    canvas = _behind(ids, fields, length, served)
     return Canvas(canvas.template + behind, canvas.start, canvas.end)
 
 
@@ -233,8 +235,6 @@ def _answer_canvas(fields: CanvasFields, length: int, served: Served) -> list[in
     """Return the ids that an answer begins with, in which all that is not pinned is MASK."""
     mask_id, seed = served.mask_id, fields.diffusion_seed_canvas
     if seed is None:
-        if length > served.max_length:  # before there is a list of them
-            served.check_template(range(length), "max_tokens")
         return [mask_id] * length
     served.check_ids((id_ for id_ in seed if id_ != mask_id), "diffusion_seed_canvas")
     pinned = set(fields.diffusion_pinned if fields.diffusion_pinned is not None else range(len(seed)))

@@ -79,8 +79,7 @@ def _template(body: DiffusionRequest, served: Served) -> list[int]:
         return canvas_ids(body.tokens, served)
     prompt = served.encode(body.prompt or "", "prompt")
     length = max(0, served.max_length - len(prompt)) if body.length is None else body.length
-    if len(prompt) + length > served.max_length:  # before there is a list of them
-        served.check_template(range(len(prompt) + length), "prompt" if body.length is None else "length")
+    served.check_length(len(prompt) + length, "prompt" if body.length is None else "length")
     return prompt + [served.mask_id] * length
 
 

@@ -1,6 +1,7 @@
 """Errors of the server: one sentence for people, in OpenAI's shape, without a traceback or a path."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,8 +72,9 @@ def unforeseen(error: BaseException) -> ApiError:
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """Return the error for a body that is not of the declared types: the first thing that is wrong, by its field."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    # Of the alternatives of a field, the one that got furthest is the one that was meant.
+    first = max((error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]), key=lambda e: len(e["loc"]))
+    place = [str(part) for part in first["loc"] if part != "body" and not _is_type(part)]
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON: send one JSON object.")
     if first["type"] == "extra_forbidden":
@@ -84,6 +86,11 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
             return ApiError(400, "The body is not JSON: send it with the header 'Content-Type: application/json'.")
         return ApiError(400, f"The body cannot be used ({reason}): send one JSON object with the fields described.")
     return ApiError(400, f"The field '{'.'.join(place)}' cannot be used ({reason}): correct it.", param=place[0])
+
+
+def _is_type(part: object) -> bool:
+    """Whether a part of a place is not a field, but what pydantic calls one of several types of a field."""
+    return isinstance(part, str) and bool(re.search(r"^(str|int|float|bool|nullable)$|[\[(-]", part))
 
 
 def install(app: FastAPI) -> None:

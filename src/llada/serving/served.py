@@ -23,9 +23,12 @@ from llada.sampling.template import read_template
 from llada.serving.errors import ApiError, bad_request
 from llada.system.errors import UserError
 from llada.system.files import resolved
+from llada.tokenizers.base import Tokenizer
+from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.message import Message, is_unicode
 
 LARGEST_LISTED = 4096  # tokens of a vocabulary that is listed whole
+MOST_NAMED = 10  # characters in a sentence
 OnDisk = Literal["same", "replaced", "missing"]
 
 
@@ -105,7 +108,7 @@ class Served:
             with self._lock:
                 return self.checkpoint.tokenizer.encode(text)
         except UserError as error:
-            raise bad_request(error, param) from error
+            raise bad_request(_all_missing(self.checkpoint.tokenizer, text) or error, param) from error
 
     def read_template(self, text: str, param: str) -> list[int]:
         """Encode a text with `<MASK>` or `<MASK*20>` where tokens are to be filled in; errors are those of `encode`."""
@@ -133,20 +136,28 @@ class Served:
                 param=param,
             )
 
+    def check_length(self, length: int, param: str) -> None:
+        """Refuse a text that is longer than the model's.
+
+        Raises:
+            ApiError: it is; the sentence has both numbers.
+        """
+        if length > self.max_length:
+            raise ApiError(
+                400,
+                f"The text would have {length} tokens, and this model takes {self.max_length}: shorten the prompt or "
+                "the length asked for.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
     def check_template(self, ids: Sequence[int], param: str) -> None:
         """Refuse a template that is too long, or in which there is nothing to fill.
 
         Raises:
             ApiError: it is one.
         """
-        if len(ids) > self.max_length:
-            raise ApiError(
-                400,
-                f"The text would have {len(ids)} tokens, and this model takes {self.max_length}: shorten the prompt or "
-                "the length asked for.",
-                param=param,
-                code="context_length_exceeded",
-            )
+        self.check_length(len(ids), param)
         if self.mask_id not in ids:
             raise ApiError(400, "There is nothing to fill in: ask for at least one token, or put a mask.", param=param)
         if self.checkpoint.model.is_causal and self.mask_id in ids[: len(ids) - ids.count(self.mask_id)]:
@@ -205,6 +216,15 @@ class Served:
         except (UserError, OSError):
             return "missing", None
         return ("same" if fingerprint == self.fingerprint else "replaced"), fingerprint
+
+
+def _all_missing(tokenizer: Tokenizer, text: str) -> str | None:
+    """Name all characters that a vocabulary lacks, if it is one of characters: its own error names the first."""
+    if not isinstance(tokenizer, CharTokenizer):
+        return None
+    missing = [repr(character) for character in sorted(set(text) - set(tokenizer.characters))]
+    named = ", ".join(missing[:MOST_NAMED]) + (" and others" if len(missing) > MOST_NAMED else "")
+    return f"These characters are not in the vocabulary: {named}; leave them out, or serve a model that has them."
 
 
 def name_of(source: str) -> str:
