@@ -503,9 +503,11 @@ async function work() {
   clearTimeout(timer);
   isWorking = true;
   try {
+    const isFirst = state.shown === null || !state.runs.length;
     await refresh();
     state.failures = 0;
     draw();
+    if (isFirst) document.querySelector("#runs .current")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   } catch (error) {
     state.failures += 1;
     if (!("status" in error) && !(error instanceof TypeError)) console.error(error);

@@ -4,7 +4,7 @@
 import { NONE, element, fill, isNumber, short } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { top: 10, right: 14, bottom: 26, left: 46 };
+const MARGIN = { top: 10, right: 14, bottom: 26, left: 44, leftOfWords: 56 };
 const MOST_TABLE_ROWS = 40;
 const DASHES = ["", "7 4", "2 4", "9 3 2 3"];
 const SMALLEST_DRAG = 6; // pixels
@@ -60,6 +60,7 @@ export class Chart {
    */
   constructor(host, { title, unit = "", words = short, axis = null, height = 230, fromZero = false, onRead = () => {}, onZoom = null }) {
     Object.assign(this, { host, title, unit, words, axis, height, fromZero, onRead, onZoom });
+    this.left = axis ? MARGIN.leftOfWords : MARGIN.left;
     this.series = [];
     this.format = short;
     this.placeName = "";
@@ -108,7 +109,7 @@ export class Chart {
     this.svg.setAttribute("height", height);
     const clip = `clip-${(this.number ??= Chart.made = (Chart.made ?? 0) + 1)}`;
     const clipping = svg("clipPath", { id: clip }, svg("rect", {
-      x: MARGIN.left, y: MARGIN.top - 4, width: Math.max(0, this.right - MARGIN.left + 6), height: this.bottom - MARGIN.top + 8,
+      x: this.left, y: MARGIN.top - 4, width: Math.max(0, this.right - this.left + 6), height: this.bottom - MARGIN.top + 8,
     }));
     const inside = svg("g", { "clip-path": `url(#${clip})` });
     for (const each of this.series) inside.append(...this.drawBand(each));
@@ -143,8 +144,8 @@ export class Chart {
     this.right = width - MARGIN.right - (this.hasLabels ? 34 : 0);
     this.bottom = height - MARGIN.bottom;
     const span = high - low || 1;
-    this.toX = (x) => MARGIN.left + ((x - low) / span) * (this.right - MARGIN.left);
-    this.fromX = (pixel) => low + ((pixel - MARGIN.left) / (this.right - MARGIN.left)) * span;
+    this.toX = (x) => this.left + ((x - low) / span) * (this.right - this.left);
+    this.fromX = (pixel) => low + ((pixel - this.left) / (this.right - this.left)) * span;
     this.toY = (y) => this.bottom - ((y - least) / (most - least)) * (this.bottom - MARGIN.top);
     this.yRange = [least, most];
   }
@@ -155,15 +156,15 @@ export class Chart {
     const places = values.length > 1 ? Math.max(0, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9)) : 2;
     for (const value of values) {
       const y = this.toY(value);
-      axes.append(svg("line", { class: "grid", x1: MARGIN.left, x2: this.right, y1: y, y2: y }));
-      axes.append(svg("text", { x: MARGIN.left - 7, y: y + 4, "text-anchor": "end" }, this.axis ? this.axis(value) : value.toFixed(Math.min(6, places))));
+      axes.append(svg("line", { class: "grid", x1: this.left, x2: this.right, y1: y, y2: y }));
+      axes.append(svg("text", { x: this.left - 7, y: y + 4, "text-anchor": "end" }, this.axis ? this.axis(value) : value.toFixed(Math.min(6, places))));
     }
     for (const value of ticks(...this.domain, Math.max(2, Math.floor(width / 110)))) {
       const x = this.toX(value);
       const anchor = x > this.right - 16 ? "end" : "middle";
       axes.append(svg("text", { x: anchor === "end" ? this.right + 4 : x, y: this.height - 8, "text-anchor": anchor }, this.format(value)));
     }
-    axes.append(svg("line", { class: "axis", x1: MARGIN.left, x2: this.right, y1: this.bottom, y2: this.bottom }));
+    axes.append(svg("line", { class: "axis", x1: this.left, x2: this.right, y1: this.bottom, y2: this.bottom }));
     return axes;
   }
 
