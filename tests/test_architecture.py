@@ -195,8 +195,7 @@ def test_what_stands_in_backticks_alone_is_an_option() -> None:
 
     types = (
         chat.ChatOptions, evaluate.EvaluateOptions, export.ExportOptions, prepare.PrepareOptions, sample.SampleOptions,
-        size_report.SizeOptions, TrainConfig, HarnessOptions, serve.ServeOptions,
-        watch.WatchOptions,
+        serve.ServeOptions, size_report.SizeOptions, TrainConfig, HarnessOptions, watch.WatchOptions,
     )  # fmt: skip
     options = {name: kind for each in types for name, kind in fields(each).items()}
     known = {*options, *train.READ_BEFORE, "model_args"}

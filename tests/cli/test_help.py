@@ -14,6 +14,7 @@ from llada.cli.export import ExportOptions
 from llada.cli.options import _join_help_lines, _nested, parse
 from llada.cli.prepare import PrepareOptions
 from llada.cli.sample import SampleOptions
+from llada.cli.serve import ServeOptions
 from llada.cli.size_report import SizeOptions
 from llada.training.config import TrainConfig
 
@@ -25,6 +26,7 @@ OPTIONS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
     "sample": SampleOptions,
+    "serve": ServeOptions,
     "export": ExportOptions,
     "doctor": DoctorOptions,
     "size": SizeOptions,

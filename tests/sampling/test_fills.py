@@ -116,6 +116,55 @@ def test_results_say_what_a_step_did(policy: PolicyName | None, temperature: flo
     assert fill.n_open == 0
 
 
+@pytest.mark.parametrize(("places", "n_steps"), [([2, 0, 1, 3, 4], 3), ([3, 4, 2, 1, 0], 5), ([0, 4, 1, 2, 3], 4)])
+def test_a_text_is_done_when_all_is_decided_up_to_its_end(places: list[int], n_steps: int) -> None:
+    """The end is the token 2, at the third place; the order in which places are filled is given.
+
+    An end behind a mask is not an end yet.
+    """
+    logits = torch.zeros(1, 5, 3)
+    for surer, (place, token) in enumerate(zip(reversed(places), [0] * 5, strict=True), start=1):
+        logits[0, place, 2 if place == 2 else token] = 4.0 * surer
+    fill = start([MASK] * 5, MASK, SamplerConfig(steps=None), Generator(), end_ids=[2])
+    while not fill.is_done:
+        advance(lambda x_t: logits, [fill])
+    text = fill.ids.tolist()
+    assert text[:3] == [0, 0, 2]
+    assert (fill.n_steps, fill.nfe_saved, text.count(MASK)) == (n_steps, 5 - n_steps, 5 - n_steps)
+
+
+def test_a_given_end_ends_nothing() -> None:
+    fill = start([2, MASK, 2, MASK], MASK, SamplerConfig(steps=None), Generator(), end_ids=[2])
+    while not fill.is_done:
+        advance(lambda x_t: torch.zeros(*x_t.shape, 3), [fill])
+    assert fill.ids.tolist() == [2, 0, 2, 0]
+    assert fill.nfe_saved == 0
+
+
+@pytest.mark.parametrize("policy", [None, *POLICIES])
+@pytest.mark.parametrize("options", [{"steps": None}, {"steps": 4, "block_length": 2}, {"cfg_scale": 0.5}], ids=str)
+def test_up_to_its_end_a_text_is_what_it_is_without_one(policy: PolicyName | None, options: dict[str, object]) -> None:
+    """And the steps saved are those that it takes otherwise; some policies may have needed fewer."""
+    config = SamplerConfig(**{"steps": None, "temperature": 1.0, "policy": policy, **options})  # type: ignore[arg-type]
+    n_saved = 0
+    for seed in range(30):
+        made = []
+        for end_ids in ([], [2]):
+            fill = start([1, *[MASK] * 6], MASK, config, Generator().manual_seed(seed), end_ids=end_ids)
+            while not fill.is_done:
+                advance(PREDICT, [fill])
+            made.append(fill)
+        whole, ended = made
+        text = ended.ids.tolist()
+        end = text.index(2) + 1 if 2 in text and MASK not in text[: text.index(2)] else 7
+        assert text[:end] == whole.ids.tolist()[:end]
+        assert whole.nfe <= ended.nfe + ended.nfe_saved
+        if policy is None or make_policy(policy).has_budget:
+            assert whole.nfe == ended.nfe + ended.nfe_saved
+        n_saved += ended.nfe_saved
+    assert n_saved > 0
+
+
 def test_entropy_and_likeliest_are_those_of_the_predictions() -> None:
     """Probabilities of 1/2, 1/4 and 1/4 have an entropy of 3/2 bits."""
     logits = torch.tensor([0.25, 0.5, 0.25]).log()

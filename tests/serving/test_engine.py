@@ -60,8 +60,7 @@ class Collector:
 
 
 def engine_of(served: Served, **limits: Any) -> Engine:
-    tokenizer = served.checkpoint.tokenizer
-    return Engine(served.checkpoint.model, tokenizer.mask_id, tokenizer.pad_id, Limits(**limits), Metrics())
+    return Engine(served.checkpoint.model, served.texts, Limits(**limits), Metrics())
 
 
 def wanted_of(served: Served, template: list[int], config: SamplerConfig, seed: int, **further: Any) -> Wanted:
@@ -123,7 +122,7 @@ def test_the_exact_nats_are_those_of_the_steps(served: Served, engine: Engine) -
     from llada.sampling.guidance import suppress
 
     config = SamplerConfig(steps=None, temperature=1.0, policy="left_to_right")
-    (collector,) = submit(engine, wanted_of(served, [MASK] * 9, config, seed=3, shows_steps=True))
+    (collector,) = submit(engine, wanted_of(served, [MASK] * 9, config, seed=3, shows_steps=True, has_events=True))
     outcome, nats, canvas = collector.outcome(), 0.0, [MASK] * 9
     predict = suppress(served.checkpoint.model, served.checkpoint.tokenizer.forbidden_rows)
     for place, id_ in enumerate(outcome.ids):  # from left to right, one at a time, by the network itself
@@ -131,9 +130,10 @@ def test_the_exact_nats_are_those_of_the_steps(served: Served, engine: Engine) -
             nats -= float(predict(torch.tensor([canvas]))[0, place].log_softmax(-1)[id_])
         canvas[place] = id_
     assert outcome.nats == pytest.approx(nats, rel=1e-5)
-    assert [record.n_open for record in collector.steps] == list(range(8, -1, -1))
-    assert [record.evaluations for record in collector.steps] == list(range(1, 10))
-    assert all(record.entropy is not None and 0 < record.entropy < 4 for record in collector.steps)
+    events = [record.event for record in collector.steps if record.event is not None]
+    assert [event["open"] for event in events] == list(range(8, -1, -1))
+    assert [event["evaluations"] for event in events] == list(range(1, 10))
+    assert all(0 < event["entropy"] < 4 for event in events)
 
 
 def test_ways_to_sample_without_a_likelihood_have_no_nats(served: Served, engine: Engine) -> None:

@@ -10,7 +10,7 @@ import uvicorn
 
 from llada.serving.listening import Address, listen
 from llada.serving.runs.api import make_app
-from tests.support.browser import Watched, axe_violations, browser, wait_until
+from tests.support.browser import Watched, accessibility_problems, launched, wait_until
 from tests.support.watched_runs import append, bound, make_run, row, snapshot
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
@@ -18,7 +18,7 @@ HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
 
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Any]:
-    with browser() as opened:
+    with launched() as opened:
         yield opened
 
 
@@ -200,10 +200,7 @@ def test_axe_finds_nothing(visit: Callable[..., Any], width: int, scheme: str, r
     page = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator("summary").first.click()
-    found = axe_violations(page)
-    if found is None:
-        pytest.skip("no axe-core: pip install axe-playwright-python")
-    assert found == []
+    assert accessibility_problems(page) == []
 
 
 def test_a_server_that_stops_is_said_and_found_again(opened: Any, address: str) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -18,7 +19,12 @@ from llada.serving.server import Server, make_server, serve
 from llada.tokenizers.char import CharTokenizer
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvwxyz .\n")
-_ROWS = {"vocab_size": LETTERS.vocab_size, "mask_token_id": LETTERS.mask_row, "pad_token_id": 0, "eos_token_id": 2}
+_ROWS: dict[str, Any] = {
+    "vocab_size": LETTERS.vocab_size,
+    "mask_token_id": LETTERS.mask_row,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+}
 LOCAL = LocalConfig(
     **_ROWS, max_sequence_length=64, d_model=32, n_heads=2, n_layers=3, mlp_hidden_size=64, conv_width=5,
     attention_every=3,
@@ -34,7 +40,6 @@ def save_toy(folder: Path, config: NetworkConfig = LOCAL) -> Path:
     """Write a checkpoint with random weights, whose predictions differ from place to place."""
     torch.manual_seed(0)
     weights = make_predictor(config, LETTERS).network.state_dict()
-
     weights = {name: torch.randn(tensor.shape) * SCALE for name, tensor in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder, config, LETTERS, weights)

@@ -109,7 +109,8 @@ class Chat:
         tell(reply)
         if last.n_forgotten:
             self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
-        self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
+        saved = f", {last.nfe_saved} saved by its end" if last.nfe_saved else ""
+        self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s{saved}")
 
     def talk(self) -> int:
         """Answer the messages of standard input until it ends; return the exit code."""

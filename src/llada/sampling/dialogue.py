@@ -14,7 +14,7 @@ from llada.sampling.guidance import Predict, suppress
 from llada.sampling.unmask import unmask
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer, speechless_rows
-from llada.tokenizers.chat_template import ChatFormat, cut_at_end, fitting_prompt
+from llada.tokenizers.chat_template import ChatFormat, fitting_prompt
 from llada.tokenizers.message import Message
 
 
@@ -28,6 +28,8 @@ class Answer:
     """Number of function evaluations of the mask predictor so far."""
     n_forgotten: int
     """Number of messages at the beginning of the dialogue that no longer fitted together with the answer."""
+    nfe_saved: int = 0
+    """Evaluations that the end of the answer made needless, at most."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,6 @@ class Assistant:
         mask_id = self.tokenizer.mask_id
         canvas = torch.tensor([ids + [mask_id] * gen_length], device=self.device)
         predict = suppress(self.predict, self.speechless_rows)
-        for state in unmask(predict, canvas, mask_id, config, generator):
+        for state in unmask(predict, canvas, mask_id, config, generator, end_ids=self.end_ids):
             written = state.x_t[0, len(ids) :].tolist()
-            yield Answer(written, state.nfe, n_forgotten)
-            if has_ended(written, self.end_ids, mask_id):
-                return
-
-
-def has_ended(ids: Sequence[int], end_ids: frozenset[int], mask_id: int) -> bool:
-    """Whether all is decided up to a sign of the end, so that what follows does not matter."""
-    text = cut_at_end(ids, end_ids)
-    return len(text) < len(ids) and mask_id not in text
+            yield Answer(written, state.nfe, n_forgotten, state.nfe_saved)

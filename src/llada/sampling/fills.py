@@ -13,7 +13,7 @@ text does not depend on the others: to the bit, if a row of the predictor does n
 Shape letters: B batch, L length, S steps, N asked positions, R revealed positions, V vocabulary rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +51,10 @@ class StepResult:
         """The entropies of the predictions in nats, (N,)."""
         return entropy(self.asked_log_p)
 
+    def revealed_log_p(self) -> Tensor:
+        """The predictions at the revealed positions, (R, V)."""
+        return self.asked_log_p[torch.searchsorted(self.asked, self.positions)]
+
     def likeliest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest tokens at the asked positions, (N, k), and their probabilities, (N, k)."""
         best = self.asked_log_p.topk(min(k, self.asked_log_p.shape[-1]), dim=-1)
@@ -78,6 +82,10 @@ class Filling:
     generator: Generators
     mask_id: int
     config: SamplerConfig
+    end_ids: frozenset[int]
+    """Tokens that end a text."""
+    saved: Tensor
+    """(B,) steps of the plan that the end of a row made needless."""
 
     @property
     def step(self) -> Step:
@@ -98,8 +106,18 @@ class Filling:
         self.x_t = torch.where(chosen.revealed, self.x_t.masked_scatter(chosen.revealed, chosen.tokens), self.x_t)
         self.likeliest = chosen.likeliest
         is_filled = ~(situation.is_open & ~chosen.revealed).any(1)
-        now = self._now()
-        self.at = torch.where(is_filled, now[:, NEXT], self.at + 1)
+        self.at = torch.where(is_filled, self._now()[:, NEXT], self.at + 1)
+        if self.end_ids:
+            last = self.plan[..., NEXT].amax(1)
+            has_ended = self._has_ended()
+            self.saved = torch.where(has_ended, self.saved + last - self.at, self.saved)
+            self.at = torch.where(has_ended, last, self.at)
+
+    def _has_ended(self) -> Tensor:
+        """Whether a token that ends the text has been written, with nothing open before it, (B,) bool."""
+        ends = torch.tensor(sorted(self.end_ids), device=self.x_t.device)
+        is_decided_so_far = (self.x_t == self.mask_id).cumsum(1) == 0
+        return (torch.isin(self.x_t, ends) & ~self.given & is_decided_so_far).any(1)
 
     def _now(self) -> Tensor:
         return self.plan[torch.arange(len(self.at), device=self.at.device), self.at]
@@ -111,6 +129,7 @@ def begin(
     config: SamplerConfig,
     generator: Generators = None,
     attention_mask: Tensor | None = None,
+    end_ids: Collection[int] = (),
 ) -> Filling:
     """Begin to fill templates (B, L); the arguments are those of `unmask`.
 
@@ -131,6 +150,8 @@ def begin(
         generator=generator,
         mask_id=mask_id,
         config=config,
+        end_ids=frozenset(end_ids),
+        saved=torch.zeros(len(template), dtype=torch.long, device=template.device),
     )
 
 
@@ -178,7 +199,16 @@ class Fill:
     @property
     def nfe(self) -> int:
         """Evaluations of the network so far: one a step, or two with guidance."""
-        return self.n_steps * (2 if self.config.cfg_scale else 1)
+        return self.n_steps * self._nfe_of_step
+
+    @property
+    def nfe_saved(self) -> int:
+        """Evaluations that the end of the text made needless."""
+        return int(self.filling.saved[0]) * self._nfe_of_step
+
+    @property
+    def _nfe_of_step(self) -> int:
+        return 2 if self.config.cfg_scale else 1
 
 
 def start(
@@ -187,12 +217,15 @@ def start(
     config: SamplerConfig,
     generator: Generator,
     device: torch.device | str | None = None,
+    end_ids: Collection[int] = (),
 ) -> Fill:
     """Begin to fill a template (L,), which has MASK where a token is to be filled in; the others are never rewritten.
 
     Args:
         generator: source of randomness, on the CPU.
         device: where the predictor expects its token ids; that of the template if None.
+        end_ids: tokens that end the text: as soon as one is written and nothing is open before it, the text is done,
+            and what is open behind it stays MASK.
 
     Raises:
         ValueError: the template has another number of dimensions.
@@ -200,7 +233,7 @@ def start(
     ids = torch.as_tensor(template, dtype=torch.long, device=device)
     if ids.dim() != 1:
         raise ValueError(f"a template must have the shape (L,), not {tuple(ids.shape)}: start each text by itself")
-    return Fill(begin(ids[None], mask_id, config, [generator]), generator)
+    return Fill(begin(ids[None], mask_id, config, [generator], end_ids=end_ids), generator)
 
 
 @torch.no_grad()
@@ -224,9 +257,9 @@ def advance(predict: Predict | PredictAt, fills: Sequence[Fill], pad_id: int = 0
         return [_nothing(fill) for fill in fills]
     longest = max((len(fill.ids) for fill in fills), default=0)
     is_padded = any(len(fill.ids) < longest or fill.filling.attention_mask is not None for fill in fills)
-    alike: dict[SamplerConfig, list[Fill]] = {}
+    alike: dict[tuple[SamplerConfig, frozenset[int]], list[Fill]] = {}
     for fill in fills:
-        alike.setdefault(fill.config, []).append(fill)
+        alike.setdefault((fill.config, fill.filling.end_ids), []).append(fill)
     together = [_joined(group, longest, pad_id, is_padded) for group in alike.values()]
     results: dict[int, StepResult] = {}
     for group, filling, chosen in zip(alike.values(), together, advance_together(predict, together), strict=True):
@@ -299,6 +332,7 @@ def _joined(fills: Sequence[Fill], length: int, pad_id: int, is_padded: bool) ->
         given=rows([part.given for part in parts], True),
         plan=torch.cat([F.pad(part.plan, (0, 0, 0, n_steps - part.plan.shape[1])) for part in parts]),
         at=torch.cat([part.at for part in parts]),
+        saved=torch.cat([part.saved for part in parts]),
         priority=None if first.priority is None else rows([part.priority for part in parts]),
         likeliest=None if first.likeliest is None else rows([part.likeliest for part in parts], -1),
         attention_mask=rows(masks, False) if is_padded else None,
@@ -318,8 +352,13 @@ def _hand_back(fills: Sequence[Fill], together: Filling) -> None:
             fill.n_steps += 1
         fill._at = at
         one, length = slice(row, row + 1), part.x_t.shape[1]
-        likeliest = None if together.likeliest is None else together.likeliest[one, :length]
-        fill.filling = replace(part, x_t=together.x_t[one, :length], at=together.at[one], likeliest=likeliest)
+        fill.filling = replace(
+            part,
+            x_t=together.x_t[one, :length],
+            at=together.at[one],
+            saved=together.saved[one],
+            likeliest=None if together.likeliest is None else together.likeliest[one, :length],
+        )
 
 
 def _nothing(fill: Fill) -> StepResult:

@@ -186,6 +186,11 @@ def policy_of(config: SamplerConfig) -> PolicyName | None:
     return "random" if config.policy is None and config.remasking == "random" else config.policy
 
 
+def has_likelihood(config: SamplerConfig) -> bool:
+    """Whether texts have an exact likelihood: where no step looks at the tokens that it draws."""
+    return policy_of(config) is not None and config.stable_entropy is None
+
+
 def draw_priority(template: Tensor, generator: Generators, attention_mask: Tensor | None) -> Tensor:
     """Draw numbers (B, L) for the order "random"; padding takes none, so that a padded row has the order of its own."""
     is_text = torch.ones(template.shape, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()

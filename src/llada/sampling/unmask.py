@@ -8,7 +8,7 @@ another; suppression turns a predictor into another predictor (guidance.py). Arg
 Shape letters: B batch, L length, V vocabulary rows, N asked positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ class Canvas:
     """(B, L) bool: the N positions at which there are predictions."""
     log_p: Tensor | None = None
     """(N, V) log-probabilities at the asked positions, in row order, as the model has them."""
+    nfe_saved: int = 0
+    """Evaluations that ends made needless in every row (`end_ids`), at most."""
 
 
 def generate(
@@ -82,6 +84,7 @@ def unmask(
     config: SamplerConfig,
     generator: Generators = None,
     attention_mask: Tensor | None = None,
+    end_ids: Collection[int] = (),
 ) -> Iterator[Canvas]:
     """Fill a template step by step, yielding the canvas after each step.
 
@@ -91,17 +94,20 @@ def unmask(
         generator: source of randomness, on the CPU; the global one if None. With one for each row, a row is filled as
             it would be alone.
         attention_mask: (B, L) bool, False where a token is padding; the predictor must know it, as a `PredictAt` does.
+        end_ids: tokens that end a text: as soon as one is written and nothing is open before it, the row is done, and
+            what is open behind it stays MASK. The text up to there is the one without this argument.
 
     Raises:
         ValueError: the template has another number of dimensions, or the generators are not one for each row.
         UserError: the predictions are not finite numbers.
     """
     check_shape(template)
-    filling, nfe = begin(template, mask_id, config, generator, attention_mask), 0
+    filling, nfe = begin(template, mask_id, config, generator, attention_mask, end_ids), 0
     while not bool(filling.is_done().all()):
         (chosen,) = advance_together(predict, [filling])
         nfe += 2 if config.cfg_scale else 1
-        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.log_p)
+        saved = int(filling.saved.min()) * (2 if config.cfg_scale else 1) if end_ids else 0
+        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.log_p, saved)
 
 
 def check_shape(ids: Tensor) -> None:

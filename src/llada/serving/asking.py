@@ -7,8 +7,10 @@ from typing import Self, TypeVar
 
 from fastapi import Request
 
+from llada.sampling.events import Event
 from llada.serving.engine import Engine, OutOfTimeError, QueueFullError, StoppingError, Ticket
 from llada.serving.errors import ApiError, unforeseen
+from llada.serving.served import Served
 from llada.serving.writing import Outcome, StepRecord, Wanted
 from llada.system.errors import UserError, is_out_of_memory
 
@@ -49,9 +51,11 @@ class Texts:
             for ticket in self._tickets:
                 ticket.cancel()
 
-    def limit(self, number: int) -> int:
-        """The most steps that a text may take."""
-        return self._tickets[number].writing.limit
+    def start_event(self, number: int, served: Served) -> Event:
+        """Return the event with which a text begins; events must be wanted."""
+        begins = self._tickets[number].writing.start_event
+        assert begins is not None
+        return {**begins, "model": served.name, "fingerprint": served.fingerprint}
 
     async def news(self) -> AsyncIterator[News]:
         """Yield what happens to the texts, by their number, until all are complete.

@@ -55,7 +55,7 @@ def completion_job(request: CompletionRequest, served: Served, limits: Limits) -
     has_gaps = request.template is not None or request.tokens is not None
     if has_gaps and request.stop is not None:
         raise ApiError(400, "A template ends where it ends: leave out 'stop', or send a prompt.", param="stop")
-    ends = frozenset() if has_gaps else frozenset({tokenizer.eos_id, *served.checkpoint.further_end_ids})
+    ends = frozenset() if has_gaps else served.end_ids
     answer = AnswerText(served.decode, served.mask_id, ends, request.stops)
     banned = tuple(tokenizer.forbidden_rows)
     config = served.sampler(further.settings)
@@ -282,6 +282,7 @@ def _wanted(
             banned=banned,
             alternatives=alternatives,
             shows_steps=bool(request.stream),
+            has_events=request.includes_steps,
             is_read_only=is_read_only,
         )
         for canvas, seed in zip((c for c in canvases for _ in range(request.n or 1)), seeds, strict=True)

@@ -6,16 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from llada.sampling.events import error_event
 from llada.serving.answer_text import AnswerText
 from llada.serving.asking import Texts
 from llada.serving.completions import canvas_ids
 from llada.serving.engine import Engine
 from llada.serving.errors import ApiError
-from llada.serving.events import end_event, error_event, start_event, step_event, token
 from llada.serving.served import Served
 from llada.serving.shapes import DiffusionRequest, TokenizeRequest, settings_of
 from llada.serving.streams import EventStream, sse
-from llada.serving.writing import StepRecord, Wanted
+from llada.serving.writing import Wanted
 
 
 def diffusion_routes(served: Served, engine: Engine) -> APIRouter:
@@ -37,7 +37,7 @@ def diffusion_routes(served: Served, engine: Engine) -> APIRouter:
                 400, f"The text has {len(ids)} tokens, and this model takes {served.max_length}: shorten it.",
                 param="text", code="context_length_exceeded",
             )  # fmt: skip
-        return {"tokens": [token(served, id_) for id_ in ids]}
+        return {"tokens": served.texts.tokens(ids)}
 
     @router.post("", response_model=None)
     async def diffusion(body: DiffusionRequest) -> Response:
@@ -65,10 +65,11 @@ def wanted_of(body: DiffusionRequest, served: Served) -> Wanted:
         template=tuple(template),
         config=served.sampler(settings_of(body.settings or {}, ("settings",))),
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
-        answer=AnswerText(served.decode, served.mask_id),
+        answer=AnswerText(served.decode, served.mask_id, served.end_ids if kinds in ([], ["prompt"]) else frozenset()),
         banned=tuple(served.checkpoint.tokenizer.forbidden_rows),
         alternatives=body.alternatives,
         shows_steps=True,
+        has_events=True,
     )
 
 
@@ -85,9 +86,10 @@ def _template(body: DiffusionRequest, served: Served) -> list[int]:
 
 async def _events(texts: Texts, served: Served) -> AsyncIterator[str]:
     """Yield the events of a text."""
-    yield sse(start_event(served, texts.wanted[0], texts.limit(0)))
+    yield sse(texts.start_event(0, served))
     try:
         async for _, item in texts.news():
-            yield sse(step_event(served, item) if isinstance(item, StepRecord) else end_event(served, item))
+            if item.event is not None:
+                yield sse(item.event)
     except ApiError as error:
         yield sse(error_event(str(error)))

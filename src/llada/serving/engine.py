@@ -17,11 +17,12 @@ import torch
 
 from llada.models.local_cache import with_cache
 from llada.models.predictor import MaskPredictor
+from llada.sampling.events import TokenTexts
 from llada.sampling.fills import StepResult, advance
 from llada.sampling.guidance import Suppressed, suppress
 from llada.serving.limits import Limits
 from llada.serving.writing import Outcome, StepRecord, Wanted, Writing
-from llada.system.errors import first_line
+from llada.system.errors import first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ class Engine:
     """Writes texts for the server; `start` and `stop` its thread."""
 
     model: MaskPredictor
-    mask_id: int
-    pad_id: int
+    texts: TokenTexts
     limits: Limits
     observer: Observer
     step_seconds: float | None = None
@@ -96,12 +96,18 @@ class Engine:
     _active: list[Ticket] = field(default_factory=list)
     _predictors: dict[tuple[Any, ...], Suppressed] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _most: int | None = None
+    """Texts that fit into memory together, once it was found that more do not."""
     _stop_at: float | None = None
     _thread: threading.Thread | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def mask_id(self) -> int:
+        return self.texts.tokenizer.mask_id
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -143,14 +149,14 @@ class Engine:
         """
         deadline = time.monotonic() + self.limits.seconds
         tickets = [
-            Ticket(on_step, on_end, Writing(wanted, self.mask_id, self.device), deadline)
+            Ticket(on_step, on_end, Writing(wanted, self.mask_id, self.texts, self.device), deadline)
             for wanted, on_step, on_end in texts
         ]
         with self._changed:
             if not self.is_ready:
                 raise StoppingError("The server is being stopped, and takes no more texts.")
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.is_cancelled)
-            if len(self._waiting) + len(tickets) > self._room():
+            n_waiting = sum(not ticket.is_cancelled for ticket in self._waiting)
+            if n_waiting + len(tickets) > self._room():
                 raise QueueFullError(self.seconds_to_wait())
             self._waiting.extend(tickets)
             self.observer.counted(len(self._waiting), len(self._active))
@@ -197,7 +203,9 @@ class Engine:
     def _dismiss(self) -> None:
         """End the texts that are cancelled or late, whether they wait or are being written."""
         now = time.monotonic()
-        for ticket in (*self._waiting, *self._active):
+        with self._changed:
+            tickets = [*self._waiting, *self._active]
+        for ticket in tickets:
             if ticket.is_cancelled:
                 self._leave(ticket, UnwantedError("Nobody waits for this text any more."))
             elif now > ticket.deadline:
@@ -216,7 +224,7 @@ class Engine:
     def _fits(self, ticket: Ticket) -> bool:
         lengths = [len(other.wanted.template) for other in (*self._active, ticket)]
         n = len(lengths)
-        return n == 1 or (n <= self.limits.batch and n * max(lengths) <= self.limits.batch_tokens)
+        return n == 1 or (n <= (self._most or self.limits.batch) and n * max(lengths) <= self.limits.batch_tokens)
 
     def _groups(self) -> list[list[Ticket]]:
         """Texts that are evaluated together: those that the same tokens are kept from, with and without guidance."""
@@ -239,7 +247,9 @@ class Engine:
             ticket.writing.prepare()
         begun = time.perf_counter()
         try:
-            results = advance(self._predictor(tickets[0]), [ticket.writing.fill for ticket in tickets], self.pad_id)
+            results = advance(
+                self._predictor(tickets[0]), [ticket.writing.fill for ticket in tickets], self.texts.tokenizer.pad_id
+            )
         except Exception as error:
             for ticket in tickets:
                 ticket.writing.undo()
@@ -248,6 +258,8 @@ class Engine:
                 return
             logger.warning("A step of %d texts failed, and is taken in halves: %s", len(tickets), first_line(error))
             middle = len(tickets) // 2
+            if is_out_of_memory(error):
+                self._most = middle
             self._step(tickets[:middle])
             self._step(tickets[middle:])
             return

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llada.sampling.steps import has_likelihood
 from llada.serving.completions import Job
-from llada.serving.events import token
 from llada.serving.served import Served
-from llada.serving.writing import Outcome, Wanted, Written, has_likelihood
+from llada.serving.writing import Outcome, Wanted, Written
 
 SOURCES = {False: "exact_policy", True: "one_evaluation"}
 """What log-probabilities are: of the exact policy, the model's own at the step that wrote the token, whose sum over a
@@ -98,7 +98,7 @@ class Shape:
         source = self.source(wanted)
         if source is None:
             return None
-        texts = [self.served.token_text(id_) for id_ in ids[first:last]]
+        texts = self.served.texts.of(ids[first:last])
         offsets = [sum(map(len, texts[:place])) for place in range(len(texts))]
         found = [written.get(place) for place in range(first, last)]
         return {
@@ -169,7 +169,7 @@ class ChatShape(Shape):
         return {**self.named(id_, 0.0 if written is None else written.log_p), "top_logprobs": alternatives}
 
     def named(self, id_: int, log_p: float) -> dict[str, Any]:
-        text = token(self.served, id_)["text"]
+        text = self.served.token_text(id_)
         return {"token": text, "logprob": finite(log_p), "bytes": list(text.encode())}
 
     def opening(self, number: int) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 Shape letters: L length.
 """
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from llada.checkpoints.sampling_default import CHOOSES_ANEW, read_default
 from llada.models import block_length_of
 from llada.sampling.config import ANSWER, FREE_TEXT, SamplerConfig
 from llada.sampling.dialogue import Assistant
+from llada.sampling.events import TokenTexts
 from llada.sampling.policies import PolicyName
 from llada.sampling.template import read_template
 from llada.serving.errors import ApiError, bad_request
@@ -34,7 +34,7 @@ OnDisk = Literal["same", "replaced", "missing"]
 
 @dataclass(frozen=True)
 class Served:
-    """A checkpoint with a name. Its tokenizer may be used from any thread."""
+    """A checkpoint with a name."""
 
     checkpoint: Checkpoint
     source: str
@@ -47,8 +47,8 @@ class Served:
     """How texts are written if a request does not say otherwise."""
     assistant: Assistant
     """The chat format, and the tokens that end an answer."""
-    _texts: dict[int, str] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    texts: TokenTexts
+    """The texts of single tokens."""
     _seen: dict[str, tuple[object, str]] = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +62,15 @@ class Served:
         default = read_default(checkpoint.folder) or FREE_TEXT
         free_text = replace(default, block_length=block_length_of(checkpoint.model, default.block_length))
         fingerprint = identity_of(checkpoint.folder)
-        return cls(checkpoint, source, name or name_of(source), fingerprint, free_text, checkpoint.assistant())
+        return cls(
+            checkpoint,
+            source,
+            name or name_of(source),
+            fingerprint,
+            free_text,
+            checkpoint.assistant(),
+            TokenTexts(checkpoint.tokenizer),
+        )
 
     @property
     def max_length(self) -> int:
@@ -72,6 +80,11 @@ class Served:
     @property
     def mask_id(self) -> int:
         return self.checkpoint.tokenizer.mask_id
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text outside of dialogues."""
+        return frozenset({self.checkpoint.tokenizer.eos_id, *self.checkpoint.further_end_ids})
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
@@ -105,8 +118,7 @@ class Served:
         if not is_unicode(text):
             raise ApiError(400, f"The field '{param}' has half a character, a lone surrogate: remove it.", param=param)
         try:
-            with self._lock:
-                return self.checkpoint.tokenizer.encode(text)
+            return self.checkpoint.tokenizer.encode(text)
         except UserError as error:
             raise bad_request(_all_missing(self.checkpoint.tokenizer, text) or error, param) from error
 
@@ -115,8 +127,7 @@ class Served:
         if not is_unicode(text):
             raise ApiError(400, f"The field '{param}' has half a character, a lone surrogate: remove it.", param=param)
         try:
-            with self._lock:
-                return read_template(text, self.checkpoint.tokenizer, self.checkpoint.check_length)
+            return read_template(text, self.checkpoint.tokenizer, self.checkpoint.check_length)
         except UserError as error:
             raise bad_request(error, param) from error
 
@@ -167,19 +178,14 @@ class Served:
 
     def prompt(self, messages: Sequence[Message], gen_length: int) -> tuple[list[int], int]:
         """Return what precedes the answer to a dialogue; see `Assistant.prompt`."""
-        with self._lock:
-            return self.assistant.prompt(messages, gen_length)
+        return self.assistant.prompt(messages, gen_length)
 
     def decode(self, ids: Sequence[int]) -> str:
-        with self._lock:
-            return self.checkpoint.tokenizer.decode(ids)
+        return self.checkpoint.tokenizer.decode(ids)
 
     def token_text(self, id_: int) -> str:
         """Return the text of one token by itself; that of a token that is not text is empty."""
-        text = self._texts.get(id_)
-        if text is None:
-            text = self._texts[id_] = self.decode([id_])
-        return text
+        return self.texts.of([id_])[0]
 
     # -- what the model is --------------------------------------------------------------------------------------------
 
@@ -189,7 +195,8 @@ class Served:
         tokens = None
         if tokenizer.vocab_size <= LARGEST_LISTED:
             ids = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.forbidden_rows]
-            tokens = {text: id_ for id_ in reversed(ids) if (text := self.token_text(id_))}
+            named = zip(self.texts.of(ids), ids, strict=True)
+            tokens = {text: id_ for text, id_ in reversed([*named]) if text}
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,

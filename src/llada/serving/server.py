@@ -73,7 +73,7 @@ def log_to_terminal() -> Iterator[None]:
 def make_server(served: Served, address: Address, limits: Limits) -> Server:
     """Build a server for a model; `serve` runs it."""
     metrics, model = Metrics(), served.checkpoint.model
-    engine = Engine(model, served.mask_id, served.checkpoint.tokenizer.pad_id, limits, metrics)
+    engine = Engine(model, served.texts, limits, metrics)
     app = build_app(served, engine, metrics, limits, host=address.host, api_key=address.api_key)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, date_header=True, proxy_headers=False,

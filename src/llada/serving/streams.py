@@ -9,7 +9,6 @@ from fastapi.responses import StreamingResponse
 
 from llada.serving.asking import Texts
 from llada.serving.errors import ApiError
-from llada.serving.events import end_event, start_event, step_event
 from llada.serving.openai_answers import Shape
 from llada.serving.writing import Outcome, StepRecord, Written
 
@@ -106,25 +105,23 @@ async def openai_stream(texts: Texts, shape: Shape, *, has_steps: bool, has_usag
         return sse(shape.chunk([], diffusion={"index": number, **content}))
 
     try:
-        for number, wanted in enumerate(texts.wanted):
+        for number in range(len(texts.wanted)):
             if has_steps:
-                yield event(number, start_event(shape.served, wanted, texts.limit(number)))
+                yield event(number, texts.start_event(number, shape.served))
             opening = shape.opening(number)
             if opening is not None:
                 yield sse(opening)
         async for number, item in texts.news():
-            if isinstance(item, StepRecord):
-                if has_steps:
-                    yield event(number, step_event(shape.served, item))
-                chunk = streamed[number].step(item)
-            else:
-                chunk = streamed[number].end(item)
+            is_step = isinstance(item, StepRecord)
+            if is_step and item.event is not None:
+                yield event(number, item.event)
+            chunk = streamed[number].step(item) if isinstance(item, StepRecord) else streamed[number].end(item)
             if chunk is not None:
                 yield sse(chunk)
             if isinstance(item, Outcome):
                 outcomes[number] = item
-                if has_steps:
-                    yield event(number, end_event(shape.served, item))
+                if item.event is not None:
+                    yield event(number, item.event)
                 yield sse(shape.closing(number, item))
         if has_usage:
             usage = shape.usage([outcomes[number] for number in range(len(texts.wanted))])

@@ -4,14 +4,15 @@ Shape letters: L length, N asked positions, R revealed positions, K alternatives
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from llada.sampling.config import SamplerConfig
+from llada.sampling.events import Event, FillEvents, TokenTexts
 from llada.sampling.fills import Fill, StepResult, start
+from llada.sampling.steps import has_likelihood
 from llada.serving.answer_text import AnswerText, Decided, FinishReason
 
 READ_ONLY = SamplerConfig(steps=None, temperature=0.0, policy="confidence")
@@ -37,6 +38,8 @@ class Wanted:
     """The number of likeliest tokens to keep for each place."""
     shows_steps: bool = False
     """Whether each step is of interest, and not the answer alone."""
+    has_events: bool = False
+    """Whether each step is described as an event as well."""
     is_read_only: bool = False
     """Whether to end after one evaluation, with the likeliest token and the alternatives at every place that it asked
     at; its sampler is `READ_ONLY`."""
@@ -57,20 +60,12 @@ class Written:
 class StepRecord:
     """What a step did."""
 
-    step: int
-    evaluations: int
-    """The number of evaluations of the network so far."""
-    seconds: float
-    """The time since the first step began."""
     revealed: dict[int, Written]
     """By position."""
-    remasked: tuple[int, ...]
-    entropy: float | None
-    """The mean entropy in nats at the open places that were asked, before the step; None if there was none."""
-    n_open: int
-    """The number of places that are still masked."""
     decided: Decided
     """The decided prefix of the answer."""
+    event: Event | None
+    """The same as an event, if events are wanted."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,8 @@ class Outcome:
     seconds: float
     nats: float | None
     """Minus the exact log-likelihood of the whole text under its policy; None if it has none, or was ended early."""
+    event: Event | None
+    """The end as an event, if events are wanted."""
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -97,11 +94,13 @@ class Writing:
 
     wanted: Wanted
     mask_id: int
+    texts: TokenTexts
     device: torch.device | str = "cpu"
     fill: Fill = field(init=False)
     ids: list[int] = field(init=False)
-    limit: int = field(init=False)
-    """The most steps that it may take, from its first one on."""
+    events: FillEvents | None = field(init=False)
+    start_event: Event | None = None
+    """How it begins, if events are wanted, without the model's name."""
     generator: torch.Generator = field(init=False)
     written: dict[int, Written] = field(default_factory=dict)
     is_over: bool = False
@@ -114,8 +113,12 @@ class Writing:
         wanted = self.wanted
         self.ids = list(wanted.template)
         self.generator = torch.Generator().manual_seed(wanted.seed)
-        self.fill = start(wanted.template, self.mask_id, wanted.config, self.generator, self.device)
-        self.limit = 1 if wanted.is_read_only else self.fill.limit
+        ends = wanted.answer.end_ids
+        self.fill = start(wanted.template, self.mask_id, wanted.config, self.generator, self.device, ends)
+        self.events = None
+        if wanted.has_events:
+            self.events = FillEvents(self.fill, self.texts, end_ids=ends, alternatives=wanted.alternatives)
+            self.start_event = self.events.start(seed=wanted.seed, model="", fingerprint="")
 
     @property
     def seconds(self) -> float:
@@ -138,20 +141,16 @@ class Writing:
         Raises:
             UserError: the tokenizer cannot decode what was written.
         """
-        is_open = [id_ == self.mask_id for id_ in self.ids]
         revealed = self._read(result) if self.wanted.is_read_only else self._revealed(result)
-        remasked = tuple(result.remasked.tolist())
-        for place in remasked:
+        for place in result.remasked.tolist():
             self.ids[place] = self.mask_id
             self.written.pop(place, None)
         for place, written in revealed.items():
             self.ids[place] = written.id
         self.written.update(revealed)
         decided = self._now_decided()
-        n_open = self.ids.count(self.mask_id)
         self.is_over = self.fill.is_done or decided.finish_reason is not None
-        entropy = _mean_entropy(result, is_open) if self.wanted.shows_steps else None
-        return StepRecord(self.fill.n_steps, self.fill.nfe, self.seconds, revealed, remasked, entropy, n_open, decided)
+        return StepRecord(revealed, decided, None if self.events is None else self.events.step(result))
 
     def outcome(self) -> Outcome:
         """Return the text as it is at its end."""
@@ -159,7 +158,10 @@ class Writing:
         decided = self.wanted.answer.decided(answer, is_final=True)
         is_exact = has_likelihood(self.wanted.config) and self.mask_id not in self.ids and not self.wanted.is_read_only
         nats = -sum(written.log_p for written in self.written.values()) if is_exact else None
-        return Outcome(tuple(self.ids), decided, dict(self.written), self.fill.nfe, self.seconds, nats)
+        event = None
+        if self.events is not None:
+            event = {**self.events.end(), "nats": nats, "finish_reason": decided.finish_reason or "length"}
+        return Outcome(tuple(self.ids), decided, dict(self.written), self.fill.nfe, self.seconds, nats, event)
 
     def _now_decided(self) -> Decided:
         """Return what is decided; nothing where a token that is written may be masked again."""
@@ -195,19 +197,6 @@ class Writing:
         top = result.asked_log_p[rows.to(result.asked_log_p.device)].topk(k, dim=-1)
         pairs = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
         return [tuple((id_, p) for id_, p in zip(ids, ps, strict=True) if p > 0) for ids, ps in pairs]
-
-
-def _mean_entropy(result: StepResult, is_open: Sequence[bool]) -> float | None:
-    """Return the mean entropy at the asked places that are open."""
-    nats = [
-        value for place, value in zip(result.asked.tolist(), result.entropy().tolist(), strict=True) if is_open[place]
-    ]
-    return sum(nats) / len(nats) if nats else None
-
-
-def has_likelihood(config: SamplerConfig) -> bool:
-    """Whether a text has an exact likelihood under a way of sampling: positions are chosen before their tokens."""
-    return (config.policy is not None or config.remasking == "random") and config.stable_entropy is None
 
 
 def rewrites(config: SamplerConfig) -> bool:
