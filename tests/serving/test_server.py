@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llada.serving.served import Served, own_weights
 from llada.serving.listening import Address, listen
+from llada.serving.served import Served, own_weights
 from llada.serving.server import ToTerminal
 from llada.system.errors import UserError
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
