@@ -182,7 +182,7 @@ def test_only_the_command_line_names_its_flags(path: Path) -> None:
 
 def test_what_stands_in_backticks_alone_is_an_option() -> None:
     """It becomes a flag, so that a misspelled one would send people after a flag that is not there."""
-    from llada.cli import chat, evaluate, export, prepare, sample, serve, size_report, train
+    from llada.cli import chat, evaluate, export, prepare, sample, serve, size_report, train, watch
     from llada.cli.flags import WITH_THREE_VALUES
     from llada.evaluation.lm_eval.options import HarnessOptions
     from llada.training.config import TrainConfig
@@ -198,7 +198,7 @@ def test_what_stands_in_backticks_alone_is_an_option() -> None:
 
     types = (
         chat.ChatOptions, evaluate.EvaluateOptions, export.ExportOptions, prepare.PrepareOptions, sample.SampleOptions,
-        serve.ServeOptions, size_report.SizeOptions, TrainConfig, HarnessOptions,
+        serve.ServeOptions, size_report.SizeOptions, TrainConfig, HarnessOptions, watch.WatchOptions,
     )  # fmt: skip
     options = {name: kind for each in types for name, kind in fields(each).items()}
     known = {*options, *train.READ_BEFORE, "model_args"}

@@ -57,6 +57,7 @@ SMALLER = {
     "plot": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
+    "watch": ["--port", "0", "--check"],
     "serve": ["--check", "--port", "0"],
 }
 

@@ -13,6 +13,8 @@ Every ``log_every`` steps, what was measured since the line before:
     grad_norm               of the last step, before clipping
     learning_rate_factor    on the peak learning rates
     tokens_per_second       of training alone; null in the first steps
+    fraction_done           of the run, by steps or by time, whichever is further
+    memory_bytes            of the process now, or the peak of its GPU; null where the system does not report it
     skipped_steps           left out since their loss or gradient was not finite; only if there were any
     spike_from              nll before it leapt; only if it did
     eos_predicted, eos_true share of EOS among the likeliest and the true tokens at masked positions; dialogues only
