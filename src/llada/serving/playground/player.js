@@ -172,6 +172,7 @@ const ICONS = {
  * - step: the step that is shown first; the last one if neither it nor autoplay is given;
  * - loop: play again after a pause when the end is reached;
  * - onstep(step): called whenever another step is shown;
+ * - oncommand(): called when the reader plays, pauses or seeks, after it has been done;
  * - peek(tokens): a promise of what the model expects where `tokens` has null, a Map of place to alternatives;
  * - edit: { mask(places), pin(places), force(place, text), choose(place, token), isPinned(place), wholeWords() }.
  *   Without it the text can be looked at, not changed.
@@ -186,7 +187,7 @@ export function mountPlayer(element, events = [], options = {}) {
 
 class Player {
   constructor(element, events, options) {
-    this.options = { label: "Text", colour: "confidence", speed: 1, onstep: () => {}, ...options };
+    this.options = { label: "Text", colour: "confidence", speed: 1, onstep: () => {}, oncommand: () => {}, ...options };
     this.places = []; // for each place: its element, the line break after it, and what is shown there
     this.cursor = 0; // in evaluations, and fractions of them
     this.step = 0;
@@ -212,11 +213,12 @@ class Player {
       oninput: () => {
         this.pause();
         this.seek(Number(this.scrubber.value));
+        this.options.oncommand();
       },
     });
     this.timeline = make("div", { class: "player-timeline" }, this.strip.element, this.scrubber);
     this.track = make("div", { class: "player-track" }, this.strip.scale, this.timeline);
-    this.button = this.tool("Play", ICONS.play, () => (this.isPlaying ? this.pause() : this.play()));
+    this.button = this.tool("Play", ICONS.play, () => this.toggle());
     this.button.classList.add("player-main");
     this.speed = make("select", { class: "player-speed", "aria-label": "Speed" });
     for (const [factor, name] of SPEEDS) this.speed.append(make("option", { value: factor, text: name }));
@@ -390,9 +392,16 @@ class Player {
     this.button.title = name;
   }
 
+  toggle() {
+    if (this.isPlaying) this.pause();
+    else this.play();
+    this.options.oncommand();
+  }
+
   nudge(by) {
     this.pause();
     this.seek(this.step + by);
+    this.options.oncommand();
   }
 
   seek(step) {
@@ -404,6 +413,7 @@ class Player {
   seekEvaluations(evaluations, pausing = false) {
     if (pausing) this.pause();
     this.seek(this.tape.stepAt(Math.round(evaluations)));
+    if (pausing) this.options.oncommand();
   }
 
   show(step) {
