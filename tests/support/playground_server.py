@@ -128,9 +128,13 @@ def application(model: llada.Model, name: str, fingerprint: str, pause: float = 
             return JSONResponse({"error": {"message": str(error)}}, 400)
 
         def stream() -> Iterator[str]:
-            with lock:
-                for event in events(template, body.get("seed", 0), settings, body.get("alternatives", 5)):
-                    yield f"data: {json.dumps(event)}\n\n"
+            steps = events(template, body.get("seed", 0), settings, body.get("alternatives", 5))
+            while True:
+                with lock:  # of one step: a stream that nobody reads any more keeps nothing
+                    event = next(steps, None)
+                if event is None:
+                    return
+                yield f"data: {json.dumps(event)}\n\n"
 
         return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

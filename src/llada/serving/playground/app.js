@@ -155,14 +155,13 @@ class Page {
     this.shareScale();
     if (this.isRunning() && this.panes.some((other) => other !== pane && other.running)) return;
     const likelihood = nats === null ? "no likelihood" : `${nats.toFixed(1)} nats`;
-    this.say(this.panes.length > 1 ? "Both texts are written." : `${written} tokens in ${evaluations} evaluations, ${likelihood}.`);
-    this.compareFacts();
+    this.say(this.comparison() ?? `${written} tokens in ${evaluations} evaluations, ${likelihood}.`);
   }
 
   /** Write the text again with the changed setting, unless that would undo changes by hand. */
   settingChanged(pane) {
     if (this.panes.length > 1) $("compare").value = "own";
-    if (pane.past.length) this.say("Press Write, or Rewrite, to use the new setting.");
+    if (pane.isTouched) this.say("Press Write, or Rewrite, to use the new setting.");
     else this.write([pane]);
   }
 
@@ -178,6 +177,7 @@ class Page {
       if (other === pane) continue;
       const { player } = other;
       player.pause();
+      player.setSpeed(pane.player.speedFactor);
       player.seekEvaluations(pane.player.evaluations);
       if (pane.player.isPlaying && (player.step < player.steps || !player.tape.isOver)) player.play();
     }
@@ -205,25 +205,25 @@ class Page {
     if (this.panes.length > 1) return;
     this.panes.push(new Pane(this, "B"));
     $("panes").append(this.panes[1].element);
+    this.panes[1].player.setSpeed(this.panes[0].player.speedFactor);
     this.showColour();
   }
 
   layOut() {
     const isPair = this.panes.length > 1;
     document.body.classList.toggle("is-pair", isPair);
-    $("verdict").textContent = "";
     if (!isPair) $("compare").value = "";
     this.shareScale();
   }
 
-  /** Say how the two texts differ in cost. */
-  compareFacts() {
+  /** How the two texts differ in cost, as a sentence; null unless both are there. */
+  comparison() {
     const ends = this.panes.map((pane) => pane.player.tape.end);
-    if (ends.length < 2 || ends.includes(null)) return;
+    if (ends.length < 2 || ends.includes(null)) return null;
     const [a, b] = ends.map((end) => end.evaluations);
     const [fewer, ratio] = a > b ? ["B", a / b] : ["A", b / a];
     const cost = a === b ? "Both took the same number of evaluations." : `${fewer} took ${ratio.toFixed(1)} times fewer evaluations.`;
-    $("verdict").textContent = `${cost} The nats of a text are those under its own setting.`;
+    return `${cost} Nats are those of each text under its own order, at temperature 1.`;
   }
 
   showColour() {
@@ -291,7 +291,6 @@ class Page {
   clearMessages() {
     $("error").hidden = $("notice").hidden = true;
     this.say("");
-    $("verdict").textContent = "";
   }
 
   async copy(text, done) {

@@ -25,6 +25,7 @@ export class Pane {
     this.given = new Set(); // places of the prompt or template
     this.pinned = new Set();
     this.past = []; // states that can be brought back
+    this.isTouched = false; // whether the text was changed by hand
     this.turn = 0; // how often it was filled in anew, each time with another seed
     this.running = null;
     this.build();
@@ -82,8 +83,10 @@ export class Pane {
 
   /** Write a text from a prompt, a template, or a canvas of a link. */
   async write(request) {
-    this.past = [];
+    this.remember();
+    this.player.closeCard();
     this.turn = 0;
+    this.isTouched = false;
     this.pinned = new Set(request.pinned ?? []);
     this.given = new Set(request.given ?? []);
     await this.run(request, null);
@@ -146,6 +149,7 @@ export class Pane {
   /** Close the request, and forget changes that were not filled in yet. */
   stop() {
     clearTimeout(this.waiting);
+    this.isWaiting = false;
     this.running?.abort();
     this.running = null;
   }
@@ -172,6 +176,7 @@ export class Pane {
     const written = places.filter((place) => tokens[place]);
     if (!written.length) return;
     this.remember();
+    this.isTouched = true;
     const isRelease = written.every((place) => this.pinned.has(place));
     for (const place of written) {
       if (isRelease) this.pinned.delete(place);
@@ -197,7 +202,7 @@ export class Pane {
     this.change((canvas) => {
       tokens.forEach((token, k) => this.put(canvas, place + k, token));
     }, true);
-    this.player.focus(Math.min(size - 1, place + tokens.length));
+    this.player.focus(place + tokens.length, false);
   }
 
   /** Take another token at a place: what was revealed before it stays, what came later is written anew. */
@@ -234,6 +239,7 @@ export class Pane {
   /** Change the canvas that is shown, and let the model fill it in shortly after; with `isRewrite`, all that is not held. */
   change(edit, isRewrite = false) {
     this.remember();
+    this.isTouched = true;
     const wasWaiting = this.isWaiting;
     this.stop();
     const canvas = this.player.tokens();
@@ -257,12 +263,12 @@ export class Pane {
   rewrite() {
     if (!this.player.tape.start) return;
     this.remember();
+    this.isTouched = true;
     this.fill(true);
   }
 
   async fill(isRewrite) {
     this.stop();
-    this.isWaiting = false;
     const canvas = this.player.tokens().map((token, place) => (isRewrite && !this.isHeld(place) ? null : token));
     const masks = canvas.filter((token) => token === null).length;
     if (!masks) {
@@ -286,7 +292,8 @@ export class Pane {
   remember() {
     const { tape, step } = this.player;
     if (!tape.start) return;
-    this.past.push({ events: tape.events, step, given: new Set(this.given), pinned: new Set(this.pinned), request: this.request });
+    this.past.push({ events: tape.events, step, given: new Set(this.given), pinned: new Set(this.pinned),
+      request: this.request, isTouched: this.isTouched });
     if (this.past.length > MOST_UNDONE) this.past.shift();
   }
 
@@ -294,8 +301,7 @@ export class Pane {
     const state = this.past.pop();
     if (!state) return;
     this.stop();
-    this.isWaiting = false;
-    ({ given: this.given, pinned: this.pinned, request: this.request } = state);
+    ({ given: this.given, pinned: this.pinned, request: this.request, isTouched: this.isTouched } = state);
     this.player.load(state.events);
     this.player.seek(state.step);
     this.clearFacts();

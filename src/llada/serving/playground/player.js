@@ -24,7 +24,8 @@ const LEAST_RATE = 8; // evaluations a second
 const MOST_RATE = 60;
 const CONFIDENCE_BOUNDS = [0.1, 0.3, 0.6, 0.85]; // probabilities at which the tint becomes weaker
 const AGE_BOUNDS = [0.01, 0.03, 0.07, 0.15]; // the same for age, in parts of all evaluations
-const HIDE_DELAY = 180; // milliseconds, in which the pointer can get from a token to its card
+const SHOW_DELAY = 120; // milliseconds that the pointer rests on a token before its card opens
+const HIDE_DELAY = 180; // milliseconds in which the pointer can get from a token to its card
 const PEEK_DELAY = 140; // milliseconds on a mask before the model is asked
 const LETTER = /^[\p{L}\p{N}\p{M}'’-]+$/u;
 
@@ -172,14 +173,14 @@ const ICONS = {
  * - step: the step that is shown first; the last one if neither it nor autoplay is given;
  * - loop: play again after a pause when the end is reached;
  * - onstep(step): called whenever another step is shown;
- * - oncommand(): called when the reader plays, pauses or seeks, after it has been done;
+ * - oncommand(): called when the reader plays, pauses, seeks or changes the speed, after it has been done;
  * - peek(tokens): a promise of what the model expects where `tokens` has null, a Map of place to alternatives;
  * - edit: { mask(places), pin(places), force(place, text), choose(place, token), isPinned(place), wholeWords() }.
  *   Without it the text can be looked at, not changed.
  *
  * The returned object has load(events), add(event), play(), pause(), seek(step), step, steps, isPlaying, tokens(),
- * evaluations, seekEvaluations(n), setDomain(evaluations), setColour(name), setSpeed(factor), setTransport(isShown),
- * refresh(), focus(place), tape and destroy().
+ * evaluations, seekEvaluations(n), setDomain(evaluations), setColour(name), setSpeed(factor), speedFactor, setTransport(isShown),
+ * refresh(), focus(place), closeCard(), extent(), tape and destroy().
  */
 export function mountPlayer(element, events = [], options = {}) {
   return new Player(element, events, options);
@@ -223,7 +224,10 @@ class Player {
     this.speed = make("select", { class: "player-speed", "aria-label": "Speed" });
     for (const [factor, name] of SPEEDS) this.speed.append(make("option", { value: factor, text: name }));
     this.speed.value = this.options.speed;
-    this.speed.addEventListener("change", () => this.setSpeed(Number(this.speed.value)));
+    this.speed.addEventListener("change", () => {
+      this.setSpeed(Number(this.speed.value));
+      this.options.oncommand();
+    });
     this.transport = make("div", { class: "player-transport" },
       this.tool("To the start", ICONS.first, () => this.nudge(-Infinity)),
       this.tool("One step back", ICONS.back, () => this.nudge(-1)),
@@ -306,7 +310,7 @@ class Player {
     const all = this.tape.steps.length;
     this.latest = this.tape.tokensAt(all);
     this.scrubber.max = Math.max(all, this.tape.isOver ? 0 : (this.tape.start?.limit ?? 0));
-    this.track.hidden = this.scrubber.max === "0";
+    this.scrubber.disabled = this.scrubber.max === "0";
     this.strip.draw(this.tape, this.extent());
     this.fitTimeline();
     this.refresh();
@@ -333,6 +337,10 @@ class Player {
   }
 
   // -- playing
+
+  get speedFactor() {
+    return this.options.speed;
+  }
 
   get steps() {
     return this.tape.steps.length;
@@ -448,7 +456,7 @@ class Player {
     const entropy = this.tape.steps[this.step - 1]?.entropy ?? null;
     this.scrubber.setAttribute("aria-valuetext", `step ${this.step} of ${this.scrubber.max}, ${open} masked`);
     this.strip.point(this.evaluations);
-    const facts = [`step ${this.step} of ${this.steps}`, `${open} masked`];
+    const facts = [...(this.steps ? [`step ${this.step} of ${this.steps}`] : []), `${open} masked`];
     if (entropy !== null) facts.push(`entropy ${entropy.toFixed(2)} nats`);
     this.readout.replaceChildren(...facts.map((fact) => make("span", { text: fact })));
     this.card.update();
@@ -504,7 +512,7 @@ class Player {
     };
     this.canvas.addEventListener("pointerover", (event) => {
       const place = placeOf(event);
-      if (event.pointerType === "touch" || place === null) return;
+      if (event.pointerType === "touch" || place === null || !this.hasMoved(event)) return;
       this.pointAt(place);
       if (this.dragged) this.drag(place);
     });
@@ -512,7 +520,7 @@ class Player {
     this.canvas.addEventListener("focusin", (event) => {
       const place = placeOf(event);
       if (place !== null) this.setCurrent(place);
-      if (place !== null && event.target.matches(":focus-visible")) this.pointAt(place, true);
+      if (place !== null && event.target.matches(":focus-visible") && !this.isQuiet) this.pointAt(place, true);
     });
     this.canvas.addEventListener("focusout", (event) => {
       if (!this.root.contains(event.relatedTarget)) this.card.close();
@@ -537,6 +545,13 @@ class Player {
     });
   }
 
+  /** Whether the pointer itself has moved, not the text under it. */
+  hasMoved({ clientX, clientY }) {
+    const before = this.pointer;
+    this.pointer = { x: clientX, y: clientY };
+    return !before || before.x !== clientX || before.y !== clientY;
+  }
+
   /** The places on which a click acts. */
   reach(place) {
     return this.options.edit?.wholeWords() ? wordAround(this.shown, place) : [place];
@@ -546,7 +561,8 @@ class Player {
     this.pointedAt = place;
     this.underline(place === null ? [] : this.reach(place));
     if (place === null) this.card.closeSoon();
-    else this.card.open(place, stays);
+    else if (stays) this.card.open(place, true);
+    else this.card.openSoon(place);
   }
 
   underline(places) {
@@ -636,12 +652,19 @@ class Player {
     this.places[place]?.element.setAttribute("tabindex", 0);
   }
 
-  /** Move the keyboard's focus to a place. */
-  focus(place) {
+  /** Move the keyboard's focus to a place, and show its card unless it would only be in the way. */
+  focus(place, showsCard = true) {
     const reached = Math.max(0, Math.min(this.places.length - 1, place));
     this.setCurrent(reached);
+    this.isQuiet = !showsCard;
     this.places[reached]?.element.focus();
-    this.pointAt(reached, true);
+    this.isQuiet = false;
+    if (showsCard) this.pointAt(reached, true);
+    else this.card.close();
+  }
+
+  closeCard() {
+    this.card.close();
   }
 
   /** What the model expects at the masked places of the shown step: a promise, or null if it cannot be asked. */
@@ -686,7 +709,15 @@ class Card {
     });
   }
 
+  /** Open when the pointer has rested for a moment; at once, if the card of another token is open. */
+  openSoon(place) {
+    clearTimeout(this.opening);
+    if (this.element.hidden) this.opening = setTimeout(() => this.open(place), SHOW_DELAY);
+    else this.open(place);
+  }
+
   open(place, stays = false) {
+    clearTimeout(this.opening);
     clearTimeout(this.closing);
     if (this.player.dragged?.isLong) return;
     this.stays = stays;
@@ -696,6 +727,7 @@ class Card {
   }
 
   close(returns = false) {
+    clearTimeout(this.opening);
     clearTimeout(this.closing);
     clearTimeout(this.asking);
     const hadFocus = this.element.contains(document.activeElement);
@@ -706,6 +738,7 @@ class Card {
   }
 
   closeSoon() {
+    clearTimeout(this.opening);
     clearTimeout(this.closing);
     this.closing = setTimeout(() => {
       const focused = document.activeElement;
