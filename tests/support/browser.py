@@ -1,0 +1,71 @@
+"""A real browser for the tests of pages: Chromium, driven by Playwright, that may speak to this machine only."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync")  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def chromium() -> str:
+    """Return the path of a Chromium, or skip the test."""
+    path = os.environ.get("LLADA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("no Chromium: install one, or name it in LLADA_CHROMIUM")
+    return path
+
+
+@contextmanager
+def launched() -> Iterator["Browser"]:
+    """Launch the browser; skips the test where there is none, or no Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = chromium()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_in(browser: "Browser", allowed: tuple[str, ...], **options: Any) -> Iterator["Page"]:
+    """Open a page in a fresh context, in which no error may occur and no request may go elsewhere.
+
+    Args:
+        allowed: beginnings of the addresses that the page may ask for.
+        options: of Playwright's context.
+    """
+    context = browser.new_context(**options)
+    page, problems = context.new_page(), list[str]()
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith((*allowed, "data:")) else problems.append(f"asked {r.url}"))
+    page.on("dialog", lambda dialog: problems.append(f"a dialog: {dialog.message}"))
+    yield page
+    context.close()
+    assert problems == []
+
+
+def axe_source() -> str:
+    """Return the source of axe-core, or skip the test."""
+    found = find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("no axe-core: install axe-playwright-python")
+    return (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+def accessibility_problems(page: "Page") -> list[str]:
+    """What axe-core finds on the page, as lines."""
+    page.evaluate(axe_source())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [f"{one['id']}: {node['html'][:200]}" for one in found["violations"] for node in one["nodes"]]
