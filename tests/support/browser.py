@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync")  # fmt: skip
+TIMEOUT = 10_000  # milliseconds for anything that a test waits for
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -46,6 +47,7 @@ def page_in(browser: "Browser", allowed: tuple[str, ...], **options: Any) -> Ite
         options: of Playwright's context.
     """
     context = browser.new_context(**options)
+    context.set_default_timeout(TIMEOUT)
     page, problems = context.new_page(), list[str]()
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))

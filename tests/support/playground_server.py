@@ -30,7 +30,17 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MIME = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
-POLICIES = ["left_to_right", "random", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "runs"]
+POLICIES = [
+    "left_to_right",
+    "random",
+    "confidence",
+    "margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "runs",
+]
 
 
 def application(model: llada.Model, name: str, fingerprint: str, pause: float = 0.0) -> FastAPI:
@@ -66,7 +76,12 @@ def application(model: llada.Model, name: str, fingerprint: str, pause: float = 
                 log_p = canvas.log_p[place[at]]
                 nats -= float(log_p[row[at]])
                 revealed.append(
-                    {"at": at, **token(row[at]), "p": float(log_p[row[at]].exp()), "alternatives": alternatives(log_p, k)}
+                    {
+                        "at": at,
+                        **token(row[at]),
+                        "p": float(log_p[row[at]].exp()),
+                        "alternatives": alternatives(log_p, k),
+                    }
                 )
             yield {
                 "type": "step", "step": step, "evaluations": nfe, "seconds": time.perf_counter() - began,

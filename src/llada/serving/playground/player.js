@@ -656,11 +656,15 @@ class Player {
   focus(place, showsCard = true) {
     const reached = Math.max(0, Math.min(this.places.length - 1, place));
     this.setCurrent(reached);
-    this.isQuiet = !showsCard;
-    this.places[reached]?.element.focus();
-    this.isQuiet = false;
+    this.focusQuietly(reached);
     if (showsCard) this.pointAt(reached, true);
     else this.card.close();
+  }
+
+  focusQuietly(place) {
+    this.isQuiet = true;
+    this.places[place]?.element.focus();
+    this.isQuiet = false;
   }
 
   closeCard() {
@@ -768,6 +772,7 @@ class Card {
 
   fill(token) {
     const { player, place } = this;
+    if (this.element.contains(document.activeElement)) player.focusQuietly(place); // what has the focus is replaced
     const isGiven = Boolean(token && player.tape.start.given?.[place]);
     this.title = make("p", { class: "player-card-title" });
     this.list = make("ul", { class: "player-bars" });
@@ -843,8 +848,10 @@ class Card {
       if (field.value) player.options.edit.force(place, field.value);
       this.close(true);
     } }, field, make("button", { type: "submit", class: "player-action", text: "Write" }));
-    this.element.querySelector(".player-actions").replaceWith(form);
+    const actions = this.element.querySelector(".player-actions");
+    actions.after(form);
     field.focus();
+    actions.remove();
     this.position();
   }
 
