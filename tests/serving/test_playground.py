@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Open = Callable[..., Any]
 
 CHARACTERS = "\n !\"&'(),-./01:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-LENGTH = 64
+LENGTH = 40
 PLAYER = Path(llada.__file__).parent / "serving" / "playground"
 HOSTILE_NAME = "<img src=x onerror='window.hacked=1'>"
 SCRIPT = "<script>window.hacked=1</script>"
@@ -186,7 +186,8 @@ def test_masks_fall_step_by_step(browser: "Browser", address: str) -> None:
         page.evaluate(
             """() => { window.counts = []; const look = () => {
                  const n = document.querySelectorAll('.token.is-masked').length;
-                 if (document.querySelectorAll('.token').length === 27 && window.counts.at(-1) !== n) window.counts.push(n);
+                 const size = document.querySelectorAll('.token').length;
+                 if (size === 27 && window.counts.at(-1) !== n) window.counts.push(n);
                  requestAnimationFrame(look); }; look(); }"""
         )
         if page.locator("#write").text_content() == "Stop":
@@ -419,7 +420,7 @@ def test_broken_link_is_said_in_a_sentence(browser: "Browser", address: str, fra
         assert "cannot be read" in (playground.page.locator("#error").text_content() or "")
 
 
-# -- keyboard, widths, colours, readers ---------------------------------------------------------------------------------
+# -- keyboard, widths, colours, readers -------------------------------------------------------------------------------
 
 
 def test_keyboard_alone_suffices(playground: Playground) -> None:
@@ -511,13 +512,17 @@ def test_unknown_characters_are_named_before_anything_is_sent(playground: Playgr
     assert playground.text() == before
 
 
+def test_a_text_that_is_too_long_is_named_before_anything_is_sent(playground: Playground) -> None:
+    playground.write("ab<MASK*900>")
+    assert "longer than the model's" in (playground.page.locator("#prompt-problem").text_content() or "")
+
+
 def test_the_servers_sentence_is_shown(playground: Playground) -> None:
-    playground.page.locator("#prompt").fill("a<MASK*900>")
-    playground.page.locator("#write").click()
+    playground.page.get_by_role("button", name="More options").click()
+    playground.page.get_by_label("Penalty for repetition").fill("0")
+    playground.page.keyboard.press("Enter")
     playground.page.locator("#error").wait_for()
-    assert "900" in (playground.page.locator("#error").text_content() or "") or "64" in (
-        playground.page.locator("#error").text_content() or ""
-    )
+    assert "repetition_penalty must be a number above 0" in (playground.page.locator("#error").text_content() or "")
 
 
 def test_cancel_closes_the_request(browser: "Browser", slow_address: str) -> None:
@@ -545,8 +550,8 @@ def test_script_is_never_executed(playground: Playground) -> None:
              const token = { id: 1, text: script, p: 0.5 };
              const events = [
                { type: 'start', tokens: [token, null], given: [true, false], limit: 1 },
-               { type: 'step', step: 1, evaluations: 1, seconds: 0, revealed: [{ at: 1, ...token, alternatives: [token] }],
-                 remasked: [], entropy: 1, open: 0 }];
+               { type: 'step', step: 1, evaluations: 1, seconds: 0, remasked: [], entropy: 1, open: 0,
+                 revealed: [{ at: 1, ...token, alternatives: [token] }] }];
              const place = document.createElement('div');
              place.id = 'hostile';
              document.querySelector('main').prepend(place);
@@ -576,6 +581,7 @@ def test_player_works_in_a_file_without_a_server(browser: "Browser", address: st
         page.locator(".token.is-masked").first.hover()
         page.locator(".player-card").wait_for()
         assert "masked until step" in (page.locator(".player-card").text_content() or "")
+        page.mouse.move(1, 1)
         page.get_by_role("button", name="One step on").click()
         assert page.locator(".token.is-masked").count() == 6
         assert page.locator(".player-action").count() == 0

@@ -61,15 +61,17 @@ def application(model: llada.Model, name: str, fingerprint: str, pause: float = 
         yield {
             "type": "start",
             "tokens": [None if one else token(id_) for one, id_ in zip(is_open, template, strict=True)],
-            "given": [not one for one in is_open], "limit": min(config.steps or sum(is_open), sum(is_open)), "seed": seed,
-            "settings": asdict(config), "model": name, "fingerprint": fingerprint,
+            "given": [not one for one in is_open], "limit": min(config.steps or sum(is_open), sum(is_open)),
+            "seed": seed, "settings": asdict(config), "model": name, "fingerprint": fingerprint,
         }  # fmt: skip
         began, nats, row, nfe = time.perf_counter(), 0.0, list(template), 0
         predict, pad_id = model.checkpoint.predict, tokenizer.pad_id
         states = unmask_together(predict, [template], tokenizer.mask_id, pad_id, config, [seed], model.device)
         for step, (rows, canvas) in enumerate(states, 1):
             row, nfe = list(rows[0]), canvas.nfe
-            assert canvas.asked is not None and canvas.revealed is not None and canvas.log_p is not None
+            assert canvas.asked is not None
+            assert canvas.revealed is not None
+            assert canvas.log_p is not None
             place = {int(at): n for n, at in enumerate(canvas.asked[0].nonzero()[:, 0])}
             revealed = []
             for at in canvas.revealed[0].nonzero()[:, 0].tolist():

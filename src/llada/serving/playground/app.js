@@ -98,14 +98,22 @@ class Page {
 
   /** Say what is wrong with the prompt, if it can be seen here; whether it may be sent. */
   check() {
-    const { characters, hasGap } = readTemplate($("prompt").value);
+    const { characters, masks, hasGap } = readTemplate($("prompt").value);
+    const room = this.model.max_length - (this.isCharacters ? characters.length : 0);
     $("length").disabled = hasGap;
-    $("length-value").textContent = hasGap ? "as many as the gaps" : $("length").value;
-    const unknown = this.isCharacters ? [...new Set(characters.filter((one) => !(one in this.model.tokens)))] : [];
-    const problem = unknown.length ? `The model's vocabulary does not have ${unknown.map((one) => `“${visible(one)}”`).join(", ")}.` : "";
+    $("length").max = Math.max(1, room);
+    $("length-value").textContent = hasGap ? masks : $("length").value;
+    const problem = this.problemWith(characters, hasGap ? masks : 1, room);
     $("prompt-problem").textContent = problem;
     $("prompt").setAttribute("aria-invalid", problem !== "");
     return problem === "";
+  }
+
+  problemWith(characters, masks, room) {
+    if (!this.isCharacters) return "";
+    const unknown = [...new Set(characters.filter((one) => !(one in this.model.tokens)))];
+    if (unknown.length) return `The model's vocabulary does not have ${unknown.map((one) => `“${visible(one)}”`).join(", ")}.`;
+    return masks > room ? `This is longer than the model's ${this.model.max_length} characters: shorten it.` : "";
   }
 
   /** Write the text in these panes, all of them at first, with the same seed. */

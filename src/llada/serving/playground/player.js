@@ -738,7 +738,7 @@ class Card {
     this.place = null;
     this.element.hidden = true;
     this.player.underline([]);
-    if (returns && hadFocus) this.player.places[this.player.current]?.element.focus();
+    if (returns && hadFocus) this.player.focusQuietly(this.player.current);
   }
 
   closeSoon() {
