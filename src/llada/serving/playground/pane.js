@@ -332,7 +332,7 @@ export class Pane {
       nats === null ? fact("Nats", "none", " no likelihood")
         : fact("Nats, exact", nats.toFixed(1), written ? ` ${(nats / written).toFixed(2)} per token` : ""));
     this.note.textContent = nats === null ? whyNone(this.request.settings)
-      : this.request.tokens && this.turn ? `The likelihood is that of the ${written} tokens that were filled in, given the others.` : "";
+      : this.request.tokens ? `The likelihood is that of the ${written} tokens that were filled in, given the others.` : "";
   }
 
   async copy() {
