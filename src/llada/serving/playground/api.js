@@ -1,17 +1,28 @@
 /** The server's three addresses: the model, its tokenizer, and texts that are un-masked. */
 
 /** An answer that is an error, as a sentence. */
-export class ServerError extends Error {}
+export class ServerError extends Error {
+  constructor(sentence, status = 0) {
+    super(sentence);
+    this.status = status;
+  }
+}
 
-async function ask(path, init) {
+let key = ""; // of a server that asks for one; it is kept as long as the page is open
+
+export function useKey(text) {
+  key = text;
+}
+
+async function ask(path, init = {}) {
   let response;
   try {
-    response = await fetch(path, init);
+    response = await fetch(path, { ...init, headers: { ...init.headers, ...(key && { Authorization: `Bearer ${key}` }) } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError("The server cannot be reached: is `llada serve` still running?");
   }
-  if (!response.ok) throw new ServerError(await sentenceOf(response));
+  if (!response.ok) throw new ServerError(await sentenceOf(response), response.status);
   return response;
 }
 

@@ -1,6 +1,6 @@
 /** The page: what to write, one or two panes, what is common to them, and links. */
 
-import { fetchModel } from "./api.js";
+import { fetchModel, useKey } from "./api.js";
 import { PAIRS, examplesFor, readTemplate } from "./examples.js";
 import { Pane } from "./pane.js";
 import { make, visible } from "./player.js";
@@ -334,17 +334,27 @@ function short(n) {
   return String(n);
 }
 
+/** Ask the server what it serves, for its key if it needs one, and write the first text. */
 async function begin() {
-  setTheme("auto");
   try {
     const page = new Page(await fetchModel());
+    $("key-form").hidden = $("error").hidden = true;
     page.check();
     page.showColour();
     if (!page.open()) page.write();
   } catch (error) {
-    $("error").textContent = error.message;
-    $("error").hidden = false;
+    const needsKey = error.status === 401;
+    $("key-form").hidden = !needsKey;
+    $("error").textContent = needsKey && !$("key").value ? "" : error.message;
+    $("error").hidden = $("error").textContent === "";
+    if (needsKey) $("key").focus();
   }
 }
 
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value);
+  begin();
+});
+setTheme("auto");
 begin();
