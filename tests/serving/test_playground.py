@@ -32,14 +32,14 @@ SCRIPT = "<script>window.hacked=1</script>"
 HIDDEN = "()=>document.documentElement.scrollWidth - window.innerWidth"
 
 
-def tiny_checkpoint(folder: Path) -> Path:
+def tiny_checkpoint(folder: Path, length: int, seed: int) -> Path:
     """A random network over `CHARACTERS`, whose predictions depend on what is visible."""
     tokenizer = CharTokenizer(CHARACTERS)
     config = LLaDAConfig(
         vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_row, pad_token_id=0, eos_token_id=2,
-        max_sequence_length=LENGTH, d_model=16, n_heads=2, n_layers=1, mlp_hidden_size=24,
+        max_sequence_length=length, d_model=16, n_heads=2, n_layers=1, mlp_hidden_size=24,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     drawn = {
         name: torch.randn(weight.shape, generator=generator) * 0.6
         for name, weight in make_predictor(config, tokenizer).network.state_dict().items()
@@ -50,25 +50,35 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> llada.Model:
-    return llada.load(tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of whose name a page must not make HTML."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / HOSTILE_NAME, LENGTH, seed=0)
 
 
 @pytest.fixture(scope="module")
-def address(model: llada.Model) -> Iterator[str]:
-    """The address of a server of the tiny model, of whose name a page must not make HTML."""
+def model(folder: Path) -> llada.Model:
+    return llada.load(folder)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a checkpoint; yields the address."""
     from tests.support.playground_server import application, running
 
-    with running(application(model, HOSTILE_NAME, "fingerprint-1")) as url:
+    with running(application(llada.load(folder), folder.name, str(folder))) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def slow_address(model: llada.Model) -> Iterator[str]:
-    """The same with a pause after each step, and with another fingerprint."""
-    from tests.support.playground_server import application, running
+def address(folder: Path) -> Iterator[str]:
+    with served(folder) as url:
+        yield url
 
-    with running(application(model, "slow", "fingerprint-2", pause=0.1)) as url:
+
+@pytest.fixture(scope="module")
+def other_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of another model, which takes long texts."""
+    with served(tiny_checkpoint(tmp_path_factory.mktemp("other") / "long", 2048, seed=1)) as url:
         yield url
 
 
@@ -383,7 +393,7 @@ def test_no_likelihood_is_said_with_its_reason(playground: Playground) -> None:
 
 
 def test_link_reproduces_the_text_in_a_fresh_context(
-    browser: "Browser", address: str, slow_address: str, playground: Playground
+    browser: "Browser", address: str, other_address: str, playground: Playground
 ) -> None:
     playground.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     playground.written("Hel\nlo ", 20, seed=12)
@@ -400,7 +410,7 @@ def test_link_reproduces_the_text_in_a_fresh_context(
         assert other.places("is-given") == playground.places("is-given")
         assert other.places("is-pinned") == playground.places("is-pinned")
         assert other.page.locator("#notice").is_hidden()
-    with opened(browser, slow_address, fragment) as other:
+    with opened(browser, other_address, fragment) as other:
         assert "another model" in (other.page.locator("#notice").text_content() or "")
 
 
@@ -528,11 +538,12 @@ def test_the_servers_sentence_is_shown(playground: Playground) -> None:
     assert "repetition_penalty must be a number above 0" in (playground.page.locator("#error").text_content() or "")
 
 
-def test_cancel_closes_the_request(browser: "Browser", slow_address: str) -> None:
-    with page_in(browser, (slow_address,), reduced_motion="reduce") as page:
-        page.goto(slow_address)
-        page.wait_for_function("() => document.querySelector('#write').textContent === 'Stop'")
-        page.wait_for_timeout(300)
+def test_cancel_closes_the_request(browser: "Browser", other_address: str) -> None:
+    with opened(browser, other_address) as playground:
+        page = playground.page
+        page.locator("#length").fill("2000")
+        page.locator("#write").click()
+        page.wait_for_function("() => document.querySelectorAll('.token.is-masked').length > 1000")
         with page.expect_event("requestfailed") as failed:
             page.locator("#write").click()
         assert failed.value.url.endswith("/v1/diffusion")

@@ -32,6 +32,8 @@ const FIELDS = [
   { name: "cfg_scale", label: "Guidance by what is given", step: 0.1, min: 0 },
   { name: "mask_schedule", label: "Pace", choices: [["linear", "even"], ["cosine", "few at first"], ["polynomial:2", "many at first"]] },
   { name: "stable_entropy", label: "Fill in the rest when stable below", step: 0.001, min: 0.001, empty: "never" },
+  { name: "remdm_eta", label: "Chance to be masked again", step: 0.01, min: 0, max: 1 },
+  { name: "p2_tokens", label: "Least likely ones masked again", step: 1, min: 0 },
 ];
 const SHOWN_ELSEWHERE = new Set(["steps", "temperature", "policy", "remasking"]);
 
