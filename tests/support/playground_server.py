@@ -26,11 +26,21 @@ from llada.system.errors import UserError
 
 PAGE = Path(llada.__file__).parent / "serving" / "playground"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MIME = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
-POLICIES = ["left_to_right", "random", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "runs"]
+POLICIES = [
+    "left_to_right",
+    "random",
+    "confidence",
+    "margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "runs",
+]
 
 
 def application(model: llada.Model, name: str, fingerprint: str, pause: float = 0.0) -> FastAPI:
@@ -51,22 +61,29 @@ def application(model: llada.Model, name: str, fingerprint: str, pause: float = 
         yield {
             "type": "start",
             "tokens": [None if one else token(id_) for one, id_ in zip(is_open, template, strict=True)],
-            "given": [not one for one in is_open], "limit": min(config.steps or sum(is_open), sum(is_open)), "seed": seed,
-            "settings": asdict(config), "model": name, "fingerprint": fingerprint,
+            "given": [not one for one in is_open], "limit": min(config.steps or sum(is_open), sum(is_open)),
+            "seed": seed, "settings": asdict(config), "model": name, "fingerprint": fingerprint,
         }  # fmt: skip
         began, nats, row, nfe = time.perf_counter(), 0.0, list(template), 0
         predict, pad_id = model.checkpoint.predict, tokenizer.pad_id
         states = unmask_together(predict, [template], tokenizer.mask_id, pad_id, config, [seed], model.device)
         for step, (rows, canvas) in enumerate(states, 1):
             row, nfe = list(rows[0]), canvas.nfe
-            assert canvas.asked is not None and canvas.revealed is not None and canvas.log_p is not None
+            assert canvas.asked is not None
+            assert canvas.revealed is not None
+            assert canvas.log_p is not None
             place = {int(at): n for n, at in enumerate(canvas.asked[0].nonzero()[:, 0])}
             revealed = []
             for at in canvas.revealed[0].nonzero()[:, 0].tolist():
                 log_p = canvas.log_p[place[at]]
                 nats -= float(log_p[row[at]])
                 revealed.append(
-                    {"at": at, **token(row[at]), "p": float(log_p[row[at]].exp()), "alternatives": alternatives(log_p, k)}
+                    {
+                        "at": at,
+                        **token(row[at]),
+                        "p": float(log_p[row[at]].exp()),
+                        "alternatives": alternatives(log_p, k),
+                    }
                 )
             yield {
                 "type": "step", "step": step, "evaluations": nfe, "seconds": time.perf_counter() - began,
@@ -128,9 +145,13 @@ def application(model: llada.Model, name: str, fingerprint: str, pause: float = 
             return JSONResponse({"error": {"message": str(error)}}, 400)
 
         def stream() -> Iterator[str]:
-            with lock:
-                for event in events(template, body.get("seed", 0), settings, body.get("alternatives", 5)):
-                    yield f"data: {json.dumps(event)}\n\n"
+            steps = events(template, body.get("seed", 0), settings, body.get("alternatives", 5))
+            while True:
+                with lock:  # of one step: a stream that nobody reads any more keeps nothing
+                    event = next(steps, None)
+                if event is None:
+                    return
+                yield f"data: {json.dumps(event)}\n\n"
 
         return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
