@@ -22,7 +22,6 @@ from llada.cli import options, train
 from llada.system.errors import UserError
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
-from scripts import film_strip
 from tests.support.commands import PATIENCE
 from tests.support.documents import ROOT, anchors_of, code_blocks, commands_of, inline_code, words_of
 from tests.test_architecture import LAYERS
@@ -203,22 +202,6 @@ def test_readme_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in DOCUMENTS[1:]:
         assert str(path.relative_to(ROOT).as_posix()) in text, path
-
-
-def test_picture_of_unmasking_is_drawn_from_the_run_that_is_shown() -> None:
-    (stages,) = (block for block in code_blocks(ROOT / "docs" / "SAMPLING.md", "text") if "masked" in block)
-    picture = (ROOT / "docs" / "images" / "unmasking.svg").read_text(encoding="utf-8")
-    assert film_strip.draw(film_strip.read_stages(stages)) == picture
-
-
-def test_film_strip_marks_what_is_new_and_keeps_each_character_in_its_place() -> None:
-    printed = "--- 2 of 2 masked\na░░\n--- 1 of 2 masked\na░c\na\nc\n"  # as `llada sample --frames 2` does
-    stages = film_strip.read_stages(printed)
-    assert stages == ["a░░", "a░c", "a\nc"]
-    assert film_strip.kinds(stages[1], stages[0]) == ["old", "mask", "new"]
-    assert film_strip.places(stages[-1]) == [(0, 0), (0, 1), (1, 0)]
-    with pytest.raises(ValueError, match="no stages"):
-        film_strip.read_stages("a\nc\n")
 
 
 def test_citation_has_the_version_of_the_package() -> None:
