@@ -176,7 +176,10 @@ def test_a_text_longer_than_the_model_slides_if_asked_for(llada: Any, folder: Pa
     ("flags", "said"),
     [
         (["--slide"], "--slide is for a prompt: add --gen_length"),
-        (["--slide", "--gen_length", 30, "--frames", 2], "leave out --banned, --required, --frames and --show"),
+        (
+            ["--slide", "--gen_length", 30, "--frames", 2],
+            "leave out --banned, --required, --frames, --watch and --film",
+        ),
         (["--required", "[1]"], "--required must be JSON of positions and tokens"),
         (["--banned", '{"-1": "a"}'], "--banned must be JSON of positions and tokens"),
         (["--banned", '{"0": "ab"}'], "'ab' is 2 tokens of this model, not one"),

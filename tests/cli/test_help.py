@@ -12,6 +12,7 @@ from llada.cli.doctor import DoctorOptions
 from llada.cli.evaluate import EvaluateOptions
 from llada.cli.export import ExportOptions
 from llada.cli.options import _join_help_lines, _nested, parse
+from llada.cli.plot import PlotOptions
 from llada.cli.prepare import PrepareOptions
 from llada.cli.sample import SampleOptions
 from llada.cli.serve import ServeOptions
@@ -28,6 +29,7 @@ OPTIONS: dict[str, type] = {
     "sample": SampleOptions,
     "serve": ServeOptions,
     "export": ExportOptions,
+    "plot": PlotOptions,
     "doctor": DoctorOptions,
     "size": SizeOptions,
 }

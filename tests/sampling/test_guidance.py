@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import TokensAt, constrain, guide, penalized, suppress
@@ -86,3 +86,26 @@ def test_constraints_that_cannot_be_met_are_one_sentence(constraints: dict[str, 
     with pytest.raises(UserError, match=said):
         constrain(uniform, x_t, MASK, **constraints)(x_t)
     assert constrain(uniform, x_t, MASK, required={2: [1]})(x_t).shape == (1, 3, 3)
+
+
+def test_suppression_writes_into_logits_only_where_they_are_given_away() -> None:
+    class Kept:
+        """A predictor that needs its logits again, unless it says otherwise."""
+
+        takes_positions, gives_new_logits = True, False
+
+        def __init__(self) -> None:
+            self.logits = torch.zeros(2, 3)
+
+        def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+            return self.logits
+
+    kept, positions = Kept(), torch.ones(1, 2, dtype=torch.bool)
+    x_t = torch.full((1, 2), MASK)
+    found = suppress(kept, [1])(x_t, positions=positions)
+    assert found.isneginf().tolist() == [[False, True, False]] * 2
+    assert torch.equal(kept.logits, torch.zeros(2, 3))
+    kept.gives_new_logits = True
+    assert suppress(kept, [1])(x_t, positions=positions) is kept.logits
+    kept.logits = torch.zeros(2, 3, requires_grad=True)
+    assert suppress(kept, [1])(x_t, positions=positions) is not kept.logits

@@ -11,6 +11,7 @@ from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
 from llada.sampling.policies import PolicyName, most_confident, on_canvas
+from llada.sampling.predictions import Predictions
 from llada.sampling.steps import confidence_near_cut
 from llada.sampling.unmask import generate, infill, unmask
 from llada.system.errors import UserError
@@ -104,10 +105,10 @@ def test_most_confident_tokens_are_those_in_fp64_even_where_fp32_knows_no_differ
     generator = Generator().manual_seed(0)
     is_open = torch.rand(3, 40, generator=generator) < 0.8
     logits = (scale * torch.randn(int(is_open.sum()), 7, generator=generator)).to(dtype)
-    token, log_p = logits.argmax(-1), logits.float().log_softmax(-1)
+    token = logits.argmax(-1)
     exact = on_canvas(logits.double().softmax(-1).amax(-1), is_open)
     for n_now in torch.tensor([[1, 0, 5], [2, 20, 40], [31, 30, 3]]):
-        near = confidence_near_cut(logits, log_p, token, is_open, n_now)
+        near = confidence_near_cut(Predictions(logits), token, is_open, n_now)
         chosen = most_confident(near, n_now) & is_open
         assert torch.equal(chosen, most_confident(exact, n_now) & is_open)
 

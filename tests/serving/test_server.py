@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llada.serving.listening import Address, listen
 from llada.serving.served import Served, own_weights
-from llada.serving.server import Address, ToTerminal, listen
+from llada.serving.server import ToTerminal
 from llada.system.errors import UserError
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
 from tests.support.servers import Live, live, save_toy, served_toy

@@ -13,8 +13,9 @@ import torch
 from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
 from llada.models import LLaDAConfig, LocalConfig, NetworkConfig
 from llada.serving.limits import Limits
+from llada.serving.listening import Address, listen
 from llada.serving.served import Served
-from llada.serving.server import Address, Server, listen, make_server, serve
+from llada.serving.server import Server, make_server, serve
 from llada.tokenizers.char import CharTokenizer
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvwxyz .\n")

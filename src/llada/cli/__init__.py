@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: its NELBO, an exact likelihood, or the quality of its samples",
     "compare": "measure two checkpoints against each other",
     "frontier": "find out how a checkpoint is sampled best: likelihood against evaluations of the network",
+    "plot": "draw the curves of runs into one picture",
+    "watch": "show runs on a live page: bound, loss by t, samples, speed, and what trouble there was",
     "sample": "write text with a checkpoint, from a prompt, a template, or nothing",
     "serve": "serve a checkpoint: a page on which text un-masks itself, and an API that OpenAI clients speak",
     "export": "write a model in LLaDA's official layout, an adapter merged",

@@ -9,8 +9,9 @@ from llada.checkpoints.load import open_model
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.serving.limits import Limits
+from llada.serving.listening import Address, listen
 from llada.serving.served import Served
-from llada.serving.server import Address, listen, log_to_terminal, make_server, serve
+from llada.serving.server import log_to_terminal, make_server, serve
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell

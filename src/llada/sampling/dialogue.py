@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import Predict, suppress
 from llada.sampling.unmask import unmask
@@ -36,7 +37,7 @@ class Answer:
 class Assistant:
     """A model with a chat format: what answers a dialogue."""
 
-    predict: Predict
+    predict: Predict | PredictAt
     tokenizer: Tokenizer
     form: ChatFormat
     max_sequence_length: int

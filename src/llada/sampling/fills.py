@@ -26,7 +26,8 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
 from llada.sampling.guidance import Predict, at_positions, guided_logits, penalized
 from llada.sampling.plan import BUDGET, END, FIRST, NEXT, plans_of
-from llada.sampling.policies import entropy, make_policy
+from llada.sampling.policies import make_policy
+from llada.sampling.predictions import Predictions
 from llada.sampling.remask import RemaskLeastLikely, remask
 from llada.sampling.steps import (
     ChooseThenDraw,
@@ -53,18 +54,23 @@ class StepResult:
     sum over all steps is the text's exact likelihood in nats under a policy, if no step looks at the tokens."""
     asked: Tensor
     """(N,) positions at which there are predictions, in rising order."""
-    asked_log_p: Tensor
-    """(N, V) the predictions."""
+    predicted: Predictions
+    """The predictions there."""
     remasked: Tensor
     """(M,) positions that were masked again."""
 
+    @property
+    def asked_log_p(self) -> Tensor:
+        """The log-probabilities of all tokens at the asked positions, (N, V)."""
+        return self.predicted.log_p
+
     def entropy(self) -> Tensor:
         """The entropies of the predictions in nats, (N,)."""
-        return entropy(self.asked_log_p)
+        return self.predicted.entropy
 
     def revealed_log_p(self) -> Tensor:
         """The predictions at the revealed positions, (R, V)."""
-        return self.asked_log_p[torch.searchsorted(self.asked, self.positions)]
+        return self.predicted.at(torch.searchsorted(self.asked, self.positions))
 
     def likeliest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest tokens at the asked positions, (N, k), and their probabilities, (N, k)."""
@@ -397,13 +403,13 @@ def _hand_back(fills: Sequence[Fill], together: Filling) -> None:
 
 def _nothing(fill: Fill) -> StepResult:
     none = fill.ids[:0]
-    return StepResult(none, none, none.float(), none, none.float()[:, None], none)
+    return StepResult(none, none, none.float(), none, Predictions(none.float()[:, None]), none)
 
 
 def _split(chosen: Chosen) -> list[StepResult]:
     """What a step did to each row of a batch."""
     is_revealed = chosen.revealed[chosen.asked]
-    log_p = chosen.log_p[is_revealed].gather(1, chosen.tokens[:, None])[:, 0]
+    log_p = chosen.predicted.at(is_revealed).gather(1, chosen.tokens[:, None])[:, 0]
     n_revealed, n_asked = chosen.revealed.sum(1).tolist(), chosen.asked.sum(1).tolist()
     remasked = torch.zeros_like(chosen.asked) if chosen.remasked is None else chosen.remasked
     return [
@@ -413,7 +419,7 @@ def _split(chosen: Chosen) -> list[StepResult]:
             chosen.tokens.split(n_revealed),
             log_p.split(n_revealed),
             chosen.asked.nonzero()[:, 1].split(n_asked),
-            chosen.log_p.split(n_asked),
+            chosen.predicted.split(n_asked),
             remasked.nonzero()[:, 1].split(remasked.sum(1).tolist()),
             strict=True,
         )

@@ -85,6 +85,8 @@ class Guided(_Wrapper):
 class Suppressed(_Wrapper):
     """A predictor that never gives any probability to some tokens (`suppress`)."""
 
+    gives_new_logits = True
+
     def __init__(self, predict: Predict | PredictAt, rows: Sequence[int]) -> None:
         super().__init__(predict)
         self.columns = torch.tensor(list(rows), dtype=torch.long)
@@ -92,7 +94,9 @@ class Suppressed(_Wrapper):
     def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         logits = super()._logits(x_t, attention_mask, positions)
         self.columns = self.columns.to(logits.device)  # once
-        return logits.index_fill(-1, self.columns, -torch.inf)
+        if logits.requires_grad or not getattr(self.predict_at, "gives_new_logits", False):
+            return logits.index_fill(-1, self.columns, -torch.inf)
+        return logits.index_fill_(-1, self.columns, -torch.inf)  # a copy would take as long as a small network's head
 
 
 class Constrained(_Wrapper):

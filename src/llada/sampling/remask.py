@@ -21,7 +21,8 @@ from torch import Tensor
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import uniforms
 from llada.sampling.policies import most_confident, on_canvas
-from llada.sampling.steps import Chosen, Situation, Step, finite
+from llada.sampling.predictions import Predictions
+from llada.sampling.steps import Chosen, Situation, Step, check_finite
 
 
 def remask(now: Situation, is_written: Tensor, config: SamplerConfig) -> Situation:
@@ -58,7 +59,7 @@ class RemaskLeastLikely:
         assert now.n_remasked is not None
         needed = asked & ~now.is_written
         chosen = self.step.decide(logits[needed[asked]], needed, now)
-        log_p = finite(logits[now.is_written[asked]]).float().log_softmax(-1)
-        likelihood = log_p.gather(-1, now.x_t[now.is_written][:, None])[:, 0]
-        doubt = on_canvas(-likelihood, now.is_written)
+        written = Predictions(logits[now.is_written[asked]])
+        doubt = on_canvas(-written.log_p_of(now.x_t[now.is_written]), now.is_written)
+        check_finite(written)
         return chosen._replace(remasked=most_confident(doubt, now.n_remasked) & now.is_written)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llada.sampling.config import SamplerConfig
-from llada.sampling.draws import Generators, draw, shaped, uniforms
-from llada.sampling.policies import Policy, PolicyName, StepState, entropy, most_confident, on_canvas
+from llada.sampling.draws import Generators, draw_at, uniforms
+from llada.sampling.policies import Policy, PolicyName, StepState, most_confident, on_canvas
+from llada.sampling.predictions import Predictions
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
 
@@ -50,8 +51,8 @@ class Chosen(NamedTuple):
     """Tokens of the revealed positions, (R,), in row order."""
     asked: Tensor
     """Positions at which there are predictions, (B, L) bool."""
-    log_p: Tensor
-    """Log-probabilities at the asked positions, (N, V), with guidance and penalty, without temperature."""
+    predicted: Predictions
+    """The predictions at the N asked positions, with guidance and penalty, without temperature."""
     likeliest: Tensor | None = None
     """What the next step is to know of this one."""
     remasked: Tensor | None = None
@@ -84,13 +85,11 @@ class ChooseThenDraw:
         return self.policy.foresee(now.is_open, _state(now)) if self.policy.foresee else now.is_open
 
     def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
-        log_p = finite(logits).float().log_softmax(-1)
-        revealed = asked if self.policy.foresee else self.policy.choose(log_p, now.is_open, _state(now))
-        config = self.config
-        drawn_from = shaped(log_p[revealed[asked]], config.temperature, config.top_k, config.top_p)
-        if config.temperature == 0:
-            return Chosen(revealed, drawn_from.argmax(-1), asked, log_p)
-        return Chosen(revealed, draw(drawn_from, uniforms(revealed.sum(1).tolist(), now.generator)), asked, log_p)
+        predicted, config = Predictions(logits), self.config
+        revealed = asked if self.policy.foresee else self.policy.choose(predicted, now.is_open, _state(now))
+        check_finite(predicted)
+        tokens = _drawn(predicted, revealed[asked].nonzero()[:, 0], revealed, config, now.generator)
+        return Chosen(revealed, tokens, asked, predicted)
 
 
 def _state(now: Situation) -> StepState:
@@ -113,15 +112,21 @@ class DrawThenChoose:
         return now.is_open
 
     def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
-        config, is_open, log_p = self.config, now.is_open, finite(logits).float().log_softmax(-1)
-        if config.temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            drawn_from = shaped(log_p, config.temperature, config.top_k, config.top_p)
-            token = draw(drawn_from, uniforms(is_open.sum(1).tolist(), now.generator))
-        confidence = confidence_near_cut(logits, log_p, token, is_open, now.n_now)  # on the CPU, if x_t's has no fp64
+        is_open, predicted = now.is_open, Predictions(logits)
+        everywhere = torch.arange(len(predicted), device=logits.device)
+        token = _drawn(predicted, everywhere, is_open, self.config, now.generator)
+        confidence = confidence_near_cut(predicted, token, is_open, now.n_now)  # on the CPU, if x_t's has no fp64
+        check_finite(predicted)
         chosen = most_confident(confidence, now.n_now.to(confidence.device)).to(is_open.device) & is_open
-        return Chosen(chosen, token[chosen[is_open]], is_open, log_p)
+        return Chosen(chosen, token[chosen[is_open]], is_open, predicted)
+
+
+def _drawn(
+    predicted: Predictions, places: Tensor, positions: Tensor, config: SamplerConfig, generator: Generators
+) -> Tensor:
+    """A token for each of the positions, a (B, L) bool that has the places (R,) among those predicted."""
+    numbers = None if config.temperature == 0 else uniforms(positions.sum(1).tolist(), generator)
+    return draw_at(predicted, places, numbers, config.temperature, config.top_k, config.top_p)
 
 
 @dataclass(frozen=True)
@@ -144,20 +149,20 @@ class UntilStable:
 
     def decide(self, logits: Tensor, asked: Tensor, now: Situation) -> Chosen:
         x_t, is_open, needed = now.x_t, now.is_open, self.step.asks(now)
-        chosen = self.step.decide(finite(logits)[needed[is_open]], needed, now)
-        log_p = logits.float().log_softmax(-1)
-        likeliest = torch.full_like(x_t, -1).masked_scatter(is_open, log_p.argmax(-1).to(x_t.dtype))
-        nats = torch.zeros(x_t.shape, device=x_t.device).masked_scatter(is_open, entropy(log_p))
+        chosen = self.step.decide(logits[needed[is_open]], needed, now)
+        predicted = Predictions(logits)
+        likeliest = torch.full_like(x_t, -1).masked_scatter(is_open, predicted.best.token.to(x_t.dtype))
+        nats = torch.zeros(x_t.shape, device=x_t.device).masked_scatter(is_open, predicted.entropy)
         # A running sum, which zeros of padding do not change in the last bit.
         is_sure = nats.cumsum(1)[:, -1] < self.entropy_bound * is_open.sum(1)
         assert now.likeliest is not None
         is_stable = is_sure & ((likeliest == now.likeliest) | ~is_open).all(1)
         revealed = chosen.revealed | (is_open & is_stable[:, None])
         tokens = likeliest.masked_scatter(chosen.revealed, chosen.tokens.to(x_t.dtype))
-        return Chosen(revealed, tokens[revealed], is_open, log_p, likeliest)
+        return Chosen(revealed, tokens[revealed], is_open, predicted, likeliest)
 
 
-def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: Tensor, n_now: Tensor) -> Tensor:
+def confidence_near_cut(predicted: Predictions, token: Tensor, is_open: Tensor, n_now: Tensor) -> Tensor:
     """Numbers (B, L) in fp64 whose `n_now` (B,) greatest are those of the tokens' probabilities in fp64.
 
     In lower precision probabilities tie near 1, and ties make the order depend on hardware. But fp64 over a large
@@ -165,17 +170,16 @@ def confidence_near_cut(logits: Tensor, log_p: Tensor, token: Tensor, is_open: T
     position is.
 
     Args:
-        logits, log_p: (N, V) at the open positions; log_p in fp32.
+        predicted: the predictions at the N open positions.
         token: (N,) the tokens there.
         is_open: (B, L) bool.
     """
-    rough = on_canvas(log_p.gather(-1, token[:, None])[:, 0], is_open)
+    rough = on_canvas(predicted.log_p_of(token), is_open)
     last = (n_now - 1).clamp(0, rough.shape[1] - 1)[:, None]
     cut = rough.sort(dim=1, descending=True).values.gather(1, last)
     is_close = is_open & ((rough - cut).abs() <= UNSURE)
     close = is_close[is_open]
-    probability = to_fp64(logits[close]).softmax(-1)
-    exact = probability.gather(-1, token[close][:, None].to(probability.device))[:, 0]
+    exact = predicted.p_of_in_fp64(token[close], close.nonzero()[:, 0])
     ahead = torch.where(rough > cut, 2.0, -1.0).masked_fill(~is_open, -torch.inf)  # of any probability, or behind
     return to_fp64(ahead).masked_scatter(is_close.to(exact.device), exact)
 
@@ -208,12 +212,11 @@ def draw_priority(template: Tensor, generator: Generators, attention_mask: Tenso
     return torch.zeros(template.shape).masked_scatter(is_text, drawn).to(template.device)
 
 
-def finite(logits: Tensor) -> Tensor:
-    """The logits, unless they are of a broken model.
+def check_finite(predicted: Predictions) -> None:
+    """Refuse the predictions of a broken model.
 
     Raises:
         UserError: a position has a logit that is NaN or infinitely high, or none above minus infinity.
     """
-    if not bool(logits.amax(-1).isfinite().all()):  # what is suppressed is minus infinity, which no maximum shows
+    if not predicted.is_finite:
         raise UserError(NOT_FINITE)
-    return logits

@@ -20,6 +20,7 @@ from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
 from llada.sampling.fills import advance_together, begin
 from llada.sampling.guidance import Predict
+from llada.sampling.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,15 @@ class Canvas:
     """(B, L) bool: what this step revealed; None before the first."""
     asked: Tensor | None = None
     """(B, L) bool: the N positions at which there are predictions."""
-    log_p: Tensor | None = None
-    """(N, V) log-probabilities at the asked positions, in row order, as the model has them."""
+    predicted: Predictions | None = None
+    """The predictions at the asked positions, in row order, as the model has them."""
     nfe_saved: int = 0
     """Evaluations that ends made needless in every row (`end_ids`), at most."""
+
+    @property
+    def log_p(self) -> Tensor | None:
+        """The log-probabilities at the asked positions, (N, V)."""
+        return None if self.predicted is None else self.predicted.log_p
 
 
 def generate(
@@ -107,7 +113,7 @@ def unmask(
         (chosen,) = advance_together(predict, [filling])
         nfe += 2 if config.cfg_scale else 1
         saved = int(filling.saved.min()) * (2 if config.cfg_scale else 1) if end_ids else 0
-        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.log_p, saved)
+        yield Canvas(filling.x_t, nfe, chosen.revealed, chosen.asked, chosen.predicted, saved)
 
 
 def check_shape(ids: Tensor) -> None:

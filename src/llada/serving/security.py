@@ -90,7 +90,9 @@ class Guard:
             raise ApiError(403, "The Host of the request is not a name of this server: use the address it printed.")
         is_foreign = any(not _is_same_origin(origin, hosts[0]) for origin in origins)
         site, mode = (found.get(name, [b""])[0] for name in (b"sec-fetch-site", b"sec-fetch-mode"))
-        if is_foreign or (site == b"cross-site" and mode != b"navigate"):  # to follow a link here is no harm
+        if is_foreign or (
+            site in (b"cross-site", b"same-site") and mode != b"navigate"  # to follow a link here is no harm
+        ):
             raise ApiError(403, "Pages from elsewhere may not use this server: open the page that it serves.")
         if self.api_key is not None and not is_open(path) and not self._has_key(found.get(b"authorization", [])):
             raise ApiError(
