@@ -56,6 +56,7 @@ def raw(alive: Live, request: bytes) -> bytes:
 @pytest.mark.parametrize(
     "body",
     [
+        b'{"a-b": 1}', b'{"": 1}', b'{"str": 1}', b'{"vllm_xargs": {"[(": 1}}',
         b"", b"{", b"null", b"[]", b'"a"', b"{}}", b"\xff\xfe", b'{"prompt": NaN}', b'{"temperature": Infinity}',
         b'{"prompt": "a", "seed": 1e400}', b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}",
         b"[" * 100_000, b'{"a":' * 20_000, b'{"prompt": "\\ud800"}', b'{"\\ud800": 1}',

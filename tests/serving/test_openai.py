@@ -373,3 +373,10 @@ def test_every_item_of_a_stream_is_a_chunk(alive: Live) -> None:
     for line in lines[:-1]:
         chunk = json.loads(line.removeprefix("data: "))
         assert {"id", "object", "created", "model", "choices"} <= chunk.keys()
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    from llada.serving.openai_answers import as_json
+
+    given = {"nats": math.inf, "p": [1.0, math.nan, -math.inf], "text": "a"}
+    assert as_json(given) == {"nats": None, "p": [1.0, None, None], "text": "a"}

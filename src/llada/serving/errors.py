@@ -78,7 +78,9 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON: send one JSON object.")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"There is no field '{'.'.join(place)}': leave it out.", param=place[-1])
+        name = str(first["loc"][-1])  # a stranger's word, which may look like a type
+        within = [str(part) for part in first["loc"][:-1] if part != "body" and not _is_type(part)]
+        return ApiError(400, f"There is no field '{'.'.join([*within, name])}': leave it out.", param=name)
     reason = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
     reason = reason[:1].lower() + reason[1:]
     if not place:

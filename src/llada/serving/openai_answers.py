@@ -39,7 +39,8 @@ class Shape:
     def answer(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Return the whole answer to a request."""
         choices = [self.choice(number, outcome) for number, outcome in enumerate(outcomes)]
-        return {**self.head(self.kind), "choices": choices, "usage": self.usage(outcomes), **self.notes()}
+        answer = {**self.head(self.kind), "choices": choices, "usage": self.usage(outcomes), **self.notes()}
+        return dict(as_json(answer))
 
     def choice(self, number: int, outcome: Outcome) -> dict[str, Any]:
         wanted = self.job.wanted[number]
@@ -187,3 +188,13 @@ class ChatShape(Shape):
 def finite(log_p: float) -> float:
     """Return a log-probability as JSON has it."""
     return max(LEAST, log_p)
+
+
+def as_json(value: Any) -> Any:
+    """Return a value with null for numbers that are not finite, which JSON does not have: extreme settings can make a
+    token that is drawn all but impossible."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
