@@ -2,27 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import torch
 
 import llada
-from llada.checkpoints.folder import make_predictor, save_weights
+from llada.checkpoints.folder import make_predictor, read_checkpoint, save_weights
 from llada.models import LLaDAConfig
+from llada.serving.served import Served
 from llada.tokenizers.char import CharTokenizer
 from tests.support.browser import accessibility_problems, launched, page_in
-
-httpx = pytest.importorskip("httpx")
-pytest.importorskip("fastapi")
+from tests.support.servers import live
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-    Open = Callable[..., Any]
 
 CHARACTERS = "\n !\"&'(),-./01:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 40
@@ -63,10 +61,8 @@ def model(folder: Path) -> llada.Model:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a checkpoint; yields the address."""
-    from tests.support.playground_server import application, running
-
-    with running(application(llada.load(folder), folder.name, str(folder))) as url:
-        yield url
+    with live(Served.of(read_checkpoint(folder), str(folder))) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +531,7 @@ def test_the_servers_sentence_is_shown(playground: Playground) -> None:
     playground.page.get_by_label("Penalty for repetition").fill("0")
     playground.page.keyboard.press("Enter")
     playground.page.locator("#error").wait_for()
-    assert "repetition_penalty must be a number above 0" in (playground.page.locator("#error").text_content() or "")
+    assert "repetition_penalty" in (playground.page.locator("#error").text_content() or "")
 
 
 def test_cancel_closes_the_request(browser: "Browser", other_address: str) -> None:
