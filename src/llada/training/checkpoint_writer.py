@@ -92,6 +92,18 @@ class Saver:
             raise error
 
 
+class SilentSaver(Saver):
+    """What a process has that does not write checkpoints."""
+
+    def save(
+        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
+    ) -> None:
+        """Process 0 does it."""
+
+    def check(self) -> None:
+        """Nothing can have failed."""
+
+
 @contextlib.contextmanager
 def ending(saver: Saver) -> Iterator[None]:
     """A block after which nothing is being written; if something else goes wrong in it, that is reported.

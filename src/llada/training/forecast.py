@@ -50,7 +50,7 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     """
     config, network = plan.config, plan.network_config
     parts = count_parameters(network)
-    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    memory, available = expected_memory(plan), available_bytes(plan)
     seconds = expected_seconds(plan)
     kind = type(network).__name__.removesuffix("Config")
     table = Table.grid(padding=(0, 2))
@@ -68,19 +68,24 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     at_most = "at most " if isinstance(plan.data, Answers) else ""
     step = f"{config.sequences_per_step} sequences of {at_most}{plan.length} tokens, {_noise_in_words(plan)}"
     table.add_row("a step", step)
+    if plan.processes > 1 or config.accumulate > 1:
+        table.add_row("", f"in {plan.share.in_words}")
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
         f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
     needed, there = bytes_in_words(memory.total), bytes_in_words(available)
-    table.add_row("memory", f"about {needed} for tensors, in addition to torch itself, of {there}")
+    each = ", in each process," if plan.processes > 1 else ""
+    table.add_row("memory", f"about {needed} for tensors{each} in addition to torch itself, of {there}")
     duration = (
         "as given"
         if seconds is None
         else f"about {duration_in_words(seconds)}, with a better estimate after a few steps"
     )
     table.add_row("time", duration)
+    if plan.processes > 1 and seconds and plan.total_steps:
+        table.add_row("speed", f"at most {plan.total_steps * plan.tokens_per_step / seconds:,.0f} tokens a second")
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
     check_memory(plan)
@@ -129,7 +134,7 @@ def check_memory(plan: RunPlan) -> None:
     Raises:
         UserError: it does not fit, and the configuration does not say `force`.
     """
-    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    memory, available = expected_memory(plan), available_bytes(plan)
     if memory.total + TORCH_BYTES > available and not plan.config.force:
         raise UserError(
             f"This run needs about {bytes_in_words(memory.total)} of memory in addition to torch itself and there are "
@@ -143,12 +148,18 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
     """The end of a run whose memory did not suffice after all, with the settings that would have fitted."""
     memory = expected_memory(plan).total
     # So much could not be allocated, whatever the machine has in total.
-    available = min(float(memory_bytes(plan.device)), 0.9 * memory + TORCH_BYTES)
+    available = min(float(available_bytes(plan)), 0.9 * memory + TORCH_BYTES)
     saved = f"; the last checkpoint is unharmed, `resume={folder}` goes on from it" if has_checkpoint else ""
     return UserError(
         f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} in addition to torch: "
         f"{_what_fits(plan, available)}{saved}."
     )
+
+
+def available_bytes(plan: RunPlan) -> int:
+    """Return the memory that a process may fill: its device's, or its share of the machine's."""
+    there = memory_bytes(plan.device)
+    return there // plan.processes_here if plan.device.type == "cpu" else there
 
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
@@ -160,9 +171,9 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
     """What the formula needs to know of a run."""
     config = plan.config
     return TrainingSetting(
-        batch_size=config.batch_size,
+        batch_size=plan.share.batch_size,
         length=plan.length,
-        accumulates=config.accumulate > 1,
+        accumulates=plan.share.accumulate > 1,
         optimizer=config.optimizer.optimizer,
         ema=config.optimizer.ema > 0,
         bf16=plan.precision.dtype == torch.bfloat16,
@@ -185,7 +196,7 @@ def expected_seconds(plan: RunPlan) -> float | None:
         plan.network_config,
         plan.length,
         tokens=plan.total_steps * plan.tokens_per_step,
-        flops_per_second=matmul_flops_per_second(plan.device, plan.precision.dtype),
+        flops_per_second=plan.processes * matmul_flops_per_second(plan.device, plan.precision.dtype),
         activation_checkpointing=plan.config.activation_checkpointing,
         on_cpu=plan.device.type == "cpu",
     )
@@ -239,7 +250,7 @@ def _way_in_words(plan: RunPlan, way: Way, speed_of: Callable[[torch.dtype], flo
             way.config,
             way.setting.length,
             tokens=plan.total_steps * plan.tokens_per_step,
-            flops_per_second=speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
+            flops_per_second=plan.processes * speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
             activation_checkpointing=way.setting.activation_checkpointing,
             on_cpu=plan.device.type == "cpu",
         )
