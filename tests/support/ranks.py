@@ -58,6 +58,7 @@ def start(
     """Start the processes.
 
     Args:
+        commands: words, in which "{rank}" stands for the number of the process.
         further: variables of single processes, by their numbers.
     """
     ports = [free_port() for _ in commands]
@@ -99,10 +100,13 @@ def run_together(
 
 
 def main() -> None:
+    import llada
     from llada.cli import run_command
 
     results = []
-    for port, name, *arguments in json.loads(sys.stdin.read()):
+    llada.__version__ = os.environ.get("PRETEND_VERSION", llada.__version__)
+    for words in json.loads(sys.stdin.read()):
+        port, name, *arguments = (word.replace("{rank}", os.environ["RANK"]) for word in words)
         os.environ["MASTER_PORT"] = port
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

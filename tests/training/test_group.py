@@ -1,7 +1,9 @@
 """Several processes train what one does: the same losses and weights, to rounding, however a step is shared."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -9,18 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada.data.prepared import PreparedText
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
 from llada.training.metrics import read_metrics
-from tests.support.commands import RunCommand
-from tests.support.ranks import Ended, environment, finish, free_port, run_together, start
+from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
+from tests.support.ranks import ROOT, Ended, environment, finish, run_together, start
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5  # the largest difference of a loss or a weight
@@ -70,24 +72,209 @@ def assert_alike(run: Path, other: Path) -> None:
             assert row.get(key) == pytest.approx(twin.get(key), abs=100 * CLOSE)
 
 
-def test_two_processes_train_like_one_and_go_on_from_each_other(
-    llada: RunCommand, data: PreparedText, dialogues: Path, tmp_path: Path
-) -> None:
-    """Both read the same checkpoint: that of one process, and that of two."""
-    ways = {**WAYS, "answers": [*ADAMW, "--accumulate", "2", "--chat", str(dialogues), "--weight_power", "1"]}
-    for number, way in enumerate(ways.values()):
-        assert llada(*flags(way, data, tmp_path / f"{number}-alone", 8)).code == 0
-        assert llada(*flags(way, data, tmp_path / f"{number}-more", 4)).code == 0
+def train_all_ways(
+    ways: Sequence[Sequence[str]], llada: RunCommand, data: PreparedText, folder: Path
+) -> tuple[list[Ended], list[Ended]]:
+    """Each way in one process, in two, from one to two and from two to one; what became of the two."""
+    for number, way in enumerate(ways):
+        assert llada(*flags(way, data, folder / f"{number}-alone", 8)).code == 0
+        assert llada(*flags(way, data, folder / f"{number}-more", 4)).code == 0
     commands = []
-    for number, way in enumerate(ways.values()):
-        commands += [flags(way, data, tmp_path / f"{number}-together", 8)]
-        commands += [flags(way, data, tmp_path / f"{number}-fewer", 4)]
-        commands += [["train", "--resume", tmp_path / f"{number}-more", "--steps", 8]]
+    for number, way in enumerate(ways):
+        commands += [flags(way, data, folder / f"{number}-together", 8)]
+        commands += [flags(way, data, folder / f"{number}-fewer", 4)]
+        commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8]]
     first, second = run_together(2, commands)
     assert [ended.code for ended in first] == [0] * len(commands), first
     for number in range(len(ways)):
-        result = llada("train", "--resume", tmp_path / f"{number}-fewer", "--steps", 8)
+        result = llada("train", "--resume", folder / f"{number}-fewer", "--steps", 8)
         assert result.code == 0, result.err
         for kind in ("together", "more", "fewer"):
-            assert_alike(tmp_path / f"{number}-{kind}", tmp_path / f"{number}-alone")
-    assert [(ended.code, ended.out, ended.err) for ended in second] == [(0, "", "")] * len(commands)
+            assert_alike(folder / f"{number}-{kind}", folder / f"{number}-alone")
+    return first, second
+
+
+def test_two_processes_train_like_one_and_go_on_from_each_other(
+    llada: RunCommand, data: PreparedText, tmp_path: Path
+) -> None:
+    """They read the same checkpoint, that of one process or of two; only the first of them says anything."""
+    first, second = train_all_ways([WAYS["complementary pairs, muon"]], llada, data, tmp_path)
+    assert "2 at a time x 2 processes" in first[0].err
+    assert [(ended.code, ended.out, ended.err) for ended in second] == [(0, "", "")] * 3
+    dry = llada("train", *SMALL, "--data_dir", data.folder, "--dry_run", 2, "--output_dir", tmp_path / "none")
+    assert dry.code == 0
+    assert "2 at a time x 2 processes" in dry.err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_in_other_ways(
+    llada: RunCommand, data: PreparedText, dialogues: Path, tmp_path: Path
+) -> None:
+    answers = [*ADAMW, "--accumulate", "2", "--chat", str(dialogues), "--weight_power", "1"]
+    train_all_ways([*list(WAYS.values())[1:], answers], llada, data, tmp_path)
+
+
+def torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
+    words = [f"--nproc-per-node={processes}", *options, "-m", "llada", *map(str, command)]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["muon", "adamw"])
+def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: PreparedText, tmp_path: Path) -> None:
+    """Also if they change: four do 20 steps, one goes on to 35, and two to the end. All are started by torchrun."""
+    special = ADAMW if way == "adamw" else []
+
+    def command(run: str, steps: int) -> list[object]:
+        return flags([*special, "--batch_size", "8", "--complementary"], data, tmp_path / run, steps)
+
+    for processes in (1, 2, 4):
+        assert torchrun(processes, command(f"{processes}", 50)).returncode == 0
+    parts = ["train", "--resume", str(tmp_path / "parts"), "--steps"]
+    for processes, words in ((4, command("parts", 20)), (1, [*parts, 35]), (2, [*parts, 50])):
+        ended = torchrun(processes, words)
+        assert ended.returncode == 0, ended.stderr
+    assert len(losses_of(tmp_path / "1")) == 50
+    for run in ("2", "4", "parts"):
+        assert_alike(tmp_path / run, tmp_path / "1")
+
+
+# -- what is wrong in one of them ---------------------------------------------------------------------------------------
+
+
+def test_what_differs_between_processes_is_named_once(data: PreparedText, text: str, tmp_path: Path) -> None:
+    shutil.copytree(data.folder, tmp_path / "text-0")
+    prepare(Corpus(text[::-1], "file", "reversed"), tmp_path / "text-1", 100)
+    shutil.copytree(data.folder, tmp_path / "only-0")
+    odd = ["train", *SMALL, "--data_dir", data.folder, "--batch_size", 3, "--output_dir", tmp_path / "odd"]
+    commands = [
+        odd,
+        ["train", *SMALL, "--output_dir", tmp_path / "a", "--data_dir", tmp_path / "only-{rank}"],
+        ["train", *SMALL, "--output_dir", tmp_path / "b", "--data_dir", tmp_path / "text-{rank}"],
+        ["train", *SMALL, "--output_dir", tmp_path / "c", "--data_dir", data.folder, "--seed", "{rank}"],
+        ["train", "--resume", tmp_path / "nowhere"],
+        ["train", *SMALL, "--output_dir", tmp_path / "d", "--data_dir", data.folder, "--stepz", "3"],
+    ]
+    first, second = run_together(2, commands, {1: {"PRETEND_VERSION": "9.9"}})
+    assert [ended.code for ended in (*first, *second)] == [2] * 12
+    said = [[line for line in ended.err.splitlines() if line.startswith("llada: ")] for ended in (*first, *second)]
+    assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
+    assert said[1] == []
+    assert re.search(r"Process 1 \(on .*\): .*only-1", said[7][0])
+    assert "Process 1 (on " in said[2][0]
+    for what in ("llada-trainer: 9.9, not", "text: ", "training split: "):
+        assert what in said[2][0]
+    assert "settings: " in said[3][0]
+    assert "holds no run to resume" in said[4][0]
+    assert "--stepz" in said[5][0]
+    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0]
+
+
+def test_a_port_in_use_is_named(
+    llada: RunCommand, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        result = llada(*flags([], data, tmp_path / "run", 4))
+    assert_one_sentence(result, f"The port of 127.0.0.1:{port} is in use", "MASTER_PORT")
+
+
+# -- what happens to one of them ----------------------------------------------------------------------------------------
+
+
+def wait_for_lines(run: Path, n: int) -> None:
+    """Wait until a run has logged so many lines."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        path = run / "metrics.jsonl"
+        if path.exists() and len(path.read_bytes().splitlines()) >= n:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run} did not come to {n} lines")
+
+
+@pytest.mark.faults
+def test_a_signal_to_one_process_stops_all_after_the_same_step(
+    llada: RunCommand, data: PreparedText, tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    way = ["--accumulate", "4", "--evaluate_every", "1000"]
+    started = start(2, [flags(way, data, run, 400)])
+    wait_for_lines(run, 5)
+    started[1].send_signal(signal.SIGTERM)
+    (first,), (second,) = finish(started)
+    assert (first.code, second.code) == (75, 75)
+    assert "Stopped; saved after step" in first.err
+    done = len(losses_of(run))
+    assert 5 <= done < 400
+    assert llada("train", "--resume", run, "--steps", done + 2).code == 0
+    assert llada(*flags(way, data, whole, done + 2)).code == 0
+    assert_alike(run, whole)
+
+
+@pytest.mark.faults
+def test_a_process_that_hangs_or_dies_is_named(data: PreparedText, tmp_path: Path) -> None:
+    way = ["--evaluate_every", "100000", "--timeout_minutes", "0.4"]
+    for number, name in ((signal.SIGSTOP, "hangs"), (signal.SIGKILL, "dies")):
+        run = tmp_path / name
+        started = start(3, [flags([*way, "--batch_size", "6"], data, run, 100_000)])
+        wait_for_lines(run, 3)
+        started[1].send_signal(number)
+        (first,), (third,) = finish([started[0], started[2]])
+        started[1].kill()
+        started[1].communicate()
+        for rank, ended in ((0, first), (2, third)):
+            assert ended.code == 2
+            assert f"Process {rank} waited in vain for process 1 (on {socket.gethostname()})" in ended.err, ended.err
+            assert "process 0" not in ended.err
+            assert "Traceback" not in ended.err
+
+
+KILLS = 20
+
+
+@pytest.mark.faults
+def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: PreparedText, tmp_path: Path) -> None:
+    """torchrun starts the group again whenever one of the two is killed, and the run goes on from its checkpoint."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    steps = 300
+    way = ["--evaluate_every", "5", "--log_every", "5", "--complementary"]
+    assert torchrun(2, flags(way, data, whole, steps)).returncode == 0
+    words = ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llada", *map(str, flags(way, data, run, steps))]
+    group = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    chance, kills, killed = random.Random(0), 0, set()
+    while group.poll() is None and kills < KILLS:
+        time.sleep(chance.uniform(0.5, 12.0))
+        alive = [pid for pid in children_of(group.pid) if pid not in killed]
+        if alive:
+            victim = chance.choice(alive)
+            killed.add(victim)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+    out, _ = group.communicate(timeout=PATIENCE)
+    assert group.returncode == 0, out[-5000:]
+    assert kills == KILLS
+    for name, weight in weights_of(run).items():
+        assert torch.equal(weight, weights_of(whole)[name])
+    assert losses_of(run) == losses_of(whole)
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started, by their numbers."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
