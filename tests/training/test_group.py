@@ -143,7 +143,7 @@ def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: Prepa
         assert_alike(tmp_path / run, tmp_path / "1")
 
 
-# -- what is wrong in one of them ---------------------------------------------------------------------------------------
+# -- what is wrong in one of them ------------------------------------------------------------------------------------
 
 
 def test_what_differs_between_processes_is_named_once(data: PreparedText, text: str, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_port_in_use_is_named(
     assert_one_sentence(result, f"The port of 127.0.0.1:{port} is in use", "MASTER_PORT")
 
 
-# -- what happens to one of them ----------------------------------------------------------------------------------------
+# -- what happens to one of them -------------------------------------------------------------------------------------
 
 
 def wait_for_lines(run: Path, n: int) -> None:
