@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tests.support.commands import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
+PRETENDED = "version="
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,19 @@ def environment(**further: str) -> dict[str, str]:
 def start(
     processes: int,
     commands: Sequence[Sequence[object]],
-    further: Mapping[int, Mapping[str, str]] | None = None,
 ) -> list[subprocess.Popen[str]]:
     """Start the processes.
 
     Args:
-        commands: words, in which "{rank}" stands for the number of the process.
-        further: variables of single processes, by their numbers.
+        commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
+            version of the package.
     """
     ports = [free_port() for _ in commands]
     words = json.dumps([[str(port), *map(str, command)] for port, command in zip(ports, commands, strict=True)])
     started = []
     for rank in range(processes):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        variables |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", **(further or {}).get(rank, {})}
+        variables |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.ranks"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -90,13 +90,9 @@ def finish(started: Sequence[subprocess.Popen[str]]) -> list[list[Ended]]:
     return found
 
 
-def run_together(
-    processes: int,
-    commands: Sequence[Sequence[object]],
-    further: Mapping[int, Mapping[str, str]] | None = None,
-) -> list[list[Ended]]:
+def run_together(processes: int, commands: Sequence[Sequence[object]]) -> list[list[Ended]]:
     """Carry out commands in so many processes; what each came to, by process and command."""
-    return finish(start(processes, commands, further))
+    return finish(start(processes, commands))
 
 
 def main() -> None:
@@ -104,9 +100,12 @@ def main() -> None:
     from llada.cli import run_command
 
     results = []
-    llada.__version__ = os.environ.get("PRETEND_VERSION", llada.__version__)
+    version = llada.__version__
     for words in json.loads(sys.stdin.read()):
         port, name, *arguments = (word.replace("{rank}", os.environ["RANK"]) for word in words)
+        llada.__version__ = version
+        if name.startswith(PRETENDED):
+            llada.__version__, (name, *arguments) = name.removeprefix(PRETENDED), arguments
         os.environ["MASTER_PORT"] = port
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -22,7 +22,7 @@ from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.training.metrics import read_metrics
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
-from tests.support.ranks import ROOT, Ended, environment, finish, run_together, start
+from tests.support.ranks import PRETENDED, ROOT, Ended, environment, finish, run_together, start
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5  # the largest difference of a loss or a weight
@@ -73,9 +73,20 @@ def assert_alike(run: Path, other: Path) -> None:
 
 
 def train_all_ways(
-    ways: Sequence[Sequence[str]], llada: RunCommand, data: PreparedText, folder: Path
+    ways: Sequence[Sequence[str]],
+    llada: RunCommand,
+    data: PreparedText,
+    folder: Path,
+    then: Sequence[Sequence[object]] = (),
 ) -> tuple[list[Ended], list[Ended]]:
-    """Each way in one process, in two, from one to two and from two to one; what became of the two."""
+    """Each way in one process, in two, from one to two and from two to one.
+
+    Args:
+        then: what else the two carry out, since processes take long to start.
+
+    Returns:
+        What the commands of the two came to, three for each way.
+    """
     for number, way in enumerate(ways):
         assert llada(*flags(way, data, folder / f"{number}-alone", 8)).code == 0
         assert llada(*flags(way, data, folder / f"{number}-more", 4)).code == 0
@@ -84,8 +95,8 @@ def train_all_ways(
         commands += [flags(way, data, folder / f"{number}-together", 8)]
         commands += [flags(way, data, folder / f"{number}-fewer", 4)]
         commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8]]
-    first, second = run_together(2, commands)
-    assert [ended.code for ended in first] == [0] * len(commands), first
+    first, second = run_together(2, [*commands, *then])
+    assert [ended.code for ended in first[: len(commands)]] == [0] * len(commands), first
     for number in range(len(ways)):
         result = llada("train", "--resume", folder / f"{number}-fewer", "--steps", 8)
         assert result.code == 0, result.err
@@ -94,16 +105,61 @@ def train_all_ways(
     return first, second
 
 
-def test_two_processes_train_like_one_and_go_on_from_each_other(
-    llada: RunCommand, data: PreparedText, tmp_path: Path
+def test_two_processes_train_like_one_and_go_on_from_each_other_and_what_differs_is_named_once(
+    llada: RunCommand, data: PreparedText, text: str, tmp_path: Path
 ) -> None:
     """They read the same checkpoint, that of one process or of two; only the first of them says anything."""
-    first, second = train_all_ways([WAYS["complementary pairs, muon"]], llada, data, tmp_path)
+    wrong = wrong_commands(data, text, tmp_path)
+    way = WAYS["complementary pairs, muon"]
+    first, second = train_all_ways([way], llada, data, tmp_path, wrong)
     assert "2 at a time x 2 processes" in first[0].err
-    assert [(ended.code, ended.out, ended.err) for ended in second] == [(0, "", "")] * 3
-    dry = llada("train", *SMALL, "--data_dir", data.folder, "--dry_run", 2, "--output_dir", tmp_path / "none")
-    assert dry.code == 0
-    assert "2 at a time x 2 processes" in dry.err
+    assert [(ended.code, ended.out, ended.err) for ended in second[:3]] == [(0, "", "")] * 3
+    assert_named(first[3:], second[3:])
+
+
+def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[object]]:
+    """What cannot begin, each for another reason."""
+    shutil.copytree(data.folder, folder / "text-0")
+    prepare(Corpus(text[::-1], "file", "reversed"), folder / "text-1", 100)
+    shutil.copytree(data.folder, folder / "only-0")
+    good = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", folder / "wrong"]
+    return [
+        [*good, "--batch_size", 3],
+        [*good, "--data_dir", folder / "only-{rank}"],
+        [f"{PRETENDED}9.{{rank}}", *good, "--data_dir", folder / "text-{rank}"],
+        [*good, "--output_dir", folder / "other", "--seed", "{rank}"],
+        ["train", "--resume", folder / "nowhere"],
+        [*good, "--stepz", 3],
+    ]
+
+
+def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
+    """Each reason in one sentence of the process that it concerns, or of the first."""
+    assert [ended.code for ended in (*first, *second)] == [2] * 12
+    said, too = ([re.findall(r"^llada: .*", ended.err, re.MULTILINE) for ended in part] for part in (first, second))
+    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1]
+    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0]
+    assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
+    assert re.search(r"Process 1 \(on .*\): .*only-1", too[1][0])
+    for what in ("Process 1 (on ", "llada-trainer: 9.1, not 9.0", "text: ", "training split: "):
+        assert what in said[2][0]
+    assert "settings: " in said[3][0]
+    assert "holds no run to resume" in said[4][0]
+    assert "--stepz" in said[5][0]
+
+
+def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
+    llada: RunCommand, data: PreparedText, tmp_path: Path
+) -> None:
+    command = ["train", *SMALL, "--data_dir", data.folder, "--accumulate", 2, "--output_dir", tmp_path / "none"]
+    for processes, words in ((4, "in 2 at a time x 4 processes"), (2, "in 4 at a time x 2 processes")):
+        result = llada(*command, "--dry_run", processes)
+        assert result.code == 0
+        assert words in result.err
+        assert "in each process," in result.err
+        assert "tokens a second" in result.err
+    assert "in 4 at a time x 2 accumulated" in llada(*command, "--dry_run").err
+    assert_one_sentence(llada(*command, "--dry_run", 3), "3 processes cannot share 4 x 2")
     assert not (tmp_path / "none").exists()
 
 
@@ -126,7 +182,7 @@ def torchrun(processes: int, command: Sequence[object], *options: str) -> subpro
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["muon", "adamw"])
 def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: PreparedText, tmp_path: Path) -> None:
-    """Also if they change: four do 20 steps, one goes on to 35, and two to the end. All are started by torchrun."""
+    """Also if they change: four do 20 steps, one goes on to 36, and two to the end. All are started by torchrun."""
     special = ADAMW if way == "adamw" else []
 
     def command(run: str, steps: int) -> list[object]:
@@ -135,7 +191,7 @@ def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: Prepa
     for processes in (1, 2, 4):
         assert torchrun(processes, command(f"{processes}", 50)).returncode == 0
     parts = ["train", "--resume", str(tmp_path / "parts"), "--steps"]
-    for processes, words in ((4, command("parts", 20)), (1, [*parts, 35]), (2, [*parts, 50])):
+    for processes, words in ((4, command("parts", 20)), (1, [*parts, 36]), (2, [*parts, 50])):
         ended = torchrun(processes, words)
         assert ended.returncode == 0, ended.stderr
     assert len(losses_of(tmp_path / "1")) == 50
@@ -143,35 +199,7 @@ def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: Prepa
         assert_alike(tmp_path / run, tmp_path / "1")
 
 
-# -- what is wrong in one of them ------------------------------------------------------------------------------------
-
-
-def test_what_differs_between_processes_is_named_once(data: PreparedText, text: str, tmp_path: Path) -> None:
-    shutil.copytree(data.folder, tmp_path / "text-0")
-    prepare(Corpus(text[::-1], "file", "reversed"), tmp_path / "text-1", 100)
-    shutil.copytree(data.folder, tmp_path / "only-0")
-    odd = ["train", *SMALL, "--data_dir", data.folder, "--batch_size", 3, "--output_dir", tmp_path / "odd"]
-    commands = [
-        odd,
-        ["train", *SMALL, "--output_dir", tmp_path / "a", "--data_dir", tmp_path / "only-{rank}"],
-        ["train", *SMALL, "--output_dir", tmp_path / "b", "--data_dir", tmp_path / "text-{rank}"],
-        ["train", *SMALL, "--output_dir", tmp_path / "c", "--data_dir", data.folder, "--seed", "{rank}"],
-        ["train", "--resume", tmp_path / "nowhere"],
-        ["train", *SMALL, "--output_dir", tmp_path / "d", "--data_dir", data.folder, "--stepz", "3"],
-    ]
-    first, second = run_together(2, commands, {1: {"PRETEND_VERSION": "9.9"}})
-    assert [ended.code for ended in (*first, *second)] == [2] * 12
-    said = [[line for line in ended.err.splitlines() if line.startswith("llada: ")] for ended in (*first, *second)]
-    assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
-    assert said[1] == []
-    assert re.search(r"Process 1 \(on .*\): .*only-1", said[7][0])
-    assert "Process 1 (on " in said[2][0]
-    for what in ("llada-trainer: 9.9, not", "text: ", "training split: "):
-        assert what in said[2][0]
-    assert "settings: " in said[3][0]
-    assert "holds no run to resume" in said[4][0]
-    assert "--stepz" in said[5][0]
-    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0]
+# -- what is wrong or happens in one of them ---------------------------------------------------------------------------
 
 
 def test_a_port_in_use_is_named(
@@ -184,9 +212,6 @@ def test_a_port_in_use_is_named(
             monkeypatch.setenv(name, str(value))
         result = llada(*flags([], data, tmp_path / "run", 4))
     assert_one_sentence(result, f"The port of 127.0.0.1:{port} is in use", "MASTER_PORT")
-
-
-# -- what happens to one of them -------------------------------------------------------------------------------------
 
 
 def wait_for_lines(run: Path, n: int) -> None:

@@ -125,7 +125,7 @@ class TrainConfig(Checked):
     toolchain: ToolchainName | None = None
     """How to compile; if left out, the first way whose code is right on this machine (`llada doctor`). The run stores
     the way that it used, "none" if none was right."""
-    timeout_minutes: Annotated[float, Range(above=0, at_most=10**6)] = 10.0
+    timeout_minutes: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
     """Minutes that one of several processes waits for the others before the run ends and names those that hang."""
     force: bool = False
     """Start even if the estimate says that the memory is not enough."""

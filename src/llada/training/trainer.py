@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llada import __version__
+import llada
 from llada.checkpoints.run_layout import step_folder
 from llada.data.sft import Answers
 from llada.evaluation.nelbo import Nelbo, nll_by_model
@@ -267,7 +267,7 @@ class Trainer:
         total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
         settings = json.dumps({**self.config.to_json(), "output_dir": ""}, sort_keys=True)
         return {
-            "llada-trainer": __version__,
+            "llada-trainer": llada.__version__,
             "torch": str(torch.__version__),
             "step": str(self.progress.step),
             "sum of the weights": float(total).hex(),
