@@ -44,6 +44,7 @@ from llada.training.plan import RunPlan
 from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
+from llada.training.seeds import seed_of
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -151,6 +152,8 @@ class Trainer:
         done = self.compiled_steps.gradients(step, by_time)
         skip = self.guard.judge(done.loss, done.norm, step)
         factor = self.learning_rate_factor()
+        if self.config.draws == "by_row" or self.group.processes > 1:  # all processes round weights in bf16 alike
+            torch.manual_seed(seed_of(self.config.seed, step, "rounding", self.progress.data_order))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -263,17 +266,20 @@ class Trainer:
 
     def _facts(self) -> dict[str, str]:
         """What must be the same in all processes, by its name."""
-        weights = trained_weights(self.model.network).values()
-        total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
         settings = json.dumps({**self.config.to_json(), "output_dir": ""}, sort_keys=True)
         return {
             "llada-trainer": llada.__version__,
             "torch": str(torch.__version__),
-            "step": str(self.progress.step),
-            "sum of the weights": float(total).hex(),
+            **self._weights_in_short(),
             "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
             **{name: digest[:12] for name, digest in self.data.items()},
         }
+
+    def _weights_in_short(self) -> dict[str, str]:
+        """The step and the sum of the weights: rounding that differs, or memory that fails, would part the processes."""
+        weights = trained_weights(self.model.network).values()
+        total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
+        return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
 
     def _log(self, done: StepResult) -> None:
         self._leave_measured_to_main()
@@ -358,6 +364,7 @@ class Trainer:
             UserError: the run ends here and cannot be saved, or most of its steps were left out.
         """
         step = self.progress.step
+        self.group.check_same(self._weights_in_short() if self.group.processes > 1 else {})
         if after.is_complete and self.guard.is_mostly_bad(step - self._first_step):
             raise self._trouble(done)
         if self.guard.ask_in_a_row() and not after.is_complete:
