@@ -276,7 +276,7 @@ class Trainer:
         }
 
     def _weights_in_short(self) -> dict[str, str]:
-        """The step and the sum of the weights: rounding that differs, or memory that fails, would part the processes."""
+        """The step, and the sum of the weights, in which any difference between processes would soon show."""
         weights = trained_weights(self.model.network).values()
         total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
         return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
