@@ -50,7 +50,9 @@ class CompiledSteps:
             StepLeftError: the run was asked to stop between the pieces of the step; the weights have no gradients then,
                 and nothing was measured.
         """
-        steps, has_pieces = self.steps, self.steps.share.accumulate > 1
+        steps = self.steps
+        # Layers that are shared out are brought together in every piece, which nobody may leave alone.
+        has_pieces = steps.share.accumulate > 1 and not steps.plan.is_sharded
         must_look = self.is_compiled and steps.device.type == "cpu"
         meters: list[Meter] = [by_time, *([steps.eos_share] if steps.eos_share else [])]
         measure_anew = _mark(meters if must_look or has_pieces else [])

@@ -125,6 +125,9 @@ class TrainConfig(Checked):
     toolchain: ToolchainName | None = None
     """How to compile; if left out, the first way whose code is right on this machine (`llada doctor`). The run stores
     the way that it used, "none" if none was right."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several processes keep. "ddp": all weights, each of them. "fsdp": each a part of the layers, with its
+    gradients and the optimizer's state, by FSDP2. "auto": "ddp" if that fits the memory."""
     timeout_minutes: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
     """Minutes that one of several processes waits for the others before the run ends and names those that hang."""
     force: bool = False
@@ -192,6 +195,10 @@ class TrainConfig(Checked):
             self.method == "full" and self.lora != LoraOptions(),
             '`lora_rank` and the like are for adapters: add `method="lora"` or qlora.',
         )
+        yield (
+            self.parallel == "fsdp" and self.method != "full",
+            f'`parallel="fsdp"` is for training all weights: leave it out, or `method="{self.method}"`.',
+        )
         for name in DIALOGUE_FLAGS:
             is_given = getattr(self.data, name) != getattr(DataOptions, name)
             yield is_given and not has_dialogues, f"`{name}` is for dialogues: add `chat=FILE`."
@@ -210,6 +217,14 @@ class TrainConfig(Checked):
         yield (
             optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon",
             "Moments in 8 bits are AdamW's: add `optimizer=adamw`.",
+        )
+        yield (
+            optimizer.optimizer_state == "8bit" and self.parallel == "fsdp",
+            'Moments in 8 bits cannot be shared out: leave out `parallel="fsdp"`, or `optimizer_state="8bit"`.',
+        )
+        yield (
+            bool(self.compile) and self.parallel == "fsdp",
+            'Layers that are shared out are not compiled: leave out `compile`, or `parallel="fsdp"`.',
         )
         yield (
             is_bf16 and self.method != "full",

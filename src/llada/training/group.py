@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llada.evaluation.distributed import Shard
+from llada.optim.parts import rows_of
 from llada.system.errors import UserError, first_line
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
@@ -83,11 +84,12 @@ class Group:
     def sum_gradients(self, weights: Mapping[str, nn.Parameter], loss: Tensor) -> Tensor:
         """Add the gradients of weights up over the processes; returns the loss, added up as well.
 
+        Those of weights that are shared out were added up in the backward pass.
         A gradient is in all processes if it is in any of them.
         """
         if self.processes == 1:
             return loss
-        parameters = list(weights.values())
+        parameters = [parameter for parameter in weights.values() if rows_of(parameter) is None]
         if self.is_any(any(parameter.grad is None for parameter in parameters)):
             is_there = self.sum(torch.tensor([parameter.grad is not None for parameter in parameters]).int())
             parameters = [parameter for parameter, n in zip(parameters, is_there.tolist(), strict=True) if n]
@@ -99,6 +101,25 @@ class Group:
         for parameter, gradient in zip(parameters, added, strict=True):
             parameter.grad = gradient
         return total
+
+    def clip_gradients(self, weights: Mapping[str, nn.Parameter], longest: float) -> Tensor:
+        """Clip gradients, added up before, to a norm; returns the norm that they had."""
+        parameters = [parameter for parameter in weights.values() if parameter.grad is not None]
+        parts = [parameter.grad for parameter in parameters if parameter.grad is not None and rows_of(parameter)]
+        if not any(rows_of(parameter) for parameter in weights.values()):
+            return torch.nn.utils.clip_grad_norm_(parameters, longest)
+        whole = [parameter.grad for parameter in parameters if parameter.grad is not None and not rows_of(parameter)]
+        square = self.sum(torch.nn.utils.get_total_norm(parts).square()) + torch.nn.utils.get_total_norm(whole).square()
+        torch.nn.utils.clip_grads_with_norm_(parameters, longest, square.sqrt())
+        return square.sqrt()
+
+    def first_of(self, words: str | None) -> str | None:
+        """Return the words of the first process that has any."""
+        if self.processes == 1:
+            return words
+        everybody: list[str | None] = [None] * self.processes
+        self._gather_objects(everybody, words)
+        return next((each for each in everybody if each is not None), None)
 
     def _sum_in_buckets(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Add tensors up over the processes; the results are views of a few large pieces of memory."""

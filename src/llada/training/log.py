@@ -176,6 +176,9 @@ class SilentLog(RunLog):
     def write_return(self, progress: Progress, left_at: int) -> None:
         """Process 0 says it."""
 
+    def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
+        """Process 0 does it."""
+
     def close_up(self) -> None:
         """There is nothing to close."""
 

@@ -44,6 +44,8 @@ class RunPlan:
     """Number of processes that share each step."""
     processes_here: int = 1
     """Number of these that are on this machine."""
+    is_sharded: bool = False
+    """Whether each process keeps a part of the layers only."""
 
     @classmethod
     def of(
@@ -92,6 +94,7 @@ class RunPlan:
             rank=shard.rank,
             processes=shard.processes,
             processes_here=processes_here,
+            is_sharded=config.parallel == "fsdp" and shard.processes > 1,
         )
 
     @property
@@ -133,7 +136,7 @@ class RunPlan:
         Adapters break it in pieces, and dialogues have another length at every step.
         """
         config = self.config
-        if self.device.type == "mps":
+        if self.device.type == "mps" or self.is_sharded:
             return False
         if config.compile is not None:
             return config.compile

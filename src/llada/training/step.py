@@ -37,6 +37,7 @@ from llada.training.group import ALONE, Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.seeds import key_of, seed_of
+from llada.training.sharding import exchange_gradients, take_gradients
 from llada.training.state import Progress
 
 LONGEST_SEARCH = 100  # steps among which one of the usual shape is looked for
@@ -157,8 +158,9 @@ class Steps:
         tokens, n_left = self.group.sum_of_numbers(tokens or 0, int(tokens is None))
         if n_left:
             raise StepLeftError
-        loss = self.group.sum_gradients(trained_weights(self.model), loss)
-        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), self.config.optimizer.clip)
+        weights = trained_weights(self.model.network)
+        loss = self.group.sum_gradients(weights, loss)
+        norm = self.group.clip_gradients(weights, self.config.optimizer.clip)
         return Gradients(loss, norm, tokens)
 
     def backward(self, step: int, by_time: LossByTime, may_leave: bool = False) -> tuple[Tensor, int | None]:
@@ -181,8 +183,10 @@ class Steps:
             piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
             tokens += piece.x_0.numel()
             part = self.loss(piece, noise_of_piece, weights[rows], by_time)
+            exchange_gradients(self.model.network, rows.stop >= len(batch.x_0))
             part.backward()
             loss += part.detach()
+        take_gradients(self.model.network)
         return loss, tokens
 
     def loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
@@ -203,7 +207,7 @@ class Steps:
         return weighted_loss(nll, send(noisy.at_masked(weights), self.device))
 
     def clear_gradients(self) -> None:
-        for weight in trained_weights(self.model).values():
+        for weight in trained_weights(self.model.network).values():
             weight.grad = None
 
     @contextmanager

@@ -24,6 +24,7 @@ from llada.data.sft import Answers
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.optim.ema import ExponentialAverage, trained_weights
 from llada.optim.optimizers import make_optimizers
+from llada.optim.parts import rows_of
 from llada.optim.schedule import learning_rate_factor
 from llada.system.device import to_fp64
 from llada.system.errors import UserError
@@ -45,6 +46,7 @@ from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
+from llada.training.sharding import shard_layers
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -78,6 +80,8 @@ class Trainer:
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
         self.model = build_model(plan, start, folder.last if resume else None)
+        if plan.is_sharded:
+            shard_layers(self.model.network, group.processes)
         self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         is_chat = isinstance(plan.data, Answers)
@@ -277,7 +281,7 @@ class Trainer:
 
     def _weights_in_short(self) -> dict[str, str]:
         """The step, and the sum of the weights, in which any difference between processes would soon show."""
-        weights = trained_weights(self.model.network).values()
+        weights = [w for w in trained_weights(self.model.network).values() if rows_of(w) is None]
         total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
         return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
 
@@ -333,7 +337,7 @@ class Trainer:
         """
         step, network = self.guard.last_step, self.model.network
         loss, _ = self.steps.backward(step, LossByTime(self.device))  # once more, of weights that have not changed
-        self.group.sum_gradients(trained_weights(self.model), loss)
+        self.group.sum_gradients(trained_weights(network), loss)
         gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
         has_changed = self.guard.ask_in_a_row() < self.progress.step - self._first_step
         if cause is None and not has_changed:
@@ -376,7 +380,7 @@ class Trainer:
 
     def _save_what_is_good(self, done: StepResult, after: AfterStep) -> None:
         with self.state.averaged() as own_weights:
-            bad = self.state.first_non_finite(own_weights)
+            bad = self.group.first_of(self.state.first_non_finite(own_weights))
             if bad is None:
                 if after.action is Action.SAVE or self._evaluate():
                     self._write(own_weights, in_background=not after.is_last)
@@ -440,7 +444,7 @@ class Trainer:
     def _show(self) -> Nelbo:
         """Measure, and show what can be shown; a bound that is not finite cannot."""
         progress, result = self.progress, self.estimate_nelbo()
-        if math.isfinite(result.nelbo_nats_per_token) and self.group.is_main:
+        if math.isfinite(result.nelbo_nats_per_token) and (self.group.is_main or self.plan.is_sharded):
             sample = self.steps.source.sample(self.model)
             self.log.write_evaluation(progress.step, result, sample, self.steps.source)
             self.callbacks.on_evaluation(progress, result, sample)
