@@ -34,6 +34,7 @@ SMALL = [
     "--evaluation_windows", "5", "--precision", "fp32", "--compile", "False",
 ]  # fmt: skip
 ADAMW = ["--optimizer", "adamw", "--learning_rate", "1e-3"]
+FSDP = ["--parallel", "fsdp"]
 WAYS: dict[str, list[str]] = {
     "complementary pairs, muon": ["--complementary"],
     "accumulation, bernoulli": [*ADAMW, "--accumulate", "2", "--masking", "bernoulli", "--random_length", "0.5"],
@@ -79,7 +80,7 @@ def train_all_ways(
     folder: Path,
     then: Sequence[Sequence[object]] = (),
 ) -> tuple[list[Ended], list[Ended]]:
-    """Each way in one process, in two, from one to two and from two to one.
+    """Each way in one process, in two, from one to two and from two to one, these with layers that are shared out.
 
     Args:
         then: what else the two carry out, since processes take long to start.
@@ -93,8 +94,8 @@ def train_all_ways(
     commands = []
     for number, way in enumerate(ways):
         commands += [flags(way, data, folder / f"{number}-together", 8)]
-        commands += [flags(way, data, folder / f"{number}-fewer", 4)]
-        commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8]]
+        commands += [[*flags(way, data, folder / f"{number}-fewer", 4), *FSDP]]
+        commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8, *FSDP]]
     first, second = run_together(2, [*commands, *then])
     assert [ended.code for ended in first[: len(commands)]] == [0] * len(commands), first
     for number in range(len(ways)):
@@ -179,24 +180,32 @@ def torchrun(processes: int, command: Sequence[object], *options: str) -> subpro
     )  # fmt: skip
 
 
+FIFTY = {
+    "muon": ([], [1, 2, 4]),
+    "adamw": (ADAMW, [1, 2, 4]),
+    # 20 rows, of which three processes have 7, 7 and 6.
+    "muon, layers shared out": (["--d_model", "20", "--n_layers", "2", "--activation_checkpointing", *FSDP], [1, 2, 3]),
+    "adamw, layers shared out": ([*ADAMW, *FSDP, "--ema", "0", "--accumulate", "2"], [1, 2, 4]),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["muon", "adamw"])
-def test_one_two_and_four_processes_agree_over_fifty_steps(way: str, data: PreparedText, tmp_path: Path) -> None:
-    """Also if they change: four do 20 steps, one goes on to 36, and two to the end. All are started by torchrun."""
-    special = ADAMW if way == "adamw" else []
+@pytest.mark.parametrize("way", FIFTY)
+def test_any_number_of_processes_agrees_over_fifty_steps(way: str, data: PreparedText, tmp_path: Path) -> None:
+    """Also if they change: many do 20 steps, one goes on to 36, and two to the end. All are started by torchrun."""
+    special, numbers = FIFTY[way]
 
-    def command(run: str, steps: int) -> list[object]:
-        return flags([*special, "--batch_size", "8", "--complementary"], data, tmp_path / run, steps)
+    def command(run: object, steps: int) -> list[object]:
+        return flags([*special, "--batch_size", "12", "--complementary"], data, tmp_path / f"{run}", steps)
 
-    for processes in (1, 2, 4):
-        assert torchrun(processes, command(f"{processes}", 50)).returncode == 0
     parts = ["train", "--resume", str(tmp_path / "parts"), "--steps"]
-    for processes, words in ((4, command("parts", 20)), (1, [*parts, 36]), (2, [*parts, 50])):
+    runs = [(processes, command(processes, 50)) for processes in numbers]
+    for processes, words in [*runs, (numbers[-1], command("parts", 20)), (1, [*parts, 36]), (2, [*parts, 50])]:
         ended = torchrun(processes, words)
         assert ended.returncode == 0, ended.stderr
     assert len(losses_of(tmp_path / "1")) == 50
-    for run in ("2", "4", "parts"):
-        assert_alike(tmp_path / run, tmp_path / "1")
+    for run in (*numbers[1:], "parts"):
+        assert_alike(tmp_path / f"{run}", tmp_path / "1")
 
 
 # -- what is wrong or happens in one of them ---------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from llada.system.terminal import note, say
 from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
-from llada.training.forecast import announce, check_memory, out_of_memory
+from llada.training.forecast import announce, check_memory, out_of_memory, shared_out_if_needed
 from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined
 from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
@@ -117,7 +117,7 @@ def _print_plan(asked: Asked) -> int:
     if asked.resume:
         folder.check_resumable()
     plan, _ = _make_plan(asked.config, folder, asked.resume, Place(shard, processes, is_dry=True))
-    announce(plan, StderrConsole(), in_flags)
+    announce(shared_out_if_needed(plan), StderrConsole(), in_flags)
     return 0
 
 
@@ -148,6 +148,7 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
     console.quiet = not group.is_main
     place = Place(group.shard, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.processes > 1 else 1)
     plan, start = group.main_first(lambda: _make_plan(asked.config, folder, resume, place))
+    plan = shared_out_if_needed(plan, group.is_any)
     group.together(lambda: announce(plan, console, in_flags))
     try:
         trainer = group.together(lambda: Trainer(plan, folder, resume, start, asked.changed_data, group=group))

@@ -223,6 +223,10 @@ class TrainConfig(Checked):
             'Moments in 8 bits cannot be shared out: leave out `parallel="fsdp"`, or `optimizer_state="8bit"`.',
         )
         yield (
+            is_bf16 and self.parallel == "fsdp",
+            'Weights in bf16 are rounded as wholes: leave out `parallel="fsdp"`, or `weights="bf16"`.',
+        )
+        yield (
             bool(self.compile) and self.parallel == "fsdp",
             'Layers that are shared out are not compiled: leave out `compile`, or `parallel="fsdp"`.',
         )

@@ -17,7 +17,7 @@ from llada.costs.flops import (
     training_flops_per_token,
     training_seconds,
 )
-from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
+from llada.costs.memory import TrainingMemory, shared_out, trained_parameters, training_memory
 from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
@@ -70,6 +70,8 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     table.add_row("a step", step)
     if plan.processes > 1 or config.accumulate > 1:
         table.add_row("", f"in {plan.share.in_words}")
+    if plan.is_sharded:
+        table.add_row("layers", "shared out, a part of each in each process (FSDP2)")
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
@@ -163,8 +165,23 @@ def available_bytes(plan: RunPlan) -> int:
 
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
-    """What a step of the run takes; see `costs.memory`."""
-    return training_memory(plan.network_config, setting_of(plan))
+    """What a step of the run takes in each process; see `costs.memory`."""
+    memory = training_memory(plan.network_config, setting_of(plan))
+    return shared_out(memory, plan.network_config, plan.processes) if plan.is_sharded else memory
+
+
+def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -> RunPlan:
+    """The plan with its layers shared out among the processes, if that is left open and they do not fit otherwise.
+
+    Args:
+        is_any: whether it is so in any process.
+    """
+    config = plan.config
+    is_open = config.parallel == "auto" and plan.processes > 1 and config.method == "full"
+    if not is_open or config.compile or config.weights == "bf16" or config.optimizer.optimizer_state == "8bit":
+        return plan
+    fits = expected_memory(plan).total + TORCH_BYTES <= available_bytes(plan)
+    return replace(plan, is_sharded=is_any(not fits))
 
 
 def setting_of(plan: RunPlan) -> TrainingSetting:
