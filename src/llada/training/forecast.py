@@ -2,6 +2,7 @@
 it may be slow."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -213,12 +214,21 @@ def expected_seconds(plan: RunPlan) -> float | None:
         plan.network_config,
         plan.length,
         tokens=plan.total_steps * plan.tokens_per_step,
-        flops_per_second=plan.processes * matmul_flops_per_second(plan.device, plan.precision.dtype),
+        flops_per_second=_times_as_fast(plan) * matmul_flops_per_second(plan.device, plan.precision.dtype),
         activation_checkpointing=plan.config.activation_checkpointing,
         on_cpu=plan.device.type == "cpu",
     )
     limit = plan.config.minutes
     return seconds if limit is None else min(seconds, 60 * limit)
+
+
+def _times_as_fast(plan: RunPlan) -> float:
+    """At most how many times as fast as this process all of them are: on a CPU, they share its cores."""
+    if plan.device.type != "cpu":
+        return plan.processes
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    machines = plan.processes / plan.processes_here
+    return machines * min(plan.processes_here, max(1.0, cores / threads))
 
 
 def reasons_for_slowness(plan: RunPlan) -> list[str]:
@@ -267,7 +277,8 @@ def _way_in_words(plan: RunPlan, way: Way, speed_of: Callable[[torch.dtype], flo
             way.config,
             way.setting.length,
             tokens=plan.total_steps * plan.tokens_per_step,
-            flops_per_second=plan.processes * speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
+            flops_per_second=_times_as_fast(plan)
+            * speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
             activation_checkpointing=way.setting.activation_checkpointing,
             on_cpu=plan.device.type == "cpu",
         )
