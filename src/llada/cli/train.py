@@ -16,6 +16,7 @@ from llada.checkpoints.folder import read_config, read_tokenizer
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import base_of_adapter
+from llada.checkpoints.sampling_default import write_default
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED, USAGE_ERROR
 from llada.cli.flags import in_flags
@@ -38,7 +39,7 @@ from llada.training.forecast import announce, check_memory, out_of_memory, share
 from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined
 from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
-from llada.training.presets import PRESETS
+from llada.training.presets import PRESETS, measured_sampling
 from llada.training.progress_bar import Display
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder, RunReader, keep_for
@@ -163,6 +164,8 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
             for change in trainer.resumed.changed_settings:
                 console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
         folder.start(plan.config)
+        if group.is_main and not resume and (measured := measured_sampling(plan.config)):
+            write_default(folder.path, *measured)
         trainer.run(Display(console, trainer.plan.total_steps, in_flags))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -1,7 +1,9 @@
 """The presets: whole configurations by name, which set the defaults of all other flags."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 
@@ -82,3 +84,16 @@ PRESETS = {
         activation_checkpointing=True,
     ),
 }
+
+# How texts of a preset's network are drawn best, as `llada frontier` recommended for it: docs/EXPERIMENTS.md, 21.
+SAMPLING: Mapping[str, Mapping[str, Any]] = {
+    "laptop": {"policy": "entropy_bound", "entropy_bound": 0.03, "order": "left_to_right"},
+}
+
+
+def measured_sampling(config: TrainConfig) -> tuple[Mapping[str, Any], str] | None:
+    """The sampling options measured as the best for a run's network, with where; None where none were measured."""
+    for name, options in SAMPLING.items():
+        if config.network == PRESETS[name].network and config.base is None and config.data.chat is None:
+            return options, f"the preset {name}: docs/EXPERIMENTS.md, 21"
+    return None
