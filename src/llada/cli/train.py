@@ -309,7 +309,7 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
     presets = ", ".join(PRESETS)
-    command = program.name.split()[-1]
+    command = program.name.removeprefix("llada ") if program.name.startswith("llada ") else "train"
     preset_help = PRESET_HELP.format(presets=presets, preset=default_preset, resumed=resumed, command=command)
     config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:

@@ -237,8 +237,8 @@ class Group:
                 "`resume`."
             )
         return UserError(
-            f"Process {self.rank} waited in vain for {' and '.join(missing)}, which ended or hangs (`timeout_minutes` "
-            "says how long to wait): see what it says, and go on with `resume`."
+            f"The run waited in vain for {' and '.join(missing)}, which ended or hangs (`timeout_minutes` is the "
+            "longest wait): see what it says, and go on with `resume`."
         )
 
 

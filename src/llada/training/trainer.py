@@ -95,6 +95,7 @@ class Trainer:
         self.resumed = Resumed(Progress(), None, [])
         if resume:
             self.resumed = folder.load(self.state, self.data, config.to_json(), allow_changed_data)
+            self._keep_measured_in_main()
         self.progress = self.resumed.progress
         self.plan = plan.after(self.progress.step, self.progress.samples)
         self.saver, self.stop = (Saver if group.is_main else SilentSaver)(folder), StopRequest()
@@ -228,7 +229,6 @@ class Trainer:
     def _ready(self, display: Display) -> Iterator[None]:
         """Whatever goes on around the steps: files, signals, the display, loggers, the thread that saves."""
         self.group.check_same(self._facts())
-        self._leave_measured_to_main()
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
         if self.is_compiled:
@@ -265,8 +265,17 @@ class Trainer:
 
     def _leave_measured_to_main(self) -> None:
         """Bring to process 0 what all processes have measured; what they count alike stays."""
+        self.group.gather(self._measured())
+
+    def _keep_measured_in_main(self) -> None:
+        """Forget, in all processes but the first, what was measured before the checkpoint that all have read."""
+        if not self.group.is_main:
+            for values in self._measured():
+                values.zero_()
+
+    def _measured(self) -> list[Tensor]:
         meters: list[Meter] = [self.by_time, *([self.eos_share] if self.eos_share else [])]
-        self.group.gather([values for meter in meters for values in meter.sums.values()])
+        return [values for meter in meters for values in meter.sums.values()]
 
     def _facts(self) -> dict[str, str]:
         """What must be the same in all processes, by its name."""
@@ -326,7 +335,7 @@ class Trainer:
         self.policy.note_return(last_step)
         self.guard.reset()
         self.steps.source = make_source(self.plan, order)
-        self._leave_measured_to_main()
+        self._keep_measured_in_main()
         self.log.write_return(progress, left_at)
         self.timer.skip()
 
