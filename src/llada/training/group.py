@@ -183,11 +183,11 @@ class Group:
         self.together(lambda: None)
         return self.together(work)
 
-    def check_same(self, facts: Mapping[str, str]) -> None:
+    def check_same(self, facts: Callable[[], Mapping[str, str]]) -> None:
         """Refuse to train with processes that differ in what must be the same.
 
         Args:
-            facts: versions, checksums and the like, by their names for people.
+            facts: gives versions, checksums and the like, by their names for people.
 
         Raises:
             UserError: a process differs, in process 0.
@@ -196,7 +196,7 @@ class Group:
         if self.processes == 1:
             return
         everybody: list[tuple[str, dict[str, str]]] = [("", {})] * self.processes
-        self._gather_objects(everybody, (socket.gethostname(), dict(facts)))
+        self._gather_objects(everybody, (socket.gethostname(), dict(facts())))
         (_, ours), *others = everybody
         for rank, (host, theirs) in enumerate(others, start=1):
             differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))

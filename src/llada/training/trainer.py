@@ -26,7 +26,6 @@ from llada.optim.ema import ExponentialAverage, trained_weights
 from llada.optim.optimizers import make_optimizers
 from llada.optim.parts import rows_of
 from llada.optim.schedule import learning_rate_factor
-from llada.system.device import to_fp64
 from llada.system.errors import UserError
 from llada.system.toolchains import ToolchainName, has_compiler
 from llada.training.agenda import Action, Agenda
@@ -228,7 +227,7 @@ class Trainer:
     @contextmanager
     def _ready(self, display: Display) -> Iterator[None]:
         """Whatever goes on around the steps: files, signals, the display, loggers, the thread that saves."""
-        self.group.check_same(self._facts())
+        self.group.check_same(self._facts)
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
         if self.is_compiled:
@@ -291,7 +290,7 @@ class Trainer:
     def _weights_in_short(self) -> dict[str, str]:
         """The step, and the sum of the weights, in which any difference between processes would soon show."""
         weights = [w for w in trained_weights(self.model.network).values() if rows_of(w) is None]
-        total = torch.stack([to_fp64(weight.detach()).sum().cpu() for weight in weights]).sum()
+        total = sum(float(weight.detach().sum(dtype=torch.float64)) for weight in weights)
         return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
 
     def _log(self, done: StepResult) -> None:
@@ -377,7 +376,7 @@ class Trainer:
             UserError: the run ends here and cannot be saved, or most of its steps were left out.
         """
         step = self.progress.step
-        self.group.check_same(self._weights_in_short() if self.group.processes > 1 else {})
+        self.group.check_same(self._weights_in_short)
         if after.is_complete and self.guard.is_mostly_bad(step - self._first_step):
             raise self._trouble(done)
         if self.guard.ask_in_a_row() and not after.is_complete:
