@@ -169,9 +169,17 @@ def test_two_processes_train_like_one_in_other_ways(
     llada: RunCommand, data: PreparedText, dialogues: Path, tmp_path: Path
 ) -> None:
     answers = [*ADAMW, "--accumulate", "2", "--chat", str(dialogues), "--weight_power", "1"]
+    alone = tmp_path / "0-alone"
+    tuned = ["finetune", "--checkpoint", alone, "--data_dir", data.folder, "--windows", "random", *SMALL[8:]]
+    tuned += ["--steps", 3, "--epochs", "None", "--learning_rate", "1e-3", "--output_dir"]
     limited = flags(["--minutes", "0.05", "--evaluate_every", "1000000"], data, tmp_path / "limited", 10**6)
-    first, second = train_all_ways([*list(WAYS.values())[1:], answers], llada, data, tmp_path, [limited])
-    assert (first[-1].code, second[-1].code) == (0, 0)  # after the same step, by the clock of the first
+    then = [limited, [*tuned, tmp_path / "tuned", *FSDP], [*tuned, tmp_path / "tuned-too"]]
+    first, second = train_all_ways([*list(WAYS.values())[1:], answers], llada, data, tmp_path, then)
+    assert [ended.code for ended in (*first[-3:], *second[-3:])] == [0] * 6, first[-3:]
+    assert llada(*tuned, tmp_path / "tuned-alone").code == 0
+    for run in ("tuned", "tuned-too"):
+        assert_alike(tmp_path / run, tmp_path / "tuned-alone")
+    # After the same step, by the clock of the first of them.
     assert len(losses_of(tmp_path / "limited")) < 10**6
 
 

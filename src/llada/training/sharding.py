@@ -7,18 +7,22 @@ their features and logits are computed outside of any one module.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llada.models import Network
 from llada.optim.parts import is_shared_out, own_part, whole_of
 
 
-def shard_layers(network: Network, processes: int) -> None:
-    """Share out the layers of a network, in place; each process keeps its part of the weights that are there."""
+def shard_layers(network: Network, processes: int, device: torch.device) -> None:
+    """Share out the layers of a network, in place; each process keeps its part of the weights that are there.
+
+    A network on the meta device comes to this device, with weights that are still to be filled.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    device = next(network.parameters()).device
+    is_empty = next(network.parameters()).is_meta
     mesh = init_device_mesh(device.type, (processes,))
     for layer in network.layers:
         assert isinstance(layer, nn.Module)
@@ -26,8 +30,11 @@ def shard_layers(network: Network, processes: int) -> None:
         # The loss of a process is already its share of the whole: gradients are added up, not averaged.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    for parameter in network.parameters():
-        own_part(parameter)
+    if is_empty:
+        network.to_empty(device=device)
+        for layer in network.layers:  # FSDP2 takes the new memory when it first brings a layer together
+            layer.unshard()  # type: ignore[operator]
+            layer.reshard()  # type: ignore[operator]
 
 
 def is_sharded(network: nn.Module) -> bool:

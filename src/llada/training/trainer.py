@@ -45,7 +45,6 @@ from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
-from llada.training.sharding import shard_layers
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -79,8 +78,6 @@ class Trainer:
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
         self.model = build_model(plan, start, folder.last if resume else None)
-        if plan.is_sharded:
-            shard_layers(self.model.network, group.processes)
         self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         is_chat = isinstance(plan.data, Answers)
