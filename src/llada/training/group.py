@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from llada.evaluation.distributed import Shard
 from llada.optim.parts import rows_of
 from llada.system.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store  # which some builds of torch lack
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
 GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
@@ -45,7 +46,7 @@ class Group:
     rank: int = 0
     """Number of this process, from 0."""
     processes: int = 1
-    store: Store | None = None
+    store: "Store | None" = None
     """Where processes leave notes for each other."""
 
     @property
@@ -287,6 +288,9 @@ def joined(timeout_minutes: float) -> Iterator[Group]:
 
 
 def _join(timeout: timedelta) -> Group:
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     has_gpu = torch.cuda.is_available()
     if has_gpu:
