@@ -52,7 +52,8 @@ PRESET_HELP = """These options set the defaults of all others:
   --config FILE      The config.json of another run.
   --resume [FOLDER]  Go on with this run (default: {resumed}).
   --changed_data     With --resume, go on even if the data have changed.
-  --dry_run [N]      Print what the run would be, with N processes if given, and start none.
+  --dry_run [N]      Print the plan of the run, for N processes if given.
+
 `torchrun --standalone --nproc-per-node N -m llada {command} ...` shares each step among N processes."""
 
 READ_BEFORE = ("preset", "config", "resume", "changed_data", "dry_run", "checkpoint")
