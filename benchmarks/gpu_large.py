@@ -29,8 +29,10 @@ from llada.costs.flops import training_flops_per_token
 from llada.costs.memory import inference_memory
 from llada.data.prepared import PreparedText
 from llada.models import LLaDAConfig, MaskPredictor, NetworkConfig
+from llada.models.block_cache import BlockCachedPredictor
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import Predict, suppress
+from llada.sampling.speculation import speculate
 from llada.sampling.unmask import generate
 from llada.system.device import memory_bytes
 from llada.tokenizers.char import CharTokenizer
@@ -50,6 +52,7 @@ USABLE_SHARE = 0.8  # share of the memory that a forecast may fill, so that an u
 GB = 1e9
 # Sampling: tokens of the prompt, of the answer and of a block.
 PROMPT, ANSWER, BLOCK = 128, 128, 32
+GUESSES = 3  # of the next steps, in each evaluation
 
 
 def large_config(tiny: bool) -> LLaDAConfig:
@@ -196,17 +199,40 @@ def sampling(place: Place) -> None:
         answer, block = 16, 8
     with place.rows.case("LLaDA-8B in bf16"):
         network = random_network(config, place.device, torch.bfloat16).eval()
-        predict = suppress(MaskPredictor(network, config.mask_token_id, config.mask_token_id), [config.mask_token_id])
+        model = MaskPredictor(network, config.mask_token_id, config.mask_token_id)
+        predict = suppress(model, [config.mask_token_id])
         # Fewer steps where one takes long: the speed of a step does not depend on their number.
         for batch, steps, temperature in ((1, answer, 0.0), (16, answer // 4, 0.0), (1, answer // 4, 1.0)):
             row = f"LLaDA-8B in bf16, batch {batch}, {steps} steps, temperature {temperature:g}"
             with place.rows.case(row):
                 settings = SamplerConfig(steps=steps, block_length=block, temperature=temperature)
                 measure_sampling(place, row, predict, config, batch, answer, settings, config.mask_token_id)
-        del network, predict
+        measure_ways(place, model, config, answer // 4, block)
+        del network, model, predict
     tidy(place)
     with place.rows.case("preset laptop"), tempfile.TemporaryDirectory() as name:
         measure_preset(place, make_text(Path(name)))
+
+
+def measure_ways(place: Place, model: MaskPredictor, config: LLaDAConfig, answer: int, block: int) -> None:
+    """Measure the dual cache, and speculation: what a random network writes says nothing, the seconds of a pass do."""
+    settings, mask_id = SamplerConfig(steps=answer, block_length=block), config.mask_token_id
+    row = f"LLaDA-8B in bf16, batch 1, {answer} steps, dual cache"
+    with place.rows.case(row):
+        cached = suppress(BlockCachedPredictor(model, "dual", block), [mask_id])
+        measure_sampling(place, row, cached, config, 1, answer, settings, mask_id)
+    row = f"LLaDA-8B in bf16, {answer} steps, {GUESSES} guesses a pass"
+    with place.rows.case(row):
+        prompt = torch.arange(8 if place.tiny else PROMPT, device=place.device).remainder(60).add(3)
+        template = torch.cat((prompt, prompt.new_full((answer,), mask_id)))[None]
+        predict, start = suppress(model, [mask_id]), time.perf_counter()
+        *_, last = speculate(predict, template, mask_id, settings, GUESSES)
+        place.synchronise()
+        seconds = time.perf_counter() - start
+        place.rows.add(
+            row, tokens_per_second=answer / seconds, nfe_per_second=last.nfe / seconds, nfe=last.nfe, texts=last.rows,
+            seconds=seconds,
+        )  # fmt: skip
 
 
 def measure_preset(place: Place, data: PreparedText) -> None:

@@ -54,8 +54,11 @@ SMALLER = {
     "chat": ["--gen_length", "4", "--prompt", "to be"],
     "frontier": ["--windows", "2", "--minutes", "0.01"],
     "export": [],
+    "plot": [],
     "size": ["--tflops", "1"],
     "doctor": ["--quick"],
+    "watch": ["--port", "0", "--check"],
+    "serve": ["--check", "--port", "0"],
 }
 
 

@@ -142,6 +142,57 @@ def test_steps_show_the_text_on_its_way(model: Model) -> None:
     assert list(several[-1].texts) == texts
 
 
+def test_tokens_can_be_banned_and_required(llada: Any, folder: Path, model: Model) -> None:
+    """By their places in the whole text; the command writes the same."""
+    required, banned = {2: "a", 4: ["c", "d"]}, {3: [*"abcde"], 5: "a"}
+    texts = model.generate(["ab", "f"], length=6, seed=1, required=required, banned=banned)
+    assert all(text[2] == "a" and text[4] in "cd" and text[3] == "f" and text[5] != "a" for text in texts)
+    flags = ["--required", json.dumps(required), "--banned", json.dumps(banned)]
+    assert samples_of(llada, folder, "--prompt", "ab", "--gen_length", 6, "--seed", 1, *flags) == texts[:1]
+    assert model.infill("b<MASK*3>", required={0: "b", 1: "e"}).startswith("be")
+    refused = llada("sample", "--checkpoint", folder, "--prompt", "ab", "--required", '{"0": "f"}')
+    assert refused.code == 2
+    assert "has the token 3 at position 0, where another is required" in refused.err
+
+
+def test_a_text_longer_than_the_model_slides_if_asked_for(llada: Any, folder: Path, model: Model) -> None:
+    text = model.generate("ab", length=30, slide=True, seed=3)
+    assert len(text) == 32
+    assert text.startswith("ab")
+    flags = ["--prompt", "ab", "--gen_length", 30, "--slide"]
+    assert samples_of(llada, folder, *flags, "--seed", 3, "--n_samples", 2) == [
+        text, model.generate("ab", length=30, slide=True, seed=4)
+    ]  # fmt: skip
+    result = json.loads(llada("sample", "--checkpoint", folder, "--device", "cpu", "--json", *flags).out)
+    assert result["nfe"] == 30
+    assert model.generate("ab", length=5, slide=True) == model.generate("ab", length=5)
+    assert samples_of(llada, folder, "--prompt", "ab", "--gen_length", 5, "--slide") == [model.generate("ab", length=5)]
+    without = llada("sample", "--checkpoint", folder, "--device", "cpu", "--gen_length", 30)
+    assert without.code == 2
+    assert "are more than the 16" in without.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--slide"], "--slide is for a prompt: add --gen_length"),
+        (
+            ["--slide", "--gen_length", 30, "--frames", 2],
+            "leave out --banned, --required, --frames, --watch and --film",
+        ),
+        (["--required", "[1]"], "--required must be JSON of positions and tokens"),
+        (["--banned", '{"-1": "a"}'], "--banned must be JSON of positions and tokens"),
+        (["--banned", '{"0": "ab"}'], "'ab' is 2 tokens of this model, not one"),
+        (["--required", '{"40": "a"}'], "Position 40 is not among the 16"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_sentence(llada: Any, folder: Path, flags: list[object], said: str) -> None:
+    result = llada("sample", "--checkpoint", folder, "--device", "cpu", *flags)
+    assert result.code == 2
+    assert said in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+
+
 def test_settings_are_those_of_the_sampler(model: Model) -> None:
     """Given fields go before a configuration, and that before the defaults."""
     assert set(typing.get_type_hints(SamplerFields)) == {field.name for field in dataclasses.fields(SamplerConfig)}
@@ -232,6 +283,12 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
         (lambda model: model.generate("xyz"), "'x' is not in the vocabulary"),
         (lambda model: model.infill("abc"), "nothing to fill in"),
         (lambda model: model.infill("<MASK*99999999999>"), "are more than the 16"),
+        (lambda model: model.generate("ab", required={1: "c"}), "where another is required: put MASK there"),
+        (
+            lambda model: model.generate("ab", required={2: "c"}, banned={2: "c"}),
+            "All tokens required at position 2",
+        ),
+        (lambda model: model.generate("a", length=30, slide=True, banned={1: "b"}), "leave out one of the two"),
         (lambda model: model.generate(length=4, steps=0), "steps must be at least 1"),
         (lambda model: model.generate(length=4, step=1), "unexpected keyword argument 'step'"),
         (lambda model: model.nelbo(""), "An empty text has no likelihood"),

@@ -17,11 +17,13 @@ from torch import Generator, Tensor
 
 from llada.checkpoints.folder import Checkpoint, DtypeName, weights_dtype
 from llada.checkpoints.load import open_model
-from llada.checkpoints.sampling_default import CHOOSES_ANEW, read_default
+from llada.checkpoints.sampling_default import default_unless
 from llada.evaluation.text_bound import TextBound, bound_of_text
 from llada.models import MaskPredictor, Network, NetworkConfig, block_length_of
 from llada.sampling.batches import seeds_from, unmask_together
 from llada.sampling.config import ANSWER, FREE_TEXT, Remasking, SamplerConfig
+from llada.sampling.constraints import TextsAt, constrain_all
+from llada.sampling.long_text import generate_by_sliding
 from llada.sampling.policies import Order, PolicyName
 from llada.sampling.template import read_template
 from llada.system.device import DeviceName, choose_device
@@ -53,6 +55,8 @@ class SamplerFields(TypedDict, total=False):
     run_threshold: float
     order: Order | None
     stable_entropy: float | None
+    remdm_eta: float
+    p2_tokens: int
     mask_schedule: str
 
 
@@ -152,14 +156,16 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str = "", *, length: int | None = None, seed: int = 0,
-        config: SamplerConfig | None = None, on_step: OnStep | None = None, **sampler: Unpack[SamplerFields],
+        self, prompt: str = "", *, length: int | None = None, seed: int = 0, config: SamplerConfig | None = None,
+        on_step: OnStep | None = None, banned: TextsAt | None = None, required: TextsAt | None = None,
+        slide: bool = False, **sampler: Unpack[SamplerFields],
     ) -> str: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: Texts, *, length: int | None = None, seed: int = 0,
-        config: SamplerConfig | None = None, on_step: OnStep | None = None, **sampler: Unpack[SamplerFields],
+        self, prompt: Texts, *, length: int | None = None, seed: int = 0, config: SamplerConfig | None = None,
+        on_step: OnStep | None = None, banned: TextsAt | None = None, required: TextsAt | None = None,
+        slide: bool = False, **sampler: Unpack[SamplerFields],
     ) -> list[str]: ...  # fmt: skip
 
     def generate(
@@ -170,6 +176,9 @@ class Model:
         seed: int = 0,
         config: SamplerConfig | None = None,
         on_step: OnStep | None = None,
+        banned: TextsAt | None = None,
+        required: TextsAt | None = None,
+        slide: bool = False,
         **sampler: Unpack[SamplerFields],
     ) -> str | list[str]:
         """Continue a prompt, or each of several; the prompt is part of the returned text.
@@ -180,27 +189,38 @@ class Model:
                 with the seed `seed + i`.
             config: how to sample. If None, the defaults are those of `llada sample`: the checkpoint's own, if
                 `llada frontier` has written one, else temperature 1, one step a token.
-            on_step: called after each step with the texts so far.
+            on_step: called after each step with the texts so far; not where the text slides.
+            banned: tokens that must not stand at a position, which is the number of a token of the whole text from 0:
+                `{4: "e", 5: ["a", "e"]}`.
+            required: tokens of which one must stand at a position.
+            slide: write texts that are longer than the model's length piece by piece, each conditioned on the end of
+                the text so far.
             sampler: fields of `SamplerConfig`, which override those of `config` and the defaults.
 
         Raises:
-            UserError: the text would be longer than the model's length, or has a character that the vocabulary lacks.
+            UserError: the text would be longer than the model's length, or has a character that the vocabulary lacks;
+                or tokens are required that the prompt contradicts.
         """
-        prompts = _listed(prompt)
-        templates = [self._appended(self.tokenizer.encode(one), length) for one in prompts]
-        texts = self._fill(templates, seed, config, on_step, sampler)
+        prompts = [self.tokenizer.encode(one) for one in _listed(prompt)]
+        if slide and length is not None and any(len(ids) + length > self.max_length for ids in prompts):
+            if banned or required:
+                raise UserError("Tokens cannot be banned or required in a text that slides: leave out one of the two.")
+            texts = self._slide(prompts, length, seed, self._config(config or self._default(sampler), sampler))
+        else:
+            templates = [self._appended(ids, length) for ids in prompts]
+            texts = self._fill(templates, seed, config, on_step, sampler, banned, required)
         return texts[0] if isinstance(prompt, str) else texts
 
     @overload
     def infill(
-        self, template: str, *, seed: int = 0, config: SamplerConfig | None = None,
-        on_step: OnStep | None = None, **sampler: Unpack[SamplerFields],
+        self, template: str, *, seed: int = 0, config: SamplerConfig | None = None, on_step: OnStep | None = None,
+        banned: TextsAt | None = None, required: TextsAt | None = None, **sampler: Unpack[SamplerFields],
     ) -> str: ...  # fmt: skip
 
     @overload
     def infill(
-        self, template: Texts, *, seed: int = 0, config: SamplerConfig | None = None,
-        on_step: OnStep | None = None, **sampler: Unpack[SamplerFields],
+        self, template: Texts, *, seed: int = 0, config: SamplerConfig | None = None, on_step: OnStep | None = None,
+        banned: TextsAt | None = None, required: TextsAt | None = None, **sampler: Unpack[SamplerFields],
     ) -> list[str]: ...  # fmt: skip
 
     def infill(
@@ -210,6 +230,8 @@ class Model:
         seed: int = 0,
         config: SamplerConfig | None = None,
         on_step: OnStep | None = None,
+        banned: TextsAt | None = None,
+        required: TextsAt | None = None,
         **sampler: Unpack[SamplerFields],
     ) -> str | list[str]:
         """Fill a template, or each of several, where it says `<MASK>` or `<MASK*20>`, and keep the rest.
@@ -217,7 +239,7 @@ class Model:
         The other arguments, and the errors, are those of `generate`.
         """
         read = [read_template(one, self.tokenizer, self.checkpoint.check_length) for one in _listed(template)]
-        texts = self._fill(read, seed, config, on_step, sampler)
+        texts = self._fill(read, seed, config, on_step, sampler, banned, required)
         return texts[0] if isinstance(template, str) else texts
 
     def chat(
@@ -285,6 +307,8 @@ class Model:
         config: SamplerConfig | None,
         on_step: OnStep | None,
         sampler: SamplerFields,
+        banned: TextsAt | None = None,
+        required: TextsAt | None = None,
     ) -> list[str]:
         """Fill the templates together and decode them; text i has the seed `seed + i`."""
         mask_id, rows = self.tokenizer.mask_id, [list(template) for template in templates]
@@ -293,12 +317,24 @@ class Model:
         if not rows:
             return []
         how, seeds = self._config(config or self._default(sampler), sampler), seeds_from(seed, len(rows))
-        predict, pad_id = self.checkpoint.predict, self.tokenizer.pad_id
+        predict = constrain_all(self.checkpoint.predict, templates, self.tokenizer, banned, required)
+        pad_id = self.tokenizer.pad_id
         for rows, state in unmask_together(predict, templates, mask_id, pad_id, how, seeds, self.device):
             if on_step is not None:
                 texts = tuple(self.tokenizer.decode(row, OPEN) for row in rows)
                 on_step(Step(texts, sum(row.count(mask_id) for row in rows), state.nfe))
         return [self.tokenizer.decode(row) for row in rows]
+
+    def _slide(self, prompts: Sequence[list[int]], length: int, seed: int, config: SamplerConfig) -> list[str]:
+        """Continue each prompt beyond the model's length; text i has the seed `seed + i`."""
+        texts, mask_id = [], self.tokenizer.mask_id
+        for ids, own in zip(prompts, seeds_from(seed, len(prompts)), strict=True):
+            prompt, generator = torch.tensor([ids], dtype=torch.long, device=self.device), Generator().manual_seed(own)
+            *_, text = generate_by_sliding(
+                self.checkpoint.predict, prompt, length, mask_id, config, generator, context=self.max_length
+            )
+            texts.append(self.tokenizer.decode(text[0].tolist()))
+        return texts
 
     def _check_fillable(self, template: Sequence[int]) -> None:
         mask_id = self.tokenizer.mask_id
@@ -311,7 +347,7 @@ class Model:
 
     def _default(self, sampler: SamplerFields) -> SamplerConfig:
         """The checkpoint's own default, unless the choice of positions is given."""
-        return (None if CHOOSES_ANEW & sampler.keys() else read_default(self.checkpoint.folder)) or FREE_TEXT
+        return default_unless(sampler.keys(), self.checkpoint.folder) or FREE_TEXT
 
     def _config(self, config: SamplerConfig, sampler: SamplerFields) -> SamplerConfig:
         """Return the sampler's configuration: `config` with the given fields replaced."""

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from llada.checkpoints import folder as checkpoint_module
 from llada.checkpoints.folder import find_checkpoint, make_predictor, read_checkpoint, save_weights
 from llada.models import NetworkConfig
+from llada.models.block_cache import BlockCachedPredictor, CacheOptions
+from llada.sampling.guidance import Suppressed
 from llada.system.errors import UserError
 from tests.support.checkpoints import BOTH, X_T, assert_refused, edit_json, save_new, save_small
-from tests.support.configurations import TINY_LLADA, TINY_TIED, TOKENIZER
+from tests.support.configurations import TINY_ENCODER, TINY_LLADA, TINY_TIED, TOKENIZER
 from tests.support.sentences import assert_one_sentence
 from tests.support.texts import characters_of
 
@@ -154,6 +156,25 @@ def test_a_text_may_be_as_long_as_those_of_the_training(folder: Path) -> None:
 
 
 # The public layout
+
+
+def test_a_checkpoint_is_sampled_with_a_block_cache_if_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    checkpoint, asked = read_checkpoint(folder), torch.ones(X_T.shape, dtype=torch.bool)
+    plain = checkpoint.predict(X_T)
+    cached = checkpoint.predict_with(CacheOptions("dual", 1), block_length=4)
+    assert isinstance(cached, Suppressed)
+    assert isinstance(cached.predict_at, BlockCachedPredictor)
+    assert torch.equal(cached(X_T), plain)
+    assistant = checkpoint.assistant(caching=CacheOptions("prefix", 1), block_length=4)
+    assert isinstance(assistant.predict, BlockCachedPredictor)
+    assert torch.equal(assistant.predict(X_T, positions=asked), checkpoint.model(X_T, positions=asked))
+    with pytest.raises(UserError, match="set `block_length=32`") as refusal:
+        checkpoint.predict_with(CacheOptions("dual"), block_length=None)
+    assert_one_sentence(refusal.value)
+    save_new(tmp_path / "encoder", TINY_ENCODER)
+    with pytest.raises(UserError, match=r"LLaDA family.*leave out `cache`") as refusal:
+        read_checkpoint(tmp_path / "encoder").predict_with(CacheOptions("dual"), block_length=4)
+    assert_one_sentence(refusal.value)
 
 
 def test_the_tensors_have_the_official_names_and_shapes(tmp_path: Path) -> None:

@@ -211,6 +211,12 @@ def test_processes_share_the_windows_and_print_one_result(llada: RunCommand, wor
         (["compare", "masked", "masked", "--target_stderr", "0.1"], ["--target_stderr"]),
         (["sample", "--checkpoint", "causal", "--block_length", "4"], ["one position after another"]),
         (["sample", "--checkpoint", "causal", "--template", "<MASK*2>or"], ["before a gap"]),
+        (["sample", "--checkpoint", "masked", "--cache", "dual"], ["set --block_length 32"]),
+        (["sample", "--checkpoint", "causal", "--cache", "dual"], ["the LLaDA family", "leave out --cache"]),
+        (["sample", "--checkpoint", "masked", "--cache_refresh", "0"], ["--cache_refresh must be at least 1"]),
+        (["sample", "--checkpoint", "masked", "--speculate", "2"], ["at temperature 0", "leave out --speculate"]),
+        (["sample", "--checkpoint", "masked", "--speculate", "-1"], ["--speculate must be from 0"]),
+        (["sample", "--checkpoint", "masked", "--speculate", "2", "--n_samples", "2"], ["leave out --n_samples"]),
         (["train", "--network", "causal", "--complementary"], ["leave out --complementary"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -221,6 +227,19 @@ def test_what_cannot_be_is_said_in_one_sentence(
     monkeypatch.chdir(world)
     assert_one_sentence(llada(*arguments), *words)
     assert not (world / "x.nonsense").exists()
+
+
+def test_ways_that_change_no_text_write_the_same_one(llada: RunCommand, world: Path) -> None:
+    """A cache that is refreshed at every step, and speculation."""
+    command = ["sample", "--checkpoint", world / "masked", "--policy", "confidence", "--temperature", "0", "--json"]
+    blocks = ["--block_length", "6"]
+    plain = content_of(llada(*command, *blocks))
+    for cache in ("prefix", "dual"):
+        cached = content_of(llada(*command, *blocks, "--cache", cache, "--cache_refresh", "1"))
+        assert (cached["samples"], cached["nfe"]) == (plain["samples"], plain["nfe"])
+    guessed = content_of(llada(*command, *blocks, "--speculate", "3"))
+    assert guessed["samples"] == plain["samples"]
+    assert guessed["nfe"] < plain["nfe"]
 
 
 def test_broken_dialogues_are_left_out_and_counted_where_that_is_asked_for(llada, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -96,6 +96,11 @@ def test_the_recommendation_becomes_the_default(llada, trained: Path, tmp_path: 
     model = package.load(trained, device="cpu")
     assert model.generate(length=24) == obeyed["samples"][0]
     assert model.generate(length=24, policy="random") == plain["samples"][0]
+    for given, written in (([], obeyed), (["--policy", "random"], plain)):  # samples that are measured have it, too
+        line = ["evaluate", "--checkpoint", trained, "--samples", 1, "--sample_length", 24, "--ngram", 5, "--json"]
+        measured = llada(*line, *given, *CPU)
+        assert json.loads(measured.out)["texts"] == written["samples"]
+        assert (SAMPLING_FILE in measured.err) == (not given)
 
     assert llada("export", "--checkpoint", trained, "--output_dir", tmp_path / "exported").code == 0
     assert sample(llada, tmp_path / "exported")[0] == obeyed

@@ -12,8 +12,10 @@ from llada.cli.doctor import DoctorOptions
 from llada.cli.evaluate import EvaluateOptions
 from llada.cli.export import ExportOptions
 from llada.cli.options import _join_help_lines, _nested, parse
+from llada.cli.plot import PlotOptions
 from llada.cli.prepare import PrepareOptions
 from llada.cli.sample import SampleOptions
+from llada.cli.serve import ServeOptions
 from llada.cli.size_report import SizeOptions
 from llada.training.config import TrainConfig
 
@@ -25,7 +27,9 @@ OPTIONS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
     "sample": SampleOptions,
+    "serve": ServeOptions,
     "export": ExportOptions,
+    "plot": PlotOptions,
     "doctor": DoctorOptions,
     "size": SizeOptions,
 }

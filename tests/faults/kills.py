@@ -41,12 +41,12 @@ from llada.training.run_folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parents[2]))  # this is a script, too
 
 from tests.support.commands import PATIENCE
+from tests.support.runs import CLOCK
 
 STEPS, EVERY = 12, 3
 NETWORK = ["--d_model", "16", "--n_heads", "2", "--n_layers", "1", "--sequence_length", "24", "--batch_size", "4"]
 LENGTH = ["--steps", str(STEPS), "--evaluate_every", str(EVERY), "--log_every", "2", "--evaluation_windows", "4"]
 OPTIONS = ["--preset", "tiny", *NETWORK, *LENGTH, "--device", "cpu", "--precision", "fp32", "--compile", "False"]
-CLOCK = ("seconds", "tokens_per_second")  # what of the metrics may differ
 
 OF_OTHERS = [".prepared.local", ".prepared.old", ".prepared.lock"]  # next to the prepared text, and to stay there
 # Calls at which a process may end, as (module, name).

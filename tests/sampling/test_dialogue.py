@@ -13,7 +13,6 @@ from llada.cli import main
 from llada.cli.drawing import draw_tokens
 from llada.models import LLaDAConfig
 from llada.sampling.config import SamplerConfig
-from llada.sampling.dialogue import has_ended
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.chat_template import PlainFormat, chat_format
@@ -56,7 +55,7 @@ def test_an_answer_appears_step_by_step_and_stops_at_its_end() -> None:
     checkpoint = checkpoint_of([a, b, EOS, a, a, a, a, a])
     states = list(checkpoint.assistant(FORM).answer([Message("user", "cd")], 8, SamplerConfig(steps=8)))
     assert [state.ids[:3] for state in states] == [[a, MASK, MASK], [a, b, MASK], [a, b, EOS]]
-    assert [state.nfe for state in states] == [1, 2, 3]
+    assert [(state.nfe, state.nfe_saved) for state in states] == [(1, 0), (2, 0), (3, 5)]
     assert all(MASK in state.ids for state in states)
     assert checkpoint.model.seen[0] == FORM.prompt([Message("user", "cd")]) + [MASK] * 8  # type: ignore[index]
 
@@ -72,13 +71,6 @@ def test_the_oldest_turns_are_forgotten_when_the_model_is_too_short() -> None:
         list(checkpoint.assistant(FORM).answer(messages[2:], 5, SamplerConfig()))
     with pytest.raises(UserError, match="leaves no room"):
         list(checkpoint.assistant(FORM).answer(messages, 8, SamplerConfig()))
-
-
-def test_an_end_behind_a_mask_is_no_end_yet() -> None:
-    assert has_ended([5, EOS, MASK], FORM.end_ids, MASK)
-    assert not has_ended([MASK, EOS, 5], FORM.end_ids, MASK)
-    assert not has_ended([5, 6, 7], FORM.end_ids, MASK)
-    assert has_ended([EOS, MASK], FORM.end_ids, MASK)
 
 
 def test_unfinished_text_is_drawn_in_runs() -> None:

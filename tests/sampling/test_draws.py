@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from llada.sampling.draws import draw, shaped, uniforms
+from llada.sampling.draws import draw, draw_at, shaped, uniforms
+from llada.sampling.predictions import Predictions
 
 P = torch.tensor([[0.1, 0.4, 0.0, 0.3, 0.2]])
 
@@ -33,6 +34,32 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
     uniform = torch.tensor([0.0, 0.09, 0.11, 0.49, 0.51, 0.79, 0.81, 1 - 2**-53], dtype=torch.float64)
     assert draw(P.log().expand(8, 5), uniform).tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("n_columns", [513, 1024, 1500])
+def test_a_large_vocabulary_is_drawn_from_in_two_steps(n_columns: int) -> None:
+    """First a segment of it, then the token: those of the plain inverse, also at the edges of segments."""
+    generator = torch.Generator().manual_seed(n_columns)
+    log_p = (4 * torch.randn(50, n_columns, generator=generator)).log_softmax(-1)
+    log_p[:, : n_columns // 4] = -math.inf
+    log_p[10:20, 512:] = -math.inf  # whole segments without any probability
+    log_p = log_p.log_softmax(-1)
+    uniform = torch.rand(50, dtype=torch.float64, generator=generator)
+    uniform[:2] = torch.tensor([0.0, 0.5])
+    cumulative = log_p.double().exp().cumsum(-1)
+    plain = [int((row <= u * row[-1]).sum()) for row, u in zip(cumulative, uniform, strict=True)]
+    drawn = draw(log_p, uniform)
+    assert drawn.tolist() == plain
+    assert bool(log_p.gather(1, drawn[:, None]).isfinite().all())
+
+
+def test_draws_at_some_positions_are_those_of_all_at_once() -> None:
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    predicted, places, uniform = Predictions(logits), torch.tensor([4, 0, 5]), torch.tensor([0.3, 0.9, 0.1]).double()
+    expected = draw(shaped(logits[places].log_softmax(-1), 0.7, 10), uniform)
+    assert torch.equal(draw_at(predicted, places, uniform, 0.7, 10), expected)
+    assert torch.equal(draw_at(predicted, places, None, 0), logits[places].argmax(-1))
+    assert draw_at(predicted, places[:0], uniform[:0]).tolist() == []
 
 
 def test_rounding_never_draws_what_has_no_probability() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.sampling.config import SamplerConfig
-from llada.sampling.guidance import TokensAt, constrain, guide, penalize, suppress, takes_positions
+from llada.sampling.guidance import TokensAt, constrain, guide, penalized, suppress
 from llada.sampling.unmask import infill
 from llada.system.errors import UserError
 from tests.support.toys import MASK, table_predictor, uniform
@@ -39,12 +39,9 @@ def test_a_penalty_is_a_power_of_the_probabilities_of_tokens_that_are_there() ->
     x_t = torch.tensor([[1, MASK, MASK], [2, 0, MASK], [1, MASK, 0]])
     attention_mask = torch.tensor([[True] * 3, [True] * 3, [True, True, False]])
 
-    @takes_positions
-    def predict_at(x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
-        return (p.log() + 5.0).expand(*x_t.shape, 3)[positions]
-
-    penalized = penalize(predict_at, MASK, 2.0)
-    powers = penalized(x_t, attention_mask=attention_mask, positions=x_t == MASK).exp()
+    positions = x_t == MASK
+    logits = (p.log() + 5.0).expand(int(positions.sum()), 3)
+    powers = penalized(logits, x_t, positions, MASK, 2.0, attention_mask).exp()
     assert torch.allclose(
         powers, torch.tensor([[0.5, 0.09, 0.2], [0.5, 0.09, 0.2], [0.25, 0.3, 0.04], [0.5, 0.09, 0.2]])
     )
@@ -89,3 +86,26 @@ def test_constraints_that_cannot_be_met_are_one_sentence(constraints: dict[str, 
     with pytest.raises(UserError, match=said):
         constrain(uniform, x_t, MASK, **constraints)(x_t)
     assert constrain(uniform, x_t, MASK, required={2: [1]})(x_t).shape == (1, 3, 3)
+
+
+def test_suppression_writes_into_logits_only_where_they_are_given_away() -> None:
+    class Kept:
+        """A predictor that needs its logits again, unless it says otherwise."""
+
+        takes_positions, gives_new_logits = True, False
+
+        def __init__(self) -> None:
+            self.logits = torch.zeros(2, 3)
+
+        def __call__(self, x_t: Tensor, *, attention_mask: Tensor | None = None, positions: Tensor) -> Tensor:
+            return self.logits
+
+    kept, positions = Kept(), torch.ones(1, 2, dtype=torch.bool)
+    x_t = torch.full((1, 2), MASK)
+    found = suppress(kept, [1])(x_t, positions=positions)
+    assert found.isneginf().tolist() == [[False, True, False]] * 2
+    assert torch.equal(kept.logits, torch.zeros(2, 3))
+    kept.gives_new_logits = True
+    assert suppress(kept, [1])(x_t, positions=positions) is kept.logits
+    kept.logits = torch.zeros(2, 3, requires_grad=True)
+    assert suppress(kept, [1])(x_t, positions=positions) is not kept.logits

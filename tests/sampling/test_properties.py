@@ -11,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from llada.models.local_cache import with_cache
 from llada.sampling.config import SamplerConfig
-from llada.sampling.guidance import suppress
+from llada.sampling.fills import Fill, advance, start
+from llada.sampling.guidance import constrain, suppress
 from llada.sampling.policies import POLICIES
 from llada.sampling.unmask import Canvas, infill, unmask
-from tests.support.toys import MASK, N_TOKENS, table_predictor
+from tests.models.test_local_cache import CONFIG, MASK_ID, predictor
+from tests.support.toys import MASK, N_TOKENS, padding_predictor, table_predictor
 
 LENGTH, PAD = 5, 0  # PAD is suppressed, as it is for every checkpoint
 TABLE = table_predictor(LENGTH, seed=7)
@@ -80,6 +83,102 @@ def test_a_batch_is_its_rows_and_a_seed_is_a_text(rows: list[list[int]], options
     assert torch.equal(together, write(rows, options, seed).x_t)
     for i, row in enumerate(rows):
         assert torch.equal(together[i], write([row], options, (seed + i) % 2**63).x_t[0])
+
+
+TEMPLATES = st.lists(st.lists(TOKENS, min_size=1, max_size=LENGTH), min_size=1, max_size=4)
+PADDED = padding_predictor(seed=5)
+
+
+@settings(many, max_examples=40)
+@given(templates=TEMPLATES, options=st.lists(OPTIONS, min_size=4, max_size=4), seed=SEEDS, data=st.data())
+def test_whoever_comes_and_goes_a_text_is_what_it_is_alone(
+    templates: list[list[int]], options: list[dict[str, Any]], seed: int, data: st.DataObject
+) -> None:
+    """Of other lengths and settings, begun at other steps, in any places of the batch."""
+    waiting = [
+        start(template, MASK, SamplerConfig(**how), own)
+        for template, how, own in zip(templates, options, generators(seed, len(templates)), strict=False)
+    ]
+    fills, running = list(waiting), list[Fill]()
+    while waiting or running:
+        if waiting and (not running or data.draw(st.booleans())):
+            running.insert(data.draw(st.integers(0, len(running))), waiting.pop())
+        advance(PADDED, running, PAD)
+        running = [fill for fill in running if not fill.is_done]
+    for fill, template, own in zip(fills, templates, generators(seed, len(fills)), strict=True):
+        alone = infill(PADDED, torch.tensor([template]), MASK, fill.config, own)
+        assert torch.equal(fill.ids, alone.x_t[0])
+        assert fill.nfe == alone.nfe
+
+
+AGAIN = st.sampled_from([{"remdm_eta": 0.3}, {"remdm_eta": 1.0}, {"p2_tokens": 1}, {"p2_tokens": 3}])
+
+
+@many
+@given(rows=ROWS, options=OPTIONS, again=AGAIN, seed=SEEDS)
+def test_what_is_masked_again_is_written_anew(
+    rows: list[list[int]], options: dict[str, Any], again: dict[str, Any], seed: int
+) -> None:
+    """Given tokens stay, no MASK is left, and each step leaves as many tokens as it says."""
+    config = SamplerConfig(**{**options, "stable_entropy": None, "steps": (options["steps"] or 4) * 2, **again})
+    template = torch.tensor(rows)
+    before = template
+    for state in unmask(PREDICT, template, MASK, config, generators(seed, len(rows))):
+        assert state.revealed is not None
+        assert bool(state.revealed.any())
+        assert not bool((state.x_t != template)[template != MASK].any())
+        assert bool((before[state.revealed] == MASK).all())
+        assert bool((state.x_t != MASK)[state.revealed].all())
+        assert bool(((state.x_t != MASK).sum(1) >= (before != MASK).sum(1)).all())
+        before = state.x_t
+    assert not bool((before == MASK).any())
+
+
+@many
+@given(rows=ROWS, options=OPTIONS, seed=SEEDS)
+def test_up_to_its_end_a_text_is_what_it_is_without_one(
+    rows: list[list[int]], options: dict[str, Any], seed: int
+) -> None:
+    template, config = torch.tensor(rows), SamplerConfig(**options)
+    whole = write(rows, options, seed)
+    ended = Canvas(template, 0)
+    for state in unmask(PREDICT, template, MASK, config, generators(seed, len(rows)), end_ids=[2]):
+        ended = state
+    assert ended.nfe <= whole.nfe
+    for row, text, stopped in zip(rows, whole.x_t.tolist(), ended.x_t.tolist(), strict=True):
+        ends = [i for i, token in enumerate(stopped) if token == 2 and row[i] == MASK and MASK not in stopped[:i]]
+        end = ends[0] + 1 if ends else LENGTH
+        assert stopped[:end] == text[:end]
+        assert MASK not in stopped[:end]
+
+
+@settings(many, max_examples=10)
+@given(share=st.floats(0.1, 1.0), options=OPTIONS, seed=SEEDS)
+def test_a_cache_changes_no_text(share: float, options: dict[str, Any], seed: int) -> None:
+    """On a machine whose matmuls give a row the same numbers among any others, which `with_cache` finds out."""
+    model, drawn = predictor(), Generator().manual_seed(seed % 2**63)
+    ids = torch.randint(1, CONFIG.vocab_size - 1, (2, 24), generator=drawn)
+    template = torch.where(torch.rand(2, 24, generator=drawn) < share, MASK_ID, ids)
+    config = SamplerConfig(**options)
+    with_it, without = (
+        infill(suppress(one, [CONFIG.mask_token_id]), template, MASK_ID, config, generators(seed, 2))
+        for one in (with_cache(model), model)
+    )
+    assert torch.equal(with_it.x_t, without.x_t)
+
+
+@many
+@given(rows=ROWS, options=OPTIONS, seed=SEEDS, place=st.integers(0, LENGTH - 1), token=st.sampled_from([1, 2]))
+def test_what_is_required_is_written(
+    rows: list[list[int]], options: dict[str, Any], seed: int, place: int, token: int
+) -> None:
+    """Whatever it is that chooses; and a token that is banned elsewhere is not written there."""
+    rows = [[*row[:place], MASK, *row[place + 1 :]] for row in rows]
+    elsewhere = (place + 1) % LENGTH
+    bound = constrain(PREDICT, torch.tensor(rows), MASK, required={place: [token]}, banned={elsewhere: [token]})
+    for row, text in zip(rows, write(rows, options, seed, bound).x_t.tolist(), strict=True):
+        assert text[place] == token
+        assert row[elsewhere] != MASK or text[elsewhere] != token
 
 
 @many

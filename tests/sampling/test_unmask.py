@@ -7,18 +7,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from llada.forward_process import Cosine, Polynomial, schedule_by_name
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import suppress
 from llada.sampling.policies import PolicyName, most_confident, on_canvas
+from llada.sampling.predictions import Predictions
 from llada.sampling.steps import confidence_near_cut
-from llada.sampling.unmask import generate, infill, unmask, unmask_budget
+from llada.sampling.unmask import generate, infill, unmask
 from llada.system.errors import UserError
 from tests.support.toys import (
     MASK,
     N_TOKENS,
-    SCHEDULE_NAMES,
     joint_predictor,
     padding_predictor,
     table_predictor,
@@ -26,52 +25,6 @@ from tests.support.toys import (
 )
 
 PAD = 0  # a token that texts have, too: only the attention mask says that it is padding
-
-
-def test_budget_is_even_with_the_remainder_first() -> None:
-    assert unmask_budget(torch.tensor([10, 3, 0]), 4).tolist() == [[3, 3, 2, 2], [1, 1, 1, 0], [0, 0, 0, 0]]
-
-
-def test_budget_wastes_no_step() -> None:
-    assert unmask_budget(torch.tensor([3, 2]), 100).tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert unmask_budget(torch.tensor([0]), 5).shape == (1, 0)
-
-
-def test_budget_follows_the_schedule() -> None:
-    """Of 100 tokens, t^2 leaves 81, 64, 49, ... after each of ten steps: odd numbers are revealed."""
-    n = torch.tensor([100])
-    assert unmask_budget(n, 10, Polynomial(2.0)).tolist() == [[19, 17, 15, 13, 11, 9, 7, 5, 3, 1]]
-    # cos(45 degrees) of 1000 are masked after the first of two steps, cos(60) after two of three.
-    assert unmask_budget(torch.tensor([1000]), 2, Cosine()).tolist() == [[293, 707]]
-    assert unmask_budget(torch.tensor([1000]), 3, Cosine()).tolist() == [[134, 366, 500]]
-
-
-def test_budget_of_a_schedule_reveals_something_at_each_step() -> None:
-    """One token at least: of 20 that cos(pi/2 (1 - t)) spreads over 10 steps, the first two get less than that."""
-    assert unmask_budget(torch.tensor([20]), 10, Cosine()).tolist() == [[1, 1, 1, 2, 2, 2, 2, 3, 3, 3]]
-    assert unmask_budget(torch.tensor([10]), 10, Cosine()).tolist() == [[1] * 10]
-    assert unmask_budget(torch.tensor([9, 2]), 100, Cosine()).tolist() == [[1] * 9, [0] * 7 + [1, 1]]
-
-
-@pytest.mark.parametrize("name", SCHEDULE_NAMES)
-def test_budgets_fill_everything_close_to_the_schedule(name: str) -> None:
-    n, schedule = torch.arange(300), schedule_by_name(name)
-    for steps in (1, 7, 64):
-        budget = unmask_budget(n, steps, schedule)
-        assert torch.equal(budget.sum(1), n)
-        assert bool((budget[n >= steps] >= 1).all())
-        masked = schedule.fraction(torch.arange(steps, -1, -1) / steps)
-        exact = n[:, None] * (masked[:-1] - masked[1:])
-        unlimited = (exact >= 1).all(1)  # no step is raised to one token
-        assert bool(((budget - exact)[unlimited].abs() < 1).all())
-
-
-def test_linear_budget_is_lladas_even_split() -> None:
-    """Its get_num_transfer_tokens: the quotient for each step, and one more in the first ones for the remainder."""
-    n = torch.arange(1, 400)
-    for steps in (1, 3, 32, 100):
-        for row, count in zip(unmask_budget(n, steps).tolist(), n.tolist(), strict=True):
-            assert row == [count // steps + (step < count % steps) for step in range(len(row))]
 
 
 def test_the_loop_follows_the_schedule() -> None:
@@ -152,10 +105,10 @@ def test_most_confident_tokens_are_those_in_fp64_even_where_fp32_knows_no_differ
     generator = Generator().manual_seed(0)
     is_open = torch.rand(3, 40, generator=generator) < 0.8
     logits = (scale * torch.randn(int(is_open.sum()), 7, generator=generator)).to(dtype)
-    token, log_p = logits.argmax(-1), logits.float().log_softmax(-1)
+    token = logits.argmax(-1)
     exact = on_canvas(logits.double().softmax(-1).amax(-1), is_open)
     for n_now in torch.tensor([[1, 0, 5], [2, 20, 40], [31, 30, 3]]):
-        near = confidence_near_cut(logits, log_p, token, is_open, n_now)
+        near = confidence_near_cut(Predictions(logits), token, is_open, n_now)
         chosen = most_confident(near, n_now) & is_open
         assert torch.equal(chosen, most_confident(exact, n_now) & is_open)
 

@@ -20,6 +20,9 @@ from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 
+CLOCK = ("seconds", "tokens_per_second", "memory_bytes")
+"""What of the metrics two equal runs may differ in."""
+
 
 def display(total: int | None = None) -> Display:
     return Display(Console(quiet=True), total)
@@ -88,10 +91,9 @@ def break_losses(trainer: Trainer, is_broken: Callable[[int, int], bool], value:
 
 
 def metrics_without_clock(config: TrainConfig) -> list[dict[str, Any]]:
-    """The metrics of a run, without what depends on the clock."""
-    clock = ("seconds", "tokens_per_second")
+    """The metrics of a run, without what depends on the clock and on the machine."""
     rows = read_metrics(config.output_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
 def losses(config: TrainConfig) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 from llada.checkpoints.sampling_default import SAMPLING_FILE, read_default
 from llada.data.prepared import PreparedText
 from llada.sampling.config import FREE_TEXT
-from llada.training.presets import PRESETS, measured_sampling
+from llada.training.presets import PRESETS, measured_sampling, sampling_of
 
 BEST: dict[str, Any] = {"policy": "entropy_bound", "entropy_bound": 0.03, "order": "left_to_right"}
 SHORT = ["--steps", 1, "--batch_size", 1, "--sequence_length", 16, "--evaluation_windows", 1, "--device", "cpu"]
@@ -22,6 +22,11 @@ def test_a_run_of_the_laptop_preset_is_sampled_as_measured(llada: Any, data: Pre
     resumed = llada("train", "--resume", run, "--steps", 2)
     assert resumed.code == 0, resumed.err
     assert not (run / SAMPLING_FILE).exists()
+
+
+def test_samples_of_a_run_are_written_as_it_is_sampled_later() -> None:
+    assert sampling_of(PRESETS["laptop"]) == replace(FREE_TEXT, **BEST)
+    assert sampling_of(PRESETS["tiny"]) == FREE_TEXT
 
 
 def test_what_was_measured_for_one_network_is_not_said_of_another() -> None:

@@ -208,6 +208,8 @@ def test_run_folder_holds_what_the_design_says(small_run: TrainConfig, data: Pre
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == list(range(1, 13))
     assert {"tokens", "seconds", "nll", "nll_by_t", "grad_norm", "learning_rate_factor"} <= set(training[0])
+    assert [row["fraction_done"] for row in training] == pytest.approx([step / 12 for step in range(1, 13)], abs=1e-6)
+    assert all(row["memory_bytes"] > 10_000_000 for row in training)  # of a process that has torch
     assert [row["step"] for row in rows if "nelbo" in row] == [6, 12]
 
 

@@ -26,6 +26,7 @@ from llada.models import (
     mask_name,
     tied_head,
 )
+from llada.models.block_cache import NO_CACHE, BlockCachedPredictor, CacheOptions
 from llada.models.local_cache import with_cache
 from llada.optim.parts import fill_own_part, is_shared_out
 from llada.sampling.dialogue import Assistant
@@ -67,18 +68,22 @@ class Checkpoint:
         """Ids that end an answer in addition to EOS and those of the chat template: config.json may name several."""
         return frozenset(getattr(self.config, "further_eos_ids", ()))
 
-    def assistant(self, form: ChatFormat | None = None) -> Assistant:
+    def assistant(
+        self, form: ChatFormat | None = None, caching: CacheOptions = NO_CACHE, block_length: int | None = None
+    ) -> Assistant:
         """Wrap the model as an assistant that answers in dialogues.
 
         Args:
             form: the chat format; if left out, the tokenizer's own.
+            caching, block_length: those of `predict_with`.
 
         Raises:
-            UserError: the tokenizer's chat template cannot be used.
+            UserError: the tokenizer's chat template cannot be used, or the cache cannot.
         """
         device, longest = next(self.model.parameters()).device, self.config.max_sequence_length
         form = form or chat_format(self.tokenizer)
-        return Assistant(self.model, self.tokenizer, form, longest, device, self.further_end_ids)
+        predict = self._block_cached(caching, block_length) or self.model
+        return Assistant(predict, self.tokenizer, form, longest, device, self.further_end_ids)
 
     @property
     def predict(self) -> Predict:
@@ -86,7 +91,29 @@ class Checkpoint:
 
         Each time a new one, which may keep what it computed for the text that is being written.
         """
-        return suppress(with_cache(self.model), self.tokenizer.forbidden_rows)
+        return self.predict_with(NO_CACHE, None)
+
+    def predict_with(self, caching: CacheOptions, block_length: int | None) -> Predict:
+        """Like `predict`, with a prefix or dual cache if the options ask for one, which is not exact.
+
+        Args:
+            block_length: that of the sampler.
+
+        Raises:
+            UserError: the network has no such cache, or the sampler no blocks.
+        """
+        cached = self._block_cached(caching, block_length) or with_cache(self.model)
+        return suppress(cached, self.tokenizer.forbidden_rows)
+
+    def _block_cached(self, caching: CacheOptions, block_length: int | None) -> BlockCachedPredictor | None:
+        if caching.cache is None:
+            return None
+        if block_length is None:
+            raise UserError("The cache keeps what is outside of a block, and there are none: set `block_length=32`.")
+        try:
+            return BlockCachedPredictor(self.model, caching.cache, block_length, caching.cache_refresh)
+        except ValueError as error:
+            raise UserError(f"This checkpoint cannot be sampled so ({error}): leave out `cache`.") from error
 
     def check_length(self, length: int) -> None:
         """Refuse a text that is longer than those the model was trained on.

@@ -20,7 +20,7 @@ from llada.system.regular_files import open_regular, read_bounded
 from llada.system.temporary_names import aside_of
 
 CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
-METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+METRICS_FILE, CURVES_FILE, TROUBLE_FILE = "metrics.jsonl", "curves.png", "trouble.json"
 TRIES = 5
 REMEDY = "use another checkpoint of the run, or restore this one from a copy"
 BEST, LAST = "best", "last"

@@ -3,7 +3,7 @@
 It is in the folder of a run, for all of its checkpoints, or in that of a checkpoint by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -39,6 +39,17 @@ def read_default(checkpoint: Path) -> SamplerConfig | None:
     """
     path = find_default(checkpoint)
     return None if path is None else read_default_file(path)
+
+
+def default_unless(given: Collection[str], checkpoint: Path) -> SamplerConfig | None:
+    """The default of a checkpoint folder, unless the options that are given choose positions anew; None without one.
+
+    This is the rule for whatever writes without a prompt or from one: commands, samples that are measured, Python.
+
+    Raises:
+        UserError: its file is not one of sampling options.
+    """
+    return None if CHOOSES_ANEW & set(given) else read_default(checkpoint)
 
 
 def read_default_file(path: Path) -> SamplerConfig:

@@ -16,6 +16,7 @@ from llada.cli.drawing import draw_tokens
 from llada.cli.ending import INTERRUPTED, USAGE_ERROR
 from llada.cli.flags import in_flags
 from llada.cli.options import check_positive, parse, sampler_for
+from llada.models.block_cache import NO_CACHE, CacheOptions
 from llada.sampling.config import ANSWER, SamplerConfig
 from llada.sampling.dialogue import Answer
 from llada.system.console import StderrConsole
@@ -46,6 +47,7 @@ class ChatOptions:
     gen_length: int | None = None
     """Greatest number of tokens in an answer; if left out, 128, or half of the model's length if that is less."""
     sampler: SamplerConfig = ANSWER
+    caching: CacheOptions = NO_CACHE
     seed: int = 0
     """Seed of the answers, which matters if the temperature is above 0."""
     device: DeviceName = "auto"
@@ -78,7 +80,7 @@ class Chat:
 
     def __init__(self, checkpoint: Checkpoint, config: SamplerConfig, options: ChatOptions, gen_length: int) -> None:
         self.checkpoint, self.config, self.options, self.gen_length = checkpoint, config, options, gen_length
-        self.assistant = checkpoint.assistant()
+        self.assistant = checkpoint.assistant(caching=options.caching, block_length=config.block_length)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.console = StderrConsole()
         self.messages: list[Message] = []
@@ -109,7 +111,8 @@ class Chat:
         tell(reply)
         if last.n_forgotten:
             self._note(f"the first {last.n_forgotten} messages no longer fit, and were left out")
-        self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s")
+        saved = f", {last.nfe_saved} saved by its end" if last.nfe_saved else ""
+        self._note(f"{last.nfe} evaluations of the network in {time.perf_counter() - start:.1f} s{saved}")
 
     def talk(self) -> int:
         """Answer the messages of standard input until it ends; return the exit code."""

@@ -5,10 +5,11 @@ from itertools import groupby
 
 from rich.text import Text
 
+from llada.films.layout import MASK
 from llada.system.terminal import visible
 from llada.tokenizers.base import Tokenizer
 
-OPEN = "░"  # stands for a mask
+OPEN = MASK  # stands for a mask
 
 
 def draw_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> Text:

@@ -33,6 +33,7 @@ OUT_OF_MEMORY = {
     "evaluate": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
     "compare": "lower --batch_size or --sequence_length, or open the weights as bf16 (--dtype bf16)",
     "harness": "lower --batch_size, or put dtype=bf16 into --model_args",
+    "serve": "lower --batch or --batch_tokens, or open the weights as bf16 (--dtype bf16)",
     "export": "write the weights as they are stored (--dtype stored), or take a machine with more memory",
 }
 PANIC = "PanicException"  # what Rust libraries raise for a bug of their own; a BaseException

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +11,9 @@ from tyro.conf import arg
 
 from llada.checkpoints.folder import Checkpoint
 from llada.checkpoints.load import open_to_measure
+from llada.checkpoints.sampling_default import SAMPLING_FILE, default_unless
 from llada.cli import Program
-from llada.cli.options import check_positive, parse
+from llada.cli.options import check_positive, given_values, parse
 from llada.cli.quality import QualityOptions, measure_samples
 from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
 from llada.evaluation.answer_likelihood import predict_by_model
@@ -23,7 +24,7 @@ from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.sampling.policies import PolicyName, make_policy
 from llada.system.device import Precision, choose_precision
 from llada.system.errors import UserError
-from llada.system.terminal import tell
+from llada.system.terminal import say, tell
 
 DESCRIPTION = """Measure a checkpoint on all windows of a text.
 
@@ -55,7 +56,7 @@ class EvaluateOptions:
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
-    options = parse(EvaluateOptions, program.name, arguments, DESCRIPTION, renamed={"sample_steps": "steps"})
+    options = _parse(arguments, program)
     options.scoring.check()
     options.quality.check()
     check_positive(options, "positions_per_step")
@@ -70,10 +71,27 @@ def run(arguments: Sequence[str], program: Program) -> int:
     if options.policy and (options.by_t or options.curve):
         raise UserError("An exact likelihood has no t: leave out --by_t and --curve, or --policy.")
     with joined() as shard:
-        return _measure(options, shard)
+        return _measure(options, shard, arguments, program)
 
 
-def _measure(options: EvaluateOptions, shard: Shard) -> int:
+def _parse(arguments: Sequence[str], program: Program, default: EvaluateOptions | None = None) -> EvaluateOptions:
+    return parse(EvaluateOptions, program.name, arguments, DESCRIPTION, default, renamed={"sample_steps": "steps"})
+
+
+def _with_default(
+    options: EvaluateOptions, checkpoint: Checkpoint, arguments: Sequence[str], program: Program
+) -> QualityOptions:
+    """The options of samples with the checkpoint's own default for sampling below what the command line says."""
+    default = default_unless({flag.removeprefix("--") for flag in given_values(arguments)}, checkpoint.folder)
+    if default is None:
+        return options.quality
+    say(f"sampling as {SAMPLING_FILE} of the checkpoint says, by the policy {default.policy or default.remasking}")
+    unguided = replace(default, cfg_scale=0.0)  # nothing is given that could guide
+    quality = replace(options.quality, sampler=unguided)
+    return _parse(arguments, program, replace(options, quality=quality)).quality
+
+
+def _measure(options: EvaluateOptions, shard: Shard, arguments: Sequence[str], program: Program) -> int:
     device = device_of(options.scoring.device, shard)
     precision = choose_precision(options.scoring.precision, device)
     scoring = options.scoring
@@ -82,7 +100,8 @@ def _measure(options: EvaluateOptions, shard: Shard) -> int:
     if options.quality.samples is not None:
         if shard.processes > 1:
             raise UserError("Samples are written by one process: start it without torchrun.")
-        return measure_samples(options.quality, options.scoring, checkpoint, scored, device, precision)
+        quality = _with_default(options, checkpoint, arguments, program)
+        return measure_samples(quality, options.scoring, checkpoint, scored, device, precision)
     if options.curve is not None and checkpoint.model.is_causal:
         raise UserError("An exact likelihood has no curve over t: leave out --curve.")
     if options.policy is not None:

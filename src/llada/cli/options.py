@@ -39,6 +39,7 @@ RANGES = {
     "n_samples": (1, 10_000),  # all go through the network together
     "samples": (1, 10_000),
     "frames": (0, 10_000),
+    "speculate": (0, 10_000),
     "masks_per_window": (2, 4096),  # the most that are drawn for a target standard error
     "batch_size": (1, 10**6),
     "shard_gb": (0, 10**9),

@@ -24,8 +24,10 @@ from llada.data.batches import TokenBatch
 from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.standard_errors import mean_stderr, over_windows
 from llada.models import PredictAt
+from llada.sampling.config import SamplerConfig
 from llada.sampling.policies import DEFAULTS, Policy, PolicyName, PolicyOptions, StepState, make_policy
-from llada.sampling.steps import NOT_FINITE
+from llada.sampling.predictions import Predictions
+from llada.sampling.steps import NOT_FINITE, check_likelihood
 from llada.system.device import fp64_device, to_fp64
 from llada.system.errors import UserError
 
@@ -104,7 +106,12 @@ def measure_exact_nll(
     """Measure the mean over windows (W, L) of `exact_nll` per maskable token.
 
     The arguments are those of `exact_nll` and of `nelbo.BoundOptions`; the seed is for the policy "random" only.
+
+    Raises:
+        UserError: with these options texts have no exact likelihood.
     """
+    if isinstance(options, SamplerConfig):
+        check_likelihood(options)
     scored = score_windows(
         predict_at, windows, mask_id, policy=make_policy(policy, options), positions_per_step=positions_per_step,
         batch_size=batch_size, seed=seed, device=device, shard=shard, on_progress=on_progress,
@@ -211,9 +218,9 @@ def _score_step(
     x_t = batch.x_0.masked_fill(is_open, mask_id)
     asked = policy.foresee(is_open, state) if policy.foresee else is_open  # the head is computed there only
     logits = predict_at(x_t, attention_mask=batch.attention_mask, positions=asked)
-    log_p = logits.float().log_softmax(-1)
-    revealed = asked if policy.foresee else policy.choose(log_p, is_open, state)
-    nll = to_fp64(-log_p.gather(-1, batch.x_0[asked][:, None])[:, 0])
+    predicted = Predictions(logits)
+    revealed = asked if policy.foresee else policy.choose(predicted, is_open, state)
+    nll = to_fp64(-predicted.log_p_of(batch.x_0[asked]))
     row = asked.nonzero()[:, 0].to(nll.device)
     per_row = torch.zeros(len(batch), dtype=torch.float64, device=nll.device)
     return per_row.index_add(0, row, nll.masked_fill(~revealed[asked].to(nll.device), 0.0)), revealed

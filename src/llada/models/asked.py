@@ -1,9 +1,10 @@
 """Some positions of each row: what a network's last layer computes, where nobody asks for more.
 
-Shape letters: B batch, L length, Q queries of a row, N asked positions.
+Shape letters: B batch, L length, Q queries of a row, N asked positions, K key-value heads, C channels of a head.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,20 @@ class Asked:
     def only(self, x: Tensor) -> Tensor:
         """Select the asked positions of x (B, Q, ...): (N, ...)."""
         return x.flatten(0, 1).index_select(0, self.flat)
+
+
+class KeptKeys(Protocol):
+    """Keys and values of a batch that a network's layers share with its earlier passes, as a cache keeps them."""
+
+    fed: Asked | None
+    """The positions that go through the layers in this pass; None is all."""
+
+    def merged(self, depth: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return those of all positions, (B, K, L, C), from those of the fed ones, (B, K, Q, C), of a layer.
+
+        Args:
+            depth: the number of the layer, from 0.
+        """
 
 
 def asked_at(positions: Tensor) -> Asked | None:

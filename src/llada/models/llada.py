@@ -8,7 +8,8 @@ Shape letters: B batch, L length, V vocabulary rows, D width, H heads, K key-val
 M width of the feed-forward layer.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.asked import Asked, at
+from llada.models.asked import Asked, KeptKeys, at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
+
+Merge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The method `KeptKeys.merged` for one layer."""
 
 # No network comes near these limits, but a damaged configuration may name any number.
 MAX_LAYERS, MAX_NUMBER = 1_000_000, 1e18
@@ -151,8 +155,11 @@ def key_bias(attention_mask: Tensor) -> Tensor:
 
 def at_queries(rotary: tuple[Tensor, Tensor], asked: Asked | None) -> tuple[Tensor, Tensor]:
     """The rotary table of the asked places, two of (B, Q, C/2); that of all positions if there are none."""
+    if asked is None:
+        return rotary
     cos, sin = rotary
-    return rotary if asked is None else (cos[asked.places], sin[asked.places])
+    has_own = cos.dim() == 3  # each row its own table
+    return (asked.of(cos), asked.of(sin)) if has_own else (cos[asked.places], sin[asked.places])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -217,19 +224,31 @@ class TransformerLayer(nn.Module):
         init_layer(inner, (self.attn_out, self.ff_out), depth)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        asked: Asked | None = None,
+        merge: Merge | None = None,
     ) -> Tensor:
         """The residual stream after the layer, (B, L, D), or (B, Q, D) where it is asked."""
-        x = at(x, asked) + self.attend(self.attn_norm(x), rotary, bias, asked)
+        x = at(x, asked) + self.attend(self.attn_norm(x), rotary, bias, asked, merge)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
     def attend(
-        self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        asked: Asked | None = None,
+        merge: Merge | None = None,
     ) -> Tensor:
         q = rotate(split_heads(self.q_proj(at(h, asked)), self.n_heads), *at_queries(rotary, asked))  # (B, H, L, C)
         k = rotate(split_heads(self.k_proj(h), self.kv_heads), *rotary)
         v = split_heads(self.v_proj(h), self.kv_heads)
+        if merge is not None:
+            k, v = merge(k, v)
         return self.attn_out(attention(q, k, v, bias))
 
 
@@ -292,16 +311,29 @@ class RotaryNetwork(nn.Module):
         """Compute the rotary cosines and sines for embedded tokens x (B, L, D)."""
         return rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.device)
 
-    def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
+    def features(
+        self,
+        rows: Tensor,
+        attention_mask: Tensor | None = None,
+        asked: Asked | None = None,
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
         """Compute the last layer's normed output, (B, L, D), or (B, Q, D) where it is asked.
 
-        `attention_mask` (B, L) is 0 where a key is padding.
+        Args:
+            rows: (B, L) token rows.
+            attention_mask: (B, L), 0 where a key is padding.
+            kept: keys and values of positions that are not computed anew; `asked` then counts the fed ones only.
         """
         x = self.embedding(rows)
         rotary = self.rotary(x)
         bias = None if attention_mask is None else key_bias(attention_mask)
-        for depth, layer in enumerate(self.layers, start=1):
-            x = layer(x, rotary, bias, asked if depth == len(self.layers) else None)
+        if kept is not None:
+            x, rotary = at(x, kept.fed), at_queries(rotary, kept.fed)
+        for depth, layer in enumerate(self.layers):
+            asked_here = asked if depth == len(self.layers) - 1 else None
+            merge = () if kept is None else (functools.partial(kept.merged, depth),)
+            x = layer(x, rotary, bias, asked_here, *merge)
         return self.final_norm(x)
 
     def head(self, features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from llada.models.asked import Asked, at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import (
     LLaDAConfig,
+    Merge,
     RMSNorm,
     RotaryNetwork,
     at_queries,
@@ -51,13 +52,20 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, h: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        asked: Asked | None = None,
+        merge: Merge | None = None,
     ) -> Tensor:
         q = self.q_norm(split_heads(self.q_proj(at(h, asked)), self.n_heads))  # (B, H, L, C)
         k = self.k_norm(split_heads(self.k_proj(h), self.kv_heads))
         v = split_heads(self.v_proj(h), self.kv_heads)
         # Under autocast the table and the norms' scales are in fp32, and widen what they multiply.
         q, k = turn_heads(q, *at_queries(rotary, asked)).to(v.dtype), turn_heads(k, *rotary).to(v.dtype)
+        if merge is not None:
+            k, v = merge(k, v)
         return self.o_proj(attention(q, k, v, bias))
 
 
@@ -92,9 +100,14 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, asked: Asked | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        asked: Asked | None = None,
+        merge: Merge | None = None,
     ) -> Tensor:
-        x = at(x, asked) + self.self_attn(self.input_layernorm(x), rotary, bias, asked)
+        x = at(x, asked) + self.self_attn(self.input_layernorm(x), rotary, bias, asked, merge)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -54,7 +54,7 @@ class CachedPredictor:
     The weights must not change while it is in use.
     """
 
-    takes_positions = True
+    takes_positions = gives_new_logits = True
 
     def __init__(self, model: MaskPredictor) -> None:
         assert isinstance(model.network, Local)

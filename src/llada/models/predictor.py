@@ -40,6 +40,8 @@ class MaskPredictor(nn.Module):
 
     takes_positions = True
     """Whether a sampler may ask at some positions only, as with a `PredictAt`."""
+    gives_new_logits = True
+    """Whether a result belongs to the caller, who may write into it."""
 
     def __init__(self, network: Network, mask_id: int, mask_row: int) -> None:
         super().__init__()

@@ -49,6 +49,12 @@ class FillOptions:
     """Fill in all that is left of a window as soon as the likeliest tokens there have not changed for a step and their
     mean entropy is below this many nats (DiffusionGemma's is 0.005); None is never. Such a text has no exact
     likelihood."""
+    remdm_eta: float = 0.0
+    """Mask each written token again with at most this probability a step (ReMDM-cap), so that it can be written anew;
+    more steps than tokens are then of use. Such a text has no exact likelihood; 0 is none."""
+    p2_tokens: int = 0
+    """Mask so many of the least likely written tokens again at each step (P2), so that they can be written anew; more
+    steps than tokens are then of use. Such a text has no exact likelihood; 0 is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +75,21 @@ class SamplerConfig(PolicyOptions, FillOptions):  # in this order the help shows
             raise ValueError(f"repetition_penalty must be a number above 0, not {self.repetition_penalty:g}")
         if self.stable_entropy is not None and not 0 < self.stable_entropy < math.inf:
             raise ValueError(f"stable_entropy must be a number above 0, not {self.stable_entropy:g}")
+        if not 0 <= self.remdm_eta <= 1:
+            raise ValueError(f"remdm_eta must be a probability, from 0 to 1, not {self.remdm_eta:g}")
+        if self.p2_tokens < 0:
+            raise ValueError(f"p2_tokens must be at least 0, not {self.p2_tokens}")
+        if sum(map(bool, (self.remdm_eta, self.p2_tokens, self.stable_entropy))) > 1:
+            raise ValueError("remdm_eta, p2_tokens and stable_entropy exclude each other")
         schedule_by_name(self.mask_schedule)
         for name in ("temperature", "cfg_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, not {getattr(self, name):g}")
+
+    @property
+    def remasks(self) -> bool:
+        """Whether tokens that were written are masked again."""
+        return self.remdm_eta > 0 or self.p2_tokens > 0
 
 
 FREE_TEXT = SamplerConfig(steps=None, temperature=1.0, remasking="random")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import Predict, suppress
 from llada.sampling.unmask import unmask
 from llada.system.errors import UserError
 from llada.tokenizers.base import Tokenizer, speechless_rows
-from llada.tokenizers.chat_template import ChatFormat, cut_at_end, fitting_prompt
+from llada.tokenizers.chat_template import ChatFormat, fitting_prompt
 from llada.tokenizers.message import Message
 
 
@@ -28,13 +29,15 @@ class Answer:
     """Number of function evaluations of the mask predictor so far."""
     n_forgotten: int
     """Number of messages at the beginning of the dialogue that no longer fitted together with the answer."""
+    nfe_saved: int = 0
+    """Evaluations that the end of the answer made needless, at most."""
 
 
 @dataclass(frozen=True)
 class Assistant:
     """A model with a chat format: what answers a dialogue."""
 
-    predict: Predict
+    predict: Predict | PredictAt
     tokenizer: Tokenizer
     form: ChatFormat
     max_sequence_length: int
@@ -47,10 +50,13 @@ class Assistant:
     def end_ids(self) -> frozenset[int]:
         return self.form.end_ids | self.further_end_ids
 
-    def answer(
-        self, messages: Sequence[Message], gen_length: int, config: SamplerConfig, generator: Generator | None = None
-    ) -> Iterator[Answer]:
-        """Answer the last message, yielding the state after each step; it ends early when the answer has its end.
+    @property
+    def speechless_rows(self) -> tuple[int, ...]:
+        """The columns of the logits that no answer may contain: what is not text and does not end it."""
+        return speechless_rows(self.tokenizer, self.end_ids)
+
+    def prompt(self, messages: Sequence[Message], gen_length: int) -> tuple[list[int], int]:
+        """Return the ids that precede the answer to the last message, and the number of messages that were left out.
 
         Args:
             messages: the dialogue; its oldest turns are left out if it does not fit `max_sequence_length` with the
@@ -60,7 +66,7 @@ class Assistant:
         Raises:
             UserError: the last message alone does not fit, or holds what the vocabulary has not.
         """
-        tokenizer, longest = self.tokenizer, self.max_sequence_length
+        longest = self.max_sequence_length
         if gen_length >= longest:
             raise UserError(
                 f"An answer of {gen_length} tokens leaves no room for a question in the {longest} of this model: "
@@ -73,16 +79,19 @@ class Assistant:
                 "shorten it, or lower `gen_length`."
             )
         ids, kept = prompt
-        canvas = torch.tensor([ids + [tokenizer.mask_id] * gen_length], device=self.device)
-        predict = suppress(self.predict, speechless_rows(tokenizer, self.end_ids))
-        for state in unmask(predict, canvas, tokenizer.mask_id, config, generator):
+        return ids, len(messages) - len(kept)
+
+    def answer(
+        self, messages: Sequence[Message], gen_length: int, config: SamplerConfig, generator: Generator | None = None
+    ) -> Iterator[Answer]:
+        """Answer the last message, yielding the state after each step; it ends early when the answer has its end.
+
+        The first two arguments and the errors are those of `prompt`.
+        """
+        ids, n_forgotten = self.prompt(messages, gen_length)
+        mask_id = self.tokenizer.mask_id
+        canvas = torch.tensor([ids + [mask_id] * gen_length], device=self.device)
+        predict = suppress(self.predict, self.speechless_rows)
+        for state in unmask(predict, canvas, mask_id, config, generator, end_ids=self.end_ids):
             written = state.x_t[0, len(ids) :].tolist()
-            yield Answer(written, state.nfe, len(messages) - len(kept))
-            if has_ended(written, self.end_ids, tokenizer.mask_id):
-                return
-
-
-def has_ended(ids: Sequence[int], end_ids: frozenset[int], mask_id: int) -> bool:
-    """Whether all is decided up to a sign of the end, so that what follows does not matter."""
-    text = cut_at_end(ids, end_ids)
-    return len(text) < len(ids) and mask_id not in text
+            yield Answer(written, state.nfe, n_forgotten, state.nfe_saved)

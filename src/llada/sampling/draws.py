@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from llada.sampling.predictions import SEGMENT, Predictions
 from llada.system.device import to_fp64
 
 Generators = Generator | Sequence[Generator] | None
@@ -55,11 +57,50 @@ def draw(log_p: Tensor, uniform: Tensor) -> Tensor:
         log_p: (R, V) log-probabilities; minus infinity is never drawn.
         uniform: (R,) fp64 numbers in [0, 1), one for each position.
     """
-    cumulative = to_fp64(log_p).exp().cumsum(-1)
-    threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    last = (cumulative < cumulative[:, -1:]).sum(-1)  # rounding may reach the total itself
-    return token.minimum(last).to(log_p.device)
+    p = to_fp64(log_p).exp()
+    uniform = uniform.to(p.device)
+    if p.shape[1] <= 2 * SEGMENT:
+        cumulative = p.cumsum(1)
+        return _first_above(cumulative, uniform * cumulative[:, -1]).to(log_p.device)
+    # First the segment, then the token in it: sums take less time than cumulative sums.
+    segments = F.pad(p, (0, -p.shape[1] % SEGMENT)).unflatten(1, (-1, SEGMENT))
+    cumulative = segments.sum(-1).cumsum(1)
+    threshold = uniform * cumulative[:, -1]
+    segment = _first_above(cumulative, threshold)[:, None]
+    before = F.pad(cumulative, (1, 0)).gather(1, segment)[:, 0]
+    inner = segments.gather(1, segment[:, :, None].expand(-1, -1, SEGMENT))[:, 0].cumsum(1)
+    return (segment[:, 0] * SEGMENT + _first_above(inner, threshold - before)).to(log_p.device)
+
+
+def _first_above(cumulative: Tensor, threshold: Tensor) -> Tensor:
+    """The first column (R,) of cumulative sums (R, n) that is above a threshold (R,)."""
+    column = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    last = (cumulative < cumulative[:, -1:]).sum(1)  # rounding may reach the total itself
+    return column.minimum(last)
+
+
+def draw_at(
+    predicted: Predictions,
+    places: Tensor,
+    uniform: Tensor | None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """A token for each of R positions, (R,): `draw` from `shaped`, a few positions at a time.
+
+    Args:
+        places: (R,) indices of the positions among those predicted.
+        uniform: (R,) fp64 numbers in [0, 1); None will do at temperature 0.
+    """
+    if temperature == 0:
+        return predicted.likeliest_at(places)
+    assert uniform is not None
+    if len(places) == 0:
+        return places
+    n = predicted.rows_at_once
+    parts = zip(places.split(n), uniform.split(n), strict=True)
+    return torch.cat([draw(shaped(predicted.at(some), temperature, top_k, top_p), numbers) for some, numbers in parts])
 
 
 def uniforms(counts: Sequence[int], generators: Generators) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predictors made from a predictor: asked at some positions, guided, without some tokens, counted.
+"""Predictors made from a predictor: asked at some positions, guided, without some tokens.
 
 Shape letters: B batch, L length, N asked positions, V vocabulary rows.
 """
@@ -69,16 +69,6 @@ def at_positions(predict: Predict | PredictAt) -> PredictAt:
     return predict if getattr(predict, "takes_positions", False) else _WholeCanvas(predict)  # type: ignore
 
 
-class CountedPredictor(_Wrapper):
-    """A predictor that counts its calls."""
-
-    nfe = 0
-
-    def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        self.nfe += 1
-        return super()._logits(x_t, attention_mask, positions)
-
-
 class Guided(_Wrapper):
     """A predictor with unsupervised classifier-free guidance (`guide`)."""
 
@@ -89,13 +79,13 @@ class Guided(_Wrapper):
     def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         conditional = super()._logits(x_t, attention_mask, positions)
         unconditional = super()._logits(x_t.masked_fill(self.given, self.mask_id), attention_mask, positions)
-        # Where a token is suppressed both are -inf, and their difference would be NaN.
-        difference = torch.where(conditional.isneginf(), 0.0, conditional - unconditional)
-        return torch.where(conditional.isneginf(), conditional, unconditional + (self.cfg_scale + 1) * difference)
+        return guided_logits(conditional, unconditional, self.cfg_scale)
 
 
 class Suppressed(_Wrapper):
     """A predictor that never gives any probability to some tokens (`suppress`)."""
+
+    gives_new_logits = True
 
     def __init__(self, predict: Predict | PredictAt, rows: Sequence[int]) -> None:
         super().__init__(predict)
@@ -104,7 +94,9 @@ class Suppressed(_Wrapper):
     def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         logits = super()._logits(x_t, attention_mask, positions)
         self.columns = self.columns.to(logits.device)  # once
-        return logits.index_fill(-1, self.columns, -torch.inf)
+        if logits.requires_grad or not getattr(self.predict_at, "gives_new_logits", False):
+            return logits.index_fill(-1, self.columns, -torch.inf)
+        return logits.index_fill_(-1, self.columns, -torch.inf)  # a copy would take as long as a small network's head
 
 
 class Constrained(_Wrapper):
@@ -171,31 +163,33 @@ def constrain(
     return Constrained(predict, length, banned, required)
 
 
-class Penalized(_Wrapper):
-    """A predictor for which tokens that a row already has are less likely (`penalize`)."""
-
-    def __init__(self, predict: Predict | PredictAt, mask_id: int, penalty: float) -> None:
-        super().__init__(predict)
-        self.mask_id, self.penalty = mask_id, penalty
-
-    def _logits(self, x_t: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        log_p = super()._logits(x_t, attention_mask, positions).log_softmax(-1)
-        is_text = x_t != self.mask_id
-        if attention_mask is not None:
-            is_text = is_text & attention_mask.bool()
-        row, column = is_text.nonzero()[:, 0], x_t[is_text]
-        is_there = torch.zeros(len(x_t), log_p.shape[-1], dtype=torch.bool, device=log_p.device)
-        is_there[row, column] = True
-        return torch.where(is_there[positions.nonzero()[:, 0]], log_p * self.penalty, log_p)
-
-
-def penalize(predict: Predict | PredictAt, mask_id: int, penalty: float) -> Penalized:
-    """A predictor that raises the probabilities of tokens that a row already has to the power `penalty`.
+def penalized(
+    logits: Tensor, x_t: Tensor, positions: Tensor, mask_id: int, penalty: float, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities (N, V) with those of the tokens that a row already has raised to the power `penalty`.
 
     That is the repetition penalty of CTRL (arXiv 1909.05858, section 4.1) on log-probabilities, where it does not
     depend on the constant that logits leave open. It sees visible tokens only: likelihoods stay exact.
+
+    Args:
+        logits: (N, V) at the positions, a (B, L) bool.
+        x_t: (B, L) token ids, of which neither MASK nor padding counts.
     """
-    return Penalized(predict, mask_id, penalty)
+    log_p = logits.log_softmax(-1)
+    is_text = x_t != mask_id
+    if attention_mask is not None:
+        is_text = is_text & attention_mask.bool()
+    row, column = is_text.nonzero()[:, 0], x_t[is_text]
+    is_there = torch.zeros(len(x_t), log_p.shape[-1], dtype=torch.bool, device=log_p.device)
+    is_there[row, column] = True
+    return torch.where(is_there[positions.nonzero()[:, 0]], log_p * penalty, log_p)
+
+
+def guided_logits(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
+    """Logits (N, V) that move away from the unconditional ones: u + (cfg_scale + 1) (c - u)."""
+    # Where a token is suppressed both are -inf, and their difference would be NaN.
+    difference = torch.where(conditional.isneginf(), 0.0, conditional - unconditional)
+    return torch.where(conditional.isneginf(), conditional, unconditional + (cfg_scale + 1) * difference)
 
 
 def guide(predict: Predict | PredictAt, given: Tensor, mask_id: int, cfg_scale: float) -> Guided:

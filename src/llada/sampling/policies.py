@@ -29,12 +29,15 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from llada.sampling.predictions import Predictions, predictions
 from llada.system.literals import check_literals
 
 PolicyName = Literal[
     "left_to_right", "random", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "runs"
 ]
 Order = Literal["left_to_right", "random", "confidence", "margin", "entropy"]
+Predicted = Tensor | Predictions
+"""What is predicted at N positions: log-probabilities (N, V), or what computes those numbers only that are needed."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ class StepState:
 class Choose(Protocol):
     """Says which open positions a step reveals."""
 
-    def __call__(self, log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
+    def __call__(self, log_p: Predicted, is_open: Tensor, state: StepState) -> Tensor:
         """Return `revealed`, (B, L) bool, at least `state.budget` of a row's open positions.
 
         Args:
-            log_p: (N, V) log-probabilities at the open positions, in row order.
+            log_p: (N, V) log-probabilities at the open positions, in row order, or predictions, of which a policy
+                computes no more than it needs.
             is_open: (B, L) bool, where a token may be revealed.
             state: the step's budget, and the order drawn for the text.
         """
@@ -107,26 +111,25 @@ DEFAULTS = PolicyOptions()
 
 # -- how positions are ranked -----------------------------------------------------------------------------------------
 
-Rank = Callable[[Tensor, Tensor, StepState], Tensor]
+Rank = Callable[[Predicted, Tensor, StepState], Tensor]
 """(log_p, is_open, state) to the urgency (B, L) of each open position; other positions do not matter."""
 Foresight = Callable[[Tensor, StepState], Tensor]
 """(is_open, state) to the urgency (B, L): an order that is known beforehand."""
 
 
-def confidence(log_p: Tensor) -> Tensor:
+def confidence(log_p: Predicted) -> Tensor:
     """The log-probability of the likeliest token, (N,)."""
-    return log_p.amax(-1)
+    return log_p.confidence if isinstance(log_p, Predictions) else log_p.amax(-1)
 
 
-def margin(log_p: Tensor) -> Tensor:
+def margin(log_p: Predicted) -> Tensor:
     """The difference of the probabilities of the two likeliest tokens, (N,)."""
-    best = log_p.topk(2, dim=-1).values.exp()
-    return best[..., 0] - best[..., 1]
+    return predictions(log_p).margin
 
 
-def entropy(log_p: Tensor) -> Tensor:
+def entropy(log_p: Predicted) -> Tensor:
     """The entropy in nats, (N,)."""
-    return torch.special.entr(log_p.exp()).sum(-1)
+    return predictions(log_p).entropy
 
 
 def on_canvas(values: Tensor, is_open: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ def _drawn(is_open: Tensor, state: StepState) -> Tensor:
     return state.priority
 
 
-def _by(urgency: Callable[[Tensor], Tensor]) -> Rank:
+def _by(urgency: Callable[[Predicted], Tensor]) -> Rank:
     return lambda log_p, is_open, state: on_canvas(urgency(log_p), is_open)
 
 
@@ -163,11 +166,11 @@ RANKS: Mapping[Order, Rank] = {
 
 # -- how many are revealed --------------------------------------------------------------------------------------------
 
-Amount = Callable[[Tensor, Tensor, Tensor, StepState], Tensor]
+Amount = Callable[[Predicted, Tensor, Tensor, StepState], Tensor]
 """(log_p, is_open, ranking, state) to how many positions are revealed, (B,); `ranking` (B, L) lists positions."""
 
 
-def _budget(log_p: Tensor, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
+def _budget(log_p: Predicted, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
     return state.budget
 
 
@@ -179,7 +182,7 @@ def _leading(is_good: Tensor) -> Tensor:
 def at_least(threshold: float) -> Amount:
     """Reveal as many as have a token of that probability."""
 
-    def amount(log_p: Tensor, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
+    def amount(log_p: Predicted, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
         return _leading(on_canvas(confidence(log_p).exp(), is_open).gather(1, ranking) >= threshold)
 
     return amount
@@ -188,7 +191,7 @@ def at_least(threshold: float) -> Amount:
 def by_factor(factor: float) -> Amount:
     """The n for which (n + 1) (1 - p_n) < factor, where p_n is the probability of the likeliest token of the n-th."""
 
-    def amount(log_p: Tensor, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
+    def amount(log_p: Predicted, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
         doubt = 1 - on_canvas(confidence(log_p).exp(), is_open).gather(1, ranking)
         n = torch.arange(1, ranking.shape[1] + 1, device=ranking.device)
         return _leading((n + 1) * doubt < factor)
@@ -203,7 +206,7 @@ def within_entropy(bound: float) -> Amount:
     marginals are right (arXiv 2505.24857, section 3).
     """
 
-    def amount(log_p: Tensor, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
+    def amount(log_p: Predicted, is_open: Tensor, ranking: Tensor, state: StepState) -> Tensor:
         nats = on_canvas(entropy(log_p), is_open).gather(1, ranking)
         nats = nats.masked_fill(nats.isneginf(), torch.inf)  # what is not open is never revealed
         return _leading(nats.cumsum(1) - nats.cummax(1).values <= bound)
@@ -217,7 +220,7 @@ def within_entropy(bound: float) -> Amount:
 def ranked(rank: Rank, amount: Amount) -> Choose:
     """The policy that reveals the first positions of a ranking; in a tie, the leftmost comes first."""
 
-    def choose(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
+    def choose(log_p: Predicted, is_open: Tensor, state: StepState) -> Tensor:
         ranking = _ranking(rank(log_p, is_open, state), is_open)
         return _first(ranking, amount(log_p, is_open, ranking, state).maximum(state.budget)) & is_open
 
@@ -242,12 +245,13 @@ def most_confident(confidence: Tensor, count: Tensor) -> Tensor:
 def best_of_runs(threshold: float, run_threshold: float) -> Choose:
     """The most confident position of each run of masks, if confident enough, and all that reach the threshold."""
 
-    def choose(log_p: Tensor, is_open: Tensor, state: StepState) -> Tensor:
+    def choose(log_p: Predicted, is_open: Tensor, state: StepState) -> Tensor:
         p = on_canvas(confidence(log_p).exp(), is_open)
         place = p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 is the most confident of the row
         starts = is_open & ~torch.nn.functional.pad(is_open[:, :-1], (1, 0))
         run = starts.cumsum(1).masked_fill(~is_open, 0)
-        first_of_run = torch.full_like(place, place.shape[1]).scatter_reduce(1, run, place, "amin")
+        nobody = place.new_full((len(place), place.shape[1] + 1), place.shape[1])  # runs are counted from 1
+        first_of_run = nobody.scatter_reduce(1, run, place, "amin")
         is_best = is_open & (place == first_of_run.gather(1, run))
         return is_open & ((is_best & (p >= run_threshold)) | (p >= threshold) | (place < state.budget[:, None]))
 

@@ -7,6 +7,7 @@ from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from llada.system.files import hush
 from llada.system.terminal import tell, visible
@@ -42,6 +43,17 @@ def print_rich(renderable: RenderableType) -> None:
     )  # fmt: skip
     console.print(renderable)
     tell("", ahead=drawing.getvalue().removesuffix("\n"))
+
+
+def as_terminal_codes(text: Text, width: int) -> str:
+    """Return a text with the codes of a terminal of 256 colours, whatever terminal there is here."""
+    drawing = io.StringIO()
+    console = _Visible(
+        file=drawing, width=width, highlight=False, emoji=False, force_terminal=True, color_system="256",
+        no_color=False, legacy_windows=False, _environ={},
+    )  # fmt: skip
+    console.print(text, end="", soft_wrap=True)
+    return drawing.getvalue()
 
 
 class _Forgiving:

@@ -134,6 +134,17 @@ def free_memory_bytes() -> int | None:
     return free
 
 
+def used_memory_bytes(device: torch.device) -> int | None:
+    """Memory that this process uses, in bytes: the peak of what tensors took on a GPU since the process began, or what
+    the process has of the host's now; None where the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except _NOT_REPORTED:
+        return None
+
+
 def give_back_freed_memory() -> None:
     """Make the C library give every freed tensor back to the system at once, for the rest of this process.
 

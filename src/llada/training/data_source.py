@@ -25,11 +25,11 @@ from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import evenly_spread, scored_windows
 from llada.models import MaskPredictor, block_length_of
 from llada.objective import Average
-from llada.sampling.config import FREE_TEXT
 from llada.sampling.guidance import suppress
 from llada.sampling.unmask import infill
 from llada.training.answer_check import check_answers
 from llada.training.plan import RunPlan
+from llada.training.presets import sampling_of
 from llada.training.seeds import key_of, order_seed
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
@@ -119,7 +119,7 @@ class TextSource:
             suppress(model, self.tokenizer.forbidden_rows),
             template,
             self.tokenizer.mask_id,
-            replace(FREE_TEXT, block_length=block_length_of(model, None)),
+            replace(sampling_of(self.plan.config), block_length=block_length_of(model, None)),
             Generator().manual_seed(self.plan.config.seed),
         )
         return Sample(self.tokenizer.decode(canvas.x_t[0].tolist()))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llada.checkpoints.run_layout import CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER
 from llada.evaluation.nelbo import Nelbo
+from llada.system.device import used_memory_bytes
 from llada.system.files import write_text_whole
 from llada.system.regular_files import make_own_folder
 from llada.training.answer_check import EosShare
@@ -48,6 +49,7 @@ class RunLog:
         """
         self.on_metrics = on_metrics
         self.folder, self.display, self.unit = folder, display, plan.data.tokenizer.unit
+        self.device = plan.device
         self.watch = ConvergenceWatch(plan)
         self.open_at(progress)
 
@@ -86,6 +88,8 @@ class RunLog:
                 "grad_norm": finite_or_none(float(done.grad_norm)),
                 "learning_rate_factor": done.learning_rate_factor,
                 "tokens_per_second": rate and round(rate),
+                "fraction_done": round(fraction_done, 6),
+                "memory_bytes": used_memory_bytes(self.device),
                 **({"skipped_steps": guard.skipped} if guard.skipped else {}),
                 **({} if leapt_from is None else {"spike_from": leapt_from}),
                 **(eos_share.take() if eos_share else {}),

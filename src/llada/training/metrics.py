@@ -13,6 +13,8 @@ Every ``log_every`` steps, what was measured since the line before:
     grad_norm               of the last step, before clipping
     learning_rate_factor    on the peak learning rates
     tokens_per_second       of training alone; null in the first steps
+    fraction_done           of the run, by steps or by time, whichever is further
+    memory_bytes            of the process now, or the peak of its GPU; null where the system does not report it
     skipped_steps           left out since their loss or gradient was not finite; only if there were any
     spike_from              nll before it leapt; only if it did
     eos_predicted, eos_true share of EOS among the likeliest and the true tokens at masked positions; dialogues only
@@ -145,6 +147,20 @@ class Thinned:
         return self._kept + self._after
 
 
+def read_curves(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read the rows of a metrics.jsonl that curves are drawn of, thinned: those of training, and those of evaluations.
+
+    Rows whose loss is not finite are left out.
+    """
+    training, evaluations = Thinned(), Thinned()
+    for row in each_row(metrics):
+        if row.get("nelbo") is not None:
+            evaluations.add(row)
+        elif row.get("loss") is not None and row.get("nll") is not None:
+            training.add(row)
+    return training.rows, evaluations.rows
+
+
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw the curves of a run: loss and bound over steps, and the cross-entropy by t at the start, middle and end."""
     import matplotlib
@@ -152,13 +168,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    thin_training, thin_evaluations = Thinned(), Thinned()
-    for row in each_row(metrics):
-        if "nelbo" in row:
-            thin_evaluations.add(row)
-        elif row.get("loss") is not None and row.get("nll") is not None:
-            thin_training.add(row)
-    training, evaluations = thin_training.rows, thin_evaluations.rows
+    training, evaluations = read_curves(metrics)
     if not training:
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

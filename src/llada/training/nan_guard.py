@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada.checkpoints.run_layout import TROUBLE_FILE
 from llada.data.batches import TokenBatch
 from llada.forward_process import NoisyBatch
 from llada.system.device import to_fp64
@@ -25,7 +26,6 @@ from llada.system.files import write_text_whole
 
 FEW = 5  # steps in a row that are left out before the run goes back
 LATELY, MANY = 20, 10  # or so many of the last ones
-TROUBLE_FILE = "trouble.json"
 
 
 class Guard:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 
 # Warm-up, constant, linear to a tenth over the last tenth: LLaDA's fine-tuning (arXiv 2502.09992, section 2.3).
@@ -89,6 +90,12 @@ PRESETS = {
 SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "laptop": {"policy": "entropy_bound", "entropy_bound": 0.03, "order": "left_to_right"},
 }
+
+
+def sampling_of(config: TrainConfig) -> SamplerConfig:
+    """How samples of a run are written: as it is sampled by default once it is trained."""
+    measured = measured_sampling(config)
+    return replace(FREE_TEXT, **measured[0]) if measured else FREE_TEXT
 
 
 def measured_sampling(config: TrainConfig) -> tuple[Mapping[str, Any], str] | None:

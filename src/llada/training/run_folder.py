@@ -37,6 +37,7 @@ from llada.checkpoints.run_layout import (
     LAST,
     METRICS_FILE,
     SAMPLES_FOLDER,
+    TROUBLE_FILE,
     followed,
     newest_first,
     point,
@@ -54,7 +55,6 @@ from llada.system.temporary_names import aside_of, is_aside, remove_asides
 from llada.training.config import TrainConfig
 from llada.training.copies import DAMAGED, free_name, take_in_copies
 from llada.training.loggers import LOGGER_FOLDERS
-from llada.training.nan_guard import TROUBLE_FILE
 from llada.training.plan import RunPlan
 from llada.training.state import (
     STATE_FILE,

@@ -188,6 +188,22 @@ def test_written_text_ends_and_does_not_depend_on_company(checkpoint: Path, mode
     assert one_stop[0].startswith(together[0])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_each_text_has_the_noise_that_it_has_alone(checkpoint: Path, temperature: float) -> None:
+    """The policy "random" draws an order at temperature 0, too."""
+    settings = {"until": [], "max_gen_toks": GEN_LENGTH, "temperature": temperature}
+    how = {"policy": "random", "steps": GEN_LENGTH}
+    prompts = ["to be or", "nobler m", "mind to ", "be or no"]
+    asked = requests("generate_until", *((prompt, settings) for prompt in prompts))
+    together = make_model(checkpoint, **how).generate_until(asked, disable_tqdm=True)
+    single = make_model(checkpoint, batch_size=1, **how)
+    alone = [
+        single.generate_until(requests("generate_until", (prompt, settings)), disable_tqdm=True)[0]
+        for prompt in prompts
+    ]
+    assert together == alone
+
+
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
 def test_every_usual_name_of_the_length_counts(run: Path, name: str) -> None:
     model = make_model(run)

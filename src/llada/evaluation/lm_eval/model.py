@@ -187,11 +187,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness has no types
         first = writings[0]
         canvas = [[*writing.prompt, *[self.mask_id] * first.gen_length] for writing in writings]
         template = torch.tensor(canvas, device=self._device)
-        generator = generator_of(self.options.seed, first.repeat, first.prompt)
+        generators = [generator_of(self.options.seed, writing.repeat, writing.prompt) for writing in writings]
         model = predict_by_model(self.checkpoint.model, self.precision)
         predict = suppress(model, speechless_rows(self.checkpoint.tokenizer, self.end_ids))
         texts: list[str] = []
-        for state in unmask(predict, template, self.mask_id, first.config, generator):
+        for state in unmask(predict, template, self.mask_id, first.config, generators, end_ids=self.end_ids):
             rows = state.x_t[:, len(first.prompt) :].tolist()
             read = [self._read_text(row, writing.until) for row, writing in zip(rows, writings, strict=True)]
             texts = [text for text, _ in read]

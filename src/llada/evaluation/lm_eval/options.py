@@ -112,11 +112,8 @@ class Writing:
 
     @property
     def company(self) -> Hashable:
-        """The key that requests share if they are written together: blocks are columns, and a batch shares its
-        noise."""
-        is_random = self.config.temperature > 0 or self.config.remasking == "random"
-        noise = (self.prompt, self.until, self.repeat) if is_random else None
-        return len(self.prompt), self.gen_length, self.config, noise
+        """The key that requests share if they are written together; each has its own noise."""
+        return len(self.prompt), self.gen_length, self.config
 
 
 def _whole_number(value: Any) -> int:

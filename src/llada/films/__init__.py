@@ -1,0 +1,1 @@
+"""Films of a text that un-masks itself: in the terminal, as GIF, SVG, HTML and terminal recording."""
