@@ -145,7 +145,7 @@ def test_heavy_libraries_stay_where_they_belong() -> None:
 # Flags that are not ours: of pip and of compilers.
 FOREIGN_FLAGS = {
     "--dest", "--force-reinstall", "--hash", "--help", "--install", "--no-deps", "--only-binary", "--quiet",
-    "--require-hashes", "--requirement", "--version",
+    "--require-hashes", "--requirement", "--standalone", "--version",
 }  # fmt: skip
 # What proposes whole command lines, for a network that does not fit.
 NAMES_FLAGS: set[str] = set()

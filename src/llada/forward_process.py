@@ -63,6 +63,16 @@ class NoisyBatch:
 
 
 @dataclass(frozen=True)
+class Uniforms:
+    """The random numbers that a batch is masked by, each uniform on [0, 1)."""
+
+    of_rows: Tensor
+    """(B,) fp32, which the time of each row is drawn by."""
+    of_tokens: Tensor
+    """(B, L) fp32, which decide what of a row is masked."""
+
+
+@dataclass(frozen=True)
 class MaskSchedule(ABC):
     """The part of the tokens that is masked at time t: a function m that rises from m(0) = 0 to m(1) = 1.
 
@@ -281,9 +291,22 @@ def mask_bernoulli(
 
     Source: arXiv 2502.09992, eq. 1 and algorithm 1; with `maskable`, algorithm 2.
     """
-    t = times.quantile(torch.rand(len(x_0), generator=generator))
+    uniforms = Uniforms(torch.rand(len(x_0), generator=generator), torch.rand(x_0.shape, generator=generator))
+    return mask_bernoulli_by(x_0, mask_id, uniforms, maskable, schedule, times)
+
+
+def mask_bernoulli_by(
+    x_0: Tensor,
+    mask_id: int,
+    uniforms: Uniforms,
+    maskable: Tensor | None = None,
+    schedule: MaskSchedule = LINEAR,
+    times: TimeSampling = UNIFORM,
+) -> NoisyBatch:
+    """Do what `mask_bernoulli` does, with given random numbers; what becomes of a row depends on its own alone."""
+    t = times.quantile(uniforms.of_rows)
     p_mask = schedule.p_mask(t)[:, None]
-    is_masked = torch.rand(x_0.shape, generator=generator) < p_mask
+    is_masked = uniforms.of_tokens < p_mask
     importance = (schedule.slope(t) / times.density(t))[:, None]
     return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable, importance)
 
@@ -320,22 +343,51 @@ def mask_exact_count(
     n_rows = len(x_0) // 2 if complementary else len(x_0)
     if complementary and len(x_0) % 2:
         raise ValueError(f"complementary masks need an even batch, not {len(x_0)}")
+    offset = torch.rand((), generator=generator)
+    uniforms = Uniforms(
+        stratified(torch.arange(n_rows), n_rows, offset), torch.rand((n_rows, x_0.shape[1]), generator=generator)
+    )
+    is_complement = None
+    if complementary:
+        uniforms = Uniforms(uniforms.of_rows.repeat(2), uniforms.of_tokens.repeat(2, 1))
+        is_complement = torch.arange(2 * n_rows) >= n_rows
+    return mask_exact_count_by(x_0, mask_id, uniforms, maskable, is_complement, schedule, times)
+
+
+def stratified(rows: Tensor, n_rows: int, offset: Tensor) -> Tensor:
+    """Return a number in (0, 1) for each of these rows (B,) of a batch of `n_rows`: row b draws from the b-th of as
+    many equal slices, at an offset from 0 to 1 that all share."""
+    return (rows + offset) / n_rows
+
+
+def mask_exact_count_by(
+    x_0: Tensor,
+    mask_id: int,
+    uniforms: Uniforms,
+    maskable: Tensor | None = None,
+    is_complement: Tensor | None = None,
+    schedule: MaskSchedule = LINEAR,
+    times: TimeSampling = UNIFORM,
+) -> NoisyBatch:
+    """Do what `mask_exact_count` does, with given random numbers; what becomes of a row depends on its own alone.
+
+    Args:
+        is_complement: (B,) bool, the rows that mask what these random numbers leave.
+
+    Raises:
+        ValueError: a row without maskable tokens.
+    """
     free = torch.ones(x_0.shape, dtype=torch.bool) if maskable is None else maskable
-    n_maskable = free[:n_rows].sum(1)
+    n_maskable = free.sum(1)
     if n_maskable.numel() and int(n_maskable.min()) == 0:
         raise ValueError("a row has no maskable token")
-
-    u = (torch.arange(n_rows) + torch.rand((), generator=generator)) / n_rows  # stratified on (0, 1)
-    fraction = schedule.fraction(times.quantile(u))
+    fraction = schedule.fraction(times.quantile(uniforms.of_rows))
     count = (1 + (fraction * n_maskable).long()).clamp(max=n_maskable)
     importance = _importance_of_counts(count, n_maskable, schedule, times)
-    is_masked = choose_positions(free[:n_rows], count, generator)
-    if complementary:
-        remaining = free[:n_rows] & ~is_masked
-        remaining[count == n_maskable] = is_masked[count == n_maskable]
-        is_masked = torch.cat((is_masked, remaining))
-        n_maskable = torch.cat((n_maskable, n_maskable))
-        importance = torch.cat((importance, importance))  # a complement is as rare as its counterpart
+    is_masked = _first_by(uniforms.of_tokens, free, count)
+    if is_complement is not None:  # as rare as its counterpart
+        must_swap = is_complement & (count < n_maskable)
+        is_masked = torch.where(must_swap[:, None], free & ~is_masked, is_masked)
     p_mask = is_masked.sum(1, keepdim=True) / n_maskable[:, None]
     t = schedule.time_at(p_mask[:, 0])
     return _noisy_batch(x_0, mask_id, is_masked, p_mask, t, maskable, importance[:, None])
@@ -365,9 +417,15 @@ def score_all(x_0: Tensor, maskable: Tensor | None = None) -> NoisyBatch:
 def choose_positions(candidates: Tensor, count: Tensor, generator: Generator) -> Tensor:
     """Choose, for each row, a uniformly random set of `count` (B,) among its `candidates` (B, L) bool; returns (B, L)
     bool."""
-    score = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, torch.inf)
+    return _first_by(torch.rand(candidates.shape, generator=generator), candidates, count)
+
+
+def _first_by(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """Return which `count` (B,) of the `candidates` (B, L) bool have the lowest scores (B, L) of their row, (B, L)
+    bool."""
+    order = score.masked_fill(~candidates, torch.inf).argsort(dim=1)
     is_early = torch.arange(score.shape[1]) < count[:, None]
-    return torch.zeros_like(candidates).scatter_(1, score.argsort(dim=1), is_early)
+    return torch.zeros_like(candidates).scatter_(1, order, is_early)
 
 
 def truncate_randomly(x_0: Tensor, generator: Generator, probability: float = 0.01) -> Tensor:

@@ -19,6 +19,7 @@ expectation is then that of p uniform on (eps, 1), for every schedule.
 Shape letters: B batch, L length, V vocabulary rows, N masked positions of the whole batch.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -59,7 +60,12 @@ def bound_weights(noisy: NoisyBatch) -> Tensor:
     return noisy.importance / (noisy.p_mask * noisy.n_maskable)
 
 
-def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "tokens") -> Tensor:
+def loss_weights(
+    noisy: NoisyBatch,
+    power: float = 1.0,
+    average: Average = "tokens",
+    add_up: Callable[[Tensor], Tensor] = lambda total: total,
+) -> Tensor:
     """The weight (B, 1) of a masked token's cross-entropy in the training loss of the whole batch.
 
     Args:
@@ -68,6 +74,7 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
             faster by it (arXiv 2510.03280, 2602.15014; docs/EXPERIMENTS.md). 0 is the plain mean over masked tokens.
         average: of the bounds, by "tokens" (without given tokens LLaDA's pre-training loss, sum(CE / p) / (B L)), or by
             "sequences" (its fine-tuning loss, each answer's sum divided by its length). Source: LLaDA's GUIDELINES.md.
+        add_up: adds a scalar up over everybody who has rows of the batch, if these are not all of them.
     """
     check_literal("average", average, Average)
     if power != 1.0 and average != "tokens":
@@ -75,10 +82,10 @@ def loss_weights(noisy: NoisyBatch, power: float = 1.0, average: Average = "toke
     if power != 1.0:
         p_mask = noisy.p_mask.clamp(min=MIN_MASK_PROBABILITY)  # a row without masks has p = 0 and no terms
         weights = noisy.importance * p_mask**-power
-        return weights / (weights * noisy.is_masked).sum().clamp(min=1)
+        return weights / add_up((weights * noisy.is_masked).sum()).clamp(min=1)
     if average == "sequences":
-        return bound_weights(noisy) / len(noisy.x_t)
-    return bound_weights(noisy) * noisy.n_maskable / noisy.n_maskable.sum()
+        return bound_weights(noisy) / add_up(torch.tensor(float(len(noisy.x_t))))
+    return bound_weights(noisy) * noisy.n_maskable / add_up(noisy.n_maskable.sum())
 
 
 def weighted_loss(nll: Tensor, weights: Tensor) -> Tensor:

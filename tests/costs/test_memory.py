@@ -16,11 +16,12 @@ from llada.costs.fit import largest_batch, largest_networks, longest_sequence, w
 from llada.costs.memory import (
     PIECEWISE_UPDATE,
     inference_memory,
+    shared_out,
     stored_weights,
     trained_parameters,
     training_memory,
 )
-from llada.costs.parameters import lora_parameters, matrix_parameters, total_parameters
+from llada.costs.parameters import layer_parameters, lora_parameters, matrix_parameters, total_parameters
 from llada.models import EncoderConfig, LocalConfig, NetworkConfig, build_network, checkpoint_activations
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import AT_ONCE, MOMENT_BYTES
@@ -295,3 +296,17 @@ def test_largest_networks_fit_and_the_next_larger_one_does_not() -> None:
         more = replace(rung.setting, batch_size=rung.setting.batch_size + 1)
         assert not fits(rung.config, more, 8e9)
     assert largest_networks(make, setting, 1e6) == []
+
+
+def test_a_process_has_its_part_of_the_layers_and_two_of_them_whole() -> None:
+    config, setting = replace(LLADA_8B, max_sequence_length=1024), TrainingSetting(1, 1024, optimizer="adamw")
+    alone = training_memory(config, setting)
+    layer = layer_parameters(config) // config.n_layers
+    outside = total_parameters(config) - layer_parameters(config)
+    for processes in (2, 8, 64):
+        each = shared_out(alone, config, processes)
+        own = outside + layer_parameters(config) // processes
+        assert each.weights == pytest.approx(4 * (own + 2 * layer), rel=1e-6)
+        assert each.optimizer == pytest.approx(8 * own, rel=1e-6)
+        assert each.gradients == alone.gradients
+        assert each.total - alone.total == each.weights + each.optimizer - alone.weights - alone.optimizer

@@ -146,7 +146,7 @@ def test_what_the_template_does_not_take_is_named_by_its_line_or_skipped(strict:
 def test_answers_are_padded_with_eos_that_is_learned() -> None:
     """Two rows at a time: as long as the longer of them, and the padding of it maskable; behind it, nothing is."""
     pairs = [pair("ab", "c"), pair("a", "bcdef"), pair("a", "b"), pair("b", "a")]
-    draw = answers(pairs, batch_size=4, padded_together=2, end_id=EOS, seed=0)
+    draw = answers(pairs, batch=4, padded_together=2, end_id=EOS, seed=0)
     batch = draw(0, Generator())
     assert batch.attention_mask is None
     assert batch.maskable is not None
@@ -165,7 +165,7 @@ def test_answers_are_padded_with_eos_that_is_learned() -> None:
 
 def test_each_pair_comes_once_an_epoch() -> None:
     pairs = [pair(c, c) for c in "abcdefghij"]
-    draw = answers(pairs, batch_size=4, padded_together=4, end_id=EOS, seed=3)
+    draw = answers(pairs, batch=4, padded_together=4, end_id=EOS, seed=3)
     seen = [tuple(row.tolist()) for step in range(5) for row in draw(4 * step, Generator()).x_0]
     for epoch in (seen[:10], seen[10:]):
         assert sorted(epoch) == sorted(p.ids for p in pairs)

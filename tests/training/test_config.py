@@ -1,4 +1,5 @@
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from llada.data.prepared import PreparedText
 from llada.forward_process import Bell, Cosine, Linear, Polynomial, Uniform
 from llada.system.errors import UserError
-from llada.training.config import NetworkOptions, NoiseOptions, TrainConfig
+from llada.training.config import NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
@@ -24,6 +25,27 @@ def test_a_configuration_from_before_there_were_schedules_opens(small_run: Train
     for name in ("mask_schedule", "time_sampling"):
         del content["noise"][name]
     assert TrainConfig.from_json(content) == small_run
+
+
+def test_a_configuration_from_before_rows_were_numbered_draws_by_step(small_run: TrainConfig) -> None:
+    content = small_run.to_json()
+    del content["draws"]
+    assert TrainConfig.from_json(content) == replace(small_run, draws="by_step")
+    assert small_run.draws == "by_row"
+
+
+def test_what_layers_that_are_shared_out_cannot_do_is_refused(small_run: TrainConfig) -> None:
+    adamw = OptimizerOptions(optimizer="adamw", ema=0.0)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"base": "here", "method": "lora", "network": NetworkOptions()}, "is for training all weights"),
+        ({"weights": "bf16", "optimizer": adamw}, "Weights in bf16 are rounded as wholes"),
+        ({"optimizer": replace(adamw, optimizer_state="8bit")}, "Moments in 8 bits cannot be shared out"),
+        ({"compile": True}, "are not compiled"),
+    ]
+    for change, sentence in changes:
+        replace(small_run, **change)
+        with pytest.raises(UserError, match=sentence):
+            replace(small_run, parallel="fsdp", **change)
 
 
 def test_every_preset_has_lladas_noise() -> None:

@@ -31,15 +31,15 @@ def stored(small_run: TrainConfig, data: PreparedText) -> TrainConfig:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of the rows that steps are made of."""
     drawn: list[int] = []
-    shuffled = batches._shuffled
+    items_at = batches._items_at
 
     def note(*arguments: Any) -> Any:
-        rows = shuffled(*arguments)
+        rows = items_at(*arguments)
         drawn.extend(rows.tolist())
         return rows
 
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "_shuffled", note)
+        patch.setattr(batches, "_items_at", note)
         yield drawn
 
 

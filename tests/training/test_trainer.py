@@ -31,7 +31,7 @@ from llada.training.metrics import LossByTime, read_metrics
 from llada.training.plan import RunPlan, count_steps
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
-from llada.training.seeds import PURPOSES, seed_of
+from llada.training.seeds import KEY_PURPOSES, PURPOSES, key_of, seed_of
 from llada.training.trainer import Trainer
 from tests.support.runs import display, losses, train, weights
 
@@ -287,7 +287,18 @@ def test_resuming_with_another_text_is_refused(
 
 
 def test_dropout_and_noise_share_no_randomness() -> None:
-    assert len({seed_of(seed, step, purpose) for seed in (0, 1) for step in (0, 1) for purpose in PURPOSES}) == 8
+    seeds = {
+        seed_of(seed, step, purpose, order, rank)
+        for seed in (0, 1)
+        for step in (0, 1)
+        for purpose in PURPOSES
+        for order in (0, 1)
+        for rank in (0, 1)
+    }
+    assert len(seeds) == 2**4 * len(PURPOSES)
+    keys = {key_of(seed, purpose, order) for seed in (0, 1) for purpose in KEY_PURPOSES for order in (0, 1)}
+    assert len(keys) == 2**2 * len(KEY_PURPOSES)
+    assert not keys & seeds
 
 
 def test_damaged_state_is_named(small_run: TrainConfig, data: PreparedText) -> None:

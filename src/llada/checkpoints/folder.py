@@ -28,6 +28,7 @@ from llada.models import (
 )
 from llada.models.block_cache import NO_CACHE, BlockCachedPredictor, CacheOptions
 from llada.models.local_cache import with_cache
+from llada.optim.parts import fill_own_part, is_shared_out
 from llada.sampling.dialogue import Assistant
 from llada.sampling.guidance import Predict, suppress
 from llada.system.checksums import check_whole
@@ -303,7 +304,12 @@ def load_weights(model: MaskPredictor, folder: Path) -> None:
     """
     _, stored = _fitting(StoredWeights.of(folder), model.network.config)
     for name, tensor in model.network.state_dict().items():
-        stored.copy_into(name, tensor)
+        if is_shared_out(tensor):  # one at a time is whole
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype)
+            stored.copy_into(name, whole)
+            fill_own_part(tensor, whole)
+        else:
+            stored.copy_into(name, tensor)
 
 
 def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str, torch.Size], StoredWeights]:

@@ -6,7 +6,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llada.costs.activations import (
     BF16_BYTES,
@@ -96,6 +96,22 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
         working=recomputed + working,
         update=update,
         total=weights + optimizer + ema + max(at_start, at_end, gradients + update),
+    )
+
+
+def shared_out(memory: TrainingMemory, config: NetworkConfig, processes: int) -> TrainingMemory:
+    """Memory of a step in one of several processes that share out the layers of a network.
+
+    Of their weights, moments and moving average each has its part. Two layers are whole at a time, the one that is
+    computed and the next; gradients are taken to be whole, which they are while they are accumulated.
+    """
+    share = layer_parameters(config) / total_parameters(config)
+    kept = 1 - share * (1 - 1 / processes)
+    two_layers = int(memory.weights * share * min(1, 2 / config.n_layers))
+    weights, optimizer, ema = (int(kept * part) for part in (memory.weights, memory.optimizer, memory.ema))
+    saved = memory.weights + memory.optimizer + memory.ema - (weights + two_layers + optimizer + ema)
+    return replace(
+        memory, weights=weights + two_layers, optimizer=optimizer, ema=ema, total=memory.total - max(0, saved)
     )
 
 

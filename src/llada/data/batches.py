@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
+from llada.data.order import Numbers, integers, shuffled
 from llada.data.prepared import Ids, PreparedText
 from llada.data.sft import Pair
 from llada.system.errors import UserError
@@ -78,6 +78,19 @@ DrawBatch = Callable[[int, Generator], TokenBatch]
 """A function `draw(n_before, generator)`: the batch after `n_before` samples, the same whenever it is asked for."""
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """Samples that are drawn by their numbers in the run, each alone, so that any process can draw any part of a batch.
+
+    Neither the generator nor the seed of a source matters for them.
+    """
+
+    places: Numbers
+    """(B,) numbers of the wanted samples in a batch, from 0, in their order; a sample may come twice."""
+    key: int
+    """Which the random numbers depend on (`data.order`)."""
+
+
 def check_window(data: PreparedText, length: int) -> None:
     """Refuse windows that are longer than the training text.
 
@@ -89,32 +102,45 @@ def check_window(data: PreparedText, length: int) -> None:
         raise UserError(f"A window of {length} does not fit the training text of {n_tokens:,} tokens: shorten it.")
 
 
-def random_windows(data: PreparedText, batch_size: int, length: int) -> DrawBatch:
+def random_windows(data: PreparedText, batch: int | Numbered, length: int) -> DrawBatch:
     """Make a source of windows (B, L) at any offset of the training text, so that each epoch over a short text has new
-    cuts."""
+    cuts.
+
+    Args:
+        batch: the number of windows, or the numbered ones of them.
+    """
     check_window(data, length)
     tokens = data.tokens("train")
+    n_starts = len(tokens) - length + 1
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
-        start = torch.randint(0, len(tokens) - length + 1, (batch_size,), generator=generator).numpy()
+        if isinstance(batch, Numbered):
+            start = integers(batch.key, n_before + batch.places, n_starts)
+        else:
+            start = torch.randint(0, n_starts, (batch,), generator=generator).numpy()
         return TokenBatch(_as_ids(tokens[start[:, None] + np.arange(length)]))
 
     return draw
 
 
-def stored_sequences(data: PreparedText, batch_size: int, seed: int) -> DrawBatch:
-    """Make a source of the stored rows as they are, each once an epoch, in a new order in every epoch."""
-    rows, pad_id = data.rows["train"], data.tokenizer.pad_id
+def stored_sequences(data: PreparedText, batch: int | Numbered, seed: int) -> DrawBatch:
+    """Make a source of the stored rows as they are, each once an epoch, in a new order in every epoch.
+
+    Args:
+        batch: the number of rows, or the numbered ones of them.
+        seed: of the order of rows that are not numbered.
+    """
+    rows, pad_id, places = data.rows["train"], data.tokenizer.pad_id, _places(batch)
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
-        x_0 = _as_ids(rows[_shuffled(n_before, batch_size, len(rows), seed)])
+        x_0 = _as_ids(rows[_items_at(n_before + places, len(rows), batch, seed)])
         is_text = x_0 != pad_id
         return TokenBatch(x_0) if bool(is_text.all()) else TokenBatch(x_0, is_text, is_text)
 
     return draw
 
 
-def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id: int, seed: int) -> DrawBatch:
+def answers(pairs: Sequence[Pair], batch: int | Numbered, padded_together: int, end_id: int, seed: int) -> DrawBatch:
     """Make a source of prompts with answers, each once an epoch; answers are padded to equal length by EOS, as LLaDA
     does.
 
@@ -122,20 +148,26 @@ def answers(pairs: Sequence[Pair], batch_size: int, padded_together: int, end_id
     so that the model learns where an answer ends.
 
     Args:
-        padded_together: number of consecutive rows that are padded to the longest of them; what follows in a row is
-            not part of it, neither maskable nor needed.
+        batch: the number of rows, or the numbered ones of them.
+        padded_together: number of consecutive rows of the whole batch that are padded to the longest of them; what
+            follows in a row is not part of it, neither maskable nor needed.
         end_id: id of EOS.
+        seed: of the order of rows that are not numbered.
     """
+    places = _places(batch)
+    groups, group = np.unique(places // padded_together, return_inverse=True)
+    # All rows of these groups count, also those that other processes compute.
+    members = groups[:, None] * padded_together + np.arange(padded_together)
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
-        drawn = [pairs[i] for i in _shuffled(n_before, batch_size, len(pairs), seed)]
-        lengths = torch.tensor([len(pair.ids) for pair in drawn])
+        drawn = [pairs[i] for i in _items_at(n_before + places, len(pairs), batch, seed)]
         n_given = torch.tensor([pair.n_given for pair in drawn])
-        x_0 = torch.full((batch_size, int(lengths.max())), end_id)
+        items = _items_at(n_before + members.flatten(), len(pairs), batch, seed)
+        longest = torch.tensor([len(pairs[i].ids) for i in items]).view(members.shape).amax(1)
+        end = longest[torch.from_numpy(group)]
+        x_0 = torch.full((len(drawn), int(end.max())), end_id)
         for row, pair in zip(x_0, drawn, strict=True):
             row[: len(pair.ids)] = torch.tensor(pair.ids)
-        together = torch.arange(batch_size) // padded_together
-        end = torch.stack([lengths[together == group].max() for group in together])
         column = torch.arange(x_0.shape[1])
         return TokenBatch(x_0, (column >= n_given[:, None]) & (column < end[:, None]))
 
@@ -167,10 +199,16 @@ def pad_answers(pairs: Sequence[Answered], pad_id: int) -> TokenBatch:
     return TokenBatch(x_0, is_text & ~is_prompt, is_text)
 
 
-def _shuffled(n_before: int, batch_size: int, n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw the next items' numbers (B,): each of n once an epoch, in a new order in every epoch."""
-    position = n_before + np.arange(batch_size)
-    epoch, index = position // n, position % n
+def _places(batch: int | Numbered) -> Numbers:
+    return batch.places if isinstance(batch, Numbered) else np.arange(batch)
+
+
+def _items_at(samples: Numbers, n: int, batch: int | Numbered, seed: int) -> Numbers:
+    """Return the items (B,) that these samples (B,) of a run take: each of n once an epoch, in a new order in every
+    epoch."""
+    if isinstance(batch, Numbered):
+        return shuffled(batch.key, samples, n)
+    epoch, index = samples // n, samples % n
     for e in np.unique(epoch):
         order = np.random.default_rng((seed, int(e))).permutation(n)
         index[epoch == e] = order[index[epoch == e]]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from llada.optim.parts import own_part
+
 
 class ExponentialAverage:
     """Keeps a moving average of the trained weights in fp32.
@@ -35,5 +37,5 @@ class ExponentialAverage:
 
 
 def trained_weights(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are not frozen, by name."""
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    """Return the parameters that are not frozen, by name; of those that are shared out, this process's part."""
+    return {name: own_part(parameter) for name, parameter in network.named_parameters() if parameter.requires_grad}

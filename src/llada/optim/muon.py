@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada.optim.parts import to_own, to_whole, whole_shape
 from llada.optim.skipping import must_skip, skip_on_device
 
 # Newton-Schulz coefficients and step count of Keller Jordan's Muon (2024), tuned for a steep slope at zero.
@@ -48,14 +49,17 @@ class Muon(torch.optim.Optimizer):
                     gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                update = orthogonalise(torch.stack(nesterov), self.matmul_dtype)  # (G, R, C)
+                # Whole matrices, also where a process keeps some of their rows only.
+                matrices = [to_whole(p, n) for p, n in zip(parameters, nesterov, strict=True)]
+                update = orthogonalise(torch.stack(matrices), self.matmul_dtype)  # (G, R, C)
                 rows, columns = update.shape[-2:]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 decay: Any = 1 - group["lr"] * group["weight_decay"]
                 if skip is not None:
                     update, decay = torch.where(skip, 0.0, update), torch.where(skip, 1.0, decay)
                 torch._foreach_mul_(parameters, decay)
-                torch._foreach_add_(parameters, list(update.unbind()), alpha=-rate)
+                updates = [to_own(p, u) for p, u in zip(parameters, update.unbind(), strict=True)]
+                torch._foreach_add_(parameters, updates, alpha=-rate)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -90,5 +94,5 @@ def _by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     groups: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            groups.setdefault(parameter.shape, []).append(parameter)
+            groups.setdefault(whole_shape(parameter), []).append(parameter)
     yield from groups.values()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llada.optim.adamw import AdamW16, StateName
 from llada.optim.ema import trained_weights
 from llada.optim.muon import Muon
+from llada.optim.parts import own_part
 from llada.optim.schedule import ScheduleName
 from llada.system.ranges import ABOVE_0, AT_LEAST_0, SHARE, Checked, Range
 
@@ -80,7 +81,7 @@ def make_optimizers(
     vectors: list[nn.Parameter] = []
     layers = network.layers
     assert isinstance(layers, nn.Module)
-    in_layers = set(layers.parameters())
+    in_layers = {own_part(parameter) for parameter in layers.parameters()}
     for parameter in trained_weights(network).values():
         is_matrix = parameter.dim() == 2  # not the taps of a convolution, which are scales
         kind = vectors if not is_matrix else matrices if parameter in in_layers else tables

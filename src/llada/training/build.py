@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from llada.checkpoints.folder import make_predictor, read_checkpoint
+from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, checkpoint_activations
 from llada.training.plan import RunPlan
+from llada.training.sharding import shard_layers
 
 
 def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> MaskPredictor:
@@ -20,6 +21,8 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
     config = plan.config
     if start is None and last is not None and config.base is not None and config.method == "full":
         start = last  # its own last checkpoint: no random weights are made for nothing
+    if plan.is_sharded:
+        return _build_shared_out(plan, start, last)
     if start is None:
         model = make_predictor(plan.network_config, plan.data.tokenizer)
         if config.method != "qlora":
@@ -39,6 +42,24 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
     if config.activation_checkpointing:
         checkpoint_activations(model.network)
     return model.to(plan.device)
+
+
+def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None) -> MaskPredictor:
+    """The model with its layers shared out among the processes, all of it trained.
+
+    Of a checkpoint, one tensor at a time is whole; random weights are made as wholes, to be those of one process.
+    """
+    is_read = start is not None or last is not None
+    with torch.device("meta" if is_read else "cpu"):
+        model = make_predictor(plan.network_config, plan.data.tokenizer).train()
+    if not is_read:
+        model = model.to(plan.device)
+    if plan.config.activation_checkpointing:
+        checkpoint_activations(model.network)
+    shard_layers(model.network, plan.processes, plan.device)
+    if start is not None:
+        load_weights(model, start)
+    return model
 
 
 def _stored_type(plan: RunPlan) -> torch.dtype:

@@ -15,6 +15,7 @@ from llada.system.errors import UserError
 from llada.system.mapped_files import check_mapped
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
+from llada.training.sharding import is_sharded, whole_weights
 from llada.training.state import Progress, bytes_in
 
 SHARE_OF_FREE_MEMORY = 0.5  # that a copy may take
@@ -41,7 +42,7 @@ class Saver:
         """
         self.wait()
         self._check_surroundings()
-        weights = None if is_adapted(model.network) else model.network.state_dict()
+        weights = None if is_adapted(model.network) else whole_weights(model.network)
         if weights is None or not in_background or not _has_room({"model": weights, "state": packed}):
             self.folder.save(progress, plan, model, packed, weights)
             return
@@ -90,6 +91,20 @@ class Saver:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+class SilentSaver(Saver):
+    """What a process has that does not write checkpoints."""
+
+    def save(
+        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
+    ) -> None:
+        """Process 0 does it; the others hand over their parts of the weights."""
+        if is_sharded(model.network):
+            whole_weights(model.network)
+
+    def check(self) -> None:
+        """Nothing can have failed."""
 
 
 @contextlib.contextmanager

@@ -37,8 +37,11 @@ class CompiledSteps:
         """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""
         rows = self.steps.model.rows(self.steps.usual_batch()).to(self.steps.device)
         self.is_compiled = self.compiled.compile(rows, preferred, self._say)
+        if self.steps.group.is_any(not self.is_compiled):  # all compute with the same code
+            self.compiled.stop_using()
+            self.is_compiled = False
         toolchain = self.compiled.toolchain
-        self._record(toolchain.name if toolchain else "none")
+        self._record(toolchain.name if toolchain and self.is_compiled else "none")
 
     def gradients(self, step: int, by_time: LossByTime) -> Gradients:
         """Put the gradients of a step into the weights, by compiled code unless that makes them non-finite.
@@ -47,7 +50,9 @@ class CompiledSteps:
             StepLeftError: the run was asked to stop between the pieces of the step; the weights have no gradients then,
                 and nothing was measured.
         """
-        steps, has_pieces = self.steps, self.steps.config.accumulate > 1
+        steps = self.steps
+        # Layers that are shared out are brought together in every piece, which nobody may leave alone.
+        has_pieces = steps.share.accumulate > 1 and not steps.plan.is_sharded
         must_look = self.is_compiled and steps.device.type == "cpu"
         meters: list[Meter] = [by_time, *([steps.eos_share] if steps.eos_share else [])]
         measure_anew = _mark(meters if must_look or has_pieces else [])

@@ -96,6 +96,10 @@ class TrainConfig(Checked):
     """Type of the weights that "full" trains; "bf16" takes half the memory and uses stochastic rounding."""
     seed: Annotated[int, SEED] = 0
     """Seed of the initialization, the data order and the noise."""
+    draws: Literal["by_row", "by_step"] = "by_row"
+    """How the data order and the noise are drawn. "by_row": each sequence of the run by its own number, so that the
+    processes that share a step draw their own part of it. "by_step": all of a step together, as earlier versions did;
+    their runs go on with it."""
     evaluate_every: Annotated[int | None, AT_LEAST_1] = None
     """Number of steps between evaluations, each with a sample and a checkpoint; a tenth of the run if left out."""
     evaluation_windows: Annotated[int, AT_LEAST_1] = 128
@@ -121,6 +125,11 @@ class TrainConfig(Checked):
     toolchain: ToolchainName | None = None
     """How to compile; if left out, the first way whose code is right on this machine (`llada doctor`). The run stores
     the way that it used, "none" if none was right."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several processes keep. "ddp": all weights, each of them. "fsdp": each a part of the layers, with its
+    gradients and the optimizer's state, by FSDP2. "auto": "ddp" if that fits the memory."""
+    timeout_minutes: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
+    """Minutes that one of several processes waits for the others before the run ends and names those that hang."""
     force: bool = False
     """Start even if the estimate says that the memory is not enough."""
     data: DataOptions = field(default_factory=DataOptions)
@@ -186,6 +195,10 @@ class TrainConfig(Checked):
             self.method == "full" and self.lora != LoraOptions(),
             '`lora_rank` and the like are for adapters: add `method="lora"` or qlora.',
         )
+        yield (
+            self.parallel == "fsdp" and self.method != "full",
+            f'`parallel="fsdp"` is for training all weights: leave it out, or `method="{self.method}"`.',
+        )
         for name in DIALOGUE_FLAGS:
             is_given = getattr(self.data, name) != getattr(DataOptions, name)
             yield is_given and not has_dialogues, f"`{name}` is for dialogues: add `chat=FILE`."
@@ -204,6 +217,18 @@ class TrainConfig(Checked):
         yield (
             optimizer.optimizer_state == "8bit" and optimizer.optimizer == "muon",
             "Moments in 8 bits are AdamW's: add `optimizer=adamw`.",
+        )
+        yield (
+            optimizer.optimizer_state == "8bit" and self.parallel == "fsdp",
+            'Moments in 8 bits cannot be shared out: leave out `parallel="fsdp"`, or `optimizer_state="8bit"`.',
+        )
+        yield (
+            is_bf16 and self.parallel == "fsdp",
+            'Weights in bf16 are rounded as wholes: leave out `parallel="fsdp"`, or `weights="bf16"`.',
+        )
+        yield (
+            bool(self.compile) and self.parallel == "fsdp",
+            'Layers that are shared out are not compiled: leave out `compile`, or `parallel="fsdp"`.',
         )
         yield (
             is_bf16 and self.method != "full",
@@ -240,7 +265,7 @@ class TrainConfig(Checked):
         Raises:
             UserError: a key is unknown, or a value has another type.
         """
-        content = dict(content)
+        content = {"draws": "by_step", **content}  # what runs have that were written before the choice
         if isinstance(content.get("data"), dict):
             content["data"] = DataOptions.of_then(content["data"])
         try:

@@ -9,9 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Generator
 
-from llada.data.batches import DrawBatch, TokenBatch, answers, pad_answers, random_windows, stored_sequences
+from llada.data.batches import (
+    DrawBatch,
+    Numbered,
+    TokenBatch,
+    answers,
+    pad_answers,
+    random_windows,
+    stored_sequences,
+)
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
+from llada.evaluation.distributed import ALONE, Shard
 from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import evenly_spread, scored_windows
 from llada.models import MaskPredictor, block_length_of
@@ -21,6 +30,7 @@ from llada.sampling.unmask import infill
 from llada.training.answer_check import check_answers
 from llada.training.plan import RunPlan
 from llada.training.presets import sampling_of
+from llada.training.seeds import key_of, order_seed
 
 EVALUATION_MASKS = 2  # a window; evaluations within a run are for the curve and for choosing the best checkpoint
 SAMPLE_LENGTH = 200
@@ -55,19 +65,27 @@ class Source(Protocol):
         """Something written by the model, the same masks and draws at every step."""
 
 
-def make_source(plan: RunPlan, order_seed: int) -> Source:
+def make_source(plan: RunPlan, data_order: int) -> Source:
     """The source of a run.
 
     Args:
-        order_seed: of the order in which stored sequences and dialogues come.
+        data_order: how often the run went back to go on with its data in another order.
     """
+    config, share = plan.config, plan.share
+    batch: int | Numbered = config.distinct_sequences
+    if config.draws == "by_row":
+        places = share.rows.numpy() % config.distinct_sequences
+        batch = Numbered(places, key_of(config.seed, "data", data_order))
+    seed = order_seed(config.seed, data_order)
     if isinstance(plan.data, Answers):
-        return AnswerSource(plan, plan.data, order_seed)
-    return TextSource(plan, plan.data, order_seed)
+        return AnswerSource(plan, plan.data, batch, seed)
+    return TextSource(plan, plan.data, batch, seed)
 
 
 def _bound_options(plan: RunPlan) -> BoundOptions:
-    return BoundOptions(EVALUATION_MASKS, batch_size=plan.config.batch_size, device=plan.device)
+    # What is shared out is computed by all at once: then each evaluates all windows.
+    shard = ALONE if plan.is_sharded else Shard(plan.rank, plan.processes)
+    return BoundOptions(EVALUATION_MASKS, batch_size=plan.share.batch_size, device=plan.device, shard=shard)
 
 
 class TextSource:
@@ -76,14 +94,14 @@ class TextSource:
     average: Average = "tokens"
     noun, shows = "windows", "a sample"
 
-    def __init__(self, plan: RunPlan, data: PreparedText, order_seed: int) -> None:
+    def __init__(self, plan: RunPlan, data: PreparedText, batch: int | Numbered, order_seed: int) -> None:
         config = plan.config
         self.plan, self.tokenizer = plan, data.tokenizer
         self.random_length = config.noise.random_length
         if config.data.windows == "random":
-            self.draw = random_windows(data, config.distinct_sequences, plan.length)
+            self.draw = random_windows(data, batch, plan.length)
         else:
-            self.draw = stored_sequences(data, config.distinct_sequences, order_seed)
+            self.draw = stored_sequences(data, batch, order_seed)
         windows, places = scored_windows(
             data.tokens("val"), plan.length, data.tokenizer.eos_id, config.evaluation_windows
         )
@@ -114,14 +132,12 @@ class AnswerSource:
     random_length = 0.0  # answers are never cut
     noun, shows = "answers", "some prompts, and what the model answers"
 
-    def __init__(self, plan: RunPlan, data: Answers, order_seed: int) -> None:
+    def __init__(self, plan: RunPlan, data: Answers, batch: int | Numbered, order_seed: int) -> None:
         config = plan.config
         self.plan, self.data = plan, data
         # Padding decides what is learned, so a batch that goes through the network together is padded together.
         padded_together = config.distinct_sequences if config.noise.complementary else config.batch_size
-        self.draw = answers(
-            data.pairs["train"], config.distinct_sequences, padded_together, data.tokenizer.eos_id, order_seed
-        )
+        self.draw = answers(data.pairs["train"], batch, padded_together, data.tokenizer.eos_id, order_seed)
         self.pairs = evenly_spread(data.pairs["val"], config.evaluation_windows)
 
     def estimate_nelbo(self, nll: TokenNll) -> Nelbo:

@@ -2,6 +2,7 @@
 it may be slow."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from llada.costs.flops import (
     training_flops_per_token,
     training_seconds,
 )
-from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
+from llada.costs.memory import TrainingMemory, shared_out, trained_parameters, training_memory
 from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
@@ -50,7 +51,7 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     """
     config, network = plan.config, plan.network_config
     parts = count_parameters(network)
-    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    memory, available = expected_memory(plan), available_bytes(plan)
     seconds = expected_seconds(plan)
     kind = type(network).__name__.removesuffix("Config")
     table = Table.grid(padding=(0, 2))
@@ -68,19 +69,26 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     at_most = "at most " if isinstance(plan.data, Answers) else ""
     step = f"{config.sequences_per_step} sequences of {at_most}{plan.length} tokens, {_noise_in_words(plan)}"
     table.add_row("a step", step)
+    if plan.processes > 1 or config.accumulate > 1:
+        table.add_row("", f"in {plan.share.in_words}")
+    if plan.is_sharded:
+        table.add_row("layers", "shared out, a part of each in each process (FSDP2)")
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
         f"{describe_device(plan.device)}, {_dtype_name(plan.precision.dtype)}: {plan.precision.reason}",
     )
     needed, there = bytes_in_words(memory.total), bytes_in_words(available)
-    table.add_row("memory", f"about {needed} for tensors, in addition to torch itself, of {there}")
+    each = ", in each process," if plan.processes > 1 else ""
+    table.add_row("memory", f"about {needed} for tensors{each} in addition to torch itself, of {there}")
     duration = (
         "as given"
         if seconds is None
         else f"about {duration_in_words(seconds)}, with a better estimate after a few steps"
     )
     table.add_row("time", duration)
+    if plan.processes > 1 and seconds and plan.total_steps:
+        table.add_row("speed", f"at most {plan.total_steps * plan.tokens_per_step / seconds:,.0f} tokens a second")
     table.add_row("folder", str(plan.config.output_dir))
     console.print(table)
     check_memory(plan)
@@ -129,7 +137,7 @@ def check_memory(plan: RunPlan) -> None:
     Raises:
         UserError: it does not fit, and the configuration does not say `force`.
     """
-    memory, available = expected_memory(plan), memory_bytes(plan.device)
+    memory, available = expected_memory(plan), available_bytes(plan)
     if memory.total + TORCH_BYTES > available and not plan.config.force:
         raise UserError(
             f"This run needs about {bytes_in_words(memory.total)} of memory in addition to torch itself and there are "
@@ -143,7 +151,7 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
     """The end of a run whose memory did not suffice after all, with the settings that would have fitted."""
     memory = expected_memory(plan).total
     # So much could not be allocated, whatever the machine has in total.
-    available = min(float(memory_bytes(plan.device)), 0.9 * memory + TORCH_BYTES)
+    available = min(float(available_bytes(plan)), 0.9 * memory + TORCH_BYTES)
     saved = f"; the last checkpoint is unharmed, `resume={folder}` goes on from it" if has_checkpoint else ""
     return UserError(
         f"The memory did not suffice for this run, which needs about {bytes_in_words(memory)} in addition to torch: "
@@ -151,18 +159,39 @@ def out_of_memory(plan: RunPlan, folder: str, has_checkpoint: bool) -> UserError
     )
 
 
+def available_bytes(plan: RunPlan) -> int:
+    """Return the memory that a process may fill: its device's, or its share of the machine's."""
+    there = memory_bytes(plan.device)
+    return there // plan.processes_here if plan.device.type == "cpu" else there
+
+
 def expected_memory(plan: RunPlan) -> TrainingMemory:
-    """What a step of the run takes; see `costs.memory`."""
-    return training_memory(plan.network_config, setting_of(plan))
+    """What a step of the run takes in each process; see `costs.memory`."""
+    memory = training_memory(plan.network_config, setting_of(plan))
+    return shared_out(memory, plan.network_config, plan.processes) if plan.is_sharded else memory
+
+
+def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -> RunPlan:
+    """The plan with its layers shared out among the processes, if that is left open and they do not fit otherwise.
+
+    Args:
+        is_any: whether it is so in any process.
+    """
+    config = plan.config
+    is_open = config.parallel == "auto" and plan.processes > 1 and config.method == "full"
+    if not is_open or config.compile or config.weights == "bf16" or config.optimizer.optimizer_state == "8bit":
+        return plan
+    fits = expected_memory(plan).total + TORCH_BYTES <= available_bytes(plan)
+    return replace(plan, is_sharded=is_any(not fits))
 
 
 def setting_of(plan: RunPlan) -> TrainingSetting:
     """What the formula needs to know of a run."""
     config = plan.config
     return TrainingSetting(
-        batch_size=config.batch_size,
+        batch_size=plan.share.batch_size,
         length=plan.length,
-        accumulates=config.accumulate > 1,
+        accumulates=plan.share.accumulate > 1,
         optimizer=config.optimizer.optimizer,
         ema=config.optimizer.ema > 0,
         bf16=plan.precision.dtype == torch.bfloat16,
@@ -185,12 +214,21 @@ def expected_seconds(plan: RunPlan) -> float | None:
         plan.network_config,
         plan.length,
         tokens=plan.total_steps * plan.tokens_per_step,
-        flops_per_second=matmul_flops_per_second(plan.device, plan.precision.dtype),
+        flops_per_second=_times_as_fast(plan) * matmul_flops_per_second(plan.device, plan.precision.dtype),
         activation_checkpointing=plan.config.activation_checkpointing,
         on_cpu=plan.device.type == "cpu",
     )
     limit = plan.config.minutes
     return seconds if limit is None else min(seconds, 60 * limit)
+
+
+def _times_as_fast(plan: RunPlan) -> float:
+    """At most how many times as fast as this process all of them are: on a CPU, they share its cores."""
+    if plan.device.type != "cpu":
+        return plan.processes
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    machines = plan.processes / plan.processes_here
+    return machines * min(plan.processes_here, max(1.0, cores / threads))
 
 
 def reasons_for_slowness(plan: RunPlan) -> list[str]:
@@ -239,7 +277,8 @@ def _way_in_words(plan: RunPlan, way: Way, speed_of: Callable[[torch.dtype], flo
             way.config,
             way.setting.length,
             tokens=plan.total_steps * plan.tokens_per_step,
-            flops_per_second=speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
+            flops_per_second=_times_as_fast(plan)
+            * speed_of(torch.bfloat16 if way.setting.bf16 else plan.precision.dtype),
             activation_checkpointing=way.setting.activation_checkpointing,
             on_cpu=plan.device.type == "cpu",
         )

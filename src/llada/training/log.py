@@ -153,5 +153,39 @@ class RunLog:
         self.metrics.flush_to_disk()
 
 
+class SilentLog(RunLog):
+    """What a process has that does not write: what was measured is forgotten, and nothing is said."""
+
+    def __init__(self) -> None:
+        """It has neither files nor a display."""
+
+    def open_at(self, progress: Progress) -> None:
+        """There is nothing to open."""
+
+    def write_step(
+        self,
+        progress: Progress,
+        fraction_done: float,
+        done: StepResult,
+        by_time: LossByTime,
+        guard: Guard,
+        eos_share: EosShare | None,
+        timer: Stopwatch,
+    ) -> None:
+        by_time.take()
+        guard.take()
+        if eos_share:
+            eos_share.take()
+
+    def write_return(self, progress: Progress, left_at: int) -> None:
+        """Process 0 says it."""
+
+    def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
+        """Process 0 does it."""
+
+    def close_up(self) -> None:
+        """There is nothing to close."""
+
+
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())

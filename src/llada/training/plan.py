@@ -9,11 +9,13 @@ from llada.costs.flops import training_flops_per_token
 from llada.data.batches import check_window
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
+from llada.evaluation.distributed import ALONE, Shard
 from llada.models import NetworkConfig, is_causal
 from llada.system.device import Precision, choose_device, choose_precision
 from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
 from llada.training.config import TrainConfig
+from llada.training.share import Share
 
 # On a CPU: a run as long as it takes to compile, several times over.
 COMPILING_PAYS_MINUTES = 2.0
@@ -36,21 +38,37 @@ class RunPlan:
     """Tokens of a sequence."""
     total_steps: int | None
     """Number of steps of the run; None if only the time limits it."""
+    rank: int = 0
+    """Number of this process, from 0."""
+    processes: int = 1
+    """Number of processes that share each step."""
+    processes_here: int = 1
+    """Number of these that are on this machine."""
+    is_sharded: bool = False
+    """Whether each process keeps a part of the layers only."""
 
     @classmethod
     def of(
-        cls, config: TrainConfig, data: PreparedText | Answers, network_config: NetworkConfig | None = None
+        cls,
+        config: TrainConfig,
+        data: PreparedText | Answers,
+        network_config: NetworkConfig | None = None,
+        shard: Shard = ALONE,
+        processes_here: int = 1,
     ) -> "RunPlan":
         """The plan of a configuration on a text or on dialogues.
 
         Args:
             network_config: of the checkpoint that the run starts from; built from the configuration if there is none.
+            shard: which process of how many this is.
+            processes_here: how many of them are on this machine.
 
         Raises:
-            UserError: the network cannot be built, is not made for sequences of this length, or the device is not
-                there.
+            UserError: the network cannot be built, is not made for sequences of this length, the device is not
+                there, or the processes cannot share a step equally.
         """
-        device = choose_device(config.device)
+        Share.of(config.batch_size, config.accumulate, shard.rank, shard.processes)
+        device = shard.device(choose_device(config.device))
         _check_device(device, config)
         length = data.sequence_length
         if isinstance(data, PreparedText):
@@ -73,7 +91,16 @@ class RunPlan:
             network_config=network_config,
             length=length,
             total_steps=count_steps(config, data, length),
+            rank=shard.rank,
+            processes=shard.processes,
+            processes_here=processes_here,
+            is_sharded=config.parallel == "fsdp" and shard.processes > 1,
         )
+
+    @property
+    def share(self) -> Share:
+        """The rows of a step that this process computes."""
+        return Share.of(self.config.batch_size, self.config.accumulate, self.rank, self.processes)
 
     def after(self, step: int, samples: int) -> "RunPlan":
         """The plan of a run that goes on after so many steps, and samples of another number a step than now.
@@ -109,7 +136,7 @@ class RunPlan:
         Adapters break it in pieces, and dialogues have another length at every step.
         """
         config = self.config
-        if self.device.type == "mps":
+        if self.device.type == "mps" or self.is_sharded:
             return False
         if config.compile is not None:
             return config.compile

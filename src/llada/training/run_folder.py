@@ -158,7 +158,7 @@ class RunFolder:
             UserError: a setting that cannot change differs.
         """
         before = self.read_config(self.path)
-        pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights")}
+        pairs = {name: (getattr(before, name), getattr(config, name)) for name in ("method", "weights", "draws")}
         if config.method == "full":  # an adapter's base may have moved: it is known by its fingerprint
             pairs["base"] = (before.base, config.base)
         for name in ("optimizer", "optimizer_state"):
@@ -351,6 +351,22 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.rename(folder, aside_of(folder, "leaving"))
         remove_asides(self.checkpoints, kind="leaving")
+
+
+class RunReader(RunFolder):
+    """The run folder of a process that only reads it, since another one writes it."""
+
+    def start(self, config: TrainConfig) -> None:
+        """Process 0 does it."""
+
+    def check_space(self, n_bytes: int, step: int) -> None:
+        """Process 0 does it."""
+
+    def point_best(self, progress: Progress) -> None:
+        """Process 0 does it."""
+
+    def prune(self, n_newest: int) -> None:
+        """Process 0 does it."""
 
 
 def _samples_per_step(settings: Mapping[str, Any]) -> int:

@@ -4,17 +4,25 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["batch", "dropout"]
-PURPOSES: dict[Purpose, int] = {"batch": 0, "dropout": 1}
+Purpose = Literal["batch", "dropout", "rounding"]
+PURPOSES: dict[Purpose, int] = {"batch": 0, "dropout": 1, "rounding": 2}
+KeyPurpose = Literal["data", "times", "masks"]
+KEY_PURPOSES: dict[KeyPurpose, int] = {"data": 10, "times": 11, "masks": 12}
 
 
-def seed_of(seed: int, step: int, purpose: Purpose, data_order: int = 0) -> int:
+def seed_of(seed: int, step: int, purpose: Purpose, data_order: int = 0, rank: int = 0) -> int:
     """Seed of the randomness that a step needs for a purpose; two purposes share nothing.
 
     Args:
         data_order: how often the run went back to go on with its data in another order.
+        rank: number of the process, where each needs randomness of its own.
     """
-    return _first_of((seed, step, PURPOSES[purpose], *_order(data_order)))
+    return _first_of((seed, step, PURPOSES[purpose], *(_order(data_order) if not rank else (data_order, rank))))
+
+
+def key_of(seed: int, purpose: KeyPurpose, data_order: int = 0) -> int:
+    """Key of what is drawn for a purpose by the numbers of a run's sequences (`data.order`)."""
+    return _first_of((seed, data_order, KEY_PURPOSES[purpose]))
 
 
 def order_seed(seed: int, data_order: int) -> int:

@@ -5,7 +5,7 @@ and what has been measured since the last line of metrics.jsonl. Random numbers 
 its own from (seed, step).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from llada.checkpoints.lora import adapter_weights, is_adapted
 from llada.checkpoints.lora_files import read_adapter_weights
 from llada.models import MaskPredictor
 from llada.optim.ema import ExponentialAverage, trained_weights
+from llada.optim.parts import rows_of, to_own, to_whole, whole_shape
 from llada.system.errors import UserError, first_line
 from llada.training.nan_guard import first_non_finite
 from llada.training.state_check import Expected, check_progress, check_state
@@ -82,7 +83,7 @@ class RunState:
         is_compiled: bool,
         settings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Return what is saved next to the model.
+        """Return what is saved next to the model, whole; all processes of a run call it together.
 
         Args:
             own_weights: those that are trained, where the model was lent their moving average.
@@ -91,8 +92,8 @@ class RunState:
         """
         return {
             "progress": vars(progress).copy(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "weights": None if own_weights is None else dict(own_weights),
+            "optimizers": [_whole_state(optimizer) for optimizer in self.optimizers],
+            "weights": None if own_weights is None else self._whole(own_weights),
             "n_averaged": self.average.n_updates if self.average else 0,
             "data": dict(data),
             "is_compiled": is_compiled,
@@ -124,16 +125,23 @@ class RunState:
             self.average.n_updates = saved["n_averaged"]
             for name, weight in trained_weights(network).items():
                 self.average.weights[name].copy_(weight.detach())
-            put_weights(self.model, saved["weights"])
+            trained = trained_weights(network)
+            put_weights(self.model, {name: to_own(trained[name], value) for name, value in saved["weights"].items()})
         for optimizer, part in zip(self.optimizers, saved["optimizers"], strict=True):
             # Rates and decay come from the configuration, which may have been changed for the rest of the run.
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": part["state"], "param_groups": groups})
+            optimizer.load_state_dict(
+                {"state": _mapped_state(optimizer, part["state"], to_own), "param_groups": groups}
+            )
         for name, sums in saved.get("meters", {}).items():
             if name in self.meters:
                 for key, value in sums.items():
                     self.meters[name].sums[key].copy_(value)
         return Progress(**{"samples": saved["progress"]["step"] * samples_per_step, **saved["progress"]})
+
+    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        trained = trained_weights(self.model.network)
+        return {name: to_whole(trained[name], value) for name, value in weights.items()}
 
     @contextmanager
     def averaged(self) -> Iterator[Mapping[str, Tensor] | None]:
@@ -178,11 +186,35 @@ class RunState:
         stored = trained if is_adapted(self.model.network) else self.model.network.state_dict()
         n_bytes = sum(weight.nbytes for weight in stored.values())
         if self.average is not None:
-            n_bytes += sum(weight.nbytes for weight in trained.values())
+            n_bytes += sum(whole_shape(weight).numel() * weight.element_size() for weight in trained.values())
         has_moments = any(optimizer.state for optimizer in self.optimizers)
-        if not has_moments:
-            return n_bytes + sum(MOMENTS_BYTES * weight.numel() for weight in trained.values())
+        if not has_moments or any(rows_of(weight) for weight in trained.values()):
+            return n_bytes + sum(MOMENTS_BYTES * whole_shape(weight).numel() for weight in trained.values())
         return n_bytes + sum(map(bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
+
+
+def _whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with all of the moments of which this process keeps a part."""
+    state = optimizer.state_dict()
+    return {**state, "state": _mapped_state(optimizer, state["state"], to_whole)}
+
+
+def _mapped_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Any], change: Callable[[Tensor, Tensor], Tensor]
+) -> dict[int, Any]:
+    """Change the moments of the parameters that are parts by `change(parameter, moment)`, in the order of their
+    numbers."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def changed(parameter: Tensor, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: changed(parameter, part) for key, part in value.items()}
+        return change(parameter, value) if isinstance(value, Tensor) and value.dim() else value
+
+    return {
+        index: changed(parameters[index], state[index]) if rows_of(parameters[index]) else state[index]
+        for index in sorted(state)
+    }
 
 
 def _floating(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

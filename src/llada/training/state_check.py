@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llada.optim.adamw import BLOCK, MOMENTS, SMALLEST_QUANTISED, AdamW16
 from llada.optim.muon import Muon
+from llada.optim.parts import whole_shape
 
 LARGEST_COUNT = 2**53  # beyond it, floats miss integers; no run gets there
 LONGEST_TEXT = 10_000  # characters of a setting
@@ -126,15 +127,15 @@ def _check_optimizers(
 def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Mapping[str, Any]:
     """Shape and type of what an optimizer keeps of a parameter, by name, as it makes it in its first step."""
     if isinstance(optimizer, Muon):
-        return {"momentum_buffer": (parameter.shape, parameter.dtype)}
+        return {"momentum_buffer": (whole_shape(parameter), parameter.dtype)}
     if isinstance(optimizer, AdamW16):
-        flat = torch.Size([parameter.numel()])
+        flat = torch.Size([whole_shape(parameter).numel()])
         moment = {"fp32": (flat, torch.float32)}
-        if optimizer.scales is not None and parameter.numel() >= SMALLEST_QUANTISED:
-            n_blocks = torch.Size([-(-parameter.numel() // BLOCK)])
+        if optimizer.scales is not None and flat[0] >= SMALLEST_QUANTISED:
+            n_blocks = torch.Size([-(-flat[0] // BLOCK)])
             moment = {"numbers": (flat, torch.uint8), "largest": (n_blocks, torch.float32)}
         return {"step": (torch.Size(), torch.int64), **dict.fromkeys(MOMENTS, moment)}
-    like = (parameter.shape, parameter.dtype)
+    like = (whole_shape(parameter), parameter.dtype)
     return {"step": (torch.Size(), torch.float32), "exp_avg": like, "exp_avg_sq": like}
 
 
@@ -144,7 +145,7 @@ def _check_own_weights(saved: Any, expected: Expected) -> dict[str, Tensor]:
         if saved is not None:
             raise ValueError("it is of a run with a moving average")
         return {}
-    specs = {name: (weight.shape, weight.dtype) for name, weight in expected.trained.items()}
+    specs = {name: (whole_shape(weight), weight.dtype) for name, weight in expected.trained.items()}
     found = {}
     for path, tensor, spec in _matched("weights", saved, specs):
         _check_tensor(path, tensor, spec)

@@ -1,7 +1,7 @@
 """A step up to its gradients: a batch of clean ids, its noise, the loss, the backward pass.
 
 A step is a function of (seed, step, number of samples before it) and of the weights. It can be computed again whenever
-it is asked for, and a step that is cut into several batches is the same step.
+it is asked for, and a step that is cut into several batches, or shared among several processes, is the same step.
 
 Shape letters: B batch, L length, N masked positions.
 """
@@ -14,7 +14,18 @@ import torch
 from torch import Generator, Tensor
 
 from llada.data.batches import TokenBatch
-from llada.forward_process import NoisyBatch, mask_bernoulli, mask_exact_count, score_all, truncate_randomly
+from llada.data.order import uniforms
+from llada.forward_process import (
+    NoisyBatch,
+    Uniforms,
+    mask_bernoulli,
+    mask_bernoulli_by,
+    mask_exact_count,
+    mask_exact_count_by,
+    score_all,
+    stratified,
+    truncate_randomly,
+)
 from llada.models import MaskPredictor, flat_positions
 from llada.models.head import nll_of_features
 from llada.objective import loss_weights, weighted_loss
@@ -22,9 +33,11 @@ from llada.optim.ema import trained_weights
 from llada.system.device import Precision, send
 from llada.training.answer_check import EosShare
 from llada.training.data_source import Source
+from llada.training.group import ALONE, Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
-from llada.training.seeds import seed_of
+from llada.training.seeds import key_of, seed_of
+from llada.training.sharding import exchange_gradients, take_gradients
 from llada.training.state import Progress
 
 LONGEST_SEARCH = 100  # steps among which one of the usual shape is looked for
@@ -61,22 +74,53 @@ class Steps:
         progress: Progress,
         eos_share: EosShare | None = None,
         must_leave: Callable[[], bool] = lambda: False,
+        group: Group = ALONE,
     ) -> None:
         """
         Args:
             progress: the run's, which is read only.
             eos_share: counts what the model predicts at masked positions of answers.
             must_leave: asked between the pieces of a step whether to leave it.
+            group: the processes that share each step.
         """
-        self.plan, self.config = plan, plan.config
+        self.plan, self.config, self.share, self.group = plan, plan.config, plan.share, group
         self.model, self.source, self.progress = model, source, progress
         self.device, self.precision = plan.device, plan.precision
         self.eos_share, self.must_leave = eos_share, must_leave
 
     def make_batch(self, step: int) -> tuple[TokenBatch, NoisyBatch]:
-        """The clean ids of a step and their noisy form; the same whenever asked for."""
-        noise, mask_id = self.config.noise, self.plan.data.tokenizer.mask_id
+        """The clean ids of this process's rows of a step and their noisy form; the same whenever asked for."""
         generator = Generator().manual_seed(seed_of(self.config.seed, step, "batch", self.progress.data_order))
+        if self.config.draws == "by_row":
+            return self._draw_rows(step, generator)
+        batch, noisy = self._draw_step(step, generator)
+        return (batch, noisy) if self.share.is_whole else (batch.rows(self.share.rows), noisy.take(self.share.rows))
+
+    def _draw_rows(self, step: int, generator: Generator) -> tuple[TokenBatch, NoisyBatch]:
+        """Draw this process's rows, each by its number in the run; the generator is for what all rows share."""
+        noise, seed, order = self.config.noise, self.config.seed, self.progress.data_order
+        n_before, n_distinct = self._samples_before(step), self.config.distinct_sequences
+        batch = self.source.draw(n_before, generator)
+        batch = batch.columns(truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1])
+        if self.model.is_causal:
+            return batch, score_all(batch.x_0, batch.maskable)
+        place = self.share.rows % n_distinct
+        samples = (n_before + place).numpy()
+        mask_id, length = self.plan.data.tokenizer.mask_id, batch.x_0.shape[1]
+        of_tokens = torch.from_numpy(uniforms(key_of(seed, "masks", order), samples, length))
+        if noise.masking == "bernoulli":
+            of_rows = torch.from_numpy(uniforms(key_of(seed, "times", order), samples, 1))[:, 0]
+            drawn = Uniforms(of_rows, of_tokens)
+            return batch, mask_bernoulli_by(batch.x_0, mask_id, drawn, batch.maskable, noise.schedule, noise.times)
+        drawn = Uniforms(stratified(place, n_distinct, torch.rand((), generator=generator)), of_tokens)
+        is_complement = self.share.rows >= n_distinct if noise.complementary else None
+        return batch, mask_exact_count_by(
+            batch.x_0, mask_id, drawn, batch.maskable, is_complement, noise.schedule, noise.times
+        )
+
+    def _draw_step(self, step: int, generator: Generator) -> tuple[TokenBatch, NoisyBatch]:
+        """Draw all rows of a step, one after the other, as runs with `draws="by_step"` do."""
+        noise, mask_id = self.config.noise, self.plan.data.tokenizer.mask_id
         batch = self.source.draw(self._samples_before(step), generator)
         length = truncate_randomly(batch.x_0, generator, self.source.random_length).shape[1]
         batch = batch.columns(length)
@@ -96,7 +140,7 @@ class Steps:
 
     def usual_batch(self) -> Tensor:
         """Noisy ids (B, L) of the first step that is not cut to a random length."""
-        shape = (self.config.batch_size, self.plan.length)
+        shape = (self.share.batch_size, self.plan.length)
         for step in range(LONGEST_SEARCH):
             x_t = self.make_batch(step)[1].x_t[: shape[0]]
             if x_t.shape == shape:
@@ -107,33 +151,42 @@ class Steps:
         """Put the gradients of a step, clipped, into the weights. Nothing else of the run changes.
 
         Raises:
-            StepLeftError: see `backward`.
+            StepLeftError: a process `may_leave` between the pieces of its part of the step, and `must_leave` says so.
         """
         loss, tokens = self.backward(step, by_time, may_leave)
-        norm = torch.nn.utils.clip_grad_norm_(trained_weights(self.model).values(), self.config.optimizer.clip)
+        # Whoever was asked to stop comes here at once, and all learn of it where they would have to wait anyway.
+        tokens, n_left = self.group.sum_of_numbers(tokens or 0, int(tokens is None))
+        if n_left:
+            raise StepLeftError
+        weights = trained_weights(self.model.network)
+        loss = self.group.sum_gradients(weights, loss)
+        norm = self.group.clip_gradients(weights, self.config.optimizer.clip)
         return Gradients(loss, norm, tokens)
 
-    def backward(self, step: int, by_time: LossByTime, may_leave: bool = False) -> tuple[Tensor, int]:
-        """Add the gradients of a step to those of the weights; returns its loss and how many tokens it has.
+    def backward(self, step: int, by_time: LossByTime, may_leave: bool = False) -> tuple[Tensor, int | None]:
+        """Add the gradients of this process's part of a step to those of the weights.
 
-        Raises:
-            StepLeftError: it `may_leave` between its pieces, and `must_leave` says so.
+        Returns:
+            The part's share of the loss, and how many tokens it has; None if it was left between its pieces, which it
+            is if it `may_leave` and `must_leave` says so.
         """
         config = self.config
-        torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order))
+        torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order, self.group.rank))
         batch, noisy = self.make_batch(step)
-        weights = loss_weights(noisy, config.noise.weight_power, self.source.average)
+        weights = loss_weights(noisy, config.noise.weight_power, self.source.average, self.group.sum)
         loss, tokens = torch.zeros((), device=self.device), 0
-        for first in range(0, len(batch.x_0), config.batch_size):
+        for first in range(0, len(batch.x_0), self.share.batch_size):
             if may_leave and first and self.must_leave():
-                raise StepLeftError
-            rows = slice(first, first + config.batch_size)
+                return loss, None
+            rows = slice(first, first + self.share.batch_size)
             length = batch.rows(rows).needed_columns  # rows of one step that are padded apart differ in length
             piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
             tokens += piece.x_0.numel()
             part = self.loss(piece, noise_of_piece, weights[rows], by_time)
+            exchange_gradients(self.model.network, rows.stop >= len(batch.x_0))
             part.backward()
             loss += part.detach()
+        take_gradients(self.model.network)
         return loss, tokens
 
     def loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
@@ -154,7 +207,7 @@ class Steps:
         return weighted_loss(nll, send(noisy.at_masked(weights), self.device))
 
     def clear_gradients(self) -> None:
-        for weight in trained_weights(self.model).values():
+        for weight in trained_weights(self.model.network).values():
             weight.grad = None
 
     @contextmanager

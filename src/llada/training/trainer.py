@@ -1,10 +1,15 @@
 """The training loop: step, log, evaluate, save.
 
 A step is made in step.py and compiled_step.py; what is done after it is decided in policy.py. Since a step depends on
-its number and the weights alone, a run can stop at any step and go on as if nothing had happened.
+its number and the weights alone, a run can stop at any step and go on as if nothing had happened, with as many
+processes as there are then. All processes of a run do the same, but for what process 0 alone writes and says
+(group.py).
 """
 
+import hashlib
+import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import llada
 from llada.checkpoints.run_layout import step_folder
 from llada.data.sft import Answers
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.optim.ema import ExponentialAverage, trained_weights
 from llada.optim.optimizers import make_optimizers
+from llada.optim.parts import rows_of
 from llada.optim.schedule import learning_rate_factor
 from llada.system.errors import UserError
 from llada.system.toolchains import ToolchainName, has_compiler
@@ -25,10 +32,11 @@ from llada.training.agenda import Action, Agenda
 from llada.training.answer_check import EosShare
 from llada.training.build import build_model
 from llada.training.callbacks import Callback, CallbackList
-from llada.training.checkpoint_writer import Saver, ending
+from llada.training.checkpoint_writer import Saver, SilentSaver, ending
 from llada.training.compiled_step import CompiledSteps
 from llada.training.data_source import make_source
-from llada.training.log import RunLog, StepResult
+from llada.training.group import ALONE, Group, OtherFailedError
+from llada.training.log import RunLog, SilentLog, StepResult
 from llada.training.loggers import make_loggers
 from llada.training.metrics import LossByTime
 from llada.training.nan_guard import Guard, norms_by_layer, write_trouble
@@ -36,7 +44,7 @@ from llada.training.plan import RunPlan
 from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
-from llada.training.seeds import order_seed
+from llada.training.seeds import seed_of
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -54,17 +62,19 @@ class Trainer:
         start: Path | None = None,
         allow_changed_data: bool = False,
         callbacks: Sequence[Callback] = (),
+        group: Group = ALONE,
     ) -> None:
         """
         Args:
-            folder: where the run is kept.
+            folder: where the run is kept; a `RunReader` in all processes but the first.
             resume: go on from the last checkpoint of that folder.
             start: checkpoint folder with the weights to start from; random ones if None.
             allow_changed_data: resume even if the data are others by now.
-            callbacks: called at each step, line of metrics, evaluation and checkpoint (callbacks.py).
+            callbacks: called at each step, line of metrics, evaluation and checkpoint (callbacks.py); by process 0.
+            group: the processes that share each step; the plan is that of this one.
         """
         config = plan.config
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.group = config, folder, group
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
         self.model = build_model(plan, start, folder.last if resume else None)
@@ -81,22 +91,25 @@ class Trainer:
         self.resumed = Resumed(Progress(), None, [])
         if resume:
             self.resumed = folder.load(self.state, self.data, config.to_json(), allow_changed_data)
+            self._keep_measured_in_main()
         self.progress = self.resumed.progress
         self.plan = plan.after(self.progress.step, self.progress.samples)
-        self.saver, self.stop = Saver(folder), StopRequest()
+        self.saver, self.stop = (Saver if group.is_main else SilentSaver)(folder), StopRequest()
         self.say: Callable[[str], None] = lambda sentence: None
-        source = make_source(self.plan, order_seed(config.seed, self.progress.data_order))
-        self.steps = Steps(self.plan, self.model, source, self.progress, self.eos_share, self._must_leave_step)
+        source = make_source(self.plan, self.progress.data_order)
+        self.steps = Steps(self.plan, self.model, source, self.progress, self.eos_share, self._must_leave_step, group)
         self.compiled_steps = CompiledSteps(
             self.steps,
             self._should_compile(self.resumed.was_compiled),
             lambda sentence: self.say(sentence),
             self._record_toolchain,
         )
-        self.policy = Policy(Agenda(self.plan.evaluate_every, config.save_minutes), self.plan.log_every)
-        self.callbacks = CallbackList(
-            [*make_loggers(config.log, folder.path, config.to_json(), lambda sentence: self.say(sentence)), *callbacks]
-        )
+        clock = time.monotonic if group.processes == 1 else lambda: self.progress.seconds
+        self.policy = Policy(Agenda(self.plan.evaluate_every, config.save_minutes, clock), self.plan.log_every)
+        self.callbacks = CallbackList([])
+        if group.is_main:
+            loggers = make_loggers(config.log, folder.path, config.to_json(), lambda sentence: self.say(sentence))
+            self.callbacks = CallbackList([*loggers, *callbacks])
         self._first_step = self.progress.step
 
     def _should_compile(self, was_compiled: bool | None) -> bool:
@@ -140,6 +153,8 @@ class Trainer:
         done = self.compiled_steps.gradients(step, by_time)
         skip = self.guard.judge(done.loss, done.norm, step)
         factor = self.learning_rate_factor()
+        if self.config.draws == "by_row" or self.group.processes > 1:  # all processes round weights in bf16 alike
+            torch.manual_seed(seed_of(self.config.seed, step, "rounding", self.progress.data_order))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -192,7 +207,7 @@ class Trainer:
                     self._save_where_it_left()
                     break
                 after = self.policy.after_step(
-                    progress.step, self.fraction_done() >= 1, self.stop.is_made, self.guard.ask_in_a_row
+                    progress.step, self.fraction_done() >= 1, self._is_asked_to_stop(), self.guard.ask_in_a_row
                 )
                 is_over = after.is_last
                 if after.log:
@@ -209,12 +224,13 @@ class Trainer:
     @contextmanager
     def _ready(self, display: Display) -> Iterator[None]:
         """Whatever goes on around the steps: files, signals, the display, loggers, the thread that saves."""
+        self.group.check_same(self._facts)
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
         if self.is_compiled:
             display.advise("Compiling the network, once for this shape (`compile=False` goes without) ...")
             self.compile()
-        self.log = RunLog(self.plan, self.folder.path, display, self.progress, self.callbacks.on_metrics)
+        self.log = self._make_log(display)
         self.policy.agenda.note_saved()
         self.timer = Stopwatch(self.progress, self.plan.total_steps, self.config.minutes)
         self.callbacks.on_start(self.progress)
@@ -227,13 +243,55 @@ class Trainer:
         finally:
             self.callbacks.on_end()
 
+    def _make_log(self, display: Display) -> RunLog:
+        if self.group.is_main:
+            return RunLog(self.plan, self.folder.path, display, self.progress, self.callbacks.on_metrics)
+        return SilentLog()
+
     def _timed_step(self) -> StepResult:
         done = self.train_step(self.by_time)
         self.timer.lap(done.tokens)
+        self.progress.seconds = self.group.of_main(self.progress.seconds)
         self.callbacks.on_step(self.progress, done)
         return done
 
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any process is: one signal may reach one of them, or all, one after the other."""
+        return self.group.is_any(self.stop.is_made)
+
+    def _leave_measured_to_main(self) -> None:
+        """Bring to process 0 what all processes have measured; what they count alike stays."""
+        self.group.gather(self._measured())
+
+    def _keep_measured_in_main(self) -> None:
+        """Forget, in all processes but the first, what was measured before the checkpoint that all have read."""
+        if not self.group.is_main:
+            for values in self._measured():
+                values.zero_()
+
+    def _measured(self) -> list[Tensor]:
+        meters: list[Meter] = [self.by_time, *([self.eos_share] if self.eos_share else [])]
+        return [values for meter in meters for values in meter.sums.values()]
+
+    def _facts(self) -> dict[str, str]:
+        """What must be the same in all processes, by its name."""
+        settings = json.dumps({**self.config.to_json(), "output_dir": ""}, sort_keys=True)
+        return {
+            "llada-trainer": llada.__version__,
+            "torch": str(torch.__version__),
+            **self._weights_in_short(),
+            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+            **{name: digest[:12] for name, digest in self.data.items()},
+        }
+
+    def _weights_in_short(self) -> dict[str, str]:
+        """The step, and the sum of the weights, in which any difference between processes would soon show."""
+        weights = [w for w in trained_weights(self.model.network).values() if rows_of(w) is None]
+        total = sum(float(weight.detach().sum(dtype=torch.float64)) for weight in weights)
+        return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
+
     def _log(self, done: StepResult) -> None:
+        self._leave_measured_to_main()
         self.log.write_step(
             self.progress, self.fraction_done(), done, self.by_time, self.guard, self.eos_share, self.timer
         )
@@ -263,6 +321,7 @@ class Trainer:
             UserError: there is none, or the run went back to it already.
         """
         self.saver.wait()
+        self.group.barrier()
         last_step, progress = self.folder.last_step, self.progress
         if last_step is None or not self.policy.may_go_back(last_step, progress.step):
             raise self._trouble(done, cause)
@@ -271,20 +330,27 @@ class Trainer:
         vars(progress).update({**vars(loaded), "seconds": progress.seconds, "data_order": order})
         self.policy.note_return(last_step)
         self.guard.reset()
-        self.steps.source = make_source(self.plan, order_seed(self.config.seed, order))
+        self.steps.source = make_source(self.plan, order)
+        self._keep_measured_in_main()
         self.log.write_return(progress, left_at)
         self.timer.skip()
 
-    def _trouble(self, done: StepResult, cause: str | None = None) -> UserError:
-        """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence."""
+    def _trouble(self, done: StepResult, cause: str | None = None) -> Exception:
+        """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence.
+
+        Of the rows of the step, the file has those of process 0.
+        """
         step, network = self.guard.last_step, self.model.network
-        self.steps.backward(step, LossByTime(self.device))  # once more, of weights that have not changed since
+        loss, _ = self.steps.backward(step, LossByTime(self.device))  # once more, of weights that have not changed
+        self.group.sum_gradients(trained_weights(network), loss)
         gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
-        batch, noisy = self.steps.make_batch(step)
-        path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
         has_changed = self.guard.ask_in_a_row() < self.progress.step - self._first_step
         if cause is None and not has_changed:
             cause = first_step_cause(network.state_dict(), self.plan, lambda: self._is_finite_in_fp32(step))
+        if not self.group.is_main:
+            return OtherFailedError()
+        batch, noisy = self.steps.make_batch(step)
+        path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
         back = self.policy.went_back_to
         again = "" if back is None else f", also after going back to step {back}"
         return describe_end(self.plan, done, self.progress.step, again, cause, path, self.folder.has_checkpoint())
@@ -307,6 +373,7 @@ class Trainer:
             UserError: the run ends here and cannot be saved, or most of its steps were left out.
         """
         step = self.progress.step
+        self.group.check_same(self._weights_in_short)
         if after.is_complete and self.guard.is_mostly_bad(step - self._first_step):
             raise self._trouble(done)
         if self.guard.ask_in_a_row() and not after.is_complete:
@@ -318,7 +385,7 @@ class Trainer:
 
     def _save_what_is_good(self, done: StepResult, after: AfterStep) -> None:
         with self.state.averaged() as own_weights:
-            bad = self.state.first_non_finite(own_weights)
+            bad = self.group.first_of(self.state.first_non_finite(own_weights))
             if bad is None:
                 if after.action is Action.SAVE or self._evaluate():
                     self._write(own_weights, in_background=not after.is_last)
@@ -336,13 +403,14 @@ class Trainer:
     def _save_where_it_left(self) -> None:
         """Between the pieces of a step, which is not counted: the state after the step before."""
         self.saver.wait()
-        if self.folder.last_step != self.progress.step:
+        if self.group.is_any(self.group.is_main and self.folder.last_step != self.progress.step):
             with self.state.averaged() as own_weights:
                 self._write(own_weights, in_background=False)
 
     def _write(self, own_weights: Mapping[str, Tensor] | None, in_background: bool) -> None:
         """A checkpoint of the model with its averaged weights in place."""
         progress = self.progress
+        self._leave_measured_to_main()
         self.log.close_up()
         self.saver.wait()  # what is being written would be taken for space that is gone
         self.folder.check_space(self.state.expected_bytes(), progress.step)
@@ -381,7 +449,7 @@ class Trainer:
     def _show(self) -> Nelbo:
         """Measure, and show what can be shown; a bound that is not finite cannot."""
         progress, result = self.progress, self.estimate_nelbo()
-        if math.isfinite(result.nelbo_nats_per_token):
+        if math.isfinite(result.nelbo_nats_per_token) and (self.group.is_main or self.plan.is_sharded):
             sample = self.steps.source.sample(self.model)
             self.log.write_evaluation(progress.step, result, sample, self.steps.source)
             self.callbacks.on_evaluation(progress, result, sample)

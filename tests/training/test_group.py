@@ -1,0 +1,329 @@
+"""Several processes train what one does: the same losses and weights, to rounding, however a step is shared."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llada.data.corpus import Corpus
+from llada.data.prepared import PreparedText, prepare
+from llada.training.metrics import read_metrics
+from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
+from tests.support.ranks import PRETENDED, ROOT, Ended, environment, finish, run_together, start
+from tests.support.runs import losses_of
+
+CLOSE = 1e-5  # the largest difference of a loss or a weight
+
+# The rates are constant, so that a run of four steps that goes on to eight is one of eight.
+SMALL = [
+    "--network", "llada", "--d_model", "16", "--n_heads", "2", "--n_layers", "1", "--sequence_length", "24",
+    "--batch_size", "4", "--warmup_steps", "2", "--decay", "1e-9", "--evaluate_every", "4", "--log_every", "1",
+    "--evaluation_windows", "5", "--precision", "fp32", "--compile", "False",
+]  # fmt: skip
+ADAMW = ["--optimizer", "adamw", "--learning_rate", "1e-3"]
+FSDP = ["--parallel", "fsdp"]
+WAYS: dict[str, list[str]] = {
+    "complementary pairs, muon": ["--complementary"],
+    "accumulation, bernoulli": [*ADAMW, "--accumulate", "2", "--masking", "bernoulli", "--random_length", "0.5"],
+    "stored sequences": [*ADAMW, "--windows", "stored", "--accumulate", "3", "--complementary"],
+    "drawn by step": [*ADAMW, "--draws", "by_step", "--ema", "0"],
+}
+"""Flags of runs, by what is special about them."""
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dialogues") / "dialogues.jsonl"
+    lines = [{"prompt": f"say {'a' * n}", "completion": "ab" * (1 + n % 5)} for n in range(20)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def flags(way: Sequence[str], data: PreparedText, run: Path, steps: int) -> list[object]:
+    return ["train", *SMALL, "--data_dir", data.folder, "--output_dir", run, "--steps", steps, *way]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "last" / "model.safetensors")
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    """Losses, bounds and weights, and what was counted."""
+    assert losses_of(run) == pytest.approx(losses_of(other), abs=CLOSE)
+    for name, weight in weights_of(run).items():
+        assert torch.allclose(weight, weights_of(other)[name], rtol=0, atol=CLOSE), name
+    for row, twin in zip(*(read_metrics(each / "metrics.jsonl") for each in (run, other)), strict=True):
+        assert row.keys() == twin.keys()
+        assert row["step"] == twin["step"]
+        assert row.get("tokens") == twin.get("tokens")
+        for key in ("nelbo", "nll", "grad_norm"):
+            assert row.get(key) == pytest.approx(twin.get(key), abs=100 * CLOSE)
+
+
+def train_all_ways(
+    ways: Sequence[Sequence[str]],
+    llada: RunCommand,
+    data: PreparedText,
+    folder: Path,
+    then: Sequence[Sequence[object]] = (),
+) -> tuple[list[Ended], list[Ended]]:
+    """Each way in one process, in two, from one to two and from two to one, these with layers that are shared out.
+
+    Args:
+        then: what else the two carry out, since processes take long to start.
+
+    Returns:
+        What the commands of the two came to, three for each way.
+    """
+    for number, way in enumerate(ways):
+        assert llada(*flags(way, data, folder / f"{number}-alone", 8)).code == 0
+        assert llada(*flags(way, data, folder / f"{number}-more", 4)).code == 0
+    commands = []
+    for number, way in enumerate(ways):
+        commands += [flags(way, data, folder / f"{number}-together", 8)]
+        commands += [[*flags(way, data, folder / f"{number}-fewer", 4), *FSDP]]
+        commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8, *FSDP]]
+    first, second = run_together(2, [*commands, *then])
+    assert [ended.code for ended in first[: len(commands)]] == [0] * len(commands), first
+    for number in range(len(ways)):
+        result = llada("train", "--resume", folder / f"{number}-fewer", "--steps", 8)
+        assert result.code == 0, result.err
+        for kind in ("together", "more", "fewer"):
+            assert_alike(folder / f"{number}-{kind}", folder / f"{number}-alone")
+    return first, second
+
+
+def test_two_processes_train_like_one_and_go_on_from_each_other_and_what_differs_is_named_once(
+    llada: RunCommand, data: PreparedText, text: str, tmp_path: Path
+) -> None:
+    """They read the same checkpoint, that of one process or of two; only the first of them says anything."""
+    wrong = wrong_commands(data, text, tmp_path)
+    way = WAYS["complementary pairs, muon"]
+    first, second = train_all_ways([way], llada, data, tmp_path, wrong)
+    assert "2 at a time x 2 processes" in first[0].err
+    assert [(ended.code, ended.out, ended.err) for ended in second[:3]] == [(0, "", "")] * 3
+    assert_named(first[3:], second[3:])
+
+
+def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[object]]:
+    """What cannot begin, each for another reason."""
+    shutil.copytree(data.folder, folder / "text-0")
+    prepare(Corpus(text[::-1], "file", "reversed"), folder / "text-1", 100)
+    shutil.copytree(data.folder, folder / "only-0")
+    good = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", folder / "wrong"]
+    return [
+        [*good, "--batch_size", 3],
+        [*good, "--data_dir", folder / "only-{rank}"],
+        [f"{PRETENDED}9.{{rank}}", *good, "--data_dir", folder / "text-{rank}"],
+        [*good, "--output_dir", folder / "other", "--seed", "{rank}"],
+        ["train", "--resume", folder / "nowhere"],
+        [*good, "--stepz", 3],
+    ]
+
+
+def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
+    """Each reason in one sentence of the process that it concerns, or of the first."""
+    assert [ended.code for ended in (*first, *second)] == [2] * 12
+    said, too = ([re.findall(r"^llada: .*", ended.err, re.MULTILINE) for ended in part] for part in (first, second))
+    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1]
+    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0]
+    assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
+    assert re.search(r"Process 1 \(on .*\): .*only-1", too[1][0])
+    for what in ("Process 1 (on ", "llada-trainer: 9.1, not 9.0", "text: ", "training split: "):
+        assert what in said[2][0]
+    assert "settings: " in said[3][0]
+    assert "holds no run to resume" in said[4][0]
+    assert "--stepz" in said[5][0]
+
+
+def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
+    llada: RunCommand, data: PreparedText, tmp_path: Path
+) -> None:
+    command = ["train", *SMALL, "--data_dir", data.folder, "--accumulate", 2, "--output_dir", tmp_path / "none"]
+    for processes, words in ((4, "in 2 at a time x 4 processes"), (2, "in 4 at a time x 2 processes")):
+        result = llada(*command, "--dry_run", processes)
+        assert result.code == 0
+        assert words in result.err
+        assert "in each process," in result.err
+        assert "tokens a second" in result.err
+    assert "in 4 at a time x 2 accumulated" in llada(*command, "--dry_run").err
+    assert_one_sentence(llada(*command, "--dry_run", 3), "3 processes cannot share 4 x 2")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_in_other_ways(
+    llada: RunCommand, data: PreparedText, dialogues: Path, tmp_path: Path
+) -> None:
+    answers = [*ADAMW, "--accumulate", "2", "--chat", str(dialogues), "--weight_power", "1"]
+    alone = tmp_path / "0-alone"
+    tuned = ["finetune", "--checkpoint", alone, "--data_dir", data.folder, "--windows", "random", *SMALL[8:]]
+    tuned += ["--steps", 3, "--epochs", "None", "--learning_rate", "1e-3", "--output_dir"]
+    limited = flags(["--minutes", "0.05", "--evaluate_every", "1000000"], data, tmp_path / "limited", 10**6)
+    then = [limited, [*tuned, tmp_path / "tuned", *FSDP], [*tuned, tmp_path / "tuned-too"]]
+    first, second = train_all_ways([*list(WAYS.values())[1:], answers], llada, data, tmp_path, then)
+    assert [ended.code for ended in (*first[-3:], *second[-3:])] == [0] * 6, first[-3:]
+    assert llada(*tuned, tmp_path / "tuned-alone").code == 0
+    for run in ("tuned", "tuned-too"):
+        assert_alike(tmp_path / run, tmp_path / "tuned-alone")
+    # After the same step, by the clock of the first of them.
+    assert len(losses_of(tmp_path / "limited")) < 10**6
+
+
+def torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
+    words = [f"--nproc-per-node={processes}", *options, "-m", "llada", *map(str, command)]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+FIFTY = {
+    "muon": ([], [1, 2, 4]),
+    "adamw": (ADAMW, [1, 2, 4]),
+    # 20 rows, of which three processes have 7, 7 and 6.
+    "muon, layers shared out": (["--d_model", "20", "--n_layers", "2", "--activation_checkpointing", *FSDP], [1, 2, 3]),
+    "adamw, layers shared out": ([*ADAMW, *FSDP, "--ema", "0", "--accumulate", "2"], [1, 2, 4]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", FIFTY)
+def test_any_number_of_processes_agrees_over_fifty_steps(way: str, data: PreparedText, tmp_path: Path) -> None:
+    """Also if they change: many do 20 steps, one goes on to 36, and two to the end. All are started by torchrun."""
+    special, numbers = FIFTY[way]
+
+    def command(run: object, steps: int) -> list[object]:
+        return flags([*special, "--batch_size", "12", "--complementary"], data, tmp_path / f"{run}", steps)
+
+    parts = ["train", "--resume", str(tmp_path / "parts"), "--steps"]
+    runs = [(processes, command(processes, 50)) for processes in numbers]
+    for processes, words in [*runs, (numbers[-1], command("parts", 20)), (1, [*parts, 36]), (2, [*parts, 50])]:
+        ended = torchrun(processes, words)
+        assert ended.returncode == 0, ended.stderr
+    assert len(losses_of(tmp_path / "1")) == 50
+    for run in (*numbers[1:], "parts"):
+        assert_alike(tmp_path / f"{run}", tmp_path / "1")
+
+
+# -- what is wrong or happens in one of them ---------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named(
+    llada: RunCommand, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        result = llada(*flags([], data, tmp_path / "run", 4))
+    assert_one_sentence(result, f"The port of 127.0.0.1:{port} is in use", "MASTER_PORT")
+
+
+def wait_for_lines(run: Path, n: int) -> None:
+    """Wait until a run has logged so many lines."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        path = run / "metrics.jsonl"
+        if path.exists() and len(path.read_bytes().splitlines()) >= n:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run} did not come to {n} lines")
+
+
+@pytest.mark.faults
+def test_a_signal_to_one_process_stops_all_after_the_same_step(
+    llada: RunCommand, data: PreparedText, tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    way = ["--accumulate", "4", "--evaluate_every", "1000", "--log_every", "1"]
+    started = start(2, [flags(way, data, run, 400)])
+    wait_for_lines(run, 5)
+    started[1].send_signal(signal.SIGTERM)
+    (first,), (second,) = finish(started)
+    assert (first.code, second.code) == (75, 75)
+    assert "Stopped; saved after step" in first.err
+    done = len(losses_of(run))
+    assert 5 <= done < 400
+    assert llada("train", "--resume", run, "--steps", done + 2).code == 0
+    assert llada(*flags(way, data, whole, done + 2)).code == 0
+    assert_alike(run, whole)
+
+
+@pytest.mark.faults
+def test_a_process_that_hangs_or_dies_is_named(data: PreparedText, tmp_path: Path) -> None:
+    way = ["--evaluate_every", "100000", "--timeout_minutes", "0.4"]
+    for number, name in ((signal.SIGSTOP, "hangs"), (signal.SIGKILL, "dies")):
+        run = tmp_path / name
+        started = start(3, [flags([*way, "--batch_size", "6"], data, run, 100_000)])
+        wait_for_lines(run, 3)
+        started[1].send_signal(number)
+        (first,), (third,) = finish([started[0], started[2]])
+        started[1].kill()
+        started[1].communicate()
+        for rank, ended in ((0, first), (2, third)):
+            assert ended.code == 2
+            assert f"waited in vain for process 1 (on {socket.gethostname()})" in ended.err, ended.err
+            assert (f"Process {rank} (on" in ended.err) == (rank > 0)
+            assert "process 0" not in ended.err
+            assert "Traceback" not in ended.err
+
+
+KILLS = 20
+
+
+@pytest.mark.faults
+def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: PreparedText, tmp_path: Path) -> None:
+    """torchrun starts the group again whenever one of the two is killed, and the run goes on from its checkpoint."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    steps = 300
+    way = ["--evaluate_every", "5", "--log_every", "7", "--complementary"]  # checkpoints have sums of steps not logged
+    assert torchrun(2, flags(way, data, whole, steps)).returncode == 0
+    words = ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llada", *map(str, flags(way, data, run, steps))]
+    group = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    chance, kills, killed = random.Random(0), 0, set()
+    while group.poll() is None and kills < KILLS:
+        time.sleep(chance.uniform(0.5, 12.0))
+        alive = [pid for pid in children_of(group.pid) if pid not in killed]
+        if alive:
+            victim = chance.choice(alive)
+            killed.add(victim)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+    out, _ = group.communicate(timeout=PATIENCE)
+    assert group.returncode == 0, out[-5000:]
+    assert kills == KILLS
+    for name, weight in weights_of(run).items():
+        assert torch.equal(weight, weights_of(whole)[name])
+    rows, twins = ([row for row in read_metrics(each / "metrics.jsonl") if "nll" in row] for each in (run, whole))
+    assert [(row["loss"], row["nll"], row["nll_by_t"]) for row in rows] == [
+        (row["loss"], row["nll"], row["nll_by_t"]) for row in twins
+    ]
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started, by their numbers."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
