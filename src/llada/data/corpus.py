@@ -202,11 +202,16 @@ def read_text(path: Path) -> Iterator[str]:
         UserError: the file is not UTF-8, or is JSON.
     """
     text = read_given_text(path)
-    if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
+    if path.suffix.lower() in JSON_SUFFIXES or looks_like_json(text):
         raise UserError(
             f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
         )
     yield text
+
+
+def looks_like_json(text: str) -> bool:
+    """Whether a text begins as only JSON does."""
+    return _JSON.match(text) is not None
 
 
 Reader = Callable[[Path], Iterator[str]]

@@ -163,7 +163,7 @@ class BPETokenizer:
         if not (folder / MODEL_FILE).is_file():
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
         try:
-            return cls(_read_files(folder), vocabulary)
+            return cls(read_files(folder), vocabulary)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
 
@@ -186,7 +186,7 @@ def find_token(folder: Path, name: str) -> int | None:
     if not (folder / MODEL_FILE).is_file():
         return None
     try:
-        id_ = _Library.find(_read_files(folder), name)
+        id_ = _Library.find(read_files(folder), name)
     except ValueError as error:
         raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
     if id_ is None:
@@ -267,15 +267,23 @@ class _Library:
             ) from error
 
 
-def _start(files: Mapping[str, bytes]) -> BoundedProcess:
+def setup_of(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what `stranger.TokenizerService.setup` is asked for these files, without the content of tokenizer.json.
+
+    Raises:
+        ValueError: a file is not JSON.
+    """
     names = _read_names(files)
     extra = names.get("extra_special_tokens") or names.get("additional_special_tokens")
     listed = [_content(token) for token in extra] if isinstance(extra, list) else []
-    question = {
-        "name": "setup",
+    return {
         "described": names.get("added_tokens_decoder") or {},
         "named": [*_named_tokens(names).values(), *(name for name in listed if name is not None)],
     }
+
+
+def _start(files: Mapping[str, bytes]) -> BoundedProcess:
+    question = {"name": "setup", **setup_of(files)}
     process, content = BoundedProcess(STRANGER, "tokenizer"), files[MODEL_FILE]
     try:
         process.prepare(question, Limits(1 + _SECONDS_PER_BYTE_READ * len(content), _MEGABYTES), content)
@@ -289,7 +297,8 @@ def _digest(files: Mapping[str, bytes]) -> str:
     return " ".join(digests)
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read the tokenizer's files in a folder, by their names."""
     contents = {name: read_optional(folder / name, LARGEST_FILE[name]) for name in (MODEL_FILE, *OTHER_FILES)}
     return {name: content for name, content in contents.items() if content is not None}
 
