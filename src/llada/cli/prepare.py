@@ -171,8 +171,10 @@ def _source_of(options: PrepareOptions) -> Files | HubSource:
 
 
 def _tokenizer_of(name: str) -> "Made | Tokenizer":
-    if name == "characters" or name == "bpe":
-        return name
+    if name == "characters":
+        return "characters"
+    if name == "bpe":
+        return "bpe"
     from llada.checkpoints.load import read_vocabulary
 
     return read_vocabulary(name)[0]
@@ -181,7 +183,8 @@ def _tokenizer_of(name: str) -> "Made | Tokenizer":
 def _tell_corpus(data: "ShardedText") -> None:
     manifest = data.metadata
     unit = data.tokenizer.unit
-    tell(f"Vocabulary: {data.tokenizer.vocab_size:,} ids ({manifest['tokenizer']['kind']}), stored as {manifest['dtype']}")
+    kind = manifest["tokenizer"]["kind"]
+    tell(f"Vocabulary: {data.tokenizer.vocab_size:,} ids ({kind}), stored as {manifest['dtype']}")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = manifest["splits"][name]
         tell(
@@ -204,7 +207,9 @@ class _Progress:
     def __init__(self) -> None:
         from llada.system.console import StderrConsole
 
-        self._console, self._stage, self._bar, self._task = StderrConsole(), "", None, None  # type: Any, str, Any, Any
+        self._console, self._stage = StderrConsole(), ""
+        self._bar: Any = None
+        self._task: Any = None
 
     def __enter__(self) -> "_Progress":
         if self._console.is_terminal:

@@ -1,7 +1,8 @@
 """Blocks: the pieces in which large sources are read, one block at a time and by any number of processes.
 
 A block is a list of pieces: of a file as it is on the disk, its bytes from one place to another; of a Parquet file,
-some of its row groups; of what can only be read in order (gzip, zstd, a stream from a hub), a copy. Which documents a block holds depends on the files and on the size of a block alone, so that it does not matter who reads it.
+some of its row groups; of what can only be read in order (gzip, zstd, a stream from a hub), a copy. Which documents a
+block holds depends on the files and on the size of a block alone, so that it does not matter who reads it.
 
 This module and those that it imports do without torch, for the processes that read (corpus_work.py).
 """
@@ -279,7 +280,9 @@ def _opened(piece: Piece) -> BinaryIO:
     try:
         return open(piece.copy or piece.path, "rb", buffering=1 << 18)
     except OSError as error:
-        raise UserError(f"{piece.path} cannot be read ({error.strerror}): restore it, and repeat the command.") from error
+        raise UserError(
+            f"{piece.path} cannot be read ({error.strerror}): restore it, and repeat the command."
+        ) from error
 
 
 # -- Parquet ----------------------------------------------------------------------------------------------------------

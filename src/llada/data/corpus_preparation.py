@@ -213,8 +213,8 @@ class _Preparation:
             options = [name for name in changed if name != "source"]
             what = "with other settings (" + ", ".join(f"`{name}`, then {before.get(name)}" for name in options) + ")"
         raise UserError(
-            f"{self.folder} holds a preparation that is half done, {what}: repeat the command as it was, choose another "
-            "`output_dir`, or add `overwrite=True`."
+            f"{self.folder} holds a preparation that is half done, {what}: repeat the command as it was, choose "
+            "another `output_dir`, or add `overwrite=True`."
         )
 
     # The stages
@@ -323,6 +323,7 @@ class _Preparation:
                 shutil.copyfile(self.unfinished / TOKENIZER_FOLDER / name, aside)
         text = hashlib.sha256("".join(record["text_sha256"] for record in records).encode())
         first_bad = next((record["first_bad"] for record in records if record["first_bad"]), None)
+        near = {"near_threshold": self.settings.near_threshold} if self.settings.dedup == "near" else {}
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -340,14 +341,12 @@ class _Preparation:
             "sequence_length": work.sequence_length,
             "packing": work.packing,
             "validation": {"rule": RULE, "share": work.val_share},
-            "duplicates": {"rule": self.settings.dedup, **n_duplicates},
+            "duplicates": {"rule": self.settings.dedup, **near, **n_duplicates},
             "left_out": {name: sum(record[name] for record in records) for name in ("empty", "bad")},
             "first_bad": _bad_of(first_bad).describe() if first_bad else None,
             "splits": splits,
             "token_counts_sha256": sha256_of(self.folder / COUNTS_FILE),
         }
-        if self.settings.dedup == "near":
-            manifest["duplicates"]["near_threshold"] = self.settings.near_threshold  # type: ignore[index]
         write_json(self.folder / MANIFEST_FILE, {**manifest, SEAL: seal_of(manifest)})
 
     def _check_splits(self, splits: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,7 +6,9 @@ done or not, and a preparation that was stopped goes on with those that are not.
 
 import contextlib
 import hashlib
+import importlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,16 +153,14 @@ def _is_sampled(digest: bytes, share: float) -> bool:
 
 def signature_of(text: str) -> npt.NDArray[np.uint32]:
     """Return the MinHash signature (PERMUTATIONS,) of a text, by runs of `SHINGLE_WORDS` words without case."""
-    import zlib
-
-    from datasketch import MinHash
-
+    datasketch = importlib.import_module("datasketch")  # an extra
     words = text.casefold().split()
     n = max(1, len(words) - SHINGLE_WORDS + 1)
     shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(n)}
-    signature = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32, scheme="affine32")
+    signature = datasketch.MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32, scheme="affine32")
     signature.update_batch(sorted(shingles))
-    return signature.hashvalues.astype(np.uint32)
+    values: npt.NDArray[np.uint32] = signature.hashvalues.astype(np.uint32)
+    return values
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -267,9 +267,7 @@ class _Shard:
         digest.update(data)
 
 
-def row_starts(
-    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int
-) -> npt.NDArray[np.int64]:
+def row_starts(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """Return where the rows of at most `length` tokens begin, none of which has tokens of two documents."""
     n_rows = -(-(ends - starts) // length)
     number = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)

@@ -5,6 +5,7 @@ the digests but for one byte a document; nearly equal ones need their signatures
 document.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,9 @@ def drop_near(signatures: Sequence[npt.NDArray[np.uint32]], keep: Flags, thresho
 
 def load_datasketch() -> Any:
     try:
-        import datasketch
+        return importlib.import_module("datasketch")
     except ImportError:
         raise UserError(
-            'datasketch finds documents that are nearly equal: `pip install datasketch` (the extra dedup), or choose '
+            "datasketch finds documents that are nearly equal: `pip install datasketch` (the extra dedup), or choose "
             '`dedup="exact"`.'
         ) from None
-    return datasketch
-
-
-

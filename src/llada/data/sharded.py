@@ -49,7 +49,7 @@ def seal_of(manifest: Mapping[str, Any]) -> str:
 
 
 class MappedFiles:
-    """Raw arrays in the files of a folder, mapped when they are needed; those that were not used for longest go first."""
+    """Raw arrays in the files of a folder, mapped when they are needed; the least recently used are let go."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self.folder, self.dtype = folder, np.dtype(dtype)

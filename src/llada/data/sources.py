@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,8 @@ def is_for_blocks(path: Path) -> bool:
 def _paths_of(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        known = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
-        known = (*known, *(inner + outer for inner in known for outer in COMPRESSED_SUFFIXES))
+        plain = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
+        known = (*plain, *(inner + outer for inner in plain for outer in COMPRESSED_SUFFIXES))
         found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         files = [p for p in found if p.name.lower().endswith(known)]
         if not files:
@@ -178,8 +179,8 @@ def _parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(
-            f"{path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra parquet), or convert the file to "
-            "JSONL."
+            f"{path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra parquet), or convert the file "
+            "to JSONL."
         ) from None
     try:
         return parquet.ParquetFile(path)
@@ -215,7 +216,9 @@ def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"{path} is compressed by zstd: `pip install zstandard` (the extra corpora), or unpack it.") from None
+        raise UserError(
+            f"{path} is compressed by zstd: `pip install zstandard` (the extra corpora), or unpack it."
+        ) from None
     return zstandard
 
 
@@ -318,7 +321,7 @@ class HubSource:
 
     def _rows(self) -> Iterator[Any]:
         try:
-            import datasets
+            datasets = importlib.import_module("datasets")
         except ImportError:
             raise UserError(
                 f"The library datasets reads {self.name}: `pip install datasets` (the extra hub), or name files."
@@ -333,12 +336,14 @@ class HubSource:
                 if self.text_key not in row:
                     columns = ", ".join(map(str, row))
                     raise UserError(
-                        f"{self.name} has no column {self.text_key!r} (its columns: {columns}): choose one by `text_key`."
+                        f"{self.name} has no column {self.text_key!r} (its columns: {columns}): choose one by "
+                        "`text_key`."
                     )
                 yield row[self.text_key]
         except UserError:
             raise
         except Exception as error:  # the library passes on those of its HTTP client and of its file readers
             raise UserError(
-                f"The data set {self.name} cannot be read ({first_line(error)}): check its name, its split and the network."
+                f"The data set {self.name} cannot be read ({first_line(error)}): check its name, its split and the "
+                "network."
             ) from error

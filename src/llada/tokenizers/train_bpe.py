@@ -49,5 +49,5 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> BPETokenizer:
         MODEL_FILE: model.to_str(pretty=True).encode(),
         NAMES_FILE: (json.dumps(names, indent=2) + "\n").encode(),
     }
-    ids = (model.get_vocab_size(), *(model.token_to_id(token) for token in (MASK, PAD, EOS)))
+    ids: list[int] = [model.get_vocab_size(), *(model.token_to_id(token) or 0 for token in (MASK, PAD, EOS))]
     return BPETokenizer(files, dict(zip(VOCABULARY_KEYS, ids, strict=True)))
