@@ -13,6 +13,7 @@ Shards without a document have no files. Letters: N tokens of a split, R rows, B
 
 import hashlib
 import json
+import mmap
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ class MappedFiles:
         check_size(path, length * self.dtype.itemsize)
         state = FileState.of(path.stat())
         array = np.memmap(path, self.dtype, "r", shape=(length,))
-        remember(array._mmap, path, state)  # type: ignore[attr-defined]
+        mapping: mmap.mmap = array._mmap  # type: ignore[attr-defined]
+        if hasattr(mmap, "MADV_RANDOM"):  # windows are short and far from each other: reading ahead is lost work
+            mapping.madvise(mmap.MADV_RANDOM)
+        remember(mapping, path, state)
         self._maps[name] = array
         if len(self._maps) > MOST_MAPS:
             self._maps.popitem(last=False)

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import importlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 # First bytes of files that hold no text, and of those that hold it compressed.
 _COMPRESSED: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _READ = 1 << 20
+_PACKED_READ = 1 << 16
 _EDGE = 1 << 16
 COPY = "copy"
 
@@ -136,7 +138,7 @@ def describe_file(path: Path, text_key: str) -> SourceFile:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
     compression = next((value for magic, value in _COMPRESSED.items() if head.startswith(magic)), None)
     name = path.name.lower()
-    inner = name.removesuffix(".gz").removesuffix(".zst") if compression else name
+    inner = name.removesuffix(".gz").removesuffix(".zst")
     kind: Kind = "text"
     if head.startswith(b"PAR1") or inner.endswith(PARQUET_SUFFIXES):
         kind = "parquet"
@@ -231,7 +233,37 @@ def _unpacked(file: SourceFile, compression: Compression) -> Iterator[BinaryIO]:
             yield stream  # type: ignore[misc]  # a GzipFile is as good as a BinaryIO here
     else:
         with open(file.path, "rb") as raw:
-            yield _zstandard(file.path).ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            yield io.BufferedReader(_Zstd(raw, _zstandard(file.path)), _READ)
+
+
+class _Zstd(io.RawIOBase):
+    """The content of a zstd file, frame by frame; unlike the library's own reader, it finds out that a frame breaks
+    off."""
+
+    def __init__(self, raw: BinaryIO, library: Any) -> None:
+        self._raw, self._library = raw, library
+        self._frame: Any = None
+        self._packed, self._held = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the protocol's name is not in typeshed
+        while not self._held:
+            self._packed = self._packed or self._raw.read(_PACKED_READ)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it breaks off")
+                return 0
+            if self._frame is None:
+                self._frame = self._library.ZstdDecompressor().decompressobj()
+            self._held = self._frame.decompress(self._packed)
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        part, self._held = self._held[: len(buffer)], self._held[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _compressed_pieces(file: SourceFile, compression: Compression, size: int, folder: Path) -> Iterator[Piece]:
