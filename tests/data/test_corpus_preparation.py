@@ -120,7 +120,7 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path, source: Path, se
     assert files_in_folder(tmp_path / "one") == files_in_folder(tmp_path / "three")
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """What stands for a kill, which tests/faults/test_corpora.py does for real."""
 
 
@@ -139,7 +139,7 @@ def test_a_preparation_that_was_killed_goes_on_and_gives_the_same(
         real(path, content)
         left -= 1
         if left == 0:
-            raise Killed
+            raise KilledError
 
     for module in ("corpus_preparation", "corpus_work"):
         monkeypatch.setattr(f"llada.data.{module}.write_json", write)
@@ -147,7 +147,7 @@ def test_a_preparation_that_was_killed_goes_on_and_gives_the_same(
         left = 1 + round_ % 4
         try:
             data = prepare_files(tmp_path / "killed", source, **settings)
-        except Killed:
+        except KilledError:
             n_kills += 1
         else:
             break
@@ -163,12 +163,12 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, source: Path, monkeypatc
     def count(self: ShardWriter, block: Any) -> int:
         if len(written) == 3 and 3 not in written:
             written.append(-1)
-            raise Killed
+            raise KilledError
         written.append(block.number)
         return real(self, block)
 
     monkeypatch.setattr(ShardWriter, "__call__", count)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         prepare_files(tmp_path / "corpus", source)
     prepare_files(tmp_path / "corpus", source)
     assert written[:5] == [0, 1, 2, -1, 3]
@@ -297,10 +297,10 @@ def test_a_preparation_with_other_settings_is_not_continued(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*arguments: Any) -> None:
-        raise Killed
+        raise KilledError
 
     monkeypatch.setattr(corpus_preparation._Preparation, "_write_manifest", stop)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         prepare_files(tmp_path / "corpus", source)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"half done, with other settings \(`val_share`, then 0\.2\)") as caught:

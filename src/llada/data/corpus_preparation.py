@@ -6,6 +6,7 @@ stopped or killed goes on with the blocks that have no record; the result is the
 depend on the number of processes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -124,7 +125,11 @@ def prepare_corpus(
     with locked(folder):
         remove_leftovers(folder)
         preparation = _Preparation(source, text_key, tokenizer, folder, settings, processes, report)
-        return preparation.run(overwrite)
+        try:
+            return preparation.run(overwrite)
+        except Exception:
+            preparation.leave_nothing()
+            raise
 
 
 class _Preparation:
@@ -168,6 +173,13 @@ class _Preparation:
         self._write_manifest(tokenizer, work, n_blocks, n_duplicates)
         shutil.rmtree(self.unfinished, ignore_errors=True)
         return ShardedText.open(self.folder)
+
+    def leave_nothing(self) -> None:
+        """Remove a preparation of which nothing was done, so that it holds up no other one."""
+        if self.unfinished.is_dir() and not any(self.unfinished.glob("*-*.json")):
+            shutil.rmtree(self.unfinished)
+            with contextlib.suppress(OSError):  # there are other things in it
+                self.folder.rmdir()
 
     # What is there already
 
