@@ -59,8 +59,8 @@ def test_byte_pairs_and_the_tokenizer_of_a_run(llada: RunCommand, tmp_path: Path
     folders = ("--data_dir", tmp_path / "corpus", "--output_dir", tmp_path / "run")
     assert llada("train", *folders, *shape, *run).code == 0
     (tmp_path / "more.jsonl").write_bytes(to_lines(some_documents(60, start=100)))
-    options = ("--tokenizer", tmp_path / "run", *SMALL)
-    assert llada("prepare", "--input", tmp_path / "more.jsonl", "--output_dir", tmp_path / "more", *options).code == 0
+    same = ("--tokenizer", tmp_path / "run", *SMALL)
+    assert llada("prepare", "--input", tmp_path / "more.jsonl", "--output_dir", tmp_path / "more", *same).code == 0
     assert PreparedText.open(tmp_path / "more").tokenizer == PreparedText.open(tmp_path / "corpus").tokenizer
     evaluated = llada("evaluate", "--checkpoint", tmp_path / "run", "--data_dir", tmp_path / "more", "--windows", 2)
     assert evaluated.code == 0

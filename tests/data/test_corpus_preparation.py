@@ -15,6 +15,7 @@ from llada.data.corpus_preparation import CorpusSettings, prepare_corpus
 from llada.data.corpus_work import ShardWriter
 from llada.data.sharded import ShardedText
 from llada.data.sources import HubSource, find_files
+from llada.system import files
 from llada.system.errors import UserError
 from llada.tokenizers.bpe import BPETokenizer
 from llada.tokenizers.char import CharTokenizer
@@ -132,7 +133,7 @@ def test_a_preparation_that_was_killed_goes_on_and_gives_the_same(
     """Killed after 1, 2, 3, ... further files were written, until it is done."""
     source = write_as(tmp_path, kind, DOCUMENTS)
     prepare_files(tmp_path / "whole", source, **settings)
-    left, real, n_kills = 0, corpus_preparation.write_json, 0
+    left, real, n_kills = 0, files.write_json, 0
 
     def write(path: Path, content: Any) -> None:
         nonlocal left

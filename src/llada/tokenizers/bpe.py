@@ -157,13 +157,18 @@ class BPETokenizer:
     def load(cls, folder: Path, vocabulary: Mapping[str, Any]) -> Self:
         """Read the tokenizer's files.
 
+        Args:
+            vocabulary: the keys of config.json that name ids; those of padding and end that a network does not have
+                are found by their names in tokenizer_config.json.
+
         Raises:
             UserError: tokenizer.json is missing or damaged, or does not fit the vocabulary.
         """
         if not (folder / MODEL_FILE).is_file():
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
         try:
-            return cls(read_files(folder), vocabulary)
+            files = read_files(folder)
+            return cls(files, {**_named_ids(files, vocabulary), **vocabulary})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
 
@@ -290,6 +295,18 @@ def _start(files: Mapping[str, bytes]) -> BoundedProcess:
     except WorkError as error:
         raise ValueError(f"{MODEL_FILE} cannot be read: {error}") from error
     return process
+
+
+def _named_ids(files: Mapping[str, bytes], vocabulary: Mapping[str, Any]) -> dict[str, int]:
+    """Find the ids of the padding and the end, as far as the vocabulary does not say them."""
+    names, found = _named_tokens(_read_names(files)), {}
+    for key in ("pad_token_id", "eos_token_id"):
+        name = names.get(key.removesuffix("_id"))
+        if key not in vocabulary and name is not None:
+            id_ = _Library.find(files, name)
+            if id_ is not None:
+                found[key] = id_
+    return found
 
 
 def _digest(files: Mapping[str, bytes]) -> str:
