@@ -68,8 +68,10 @@ def _inspect(folder: Path) -> None:
         first = ", ".join(name for name, _ in source["files"][:3])
         more = ", ..." if source["n_files"] > 3 else ""
         tell(f"Source: {source['n_files']:,} files, {bytes_in_words(source['bytes'])}: {first}{more}")
-    else:
+    elif source["kind"] == "hub":
         tell(f"Source: the data set {source['name']}, split {source['split']}")
+    else:
+        tell(f"Source: the package {source['name']}, {source['license']}")
     tell(f"Tokenizer: {tokenizer['kind']}, {manifest['vocab_size']:,} ids, fingerprint {tokenizer['fingerprint'][:16]}")
     tell(
         f"Ids: PAD {manifest['pad_token_id']}, EOS {manifest['eos_token_id']}, MASK {manifest['mask_token_id']}; "

