@@ -89,7 +89,7 @@ def prepare(path: Path, arguments: argparse.Namespace) -> None:
     tell(f"{megabytes:.0f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {most:.0f} MB of memory at most")
     if "Writing ..." in stages:
         writing = seconds - stages["Writing ..."]
-        tell(f"  the last stage alone, from its first shard on: {megabytes / writing:.1f} MB/s")
+        tell(f"  the last stage alone: {megabytes / writing:.1f} MB/s")
     if not arguments.keep:
         shutil.rmtree(folder)
 

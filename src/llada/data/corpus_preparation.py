@@ -248,6 +248,7 @@ class _Preparation:
                 else:
                     yield block
 
+        self.report(stage, 0, self.source.size)
         for block, _ in map_in_order(make, open_blocks(), self.processes):
             n_bytes += block.size
             _remove_copies(block)

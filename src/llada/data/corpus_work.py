@@ -24,7 +24,7 @@ from llada.tokenizers.bulk import N_CODES, bulk_encoder, codes_of
 
 SPLITS = ("train", "val")
 PLACE_TYPE = "<u8"
-"""numpy's name of the type of places in a shard: ends of documents, starts of rows."""
+"""Type of places in a shard, as numpy names it: ends of documents, starts of rows."""
 DIGEST_BYTES = 16
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
