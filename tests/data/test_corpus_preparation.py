@@ -314,6 +314,13 @@ def test_a_preparation_with_other_settings_is_not_continued(
     assert documents_in(data, "val") == [text for text in DOCUMENTS[:70] if is_for_validation(text, 0.3)]
 
 
+def test_a_preparation_that_was_killed_as_it_began_holds_up_nothing(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "corpus" / "unfinished").mkdir(parents=True)
+    prepare_files(tmp_path / "corpus", source)
+    prepare_files(tmp_path / "whole", source)
+    assert files_in_folder(tmp_path / "corpus") == files_in_folder(tmp_path / "whole")
+
+
 def test_another_corpus_is_replaced_only_when_that_is_asked_for(tmp_path: Path, source: Path) -> None:
     prepare_files(tmp_path / "corpus", source)
     before = files_in_folder(tmp_path / "corpus")

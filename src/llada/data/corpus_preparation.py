@@ -193,6 +193,8 @@ class _Preparation:
         foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path.name))
         if foreign:
             raise UserError(f"{folder} holds {foreign[0]}, which is not of a corpus: choose another `output_dir`.")
+        if self.unfinished.is_dir() and not (self.unfinished / SETTINGS_FILE).exists():
+            shutil.rmtree(self.unfinished)  # killed as it began, or as it removed what was no longer needed
         if overwrite:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
