@@ -85,7 +85,7 @@ def test_more_than_can_be_held_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ("free", "expected"), [(None, 16 << 30), (8 << 30, 4 << 30), (1 << 40, 16 << 30), (0, 64 << 20)]
 )
 def test_the_limit_is_half_of_the_free_memory(free: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given, "free_memory_bytes", lambda: free)
+    monkeypatch.setattr("llada.system.device.free_memory_bytes", lambda: free)
     assert largest_bytes() == expected
 
 

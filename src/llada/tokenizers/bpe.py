@@ -157,13 +157,18 @@ class BPETokenizer:
     def load(cls, folder: Path, vocabulary: Mapping[str, Any]) -> Self:
         """Read the tokenizer's files.
 
+        Args:
+            vocabulary: the keys of config.json that name ids; those of padding and end that a network does not have
+                are found by their names in tokenizer_config.json.
+
         Raises:
             UserError: tokenizer.json is missing or damaged, or does not fit the vocabulary.
         """
         if not (folder / MODEL_FILE).is_file():
             raise UserError(f"{folder / MODEL_FILE} is missing: download the whole checkpoint again.")
         try:
-            return cls(_read_files(folder), vocabulary)
+            files = read_files(folder)
+            return cls(files, {**_named_ids(files, vocabulary), **vocabulary})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
 
@@ -186,7 +191,7 @@ def find_token(folder: Path, name: str) -> int | None:
     if not (folder / MODEL_FILE).is_file():
         return None
     try:
-        id_ = _Library.find(_read_files(folder), name)
+        id_ = _Library.find(read_files(folder), name)
     except ValueError as error:
         raise UserError(f"The tokenizer in {folder} cannot be used ({error}): use another checkpoint.") from error
     if id_ is None:
@@ -267,15 +272,23 @@ class _Library:
             ) from error
 
 
-def _start(files: Mapping[str, bytes]) -> BoundedProcess:
+def setup_of(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what `stranger.TokenizerService.setup` is asked for these files, without the content of tokenizer.json.
+
+    Raises:
+        ValueError: a file is not JSON.
+    """
     names = _read_names(files)
     extra = names.get("extra_special_tokens") or names.get("additional_special_tokens")
     listed = [_content(token) for token in extra] if isinstance(extra, list) else []
-    question = {
-        "name": "setup",
+    return {
         "described": names.get("added_tokens_decoder") or {},
         "named": [*_named_tokens(names).values(), *(name for name in listed if name is not None)],
     }
+
+
+def _start(files: Mapping[str, bytes]) -> BoundedProcess:
+    question = {"name": "setup", **setup_of(files)}
     process, content = BoundedProcess(STRANGER, "tokenizer"), files[MODEL_FILE]
     try:
         process.prepare(question, Limits(1 + _SECONDS_PER_BYTE_READ * len(content), _MEGABYTES), content)
@@ -284,12 +297,25 @@ def _start(files: Mapping[str, bytes]) -> BoundedProcess:
     return process
 
 
+def _named_ids(files: Mapping[str, bytes], vocabulary: Mapping[str, Any]) -> dict[str, int]:
+    """Find the ids of the padding and the end, as far as the vocabulary does not say them."""
+    names, found = _named_tokens(_read_names(files)), {}
+    for key in ("pad_token_id", "eos_token_id"):
+        name = names.get(key.removesuffix("_id"))
+        if key not in vocabulary and name is not None:
+            id_ = _Library.find(files, name)
+            if id_ is not None:
+                found[key] = id_
+    return found
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
     digests = (hashlib.sha256(files.get(name, b"")).hexdigest() for name in (MODEL_FILE, NAMES_FILE, SPECIAL_MAP_FILE))
     return " ".join(digests)
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read the tokenizer's files in a folder, by their names."""
     contents = {name: read_optional(folder / name, LARGEST_FILE[name]) for name in (MODEL_FILE, *OTHER_FILES)}
     return {name: content for name, content in contents.items() if content is not None}
 

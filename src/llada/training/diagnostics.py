@@ -5,6 +5,7 @@ from collections import deque
 import numpy as np
 
 from llada.data.prepared import Ids
+from llada.data.sharded import ShardedIds
 from llada.models import LocalConfig
 from llada.training.plan import RunPlan
 
@@ -24,10 +25,11 @@ USUAL_TABLE_RATE = 1e-2  # rows of a table are seldom seen (docs/EXPERIMENTS.md,
 TOLERATED_FACTOR = 3.0
 
 
-def unigram_entropy(ids: Ids) -> float:
+def unigram_entropy(ids: Ids | ShardedIds) -> float:
     """Nats per token of a model that knows only how often each token comes."""
-    counts = np.bincount(ids.astype(np.int64))  # numpy 1 does not count uint64
-    share = counts[counts > 0] / len(ids)
+    # A corpus of any size has its counts in a file; numpy 1 does not count uint64.
+    counts = ids.counts() if isinstance(ids, ShardedIds) else np.bincount(ids.astype(np.int64))
+    share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
 
 

@@ -1,0 +1,167 @@
+"""The speed and memory of `llada prepare` on a large source, and of training's start from a large folder.
+
+    python benchmarks/preparing.py make /tmp/large.jsonl --megabytes 1000
+    python benchmarks/preparing.py prepare /tmp/large.jsonl [--tokenizer bpe] [--processes 2]
+    python benchmarks/preparing.py library /tmp/large.jsonl --checkpoint FOLDER     # the tokenizers library alone
+    python benchmarks/preparing.py start --gigabytes 10                            # of sparse files
+
+`prepare` writes next to the source and removes what it wrote, unless --keep is given. Memory is the sum of the resident
+memory of the command and all its processes, looked at ten times a second.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from llada.system.terminal import tell
+
+WORDS, LETTERS = 30_000, "etaoinshrdlucmfwypvbgkjqxz"
+TEXTS = 10_000  # distinct texts of a source; what follows has them again behind other numbers
+START = """
+import sys, time, psutil, torch
+from pathlib import Path
+from llada.data.batches import random_windows
+from llada.data.prepared import PreparedText
+memory = lambda: psutil.Process().memory_info().rss / 1e6
+begin, before = time.perf_counter(), memory()
+data = PreparedText.open(Path(sys.argv[1]))
+draw = random_windows(data, 64, 1024)
+draw(0, torch.Generator())
+print(f"opened, and the first batch read, in {time.perf_counter() - begin:.3f} s")
+for step in range(400):
+    draw(step, torch.Generator().manual_seed(step))
+    if step % 100 == 99:
+        print(f"after {step + 1} batches of 64 x 1024 tokens: {memory() - before:+.1f} MB")
+"""
+
+
+def texts() -> list[str]:
+    """Texts of 50 to 600 words, whose frequencies follow Zipf's law."""
+    rng = random.Random(0)
+    weights = range(len(LETTERS), 0, -1)
+    words = ["".join(rng.choices(LETTERS, weights=weights, k=rng.randint(2, 9))) for _ in range(WORDS)]
+    shares = list(itertools.accumulate(1 / (i + 1) for i in range(WORDS)))
+    return [" ".join(rng.choices(words, cum_weights=shares, k=rng.randint(50, 600))) for _ in range(TEXTS)]
+
+
+def make(path: Path, megabytes: float) -> None:
+    """Write a source of JSONL."""
+    n_bytes = number = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for text in itertools.cycle(texts()):
+            n_bytes += file.write(json.dumps({"id": number, "text": f"{number} {text}"}) + "\n")
+            number += 1
+            if n_bytes >= 1e6 * megabytes:
+                break
+    tell(f"{path}: {n_bytes / 1e6:.0f} MB, {number:,} documents")
+
+
+def prepare(path: Path, arguments: argparse.Namespace) -> None:
+    """Time `llada prepare`, and look at its memory."""
+    folder = path.with_suffix(".corpus")
+    command = [sys.executable, "-m", "llada", "prepare", "--input", str(path), "--output_dir", str(folder)]
+    command += ["--processes", str(arguments.processes), "--tokenizer", arguments.tokenizer, "--overwrite"]
+    begin, most = time.perf_counter(), 0.0
+    stages: dict[str, float] = {}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), False)
+        while process.poll() is None:
+            for line in iter(process.stderr.readline, ""):
+                stages[line.strip()] = time.perf_counter() - begin
+            most = max(most, resident(process.pid))
+            time.sleep(0.1)
+    seconds = time.perf_counter() - begin
+    megabytes = path.stat().st_size / 1e6
+    for stage, since in stages.items():
+        tell(f"  {since:6.1f} s: {stage}")
+    tell(f"{megabytes:.0f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {most:.0f} MB of memory at most")
+    if "Writing ..." in stages:
+        writing = seconds - stages["Writing ..."]
+        tell(f"  the last stage alone: {megabytes / writing:.1f} MB/s")
+    if not arguments.keep:
+        shutil.rmtree(folder)
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process and its descendants, in MB; what they share counts several times."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0.0
+    for process in family:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 1e6
+
+
+def library(path: Path, arguments: argparse.Namespace) -> None:
+    """Time the tokenizers library alone, on texts that are in memory, with as many threads as there are cores."""
+    from tokenizers import Tokenizer
+
+    model = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
+
+    def batches() -> Iterator[list[str]]:
+        with open(path, encoding="utf-8") as lines:
+            while batch := [json.loads(line)["text"] for line in itertools.islice(lines, 1000)]:
+                yield batch
+
+    seconds, n_bytes, n_ids = 0.0, 0, 0
+    for batch in batches():
+        n_bytes += sum(map(len, batch))
+        begin = time.perf_counter()
+        n_ids += sum(len(encoding.ids) for encoding in model.encode_batch_fast(batch, add_special_tokens=False))
+        seconds += time.perf_counter() - begin
+    rate = n_bytes / 1e6 / seconds
+    tell(f"the library alone: {n_bytes / 1e6:.0f} MB in {seconds:.1f} s: {rate:.1f} MB/s, {n_ids:,} ids")
+
+
+def start(gigabytes: float) -> None:
+    """Time the start of training from a folder of this size, of sparse files, and look at its memory."""
+    from tests.data.test_sharded import make_sparse
+    from tests.support.corpora import prepare_files, some_documents, write_as
+
+    with tempfile.TemporaryDirectory(prefix="llada-") as name:
+        folder = Path(name)
+        data = prepare_files(folder / "small", write_as(folder, "jsonl", some_documents(80)))
+        make_sparse(folder / "large", data, round(1000 * gigabytes / 64), 64_000_000)
+        subprocess.run([sys.executable, "-c", START, folder / "large"], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["make", "prepare", "library", "start"])
+    parser.add_argument("path", type=Path, nargs="?")
+    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--gigabytes", type=float, default=10)
+    parser.add_argument("--tokenizer", default="characters")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--keep", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.what == "make":
+        make(arguments.path, arguments.megabytes)
+    elif arguments.what == "prepare":
+        prepare(arguments.path, arguments)
+    elif arguments.what == "library":
+        library(arguments.path, arguments)
+    else:
+        start(arguments.gigabytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Which documents are kept, against a set in memory."""
+
+import numpy as np
+import pytest
+
+from llada.data.corpus_work import row_starts, signature_of
+from llada.data.duplicates import drop_near, first_of_equal
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50, 10**6])
+def test_the_first_of_equal_documents_is_kept(at_once: int) -> None:
+    digests = np.random.default_rng(0).integers(0, 6, (100, 2)).astype(np.uint64)
+    seen: set[tuple[int, ...]] = set()
+    expected = []
+    for digest in map(tuple, digests.tolist()):
+        expected.append(digest not in seen)
+        seen.add(digest)
+    blocks = [digests[:1], digests[1:40], digests[40:40], digests[40:]]
+    assert first_of_equal(blocks, at_once).tolist() == expected
+
+
+def test_signatures_estimate_the_similarity_of_five_word_runs() -> None:
+    """Two texts of 400 words that share a half: 196 of 596 runs are in both."""
+    words = [f"w{i}" for i in range(600)]
+    one, other = " ".join(words[:400]), " ".join(words[200:])
+    equal = (signature_of(one) == signature_of(other)).mean()
+    assert equal == pytest.approx(196 / 596, abs=3 * (0.33 * 0.67 / 128) ** 0.5)
+    assert (signature_of(one.upper()) == signature_of(one)).all()
+    assert (signature_of("a b") == signature_of("a b")).all()
+
+
+def test_a_document_near_to_one_that_is_dropped_stays() -> None:
+    """A chain: each is near to the next only, so the first and the third are kept."""
+    words = [f"w{i}" for i in range(1000)]
+    texts = [" ".join(words[60 * i : 60 * i + 400]) for i in range(3)]  # neighbours: 336 of 456, others: 276 of 516
+    keep = np.ones(3, dtype=bool)
+    signatures = [np.array([signature_of(text)]) for text in texts]
+    assert drop_near(signatures, keep, 0.64) == 1
+    assert keep.tolist() == [True, False, True]
+
+
+def test_rows_begin_with_each_document() -> None:
+    starts, ends = np.array([0, 3, 13]), np.array([3, 13, 14])
+    assert row_starts(starts, ends, 4).tolist() == [0, 3, 7, 11, 13]
