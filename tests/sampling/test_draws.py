@@ -22,6 +22,13 @@ def test_temperature_is_a_power_of_the_probabilities() -> None:
     assert kept() == [0.1, 0.4, 0.0, 0.3, 0.2]
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-37, 1e-39, 5e-324])
+def test_the_least_temperatures_leave_the_likeliest_tokens(temperature: float) -> None:
+    assert kept(temperature=temperature) == [0, 1, 0, 0, 0]
+    twice = torch.tensor([[0.0, 0.4, 0.2, 0.4]]).log()
+    assert shaped(twice, temperature).exp().tolist() == [[0, 0.5, 0, 0.5]]
+
+
 def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert kept(top_k=2) == [0, round(4 / 7, 4), 0, round(3 / 7, 4), 0]
     assert kept(top_k=9) == kept(top_p=1.0) == kept()

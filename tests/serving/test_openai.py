@@ -375,8 +375,10 @@ def test_every_item_of_a_stream_is_a_chunk(alive: Live) -> None:
         assert {"id", "object", "created", "model", "choices"} <= chunk.keys()
 
 
-def test_numbers_that_json_lacks_are_null() -> None:
-    from llada.serving.openai_answers import as_json
-
-    given = {"nats": math.inf, "p": [1.0, math.nan, -math.inf], "text": "a"}
-    assert as_json(given) == {"nats": None, "p": [1.0, None, None], "text": "a"}
+def test_at_the_least_temperature_there_is_a_text_is_that_of_temperature_0(client: OpenAI) -> None:
+    """Below 1e-38, log-probabilities divided by the temperature overflow."""
+    settings: dict[str, Any] = {"seed": 3, "policy": "left_to_right", "logprobs": 0}
+    likeliest, cold = (completion(client, temperature=t, **settings).choices[0] for t in (0.0, 5e-324))
+    assert cold.text == likeliest.text
+    assert cold.diffusion["nats"] == likeliest.diffusion["nats"]
+    assert cold.logprobs.token_logprobs == likeliest.logprobs.token_logprobs

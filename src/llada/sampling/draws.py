@@ -15,6 +15,9 @@ from llada.system.device import to_fp64
 
 Generators = Generator | Sequence[Generator] | None
 """A generator for all rows, one for each row, or torch's global one."""
+COLDEST = 1e-30
+"""Divided by less, the log-probability of the likeliest token too is minus infinity in fp32, and nothing is left to draw
+from. At this temperature already, all that are less likely by a rounding error are never drawn."""
 
 
 def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -22,7 +25,8 @@ def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, to
 
     Args:
         log_p: (R, V) log-probabilities of the model; minus infinity for what may not be drawn.
-        temperature: divides them; 0 leaves the likeliest token alone, the first of several.
+        temperature: divides them; 0 leaves the likeliest token alone, the first of several. One below `COLDEST` acts as
+            `COLDEST`.
         top_k: keep so many of the likeliest tokens.
         top_p: keep the fewest of the likeliest tokens that have this probability together (arXiv 1904.09751).
     """
@@ -30,7 +34,7 @@ def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, to
         likeliest = log_p.argmax(-1, keepdim=True)
         return torch.full_like(log_p, -math.inf).scatter(-1, likeliest, 0.0)
     if temperature != 1:
-        log_p = (log_p / temperature).log_softmax(-1)
+        log_p = (log_p / max(temperature, COLDEST)).log_softmax(-1)
     if top_k is not None and top_k < log_p.shape[-1]:
         log_p = _kept(log_p, log_p.topk(top_k, dim=-1).indices)
     if top_p is not None and top_p < 1:

@@ -16,8 +16,6 @@ from llada.serving.writing import Outcome, Wanted, Written
 SOURCES = {False: "exact_policy", True: "one_evaluation"}
 """What log-probabilities are: of the exact policy, the model's own at the step that wrote the token, whose sum over a
 whole text is its log-likelihood under the policy; or of one evaluation at all places, each by itself."""
-LEAST = -9999.0
-"""Stands for minus infinity, which JSON does not have."""
 
 
 @dataclass
@@ -39,8 +37,7 @@ class Shape:
     def answer(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Return the whole answer to a request."""
         choices = [self.choice(number, outcome) for number, outcome in enumerate(outcomes)]
-        answer = {**self.head(self.kind), "choices": choices, "usage": self.usage(outcomes), **self.notes()}
-        return dict(as_json(answer))
+        return {**self.head(self.kind), "choices": choices, "usage": self.usage(outcomes), **self.notes()}
 
     def choice(self, number: int, outcome: Outcome) -> dict[str, Any]:
         wanted = self.job.wanted[number]
@@ -106,7 +103,7 @@ class Shape:
         found = [written.get(place) for place in range(first, last)]
         return {
             "tokens": texts,
-            "token_logprobs": [None if one is None else finite(one.log_p) for one in found],
+            "token_logprobs": [None if one is None else one.log_p for one in found],
             "top_logprobs": [self.top(one) for one in found] if wanted.alternatives else None,
             "text_offset": offsets[: len(texts)],
             "source": source,
@@ -173,7 +170,7 @@ class ChatShape(Shape):
 
     def named(self, id_: int, log_p: float) -> dict[str, Any]:
         text = self.served.token_text(id_)
-        return {"token": text, "logprob": finite(log_p), "bytes": list(text.encode())}
+        return {"token": text, "logprob": log_p, "bytes": list(text.encode())}
 
     def opening(self, number: int) -> dict[str, Any] | None:
         return self.chunk([self._delta(number, {"role": "assistant", "content": ""}, None)])
@@ -183,18 +180,3 @@ class ChatShape(Shape):
 
     def _delta(self, number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-
-
-def finite(log_p: float) -> float:
-    """Return a log-probability as JSON has it."""
-    return max(LEAST, log_p)
-
-
-def as_json(value: Any) -> Any:
-    """Return a value with null for numbers that are not finite, which JSON does not have: extreme settings can make a
-    token that is drawn all but impossible."""
-    if isinstance(value, dict):
-        return {key: as_json(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [as_json(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

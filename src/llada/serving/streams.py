@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from llada.serving.asking import Texts
 from llada.serving.errors import ApiError
-from llada.serving.openai_answers import Shape, as_json
+from llada.serving.openai_answers import Shape
 from llada.serving.writing import Outcome, StepRecord, Written
 
 DONE = "data: [DONE]\n\n"
@@ -18,11 +18,7 @@ NOT_KEPT = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the secon
 
 def sse(item: dict[str, Any]) -> str:
     """Write an item as a server-sent event; JSON in ASCII has no line break of its own."""
-    try:
-        text = json.dumps(item, allow_nan=False)
-    except ValueError:
-        text = json.dumps(as_json(item), allow_nan=False)
-    return f"data: {text}\n\n"
+    return f"data: {json.dumps(item, allow_nan=False)}\n\n"
 
 
 class EventStream(StreamingResponse):
