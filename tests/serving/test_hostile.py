@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -117,6 +117,15 @@ def test_a_slow_body_does_not_hold_the_server(strict: Live) -> None:
     assert b"did not arrive" in said
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HTTP/1.1\r\nHost: ", b"whole request"], ids=["nothing", "half", "next"]
+)
+def test_a_slow_head_does_not_hold_a_connection(strict: Live, sent: bytes) -> None:
+    if sent == b"whole request":  # of which the next one on the same connection is not complete
+        sent = request_head(strict, {}, "/health").replace(b"POST", b"GET") + b"GET /health"
+    assert raw(strict, sent).count(b"HTTP/1.1 200") == sent.count(b"Authorization")  # and then it is closed
+
+
 def test_a_client_that_leaves_is_forgotten(strict: Live) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 60}).encode()
     head = request_head(strict, {"Content-Length": str(len(body))})
@@ -210,24 +219,44 @@ def test_every_answer_has_the_headers_that_keep_a_page_within_this_server(alive:
 
 
 def test_a_client_that_does_not_read_is_dropped() -> None:
-    from llada.serving.security import BodyLimit
+    from uvicorn import Config
+    from uvicorn.server import ServerState
 
-    ended = []
+    from llada.serving.patience import patient
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-        except TimeoutError:
-            ended.append(True)
+    async def run() -> None:
+        protocol = patient(0.05)(Config(None, http="h11"), ServerState(), {}, asyncio.get_running_loop())  # type: ignore[arg-type]
+        protocol.connection_made(cast("asyncio.Transport", transport := Transport()))
+        protocol.pause_writing()  # as asyncio calls it when much of an answer is not taken
+        protocol.resume_writing()
+        protocol._head_timer.cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(0.1)
+        assert not transport.is_aborted.is_set()
+        protocol.pause_writing()
+        while transport.left > 100_000:
+            transport.left -= 20_000  # a slow client, which takes its time for each piece
+            await asyncio.sleep(0.05)
+        assert not transport.is_aborted.is_set()
+        await transport.is_aborted.wait()
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+    asyncio.run(run())
 
-    async def send(message: Any) -> None:
-        await asyncio.sleep(600)
 
-    asyncio.run(BodyLimit(app, Limits(patience=0.05))({"type": "http", "headers": []}, receive, send))
-    assert ended == [True]
+class Transport:
+    """A connection with bytes that its client is to take."""
+
+    def __init__(self) -> None:
+        self.left = 200_000
+        self.is_aborted = asyncio.Event()
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.is_aborted.set()
 
 
 def test_a_model_that_breaks_is_one_sentence_for_the_one_who_asked(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from llada.system.device import to_fp64
 Generators = Generator | Sequence[Generator] | None
 """A generator for all rows, one for each row, or torch's global one."""
 COLDEST = 1e-30
-"""Divided by less, the log-probability of the likeliest token too is minus infinity in fp32, and nothing is left to draw
-from. At this temperature already, all that are less likely by a rounding error are never drawn."""
+"""Divided by less, the log-probability of the likeliest token too is minus infinity in fp32, and nothing is left to
+draw from. At this temperature already, all that are less likely by a rounding error are never drawn."""
 
 
 def shaped(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:

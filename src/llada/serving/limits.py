@@ -20,6 +20,7 @@ class Limits:
     seconds: float = 600.0
     """Time in seconds from a request's arrival until its text must be complete; then it ends with an error."""
     patience: float = 30.0
-    """Time in seconds that a client may take to send a body, or to take a piece of an answer."""
+    """Time in seconds that a client may take to send the head of a request, or its body, or to take a piece of an
+    answer."""
     grace: float = 10.0
     """Time in seconds that texts have to be completed after the server was asked to stop."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from llada.serving.patience import Patient
 from llada.serving.security import App, is_local
 from llada.system.errors import UserError, first_line
 
@@ -112,7 +113,7 @@ def serve_app(app: App, listening: socket.socket) -> None:
     """Answer requests with an application that needs no model, until a signal stops it."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-        ws="none", http="h11", loop="asyncio", limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
+        ws="none", http=Patient, loop="asyncio", limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
     )  # fmt: skip
     StoppedBySignals(config).run(sockets=[listening])

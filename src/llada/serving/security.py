@@ -139,7 +139,7 @@ def _is_same_origin(origin: bytes, host: bytes) -> bool:
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """Bodies are read whole before anything else, within a size and a time; so are answers taken within a time."""
+    """Bodies are read whole before anything else, within a size and a time."""
 
     app: App
     limits: Limits
@@ -149,18 +149,14 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
 
-        async def send_in_time(message: Message) -> None:
-            # A client that does not read would keep its answer in memory for ever. This ends the connection.
-            await asyncio.wait_for(send(message), self.limits.patience)
-
         try:
             body = await asyncio.wait_for(self._read(scope, receive), self.limits.patience)
         except ApiError as error:
-            await error.response()(scope, receive, send_in_time)
+            await error.response()(scope, receive, send)
             return
         except TimeoutError:
             late = ApiError(408, f"The body did not arrive within {self.limits.patience:g} seconds: send it again.")
-            await late.response()(scope, receive, send_in_time)
+            await late.response()(scope, receive, send)
             return
         if body is None:  # the client has left
             return
@@ -169,7 +165,7 @@ class BodyLimit:
         async def receive_read() -> Message:
             return given.pop() if given else await receive()
 
-        await self.app(scope, receive_read, send_in_time)
+        await self.app(scope, receive_read, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """Read a body; None if the client leaves.

@@ -15,6 +15,7 @@ from llada.serving.engine import Engine
 from llada.serving.limits import Limits
 from llada.serving.listening import CONNECTIONS, Address, StoppedBySignals
 from llada.serving.metrics import Metrics
+from llada.serving.patience import patient
 from llada.serving.served import Served
 from llada.serving.writing import Wanted
 from llada.system.terminal import say, visible
@@ -77,7 +78,7 @@ def make_server(served: Served, address: Address, limits: Limits) -> Server:
     app = build_app(served, engine, metrics, limits, host=address.host, api_key=address.api_key)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, date_header=True, proxy_headers=False,
-        lifespan="off", ws="none", http="h11", loop="asyncio", limit_concurrency=CONNECTIONS,
+        lifespan="off", ws="none", http=patient(limits.patience), loop="asyncio", limit_concurrency=CONNECTIONS,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(limits.grace + MARGIN),
         h11_max_incomplete_event_size=64 * 1024,
     )  # fmt: skip
