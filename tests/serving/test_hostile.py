@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,13 +145,24 @@ def test_bytes_that_are_not_http_are_refused(alive: Live) -> None:
     assert raw(alive, b"\x16\x03\x01\x02\x00" * 40 + b"\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 
-def test_a_full_queue_says_when_to_come_back(strict: Live) -> None:
-    with strict.client(headers=with_key()) as client:
-        body = {"prompt": ["a"] * 4, "max_tokens": 60}
-        answer = client.post(COMPLETIONS, json=body)  # one is written and two wait, at most
+def test_a_full_queue_says_when_to_come_back(strict: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on = threading.Event()
+    monkeypatch.setattr(strict.server.engine.observer, "stepped", lambda *_: may_go_on.wait())
+    full = {"prompt": ["a"] * 3, "max_tokens": 30, "stream": True}  # one is written and two wait, at most
+    with strict.client(headers=with_key()) as client, client.stream("POST", COMPLETIONS, json=full):
+        answer = client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 3})
+        may_go_on.set()
     assert_error(answer, 429, "try again in")
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["code"] == "queue_full"
+
+
+def test_what_there_is_never_room_for_is_refused_for_good(strict: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three fit; and texts beyond are counted before any is prepared, of which a body may hold very many."""
+    monkeypatch.setattr("llada.serving.completions._canvases", None)
+    with strict.client(headers=with_key()) as client:
+        assert_error(client.post(COMPLETIONS, json={"prompt": ["a"] * 4}), 400, "4 texts", "the 3 ")
+        assert_error(client.post(COMPLETIONS, json={"prompt": ["a"] * 2, "n": 2}), 400, "4 texts")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ class Job:
 
     wanted: list[Wanted]
     n_prompt_tokens: int
-    n_per_prompt: int
     has_logprobs: bool = False
     has_echo: bool = False
     n_forgotten: int = 0
@@ -49,6 +48,7 @@ def completion_job(request: CompletionRequest, served: Served, limits: Limits) -
         ApiError: it cannot be met.
     """
     check_model(request, served)
+    check_number(request, limits)
     further = Further.of(request)
     canvases = _canvases(request, further.canvas, served)
     tokenizer = served.checkpoint.tokenizer
@@ -60,9 +60,9 @@ def completion_job(request: CompletionRequest, served: Served, limits: Limits) -
     banned = tuple(tokenizer.forbidden_rows)
     config = served.sampler(further.settings)
     alternatives = request.logprobs or 0
-    wanted = _wanted(request, further, served, limits, canvases, config, answer, banned, alternatives)
+    wanted = _wanted(request, further, canvases, config, answer, banned, alternatives)
     n_prompt = sum(sum(id_ != served.mask_id for id_ in canvas.template) for canvas in canvases)
-    return Job(wanted, n_prompt, request.n or 1, request.logprobs is not None, bool(request.echo))
+    return Job(wanted, n_prompt, request.logprobs is not None, bool(request.echo))
 
 
 def chat_job(request: ChatRequest, served: Served, limits: Limits) -> Job:
@@ -72,6 +72,7 @@ def chat_job(request: ChatRequest, served: Served, limits: Limits) -> Job:
         ApiError: it cannot be met.
     """
     check_model(request, served)
+    check_number(request, limits)
     further, assistant = Further.of(request), served.assistant
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
@@ -88,8 +89,8 @@ def chat_job(request: ChatRequest, served: Served, limits: Limits) -> Job:
     config = served.sampler(further.settings, in_dialogue=True)
     alternatives = request.top_logprobs or 0
     banned = assistant.speechless_rows
-    wanted = _wanted(request, further, served, limits, [canvas], config, answer, banned, alternatives)
-    return Job(wanted, len(ids), request.n or 1, bool(request.logprobs), n_forgotten=n_forgotten)
+    wanted = _wanted(request, further, [canvas], config, answer, banned, alternatives)
+    return Job(wanted, len(ids), bool(request.logprobs), n_forgotten=n_forgotten)
 
 
 def check_model(request: Asked, served: Served) -> None:
@@ -104,6 +105,20 @@ def check_model(request: Asked, served: Served) -> None:
             f"The model {request.model!r} is not served here: ask for {served.name!r}.",
             param="model",
             code="model_not_found",
+        )
+
+
+def check_number(request: Asked, limits: Limits) -> None:
+    """Refuse a request for more texts than one may ask for, or than there is ever room for, before any is prepared.
+
+    Raises:
+        ApiError: it is one.
+    """
+    n_texts = (len(_prompts(request)) if isinstance(request, CompletionRequest) else 1) * (request.n or 1)
+    most = min(limits.texts, limits.queue + limits.batch)
+    if n_texts > most:
+        raise ApiError(
+            400, f"{n_texts} texts are more than the {most} that one request may ask for: send several.", param="n"
         )
 
 
@@ -252,8 +267,6 @@ def _answer_canvas(fields: CanvasFields, length: int, served: Served) -> list[in
 def _wanted(
     request: Asked,
     further: Further,
-    served: Served,
-    limits: Limits,
     canvases: Sequence[Canvas],
     config: SamplerConfig,
     answer: AnswerText,
@@ -261,15 +274,10 @@ def _wanted(
     alternatives: int,
 ) -> list[Wanted]:
     """Return all texts of a request: n of each prompt, each with a seed of its own."""
-    n_texts = len(canvases) * (request.n or 1)
-    if n_texts > limits.texts:
-        raise ApiError(
-            400, f"{n_texts} texts are more than the {limits.texts} that one request may ask for: send several.",
-            param="n",
-        )  # fmt: skip
     is_read_only = bool(further.canvas.diffusion_read_only)
     if is_read_only:  # every place is of interest, also behind what would end an answer
         config, answer = READ_ONLY, AnswerText(answer.decode, answer.mask_id)
+    n_texts = len(canvases) * (request.n or 1)
     seeds = seeds_from(secrets.randbelow(2**31) if request.seed is None else request.seed, n_texts)
     return [
         Wanted(
