@@ -11,9 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from llada.serving import asking
+from llada.serving.diffusion_api import wanted_of
 from llada.serving.errors import ApiError
 from llada.serving.limits import Limits
 from llada.serving.security import Guard
+from llada.serving.shapes import DiffusionRequest
 from tests.support.servers import KEY, Live, live, served_toy
 
 COMPLETIONS = "/v1/completions"
@@ -269,6 +272,27 @@ class Transport:
 
     def abort(self) -> None:
         self.is_aborted.set()
+
+
+def test_steps_that_are_not_read_end_the_text(alive: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a slow client has not taken stays in memory."""
+    monkeypatch.setattr(asking, "MOST_UNREAD", 5)
+    wanted = wanted_of(DiffusionRequest(prompt="", length=40), alive.served)
+
+    async def run() -> tuple[int, str]:
+        texts, n_read = asking.Texts(alive.server.engine, [wanted]).begin(), 0
+        while alive.server.engine.n_waiting or alive.server.engine.n_active:
+            await asyncio.sleep(0.01)
+        try:
+            async for _ in texts.news():
+                n_read += 1
+        except ApiError as error:
+            return n_read, str(error)
+        return n_read, ""
+
+    n_read, sentence = asyncio.run(run())
+    assert 5 <= n_read < 40
+    assert "were not read" in sentence
 
 
 def test_a_model_that_breaks_is_one_sentence_for_the_one_who_asked(tmp_path: Path) -> None:

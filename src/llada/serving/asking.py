@@ -16,10 +16,16 @@ from llada.system.errors import UserError, is_out_of_memory
 
 Result = TypeVar("Result")
 News = tuple[int, StepRecord | Outcome]
+MOST_UNREAD = 4096
+"""Steps of a request that its client has not taken yet; each is a few kilobytes."""
 
 
 class ClientLeftError(Exception):
     """The client closed the connection before there was an answer."""
+
+
+class BehindError(Exception):
+    """The client takes the steps of its texts more slowly than they come."""
 
 
 class Texts:
@@ -85,6 +91,8 @@ class Texts:
         loop = asyncio.get_running_loop()
 
         def put(item: StepRecord | Outcome | Exception) -> None:
+            if isinstance(item, StepRecord) and self._news.qsize() >= MOST_UNREAD:
+                raise BehindError(f"The last {MOST_UNREAD:,} steps were not read: read them as they come.")
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._news.put_nowait, (number, item))
 
@@ -122,6 +130,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(error.seconds)})
     if isinstance(error, StoppingError):
         return ApiError(503, str(error), code="stopping")
+    if isinstance(error, BehindError):
+        return ApiError(408, str(error), code="too_slow")
     if isinstance(error, OutOfTimeError):
         return ApiError(504, str(error), code="out_of_time")
     if isinstance(error, UserError):  # of the model or its tokenizer: the request was sound
