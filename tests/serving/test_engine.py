@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.models import NetworkConfig
 from llada.sampling.batches import unmask_together
 from llada.sampling.config import SamplerConfig
 from llada.serving.answer_text import AnswerText
@@ -94,39 +93,51 @@ def templates() -> Iterator[list[int]]:
         yield [*given, *[MASK] * (8 + 3 * (number % 5)), *LETTERS.encode("end"[: number % 4])]
 
 
-@pytest.fixture(scope="module", params=[LOCAL, LLADA], ids=["local", "llada"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    config: NetworkConfig = request.param
-    return served_toy(tmp_path_factory.mktemp("served"), config)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return served_toy(tmp_path_factory.mktemp("served"), LOCAL)
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return served_toy(tmp_path_factory.mktemp("served"), LLADA)
+
+
+@pytest.fixture(params=["served", "llada"])
+def either(request: pytest.FixtureRequest) -> Served:
+    """A network with a cache of what it computed, or one without."""
+    found: Served = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
-def engine(served: Served) -> Iterator[Engine]:
-    engine = engine_of(served, batch=6)
+def engine(request: pytest.FixtureRequest, served: Served) -> Iterator[Engine]:
+    """An engine of the network that the test takes."""
+    engine = engine_of(request.getfixturevalue("either") if "either" in request.fixturenames else served, batch=6)
     engine.start()
     yield engine
     engine.stop(0)
     engine.join()
 
 
-def test_each_text_is_what_it_is_alone(served: Served, engine: Engine) -> None:
+def test_each_text_is_what_it_is_alone(either: Served, engine: Engine) -> None:
     """Bit for bit, with other lengths, settings and steps around it, more texts than are written at once."""
     wanted = [
-        wanted_of(served, template, SETTINGS[number % len(SETTINGS)], seed=number)
+        wanted_of(either, template, SETTINGS[number % len(SETTINGS)], seed=number)
         for number, template in enumerate(templates())
     ]
     together = submit(engine, *wanted)
     for one, collector in zip(wanted, together, strict=True):
-        assert collector.outcome().ids == alone(served, one), one.config
+        assert collector.outcome().ids == alone(either, one), one.config
 
 
-def test_the_exact_nats_are_those_of_the_steps(served: Served, engine: Engine) -> None:
+def test_the_exact_nats_are_those_of_the_steps(either: Served, engine: Engine) -> None:
     from llada.sampling.guidance import suppress
 
     config = SamplerConfig(steps=None, temperature=1.0, policy="left_to_right")
-    (collector,) = submit(engine, wanted_of(served, [MASK] * 9, config, seed=3, shows_steps=True, has_events=True))
+    (collector,) = submit(engine, wanted_of(either, [MASK] * 9, config, seed=3, shows_steps=True, has_events=True))
     outcome, nats, canvas = collector.outcome(), 0.0, [MASK] * 9
-    predict = suppress(served.checkpoint.model, served.checkpoint.tokenizer.forbidden_rows)
+    predict = suppress(either.checkpoint.model, either.checkpoint.tokenizer.forbidden_rows)
     for place, id_ in enumerate(outcome.ids):  # from left to right, one at a time, by the network itself
         with torch.no_grad():
             nats -= float(predict(torch.tensor([canvas]))[0, place].log_softmax(-1)[id_])
@@ -144,9 +155,9 @@ def test_ways_to_sample_without_a_likelihood_have_no_nats(served: Served, engine
         assert collector.outcome().nats is None
 
 
-def test_alternatives_are_the_likeliest_tokens_at_the_step(served: Served, engine: Engine) -> None:
+def test_alternatives_are_the_likeliest_tokens_at_the_step(either: Served, engine: Engine) -> None:
     config = SamplerConfig(steps=None, temperature=0.0, policy="confidence")
-    (collector,) = submit(engine, wanted_of(served, [MASK] * 6, config, 0, alternatives=4, shows_steps=True))
+    (collector,) = submit(engine, wanted_of(either, [MASK] * 6, config, 0, alternatives=4, shows_steps=True))
     collector.outcome()
     for record in collector.steps:
         for written in record.revealed.values():
@@ -157,14 +168,14 @@ def test_alternatives_are_the_likeliest_tokens_at_the_step(served: Served, engin
             assert probabilities[0] == pytest.approx(2.718281828459045**written.log_p, rel=1e-5)
 
 
-def test_a_text_that_is_read_only_is_evaluated_once(served: Served, engine: Engine) -> None:
+def test_a_text_that_is_read_only_is_evaluated_once(either: Served, engine: Engine) -> None:
     template = [MASK, *LETTERS.encode("be"), MASK]
-    (collector,) = submit(engine, wanted_of(served, template, READ_ONLY, 0, is_read_only=True, alternatives=3))
+    (collector,) = submit(engine, wanted_of(either, template, READ_ONLY, 0, is_read_only=True, alternatives=3))
     outcome = collector.outcome()
     assert outcome.evaluations == 1
     assert set(outcome.written) == {0, 3}
     with torch.no_grad():
-        logits = served.checkpoint.predict(torch.tensor([template]))
+        logits = either.checkpoint.predict(torch.tensor([template]))
     assert [outcome.ids[0], outcome.ids[3]] == [int(logits[0, place].argmax()) for place in (0, 3)]
 
 

@@ -12,7 +12,9 @@ from openai import OpenAI
 from llada.model import Model
 from tests.support.servers import LETTERS, LONGEST, Live
 
-SEEDS = range(8)
+SEEDS = range(5)
+N = 8
+"""Tokens of an answer, where a test says nothing else."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def completion(client: OpenAI, **settings: Any) -> Any:
     further = {name: settings.pop(name) for name in list(settings) if name in FURTHER}
     prompt = settings.pop("prompt", "to be" if not {"template", "tokens"} & further.keys() else None)
     return client.completions.create(
-        model="toy", prompt=prompt, **{"max_tokens": 12, **settings} if prompt is not None else settings,
+        model="toy", prompt=prompt, **{"max_tokens": N, **settings} if prompt is not None else settings,
         extra_body=further,
     )  # fmt: skip
 
@@ -51,9 +53,9 @@ def test_models_are_listed(client: OpenAI) -> None:
 @pytest.mark.parametrize("settings", [{}, {"policy": "entropy"}, {"remasking": "low_confidence", "temperature": 0.0}])
 def test_a_completion_is_what_the_model_writes(client: OpenAI, model: Model, settings: dict[str, Any]) -> None:
     answer = completion(client, seed=5, **settings)
-    assert answer.choices[0].text == model.generate("to be", length=12, seed=5, **settings).removeprefix("to be")
+    assert answer.choices[0].text == model.generate("to be", length=N, seed=5, **settings).removeprefix("to be")
     assert answer.choices[0].finish_reason == "length"
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 12, 17)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, N, 5 + N)
     assert answer.system_fingerprint == client.completions.create(model="toy", prompt="a").system_fingerprint
 
 
@@ -61,12 +63,12 @@ def test_several_prompts_and_several_texts_of_each_have_seeds_of_their_own(clien
     answer = completion(client, prompt=["to be", "or"], n=2, seed=3)
     texts = [choice.text for choice in answer.choices]
     expected = [
-        model.generate(prompt, length=12, seed=3 + number) for number, prompt in enumerate(["to be"] * 2 + ["or"] * 2)
+        model.generate(prompt, length=N, seed=3 + number) for number, prompt in enumerate(["to be"] * 2 + ["or"] * 2)
     ]
     assert texts == [text[len(prompt) :] for text, prompt in zip(expected, ["to be"] * 2 + ["or"] * 2, strict=True)]
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert answer.usage.prompt_tokens == 7
-    assert answer.usage.completion_tokens == 48
+    assert answer.usage.completion_tokens == 4 * N
 
 
 def test_a_prompt_of_ids_is_one_of_text(client: OpenAI) -> None:
@@ -103,13 +105,13 @@ def test_echo_repeats_the_prompt(client: OpenAI) -> None:
 
 
 def test_a_stop_string_ends_a_text_and_is_not_part_of_it(client: OpenAI) -> None:
-    whole = completion(client, seed=1, max_tokens=30, policy="left_to_right").choices[0].text
-    stop = whole[9:12]
-    answer = completion(client, seed=1, max_tokens=30, policy="left_to_right", stop=["zzzz", stop])
+    whole = completion(client, seed=1, max_tokens=14, policy="left_to_right").choices[0].text
+    stop = whole[5:8]
+    answer = completion(client, seed=1, max_tokens=14, policy="left_to_right", stop=["zzzz", stop])
     assert answer.choices[0].text == whole[: whole.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.completion_tokens == whole.index(stop) + 3
-    pieces = list(completion(client, seed=1, max_tokens=30, policy="left_to_right", stop=stop, stream=True))
+    pieces = list(completion(client, seed=1, max_tokens=14, policy="left_to_right", stop=stop, stream=True))
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole[: whole.index(stop)]
     assert pieces[-1].choices[0].finish_reason == "stop"
 
@@ -146,9 +148,9 @@ def test_a_stream_has_no_steps_unless_they_are_asked_for(client: OpenAI) -> None
 def test_steps_are_chunks_without_choices(client: OpenAI) -> None:
     pieces = list(completion(client, seed=7, stream=True, stream_options={"include_steps": True}))
     events = [chunk.model_extra["diffusion"] for chunk in pieces if not chunk.choices]
-    assert [event["type"] for event in events] == ["start", *["step"] * 12, "end"]
+    assert [event["type"] for event in events] == ["start", *["step"] * N, "end"]
     canvas = [token and token["text"] for token in events[0]["tokens"]]
-    assert canvas == [*"to be", *[None] * 12]
+    assert canvas == [*"to be", *[None] * N]
     for event in events[1:-1]:
         for revealed in event["revealed"]:
             assert canvas[revealed["at"]] is None
@@ -162,7 +164,7 @@ def test_logprobs_are_those_of_the_exact_policy(client: OpenAI) -> None:
     found = choice.logprobs
     assert found.source == "exact_policy"
     assert "".join(found.tokens) == choice.text
-    assert found.text_offset == list(range(12))
+    assert found.text_offset == list(range(N))
     assert -sum(found.token_logprobs) == pytest.approx(choice.diffusion["nats"], rel=1e-6)
     assert all(len(top) == 2 and max(top.values()) <= 0 for top in found.top_logprobs)
     pieces = completion(client, seed=3, logprobs=2, policy="random", stream=True)
@@ -213,7 +215,7 @@ DIALOGUE = [
 
 def chat(client: OpenAI, **settings: Any) -> Any:
     messages = settings.pop("messages", DIALOGUE)
-    return client.chat.completions.create(model="toy", messages=messages, **{"max_completion_tokens": 12, **settings})
+    return client.chat.completions.create(model="toy", messages=messages, **{"max_completion_tokens": N, **settings})
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def chat(client: OpenAI, **settings: Any) -> Any:
 def test_an_answer_in_a_dialogue_is_what_the_model_says(client: OpenAI, model: Model, settings: dict[str, Any]) -> None:
     answer = chat(client, seed=4, **settings)
     fields = {name: value for name, value in settings.items() if name != "extra_body"} | settings.get("extra_body", {})
-    expected = model.chat(DIALOGUE, length=12, seed=4, **fields)
+    expected = model.chat(DIALOGUE, length=N, seed=4, **fields)
     assert answer.choices[0].message.content == expected
     assert answer.choices[0].message.role == "assistant"
     pieces = list(chat(client, seed=4, stream=True, **settings))
@@ -234,11 +236,11 @@ def test_an_answer_in_a_dialogue_is_what_the_model_says(client: OpenAI, model: M
 def test_an_answer_that_has_its_sign_of_the_end_is_complete(client: OpenAI) -> None:
     """Over seeds: random weights say EOS now and then."""
     settings = {"temperature": 1.0, "max_completion_tokens": 24, "logprobs": True, "extra_body": {"policy": "random"}}
-    answers = [chat(client, seed=seed, **settings) for seed in range(12)]
-    assert {answer.choices[0].finish_reason for answer in answers} == {"stop", "length"}
-    for answer in answers:
-        choice, tokens = answer.choices[0], [entry.token for entry in answer.choices[0].logprobs.content]
-        assert len(tokens) == answer.usage.completion_tokens
+    answer = chat(client, seed=0, n=12, **settings)
+    assert {choice.finish_reason for choice in answer.choices} == {"stop", "length"}
+    assert sum(len(choice.logprobs.content) for choice in answer.choices) == answer.usage.completion_tokens
+    for choice in answer.choices:
+        tokens = [entry.token for entry in choice.logprobs.content]
         is_stopped = choice.finish_reason == "stop"
         assert is_stopped == (tokens[-1] == "")  # EOS, which has no text
         assert "" not in tokens[:-1]
@@ -268,13 +270,13 @@ def test_logprobs_of_an_answer(client: OpenAI) -> None:
 def test_many_at_once_get_what_each_gets_alone(client: OpenAI) -> None:
     prompts = ["to be", "or", "not to", "be"]
     alone = [
-        completion(client, prompt=prompts[seed % 4], seed=seed, max_tokens=10 + seed).choices[0].text for seed in SEEDS
+        completion(client, prompt=prompts[seed % 4], seed=seed, max_tokens=6 + seed).choices[0].text for seed in SEEDS
     ]
     with ThreadPoolExecutor(len(SEEDS)) as pool:
         together = list(
             pool.map(
                 lambda seed: (
-                    completion(client, prompt=prompts[seed % 4], seed=seed, max_tokens=10 + seed).choices[0].text
+                    completion(client, prompt=prompts[seed % 4], seed=seed, max_tokens=6 + seed).choices[0].text
                 ),
                 SEEDS,
             )
