@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llada.serving.limits import Limits
 from llada.serving.listening import Address, listen
 from llada.serving.served import Served, own_weights
-from llada.serving.server import ToTerminal
+from llada.serving.server import ToTerminal, make_server, serve
 from llada.system.errors import UserError
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
 from tests.support.servers import Live, live, save_toy, served_toy
@@ -73,6 +74,20 @@ def test_a_signal_stops_it_cleanly(toy: Path, number: signal.Signals) -> None:
     assert process.returncode == 0, err
     assert "Stopped" in err
     assert "Traceback" not in err
+
+
+def test_whoever_reads_that_it_is_ready_may_stop_it(tmp_path: Path) -> None:
+    """Before, a signal would end the process at once."""
+    served = served_toy(tmp_path)
+    address = Address(port=0)
+    server, handlers = make_server(served, address, Limits(grace=0.0)), []
+
+    def ready() -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        server.end()
+
+    serve(server, served, listen(address), ready)
+    assert handlers == [server.handle_exit]
 
 
 def test_health_names_what_is_in_memory_and_on_the_disk(tmp_path: Path) -> None:

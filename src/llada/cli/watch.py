@@ -39,7 +39,12 @@ def run(arguments: Sequence[str], program: Program) -> int:
         raise UserError(f"`port` must be from 0 to {LARGEST_PORT}, not {options.port}: choose another.")
     app, address = make_app(options.runs or WatchOptions.runs), Address(HOST, options.port)
     with listen(address) as socket:
-        tell(f"Watching at {address.url(socket.getsockname()[1])}/. Ctrl-C ends it; the runs go on.")
-        if not options.check:
-            serve_app(app, socket)
+
+        def ready() -> None:
+            tell(f"Watching at {address.url(socket.getsockname()[1])}/. Ctrl-C ends it; the runs go on.")
+
+        if options.check:
+            ready()
+        else:
+            serve_app(app, socket, ready)
     return 0

@@ -5,7 +5,7 @@ import errno
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import uvicorn
@@ -95,6 +95,15 @@ def _is_free(address: Address, port: int) -> bool:
 class StoppedBySignals(uvicorn.Server):
     """A uvicorn server for which SIGINT and SIGTERM are its ordinary end, with exit code 0."""
 
+    ready: Callable[[], object] | None = None
+    """Called when requests are answered, and signals obeyed: whoever reads of the first may send one at once."""
+
+    async def main_loop(self) -> None:
+        """Say that requests are answered, and answer them."""
+        if self.ready is not None:
+            self.ready()
+        await super().main_loop()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Stop at the first SIGINT or SIGTERM, and at once at the second; uvicorn's own would raise them anew."""
@@ -109,11 +118,13 @@ class StoppedBySignals(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve_app(app: App, listening: socket.socket) -> None:
-    """Answer requests with an application that needs no model, until a signal stops it."""
+def serve_app(app: App, listening: socket.socket, ready: Callable[[], object]) -> None:
+    """Answer requests with an application that needs no model, until a signal stops it; see `StoppedBySignals`."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
         ws="none", http=Patient, loop="asyncio", limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
     )  # fmt: skip
-    StoppedBySignals(config).run(sockets=[listening])
+    server = StoppedBySignals(config)
+    server.ready = ready
+    server.run(sockets=[listening])

@@ -97,9 +97,9 @@ def serve(server: Server, served: Served, listening: socket.socket, ready: Calla
 
     async def run() -> None:
         await write_once(server.engine, served)
-        ready()
         await server.serve([listening])
 
+    server.ready = ready
     server.engine.start()
     try:
         asyncio.run(run())
