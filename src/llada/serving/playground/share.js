@@ -59,12 +59,14 @@ function packTokens(tokens) {
 }
 
 function unpackTokens(packed) {
-  const tokens = packed.split(".").flatMap((piece) => {
-    if (/^\d{1,9}$/.test(piece)) return [Number(piece)];
-    if (/^_\d{1,5}$/.test(piece)) return Array(Number(piece.slice(1))).fill(null);
-    throw Error();
-  });
-  if (tokens.length > LONGEST) throw Error();
+  const tokens = [];
+  for (const piece of packed.split(".")) {
+    const [, masks, id] = /^(?:_(\d{1,5})|(\d{1,9}))$/.exec(piece) ?? [];
+    if (masks === undefined && id === undefined) throw Error();
+    const size = tokens.length + Number(masks ?? 1);
+    if (size > LONGEST) throw Error();
+    while (tokens.length < size) tokens.push(id === undefined ? null : Number(id));
+  }
   return tokens;
 }
 
@@ -81,9 +83,12 @@ function packPlaces(places) {
 function unpackPlaces(packed, size) {
   const places = new Set();
   if (typeof packed !== "string" || packed === "") return places;
+  let next = 0;
   for (const piece of packed.split(".")) {
     const [first, last = first] = piece.split("-").map(Number);
+    if (!(first >= next && last >= first)) throw Error(); // also what would write the same places again and again
     for (let place = first; place <= Math.min(last, size - 1); place += 1) places.add(place);
+    next = last + 1;
   }
   return places;
 }
