@@ -15,7 +15,7 @@ PIECE = 16_384
 
 
 class Patient(H11Protocol):
-    """uvicorn's protocol with a limit on the time that a client takes."""
+    """The protocol of uvicorn, with a limit on the time that a client takes."""
 
     patience = 30.0
     """Seconds for the head of a request, from the connection or from its first byte, and for a piece of an answer."""
