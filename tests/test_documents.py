@@ -1,7 +1,9 @@
 """What the documents promise: every command in the README runs, all others can be read by `llada`, every link leads
 somewhere, and every file and function that they name exists."""
 
+import gzip
 import importlib
+import json
 import os
 import re
 import shlex
@@ -58,6 +60,7 @@ SMALLER = {
     "doctor": ["--quick"],
     "watch": ["--port", "0", "--check"],
     "serve": ["--check", "--port", "0"],
+    "data": [],
 }
 
 
@@ -69,6 +72,17 @@ def test_readme_shows_every_command_and_target() -> None:
     named = {line.split()[1] for line in llada_commands()}
     assert named == set(cli.COMMANDS)
     assert {"make demo", "make test"} <= set(commands_of(ROOT / "README.md"))
+
+
+def write_crawl(folder: Path, text: str) -> None:
+    """Documents such as the pages prepare from, in crawl/."""
+    (folder / "crawl").mkdir()
+    pieces = [text[place : place + 90] for place in range(0, len(text), 90)]
+    with gzip.open(folder / "crawl" / "1.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": piece}) + "\n" for piece in pieces)
+
+
+CRAWLED = "--vocab_size 300 --val_share 0.3 --sequence_length 50"
 
 
 def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -85,11 +99,14 @@ def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> No
     """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
     (tmp_path / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     write_random_checkpoint(tmp_path / "checkpoint", text)
+    write_crawl(tmp_path, text)
     (dialogues,) = code_blocks(ROOT / "README.md", "json")
     (tmp_path / "dialogues.jsonl").write_text(dialogues)
     like_the_demo = ["llada prepare", "llada train --output_dir runs/demo"]
     for line in like_the_demo + llada_commands():
-        if "prepare" in line and "--source file" not in line:
+        if "crawl/" in line:
+            line += f" {CRAWLED}"
+        elif "prepare" in line and "--source file" not in line:
             line = f"llada prepare --input my.txt --sequence_length 100 {' '.join(shlex.split(line)[2:])}"
         elif "prepare" in line:
             line += " --sequence_length 100"
@@ -102,8 +119,10 @@ def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run in runs/demo and a prepared text in shakespeare_dataset, both tiny."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
+    write_crawl(folder, text)
     for line in (
         "llada prepare --input my.txt --sequence_length 100",
+        f"llada prepare --input crawl --tokenizer bpe --output_dir data/crawl {CRAWLED}",
         "llada prepare --input my.txt --sequence_length 100 --output_dir shakespeare_dataset",
         "llada train --preset tiny --output_dir runs/demo",
     ):
