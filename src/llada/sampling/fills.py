@@ -136,17 +136,20 @@ class Filling:
         self.x_t, self.likeliest = x_t, chosen.likeliest
         # In its last step a window is left even if a token that was drawn is MASK itself.
         self.at = torch.where(is_open.any(1), self.at + 1, self.now[:, NEXT])
+        self.now = self.plan[self.rows, self.at]
         if self.end_ids:
             last = self.plan[..., NEXT].amax(1)
             has_ended = self._has_ended()
             self.saved = torch.where(has_ended, self.saved + last - self.at, self.saved)
             self.at = torch.where(has_ended, last, self.at)
-        self.now = self.plan[self.rows, self.at]
+            self.now = self.plan[self.rows, self.at]
 
     def _has_ended(self) -> Tensor:
         """Whether a token that ends the text has been written, with nothing open before it, (B,) bool."""
         ends = torch.tensor(sorted(self.end_ids), device=self.x_t.device)
         is_decided_so_far = (self.x_t == self.mask_id).cumsum(1) == 0
+        if self.config.remasks:  # until its window is left, what is written may be masked again
+            is_decided_so_far &= self.places < self.now[:, FIRST, None]
         return (torch.isin(self.x_t, ends) & ~self.given & is_decided_so_far).any(1)
 
 
@@ -262,7 +265,7 @@ def start(
         generator: source of randomness, on the CPU.
         device: where the predictor expects its token ids; that of the template if None.
         end_ids: tokens that end the text: as soon as one is written and nothing is open before it, the text is done,
-            and what is open behind it stays MASK.
+            and what is open behind it stays MASK. Where tokens are masked again, that is when its window is left.
 
     Raises:
         ValueError: the template has another number of dimensions.

@@ -101,7 +101,8 @@ def unmask(
             it would be alone.
         attention_mask: (B, L) bool, False where a token is padding; the predictor must know it, as a `PredictAt` does.
         end_ids: tokens that end a text: as soon as one is written and nothing is open before it, the row is done, and
-            what is open behind it stays MASK. The text up to there is the one without this argument.
+            what is open behind it stays MASK. Where tokens are masked again, that is when its window is left. The text
+            up to there is the one without this argument.
 
     Raises:
         ValueError: the template has another number of dimensions, or the generators are not one for each row.
