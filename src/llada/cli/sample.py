@@ -202,6 +202,8 @@ def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
         return False
     if options.template is not None or options.gen_length is None:
         raise UserError("--slide is for a prompt: add --gen_length, and leave out --template.")
+    if options.gen_length < 1:
+        raise UserError(f"--gen_length must be at least 1 with --slide, not {options.gen_length}: correct it.")
     if options.speculate:
         raise UserError("--slide and --speculate exclude each other: leave out one.")
     if options.banned or options.required or options.frames or options.watch or options.film:
