@@ -290,7 +290,10 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
             "All tokens required at position 2",
         ),
         (lambda model: model.generate("a", length=30, slide=True, banned={1: "b"}), "leave out one of the two"),
-        (lambda model: model.generate(20 * "a", length=0, slide=True), "length must be at least 1 in a text that slides"),
+        (
+            lambda model: model.generate(20 * "a", length=0, slide=True),
+            "length must be at least 1 in a text that slides",
+        ),
         (lambda model: model.generate(length=4, steps=0), "steps must be at least 1"),
         (lambda model: model.generate(length=4, step=1), "unexpected keyword argument 'step'"),
         (lambda model: model.nelbo(""), "An empty text has no likelihood"),
