@@ -172,6 +172,14 @@ def test_a_text_longer_than_the_model_slides_if_asked_for(llada: Any, folder: Pa
     assert "are more than the 16" in without.err
 
 
+def test_frames_are_those_of_the_first_text_alone(llada: Any, folder: Path) -> None:
+    """The second text needs more steps than the first."""
+    policy = ["--policy", "entropy_bound", "--entropy_bound", 1]
+    command = ["sample", "--checkpoint", folder, "--device", "cpu", "--frames", 3, *policy]
+    alone, together = (llada(*command, "--n_samples", n).out for n in (1, 2))
+    assert together.startswith(alone)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

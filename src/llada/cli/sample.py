@@ -166,8 +166,10 @@ def _fill(
     stages = [first.ids]
     while not all(fill.is_done for fill in fills):
         was_done, (result, *_) = first.is_done, advance(predict, fills, pad_id)
+        if was_done:
+            continue
         stages.append(first.ids)
-        if watched and not was_done:
+        if watched:
             watched.step(result)
     if watched:
         watched.end()
