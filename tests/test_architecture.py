@@ -100,7 +100,7 @@ def test_root_is_the_mathematics_and_its_door() -> None:
     assert modules == {"__init__", "__main__", "forward_process", "model", "objective"}
 
 
-SAMPLING = "config draws fills guidance plan policies predictions remask speculation steps unmask"
+SAMPLING = "config draws filling fills guidance plan policies predictions remask speculation steps unmask"
 CENTRE = ["forward_process", "objective", *(f"sampling.{name}" for name in SAMPLING.split())]
 
 

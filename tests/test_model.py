@@ -172,10 +172,19 @@ def test_a_text_longer_than_the_model_slides_if_asked_for(llada: Any, folder: Pa
     assert "are more than the 16" in without.err
 
 
+def test_frames_are_those_of_the_first_text_alone(llada: Any, folder: Path) -> None:
+    """The second text needs more steps than the first."""
+    policy = ["--policy", "entropy_bound", "--entropy_bound", 1]
+    command = ["sample", "--checkpoint", folder, "--device", "cpu", "--frames", 3, *policy]
+    alone, together = (llada(*command, "--n_samples", n).out for n in (1, 2))
+    assert together.startswith(alone)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--slide"], "--slide is for a prompt: add --gen_length"),
+        (["--slide", "--gen_length", 0, "--prompt", 20 * "a"], "--gen_length must be at least 1 with --slide, not 0"),
         (
             ["--slide", "--gen_length", 30, "--frames", 2],
             "leave out --banned, --required, --frames, --watch and --film",
@@ -289,6 +298,10 @@ def test_logits_are_those_of_the_predictor(model: Model) -> None:
             "All tokens required at position 2",
         ),
         (lambda model: model.generate("a", length=30, slide=True, banned={1: "b"}), "leave out one of the two"),
+        (
+            lambda model: model.generate(20 * "a", length=0, slide=True),
+            "length must be at least 1 in a text that slides",
+        ),
         (lambda model: model.generate(length=4, steps=0), "steps must be at least 1"),
         (lambda model: model.generate(length=4, step=1), "unexpected keyword argument 'step'"),
         (lambda model: model.nelbo(""), "An empty text has no likelihood"),

@@ -203,6 +203,8 @@ class Model:
         """
         prompts = [self.tokenizer.encode(one) for one in _listed(prompt)]
         if slide and length is not None and any(len(ids) + length > self.max_length for ids in prompts):
+            if length < 1:
+                raise UserError(f"The length must be at least 1 in a text that slides, not {length}: correct it.")
             if banned or required:
                 raise UserError("Tokens cannot be banned or required in a text that slides: leave out one of the two.")
             texts = self._slide(prompts, length, seed, self._config(config or self._default(sampler), sampler))

@@ -169,6 +169,11 @@ def test_samples_are_measured_beside_held_out_text(llada: RunCommand, world: Pat
     people = llada(*options).out
     assert "nats a character, under the judge" in people
     assert "share of 5-grams copied" in people
+    # They are those of `llada sample`, however many are written together.
+    for batch_size in (2, 3):
+        texts = content_of(llada(*options, "--json", "--batch_size", batch_size))["texts"]
+        sampled = llada("sample", "--checkpoint", world / "masked", "--n_samples", 3, "--json", "--device", "cpu")
+        assert texts == content_of(sampled)["samples"]
 
 
 def test_processes_share_the_windows_and_print_one_result(llada: RunCommand, world: Path) -> None:

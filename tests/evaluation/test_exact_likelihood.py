@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from llada.data.batches import TokenBatch
 from llada.evaluation.exact_likelihood import exact_nll, measure_exact_nll
 from llada.models import PredictAt
+from llada.sampling.config import SamplerConfig
 from llada.sampling.guidance import at_positions
 from llada.sampling.policies import DEFAULTS, POLICIES, PolicyName, PolicyOptions, make_policy
 from llada.system.errors import UserError
@@ -128,3 +130,10 @@ def test_broken_model_and_no_position_a_step_are_refused() -> None:
         nll_of(at_positions(lambda x_t: torch.full((*x_t.shape, 3), math.nan)), ALL_TEXTS, "left_to_right")
     with pytest.raises(ValueError, match="at least 1, not 0"):
         nll_of(TABLE_AT, ALL_TEXTS, "margin", positions_per_step=0)
+
+
+@pytest.mark.parametrize("options", [{"block_length": 2}, {"cfg_scale": 1.0}, {"repetition_penalty": 1.2}], ids=str)
+def test_options_that_the_likelihood_does_not_follow_are_refused(options: dict[str, Any]) -> None:
+    """The sampler follows them: its texts would be scored as those of another one."""
+    with pytest.raises(UserError, match=f"sampling without `{next(iter(options))}`: leave it out"):
+        measure_exact_nll(TABLE_AT, TokenBatch(ALL_TEXTS), MASK, policy="margin", options=SamplerConfig(**options))

@@ -10,6 +10,8 @@ from llada.models import LLaDAConfig, MaskPredictor, RotaryNetwork
 from llada.models.block_cache import BlockCachedPredictor, CacheName, CacheOptions
 from llada.models.llada import key_bias
 from llada.sampling.config import SamplerConfig
+from llada.sampling.guidance import suppress
+from llada.sampling.policies import PolicyName
 from llada.sampling.unmask import infill
 from tests.support.configurations import ODD_ENCODER, ODD_ILLADA, ODD_MOE
 from tests.support.networks import LLADAS, assert_near, random_network
@@ -216,6 +218,17 @@ def test_sampled_text_with_a_refresh_at_every_step_is_that_of_the_model(policy: 
     for cache in CACHES:
         cached = BlockCachedPredictor(model, cache, BLOCK, refresh=1)
         assert torch.equal(infill(cached, template, MASK_ID, config, Generator().manual_seed(3)).x_t, plain)
+
+
+@pytest.mark.parametrize("policy", ["random", "confidence", "left_to_right"])
+def test_all_positions_are_computed_once_a_block_in_whatever_order_it_is_filled(policy: PolicyName) -> None:
+    config = next(iter(NETWORKS.values()))
+    cached, fed = BlockCachedPredictor(predictor(config), "dual", BLOCK), list[int]()
+    counted = cached.network.layers[0].register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    predict, sampler = suppress(cached, [config.mask_token_id]), SamplerConfig(block_length=BLOCK, policy=policy)
+    infill(predict, canvas(config, 1, start=4), MASK_ID, sampler, Generator().manual_seed(0))
+    counted.remove()
+    assert fed == [LENGTH, BLOCK, BLOCK, BLOCK] * 3
 
 
 def test_what_cannot_be_cached_is_refused() -> None:

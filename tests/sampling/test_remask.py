@@ -94,6 +94,22 @@ def test_given_tokens_stay_and_no_mask_is_left(policy: Any, how: dict[str, Any],
         assert torch.equal(alone.x_t[0], states[-1].x_t[row])
 
 
+@pytest.mark.parametrize("how", [{"remdm_eta": 0.5}, {"p2_tokens": 1}], ids=str)
+def test_up_to_its_end_a_text_is_what_it_is_without_one(how: dict[str, Any]) -> None:
+    """An end that may be masked again ends nothing: steps are saved by windows only."""
+    predict, template = table_predictor(6, 7), torch.full((1, 6), MASK)
+    for block_length in (None, 2):
+        config, n_saved = SamplerConfig(steps=12, temperature=1.0, block_length=block_length, **how), 0
+        for seed in range(12):
+            whole = infill(predict, template, MASK, config, Generator().manual_seed(seed)).x_t[0].tolist()
+            *_, state = unmask(predict, template, MASK, config, Generator().manual_seed(seed), end_ids=[2])
+            text = state.x_t[0].tolist()
+            end = text.index(2) + 1 if 2 in text else 6
+            assert text[:end] == whole[:end]
+            n_saved += state.nfe_saved
+        assert (n_saved > 0) == (block_length is not None)
+
+
 @pytest.mark.parametrize("options", [{"remdm_eta": 0.1}, {"p2_tokens": 1}, {"stable_entropy": 0.1}], ids=str)
 def test_texts_that_are_masked_again_have_no_exact_likelihood(options: dict[str, Any]) -> None:
     config = SamplerConfig(policy="entropy", **options)

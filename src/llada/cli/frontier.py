@@ -25,6 +25,7 @@ from llada.evaluation.sample_frontier import Richness, SamplePoint, Written, swe
 from llada.evaluation.samples import Judge, Mean
 from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
+from llada.sampling.batches import seeds_from
 from llada.sampling.config import SamplerConfig
 from llada.sampling.policies import PolicyName, make_policy
 from llada.sampling.unmask import infill
@@ -180,12 +181,12 @@ class Sweeping:
         """Texts out of nothing, as many and as long as the options say."""
         tokenizer, n_samples = self.checkpoint.tokenizer, self.options.samples or 0
         start, nfe = time.perf_counter(), 0
-        generator = torch.Generator().manual_seed(self.options.scoring.seed)
-        texts: list[str] = []
+        seeds, texts = seeds_from(self.options.scoring.seed, n_samples), list[str]()
         while len(texts) < n_samples:
             n_rows = min(self.options.scoring.batch_size, n_samples - len(texts))
             template = torch.full((n_rows, self.length), tokenizer.mask_id, device=self.device)
-            canvas = infill(self.checkpoint.predict, template, tokenizer.mask_id, config, generator)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[len(texts) : len(texts) + n_rows]]
+            canvas = infill(self.checkpoint.predict, template, tokenizer.mask_id, config, generators)
             texts += [tokenizer.decode(row) for row in canvas.x_t.tolist()]
             nfe += canvas.nfe * n_rows
         share = PER / self.length / len(texts)

@@ -23,6 +23,7 @@ from llada.evaluation.samples import (
 )
 from llada.evaluation.standard_errors import in_words
 from llada.evaluation.windows import cut_windows
+from llada.sampling.batches import seeds_from
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.sampling.policies import DEFAULTS
 from llada.sampling.unmask import infill
@@ -106,13 +107,13 @@ def write_samples(
     """Write texts without a prompt."""
     tokenizer, n_samples = checkpoint.tokenizer, options.samples or 0
     config = sampler_for(checkpoint.model, options.sampler)
-    generator = torch.Generator().manual_seed(scoring.seed)
-    texts: list[str] = []
+    seeds, texts = seeds_from(scoring.seed, n_samples), list[str]()  # text i is that of `llada sample --seed`, plus i
     with showing("sampling", "samples", ALONE) as show:
         while len(texts) < n_samples:
             rows = min(scoring.batch_size, n_samples - len(texts))
             template = torch.full((rows, length), tokenizer.mask_id, device=device)
-            canvas = infill(checkpoint.predict, template, tokenizer.mask_id, config, generator)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[len(texts) : len(texts) + rows]]
+            canvas = infill(checkpoint.predict, template, tokenizer.mask_id, config, generators)
             texts += [tokenizer.decode(row) for row in canvas.x_t.tolist()]
             show(len(texts) / n_samples, len(texts))
     return texts

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from llada.sampling.template import read_template
 from llada.system.device import DeviceName, choose_device
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell
+from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import MASK
 
 DESCRIPTION = """Write text with a checkpoint, from a prompt, a template, or nothing.
@@ -94,37 +95,47 @@ def run(arguments: Sequence[str], program: Program) -> int:
     device = choose_device(options.device)
     checkpoint = open_model(options.checkpoint, device, weights_dtype(options.dtype), options.base)
     options = _with_default(options, checkpoint, arguments, program)
-    if _slides(options, checkpoint):
-        return _write_long(options, checkpoint, device)
-    template = _make_template(options, checkpoint)
-    tokenizer = checkpoint.tokenizer
-    n_masks = template.count(tokenizer.mask_id)
-    config = sampler_for(checkpoint.model, options.sampler)
-    if checkpoint.model.is_causal and tokenizer.mask_id in template[:-n_masks]:
-        raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
+    write = _write_by_sliding if _slides(options, checkpoint) else _write
+    _print(options, write(options, checkpoint, device), checkpoint.tokenizer)
+    return 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts, and what they cost."""
+
+    texts: list[Tensor]
+    """Token ids (L,) of each."""
+    nfe: int
+    """Evaluations of the network."""
+    seconds: float
+    stages: list[Tensor] = field(default_factory=list)
+    """The first text, (L,) ids, before and after each step; none of a text that slides."""
+
+
+def _write(options: SampleOptions, checkpoint: Checkpoint, device: torch.device) -> Written:
+    """Write texts that the model sees as a whole."""
+    template, config = _make_template(options, checkpoint), sampler_for(checkpoint.model, options.sampler)
     _check_speculation(options, config)
     predict = _predictor(options, checkpoint, config, template)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
-    began, watched = time.perf_counter(), None
+    began, mask_id = time.perf_counter(), checkpoint.tokenizer.mask_id
     if options.speculate:
         canvas = torch.tensor([template], device=device)
-        states = list(speculate(predict, canvas, tokenizer.mask_id, config, options.speculate, generators[0]))
-        stages, nfe = [canvas[0], *(state.x_t[0] for state in states)], states[-1].nfe
-        written = stages[-1:]
-    else:
-        fills = [start(template, tokenizer.mask_id, config, generator, device) for generator in generators]
-        with live_view(options.watch) as live:
-            stages, watched = _fill(predict, fills, checkpoint, options, live)
-        written, nfe = [fill.ids for fill in fills], max(fill.nfe for fill in fills)
+        states = list(speculate(predict, canvas, mask_id, config, options.speculate, _generators(options)[0]))
+        stages = [canvas[0], *(state.x_t[0] for state in states)]
+        return Written(stages[-1:], states[-1].nfe, time.perf_counter() - began, stages)
+    fills = [start(template, mask_id, config, generator, device) for generator in _generators(options)]
+    with live_view(options.watch) as live:
+        stages, watched = _fill(predict, fills, checkpoint, options, live)
     seconds = (watched.seconds() if watched else time.perf_counter()) - began
-    samples = [tokenizer.decode(ids.tolist()) for ids in written]
     if watched:
         write_films(watched.events, options.film, options.colour_by, options.n_samples)
-    if not options.json:
-        for stage in _evenly(stages, options.frames):
-            n_open = int((stage == tokenizer.mask_id).sum())
-            tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
-    return _print(options, samples, nfe, seconds)
+    return Written([fill.ids for fill in fills], max(fill.nfe for fill in fills), seconds, stages)
+
+
+def _generators(options: SampleOptions) -> list[torch.Generator]:
+    """Make a generator for each text, with a seed of its own."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
 
 
 def _predictor(
@@ -155,21 +166,26 @@ def _fill(
     stages = [first.ids]
     while not all(fill.is_done for fill in fills):
         was_done, (result, *_) = first.is_done, advance(predict, fills, pad_id)
+        if was_done:
+            continue
         stages.append(first.ids)
-        if watched and not was_done:
+        if watched:
             watched.step(result)
     if watched:
         watched.end()
     return stages, watched
 
 
-def _print(options: SampleOptions, samples: list[str], nfe: int, seconds: float) -> int:
+def _print(options: SampleOptions, written: Written, tokenizer: Tokenizer) -> None:
+    samples = [tokenizer.decode(ids.tolist()) for ids in written.texts]
     if options.json:
-        tell(json.dumps({"samples": samples, "nfe": nfe, "seconds": seconds}))
-        return 0
+        tell(json.dumps({"samples": samples, "nfe": written.nfe, "seconds": written.seconds}))
+        return
+    for stage in _evenly(written.stages, options.frames):
+        n_open, n_masks = (int((ids == tokenizer.mask_id).sum()) for ids in (stage, written.stages[0]))
+        tell(f"--- {n_open} of {n_masks} masked\n{tokenizer.decode(stage.tolist(), mask_symbol=OPEN)}")
     tell(f"\n{'-' * 40}\n".join(samples))
-    say(f"{nfe} evaluations of the network in {seconds:.1f} s")
-    return 0
+    say(f"{written.nfe} evaluations of the network in {written.seconds:.1f} s")
 
 
 def _check_speculation(options: SampleOptions, config: SamplerConfig) -> None:
@@ -202,6 +218,8 @@ def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
         return False
     if options.template is not None or options.gen_length is None:
         raise UserError("--slide is for a prompt: add --gen_length, and leave out --template.")
+    if options.gen_length < 1:
+        raise UserError(f"--gen_length must be at least 1 with --slide, not {options.gen_length}: correct it.")
     if options.speculate:
         raise UserError("--slide and --speculate exclude each other: leave out one.")
     if options.banned or options.required or options.frames or options.watch or options.film:
@@ -209,8 +227,8 @@ def _slides(options: SampleOptions, checkpoint: Checkpoint) -> bool:
     return len(checkpoint.tokenizer.encode(options.prompt)) + options.gen_length > checkpoint.config.max_sequence_length
 
 
-def _write_long(options: SampleOptions, checkpoint: Checkpoint, device: torch.device) -> int:
-    """Write and print texts that are longer than the model's length."""
+def _write_by_sliding(options: SampleOptions, checkpoint: Checkpoint, device: torch.device) -> Written:
+    """Write texts that are longer than the model's length."""
     assert options.gen_length is not None
     config, nfe = sampler_for(checkpoint.model, options.sampler), 0
     predict = at_positions(checkpoint.predict_with(options.caching, config.block_length))
@@ -223,13 +241,11 @@ def _write_long(options: SampleOptions, checkpoint: Checkpoint, device: torch.de
 
     began, tokenizer = time.perf_counter(), checkpoint.tokenizer
     prompt = torch.tensor([tokenizer.encode(options.prompt)] * options.n_samples, dtype=torch.long, device=device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds_from(options.seed, options.n_samples)]
     *_, text = generate_by_sliding(
-        counted, prompt, options.gen_length, tokenizer.mask_id, config, generators,
+        counted, prompt, options.gen_length, tokenizer.mask_id, config, _generators(options),
         context=checkpoint.config.max_sequence_length,
     )  # fmt: skip
-    samples = [tokenizer.decode(row) for row in text.tolist()]
-    return _print(options, samples, nfe, time.perf_counter() - began)
+    return Written(list(text), nfe, time.perf_counter() - began)
 
 
 def _with_default(
@@ -249,7 +265,7 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
     """Return the ids to start from, with MASK where tokens are to be filled in.
 
     Raises:
-        UserError: the options exclude each other, or nothing is masked.
+        UserError: the options exclude each other, nothing is masked, or a causal model would have to look ahead.
     """
     tokenizer, longest = checkpoint.tokenizer, checkpoint.config.max_sequence_length
     if options.n_samples < 1 or (options.gen_length is not None and options.gen_length < 0):
@@ -265,6 +281,8 @@ def _make_template(options: SampleOptions, checkpoint: Checkpoint) -> list[int]:
         template = prompt + [tokenizer.mask_id] * gen_length
     if tokenizer.mask_id not in template:
         raise UserError(f"There is nothing to fill in: shorten the prompt below {longest} characters, or add {MASK}.")
+    if checkpoint.model.is_causal and tokenizer.mask_id in template[: -template.count(tokenizer.mask_id)]:
+        raise UserError("This model sees only what is before a gap: let the template end with its one gap.")
     return template
 
 

@@ -46,9 +46,9 @@ class Shared:
     micro_batches: int = 1
     """Forward and backward passes of a card for one step."""
     weight_bytes: int = 2
-    """Of a weight as it is gathered: bf16."""
+    """Bytes of a weight as it is gathered, in bf16."""
     gradient_bytes: int = 4
-    """Of a gradient as it is added up: fp32, so that the sum does not depend on the number of cards."""
+    """Bytes of a gradient as it is added up, in fp32, so that the sum does not depend on the number of cards."""
 
 
 class Traffic(NamedTuple):
@@ -59,7 +59,7 @@ class Traffic(NamedTuple):
     between: float
     """Bytes that a node sends to another one."""
     seconds: float
-    """If nothing else happens."""
+    """Seconds that they take, if nothing else happens."""
     exposed: float
     """Seconds that nothing can hide: the first gathering and the last scattering of a layer."""
 

@@ -7,8 +7,9 @@ layer's keys and values are kept. In the next steps only the block ("dual"), or 
 depends on each token in it. With `refresh=1` every step computes all positions, and the numbers are those without a
 cache.
 
-The block of a row is found in the calls: it starts at the first position that is asked for, and is over as soon as a
-position outside of it is asked for. Whatever else differs from what is kept (another text, other padding, a token that
+The block of a row is found in the calls: it starts at the row's first mask, since a policy may ask in any order, or at
+the first position that is asked for, if that is further on than a block, and is over as soon as a position outside of
+it is asked for. Whatever else differs from what is kept (another text, other padding, a token that
 is masked again) has the row computed anew, so that any calls are answered. Rows are looked up by their tokens, because
 a batch may lose the rows that are complete; and the last two batches are kept, because guidance asks about two in turn.
 
@@ -191,7 +192,8 @@ class BlockCachedPredictor:
     def _started(self, tokens: Tensor, positions: Tensor) -> _Kept:
         """What is kept of rows before the pass over all of their positions, without keys and values."""
         is_text, length = tokens != PADDING, tokens.shape[1]
-        start = positions.byte().argmax(1)
+        start, first_mask = (places.byte().argmax(1) for places in (positions, tokens == self.model.mask_row))
+        start = torch.where(start - first_mask < self.block_length, start.minimum(first_mask), start)
         text_end = (is_text * torch.arange(1, length + 1, device=tokens.device)).amax(1)
         end = (start + self.block_length).minimum(text_end).maximum(start + 1)
         return _Kept(tokens, tokens, start, end, text_end.maximum(end), torch.zeros_like(start), [], [])

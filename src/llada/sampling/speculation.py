@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
-from llada.sampling.fills import Filling, begin
+from llada.sampling.filling import Filling, begin
 from llada.sampling.guidance import Predict, at_positions, guide, penalized
 from llada.sampling.unmask import check_shape
 

@@ -195,7 +195,8 @@ def has_likelihood(config: SamplerConfig) -> bool:
 
 
 def check_likelihood(config: SamplerConfig) -> None:
-    """Refuse options by which the choice of positions or the order depends on tokens that are drawn.
+    """Refuse options by which the choice of positions or the order depends on tokens that are drawn, and those that
+    `evaluation.exact_likelihood` does not follow: it would score another sampler.
 
     Raises:
         UserError: some are set.
@@ -203,6 +204,10 @@ def check_likelihood(config: SamplerConfig) -> None:
     names = [name for name in ("stable_entropy", "remdm_eta", "p2_tokens") if getattr(config, name)]
     if names:
         raise UserError(f"Texts written with `{names[0]}` have no exact likelihood: leave it out.")
+    plain = SamplerConfig()
+    for name in ("block_length", "cfg_scale", "repetition_penalty"):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"The exact likelihood is that of sampling without `{name}`: leave it out.")
 
 
 def draw_priority(template: Tensor, generator: Generators, attention_mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The reverse process: a canvas with MASK in some places becomes text, a few tokens a step, in any order.
 
-One loop (`unmask`) over one step (`fills.advance_together`) does it all. Infilling is the loop on a template;
+One loop (`unmask`) over one step (`filling.advance_together`) does it all. Infilling is the loop on a template;
 generation is infilling of masks appended to a prompt; semi-autoregressive decoding is the loop on one window after
 another; suppression turns a predictor into another predictor (guidance.py). Argument names are LLaDA's public ones
 (config.py; arXiv 2502.09992, section 2.4, algorithms 4 and 5).
@@ -18,7 +18,7 @@ from torch import Tensor
 from llada.models.predictor import PredictAt
 from llada.sampling.config import SamplerConfig
 from llada.sampling.draws import Generators
-from llada.sampling.fills import advance_together, begin
+from llada.sampling.filling import advance_together, begin
 from llada.sampling.guidance import Predict
 from llada.sampling.predictions import Predictions
 
@@ -101,7 +101,8 @@ def unmask(
             it would be alone.
         attention_mask: (B, L) bool, False where a token is padding; the predictor must know it, as a `PredictAt` does.
         end_ids: tokens that end a text: as soon as one is written and nothing is open before it, the row is done, and
-            what is open behind it stays MASK. The text up to there is the one without this argument.
+            what is open behind it stays MASK. Where tokens are masked again, that is when its window is left. The text
+            up to there is the one without this argument.
 
     Raises:
         ValueError: the template has another number of dimensions, or the generators are not one for each row.
