@@ -8,6 +8,7 @@ code of each.
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from tests.support.commands import PATIENCE
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 PRETENDED = "version="
+BROKEN = "loss=nan"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def start(
 
     Args:
         commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
-            version of the package.
+            version of the package, or `BROKEN`, which makes every loss of a training non-finite.
     """
     ports = [free_port() for _ in commands]
     words = json.dumps([[str(port), *map(str, command)] for port, command in zip(ports, commands, strict=True)])
@@ -98,14 +100,18 @@ def run_together(processes: int, commands: Sequence[Sequence[object]]) -> list[l
 def main() -> None:
     import llada
     from llada.cli import run_command
+    from llada.training import step
 
     results = []
-    version = llada.__version__
+    version, weighted_loss = llada.__version__, step.weighted_loss
     for words in json.loads(sys.stdin.read()):
         port, name, *arguments = (word.replace("{rank}", os.environ["RANK"]) for word in words)
-        llada.__version__ = version
+        llada.__version__, step.weighted_loss = version, weighted_loss
         if name.startswith(PRETENDED):
             llada.__version__, (name, *arguments) = name.removeprefix(PRETENDED), arguments
+        if name == BROKEN:
+            step.weighted_loss = lambda nll, weights: math.nan * weighted_loss(nll, weights)
+            name, *arguments = arguments
         os.environ["MASTER_PORT"] = port
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
