@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
@@ -26,7 +26,7 @@ from llada.training import group
 from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
-from tests.support.ranks import BROKEN, PRETENDED, ROOT, Ended, environment, finish, run_together, start
+from tests.support.ranks import BROKEN, PRETENDED, ROOT, Ended, environment, finish, get_ready, start
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5  # the largest difference of a loss or a weight
@@ -92,6 +92,7 @@ def train_all_ways(
     Returns:
         What the commands of the two came to, three for each way.
     """
+    run_together = get_ready(2)
     for number, way in enumerate(ways):
         assert llada(*flags(way, data, folder / f"{number}-alone", 8)).code == 0
         assert llada(*flags(way, data, folder / f"{number}-more", 4)).code == 0
@@ -100,7 +101,7 @@ def train_all_ways(
         commands += [flags(way, data, folder / f"{number}-together", 8)]
         commands += [[*flags(way, data, folder / f"{number}-fewer", 4), *FSDP]]
         commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8, *FSDP]]
-    first, second = run_together(2, [*commands, *then])
+    first, second = run_together([*commands, *then])
     assert [ended.code for ended in first[: len(commands)]] == [0] * len(commands), first
     for number in range(len(ways)):
         result = llada("train", "--resume", folder / f"{number}-fewer", "--steps", 8)
