@@ -1,11 +1,13 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
+import errno
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from llada.data import sources
 from llada.data.blocks import blocks_of, documents_of
 from llada.data.sources import HubSource, _unpacked, describe_file, find_files
 from llada.system.errors import UserError
@@ -100,6 +102,17 @@ def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> 
     with pytest.raises(UserError, match="cannot be unpacked") as caught:
         list(find_files([str(path)], "text").pieces(10**6, tmp_path))
     assert_one_sentence(caught.value)
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
+
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "_copies", fill)
+    with pytest.raises(OSError, match="No space left"):
+        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
 
 
 def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:

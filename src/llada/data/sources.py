@@ -1,6 +1,7 @@
 """Large sources: files of text, JSONL and Parquet, plain or compressed, and data sets of the Hugging Face library."""
 
 import contextlib
+import errno
 import glob
 import importlib
 import io
@@ -286,6 +287,11 @@ def _compressed_pieces(file: SourceFile, compression: Compression, size: int, fo
                 yield Piece(str(file.path), file.kind, at, at + n_bytes, n_bytes, str(copy), line)
                 at, line = at + n_bytes, line + n_lines
     except (EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # of the disk of the copies: the file is sound
+            raise
         raise UserError(f"{file.path} cannot be unpacked ({first_line(error)}): restore it.") from error
     except Exception as error:
         if type(error).__name__ not in ("ZstdError", "error"):  # of zstandard and zlib
