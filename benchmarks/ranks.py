@@ -28,7 +28,8 @@ def tokens_per_second(processes: int, data_dir: Path, steps: int) -> float:
             "--evaluate_every", "1000000", "--evaluation_windows", "4", "--log_every", "20",
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes)}
-        subprocess.run([sys.executable, *command], env=environment, check=True, stderr=subprocess.DEVNULL)
+        nowhere = subprocess.DEVNULL
+        subprocess.run([sys.executable, *command], env=environment, check=True, stdout=nowhere, stderr=nowhere)
         rows = read_metrics(Path(folder, "run", "metrics.jsonl"))
     return float([row["tokens_per_second"] for row in rows if row.get("tokens_per_second")][-1])
 

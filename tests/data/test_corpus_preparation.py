@@ -225,6 +225,30 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused(tmp_path: Path, source: 
     assert not (tmp_path / "corpus").exists()
 
 
+def test_a_kill_while_another_preparation_is_removed_leaves_nothing_that_goes_on(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records of blocks that are done would be believed, though their shards are gone."""
+
+    def kill(*arguments: Any) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation._Preparation, "_write_manifest", kill)
+        with pytest.raises(RuntimeError):
+            prepare_files(tmp_path / "corpus", source)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation.shutil, "rmtree", kill)  # as it comes to `unfinished`
+        with pytest.raises(RuntimeError):
+            prepare_files(tmp_path / "corpus", source, overwrite=True)
+    assert (tmp_path / "corpus" / "unfinished").is_dir()
+    if any((tmp_path / "corpus").glob("*.bin")):
+        with pytest.raises(UserError, match="is not empty"):
+            prepare_files(tmp_path / "corpus", source)
+    else:
+        assert len(documents_in(prepare_files(tmp_path / "corpus", source), "train")) > 0
+
+
 # Duplicates
 
 

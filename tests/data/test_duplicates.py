@@ -1,10 +1,13 @@
 """Which documents are kept, against a set in memory."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from llada.data.corpus_work import row_starts, signature_of
-from llada.data.duplicates import drop_near, first_of_equal
+from llada.data.corpus_work import file_of, record_of_scan, row_starts, signature_of
+from llada.data.duplicates import drop_near, first_of_equal, mark_duplicates
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50, 10**6])
@@ -17,6 +20,23 @@ def test_the_first_of_equal_documents_is_kept(at_once: int) -> None:
         seen.add(digest)
     blocks = [digests[:1], digests[1:40], digests[40:40], digests[40:]]
     assert first_of_equal(blocks, at_once).tolist() == expected
+
+
+def test_there_may_be_more_blocks_than_a_process_may_open_files(tmp_path: Path) -> None:
+    """As of a corpus of 100 GB, and a usual limit of 1,024."""
+    resource = pytest.importorskip("resource")
+    n = 300
+    for number in range(n):
+        record = record_of_scan(tmp_path, number)
+        np.save(file_of(record, ".digests.npy"), np.array([[number // 2, 7]], dtype="<u8"))
+        np.save(file_of(record, ".signatures.npy"), np.full((1, 128), number // 4, dtype="<u4"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as lowest_free:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno() + n - 20, limits[1]))
+        try:
+            assert mark_duplicates(tmp_path, n, 0.8) == (n // 2, n // 4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_signatures_estimate_the_similarity_of_five_word_runs() -> None:

@@ -1,12 +1,15 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
+import errno
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from llada.data import sources
 from llada.data.blocks import blocks_of, documents_of
-from llada.data.sources import HubSource, describe_file, find_files
+from llada.data.sources import HubSource, _unpacked, describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
 from tests.support.sentences import assert_one_sentence
@@ -71,6 +74,18 @@ def test_a_parquet_without_the_column_names_those_that_it_has(tmp_path: Path) ->
         find_files([str(path)], "id")
 
 
+def test_a_column_of_lists_of_texts_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"lists": [["a"], ["b"]], "named": pyarrow.array(["a", "b"]).dictionary_encode()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"of type list<.*: string>, not text") as caught:
+        find_files([str(tmp_path / "a.parquet")], "lists")
+    assert_one_sentence(caught.value)
+    assert find_files([str(tmp_path / "a.parquet")], "named").size
+
+
 @pytest.mark.parametrize("name", ["nothing", "*.jsonl"])
 def test_no_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="No file matches"):
@@ -87,6 +102,34 @@ def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> 
     with pytest.raises(UserError, match="cannot be unpacked") as caught:
         list(find_files([str(path)], "text").pieces(10**6, tmp_path))
     assert_one_sentence(caught.value)
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
+
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "_copies", fill)
+    with pytest.raises(OSError, match="No space left"):
+        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
+
+
+def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    import zstandard
+
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b" " * 100_000_000) + zstandard.compress(b"\n{}"))
+    file = describe_file(tmp_path / "a.jsonl.zst", "text")
+    tracemalloc.start()
+    try:
+        with _unpacked(file, "zstd") as stream:
+            n = 0
+            while chunk := stream.read(1 << 20):
+                n += len(chunk)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (n, most < 60_000_000) == (100_000_003, True)
 
 
 @pytest.mark.parametrize("size", [200, 10**6])

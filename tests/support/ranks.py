@@ -1,18 +1,22 @@
 """Commands that several processes carry out together, as `torchrun` would start them.
 
-As a program, this is one of these processes. It reads the commands from standard input, a JSON list of lists of words,
-and carries them out one after the other, so that what takes long to import is imported once. Then it writes the exit
-code of each.
+As a program, this is one of these processes, or, given their number, the one that they are forked from. It reads the
+commands from standard input, a JSON list of lists of words, and carries them out one after the other, so that what
+takes long to import is imported once. Then it writes the exit code of each.
 """
 
 import contextlib
+import importlib
 import io
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from tests.support.commands import PATIENCE
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 PRETENDED = "version="
+BROKEN = "loss=nan"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,17 @@ def environment(**further: str) -> dict[str, str]:
     }
 
 
+def _variables(rank: int, processes: int) -> dict[str, str]:
+    """What `torchrun` sets in a process of a group on one machine."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return {**ranks, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+
+
+def _in_json(commands: Sequence[Sequence[object]]) -> str:
+    """Write commands for the processes, each with a port of its own."""
+    return json.dumps([[str(free_port()), *map(str, command)] for command in commands])
+
+
 def start(
     processes: int,
     commands: Sequence[Sequence[object]],
@@ -59,18 +75,14 @@ def start(
 
     Args:
         commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
-            version of the package.
+            version of the package, or `BROKEN`, which makes every loss of a training non-finite.
     """
-    ports = [free_port() for _ in commands]
-    words = json.dumps([[str(port), *map(str, command)] for port, command in zip(ports, commands, strict=True)])
-    started = []
+    words, started = _in_json(commands), []
     for rank in range(processes):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        variables |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.ranks"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=ROOT, env=environment(**variables),
+            text=True, cwd=ROOT, env=environment(**_variables(rank, processes)),
         )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(words)
@@ -90,22 +102,45 @@ def finish(started: Sequence[subprocess.Popen[str]]) -> list[list[Ended]]:
     return found
 
 
-def run_together(processes: int, commands: Sequence[Sequence[object]]) -> list[list[Ended]]:
-    """Carry out commands in so many processes; what each came to, by process and command."""
-    return finish(start(processes, commands))
+def get_ready(processes: int) -> Callable[[Sequence[Sequence[object]]], list[list[Ended]]]:
+    """Start a process that imports what takes long; returns a function that carries out commands, once.
+
+    That returns what each came to, by process and command. On Linux the processes are forked from the one that is ready
+    by then.
+    """
+    if sys.platform != "linux":
+        return lambda commands: finish(start(processes, commands))
+    ready = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.ranks", str(processes)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, env=environment(**_variables(0, processes)),
+    )  # fmt: skip
+
+    def carry_out_together(commands: Sequence[Sequence[object]]) -> list[list[Ended]]:
+        out, err = ready.communicate(_in_json(commands), timeout=PATIENCE)
+        assert ready.returncode == 0, err
+        return [[Ended(**result) for result in json.loads(line)] for line in out.splitlines()]
+
+    return carry_out_together
 
 
-def main() -> None:
+def carry_out(commands: list[list[str]]) -> str:
+    """Carry out commands in this process; returns what each came to, in JSON."""
     import llada
     from llada.cli import run_command
+    from llada.objective import weighted_loss
+    from llada.training import step
 
     results = []
     version = llada.__version__
-    for words in json.loads(sys.stdin.read()):
+    for words in commands:
         port, name, *arguments = (word.replace("{rank}", os.environ["RANK"]) for word in words)
-        llada.__version__ = version
+        llada.__version__, vars(step)["weighted_loss"] = version, weighted_loss
         if name.startswith(PRETENDED):
             llada.__version__, (name, *arguments) = name.removeprefix(PRETENDED), arguments
+        if name == BROKEN:
+            vars(step)["weighted_loss"] = lambda nll, weights: math.nan * weighted_loss(nll, weights)
+            name, *arguments = arguments
         os.environ["MASTER_PORT"] = port
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -114,7 +149,37 @@ def main() -> None:
             except SystemExit as end:
                 code = end.code
         results.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
-    sys.stdout.write(json.dumps(results))
+    return json.dumps(results)
+
+
+def fork_all(processes: int) -> None:
+    """Carry out commands in as many processes as are forked from this one; prints a line of JSON for each."""
+    for module in ("llada.cli.train", "torch.distributed.fsdp", "torch.distributed.tensor"):
+        importlib.import_module(module)
+    commands = json.loads(sys.stdin.read())
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        for rank in range(processes):
+            child = os.fork()
+            if child == 0:
+                try:
+                    os.environ.update(_variables(rank, processes))
+                    Path(folder, str(rank)).write_text(carry_out(commands), encoding="utf-8")
+                    os._exit(0)
+                finally:  # whatever went wrong: the rest is for the one that was forked
+                    traceback.print_exc()
+                    os._exit(1)
+            children.append(child)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
+        for rank in range(processes):
+            print(Path(folder, str(rank)).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        fork_all(int(sys.argv[1]))
+    else:
+        sys.stdout.write(carry_out(json.loads(sys.stdin.read())))
 
 
 if __name__ == "__main__":

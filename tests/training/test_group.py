@@ -17,12 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
+from llada.system.errors import UserError
+from llada.training import group
+from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
-from tests.support.ranks import PRETENDED, ROOT, Ended, environment, finish, run_together, start
+from tests.support.ranks import BROKEN, PRETENDED, ROOT, Ended, environment, finish, get_ready, start
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5  # the largest difference of a loss or a weight
@@ -88,6 +92,7 @@ def train_all_ways(
     Returns:
         What the commands of the two came to, three for each way.
     """
+    run_together = get_ready(2)
     for number, way in enumerate(ways):
         assert llada(*flags(way, data, folder / f"{number}-alone", 8)).code == 0
         assert llada(*flags(way, data, folder / f"{number}-more", 4)).code == 0
@@ -96,7 +101,7 @@ def train_all_ways(
         commands += [flags(way, data, folder / f"{number}-together", 8)]
         commands += [[*flags(way, data, folder / f"{number}-fewer", 4), *FSDP]]
         commands += [["train", "--resume", folder / f"{number}-more", "--steps", 8, *FSDP]]
-    first, second = run_together(2, [*commands, *then])
+    first, second = run_together([*commands, *then])
     assert [ended.code for ended in first[: len(commands)]] == [0] * len(commands), first
     for number in range(len(ways)):
         result = llada("train", "--resume", folder / f"{number}-fewer", "--steps", 8)
@@ -131,15 +136,16 @@ def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[obj
         [*good, "--output_dir", folder / "other", "--seed", "{rank}"],
         ["train", "--resume", folder / "nowhere"],
         [*good, "--stepz", 3],
+        [BROKEN, *good, *FSDP, "--output_dir", folder / "broken", "--steps", 8],
     ]
 
 
 def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
     """Each reason in one sentence of the process that it concerns, or of the first."""
-    assert [ended.code for ended in (*first, *second)] == [2] * 12
+    assert [ended.code for ended in (*first, *second)] == [2] * 14
     said, too = ([re.findall(r"^llada: .*", ended.err, re.MULTILINE) for ended in part] for part in (first, second))
-    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1]
-    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0]
+    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1, 1]
+    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0, 0]
     assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
     assert re.search(r"Process 1 \(on .*\): .*only-1", too[1][0])
     for what in ("Process 1 (on ", "llada-trainer: 9.1, not 9.0", "text: ", "training split: "):
@@ -147,6 +153,7 @@ def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
     assert "settings: " in said[3][0]
     assert "holds no run to resume" in said[4][0]
     assert "--stepz" in said[5][0]
+    assert "no weight has changed yet, the weights are finite" in said[6][0]
 
 
 def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
@@ -234,6 +241,19 @@ def test_a_port_in_use_is_named(
     assert_one_sentence(result, f"The port of 127.0.0.1:{port} is in use", "MASTER_PORT")
 
 
+def test_who_is_missing_is_named_also_by_an_exchange_of_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "GRACE_SECONDS", 0.0)
+    store = HashStore()
+    store.set("host/0", "node-a")
+    reset = "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:43402: Connection reset by peer."
+    with pytest.raises(UserError, match=r"waited in vain for process 0 \(on node-a\)"), Group(1, 2, store).watched():
+        raise RuntimeError(reset)
+    with pytest.raises(RuntimeError, match="shapes"), Group(1, 2, store).watched():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="reset by peer"), ALONE.watched():
+        raise RuntimeError(reset)
+
+
 def wait_for_lines(run: Path, n: int) -> None:
     """Wait until a run has logged so many lines."""
     end = time.monotonic() + PATIENCE
@@ -265,8 +285,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 
 
 @pytest.mark.faults
-def test_a_process_that_hangs_or_dies_is_named(data: PreparedText, tmp_path: Path) -> None:
-    way = ["--evaluate_every", "100000", "--timeout_minutes", "0.4"]
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_process_that_hangs_or_dies_is_named(parallel: str, data: PreparedText, tmp_path: Path) -> None:
+    way = ["--evaluate_every", "100000", "--timeout_minutes", "0.4", "--parallel", parallel]
     for number, name in ((signal.SIGSTOP, "hangs"), (signal.SIGKILL, "dies")):
         run = tmp_path / name
         started = start(3, [flags([*way, "--batch_size", "6"], data, run, 100_000)])

@@ -97,7 +97,8 @@ def _run_in_group(asked: Asked | UserError, program: Program, group: Group) -> i
         try:
             asked = group.together(lambda: _unless_refused(asked))
             folder = group.together(lambda: _open_folder(asked, group, until_the_end))
-            return _run(asked, folder, program, group)
+            with group.watched():
+                return _run(asked, folder, program, group)
         except UserError as error:
             if group.is_main:
                 raise

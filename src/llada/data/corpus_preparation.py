@@ -196,6 +196,9 @@ class _Preparation:
         if self.unfinished.is_dir() and not (self.unfinished / SETTINGS_FILE).exists():
             shutil.rmtree(self.unfinished)  # killed as it began, or as it removed what was no longer needed
         if overwrite:
+            # First what says what is there, so that a kill in between leaves nothing that looks whole, or half done.
+            for name in (MANIFEST_FILE, f"{UNFINISHED}/{SETTINGS_FILE}"):
+                (folder / name).unlink(missing_ok=True)
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif (folder / MANIFEST_FILE).is_file():

@@ -5,6 +5,7 @@ the digests but for one byte a document; nearly equal ones need their signatures
 document.
 """
 
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,25 @@ from llada.system.files import file_written_whole
 DOCUMENTS_AT_ONCE = 4_000_000
 """Number of documents whose digests are sorted together."""
 
+MOST_OPEN = 128
+"""Number of files of a kind that are mapped at a time: a system allows a process some thousand open files."""
+
 Flags = npt.NDArray[np.bool_]
+
+
+class _Arrays(Sequence[npt.NDArray[Any]]):
+    """The arrays of all blocks, each mapped when it is needed; the least recently used are let go."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._map = functools.lru_cache(MOST_OPEN)(lambda path: np.load(path, mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return the array of a block."""
+        return self._map(self._paths[number])
 
 
 def mark_duplicates(unfinished: Path, n_blocks: int, near: float | None) -> tuple[int, int]:
@@ -33,11 +52,11 @@ def mark_duplicates(unfinished: Path, n_blocks: int, near: float | None) -> tupl
         UserError: datasketch is not installed.
     """
     records = [record_of_scan(unfinished, number) for number in range(n_blocks)]
-    digests = [np.load(file_of(record, ".digests.npy"), mmap_mode="r") for record in records]
+    digests = _Arrays([file_of(record, ".digests.npy") for record in records])
     keep = first_of_equal(digests)
     n_exact, n_near = int((~keep).sum()), 0
     if near is not None:
-        signatures = [np.load(file_of(record, ".signatures.npy"), mmap_mode="r") for record in records]
+        signatures = _Arrays([file_of(record, ".signatures.npy") for record in records])
         n_near = drop_near(signatures, keep, near)
     edges = np.cumsum([0, *map(len, digests)])
     for record, start, end in zip(records, edges[:-1], edges[1:], strict=True):

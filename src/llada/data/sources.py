@@ -1,6 +1,7 @@
 """Large sources: files of text, JSONL and Parquet, plain or compressed, and data sets of the Hugging Face library."""
 
 import contextlib
+import errno
 import glob
 import importlib
 import io
@@ -23,6 +24,7 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 _COMPRESSED: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _READ = 1 << 20
 _PACKED_READ = 1 << 16
+_PACKED_AT_ONCE = 1 << 9  # 4 bytes of zstd can stand for 128 KiB: some 16 MB at a time then
 _EDGE = 1 << 16
 COPY = "copy"
 
@@ -196,9 +198,17 @@ def _check_column(path: Path, text_key: str) -> None:
     if text_key not in schema.names:
         columns = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
         raise UserError(f"{path} has no column {text_key!r} (its columns: {columns}): choose one by `text_key`.")
-    kind = str(schema.field(text_key).type)
-    if "string" not in kind:
+    kind = schema.field(text_key).type
+    if not _is_text(kind):
         raise UserError(f"The column {text_key!r} of {path} is of type {kind}, not text: choose another `text_key`.")
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of a type of Arrow are texts: strings, or numbers that stand for strings."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _parquet_pieces(file: SourceFile) -> Iterator[Piece]:
@@ -243,23 +253,25 @@ class _Zstd(io.RawIOBase):
     def __init__(self, raw: BinaryIO, library: Any) -> None:
         self._raw, self._library = raw, library
         self._frame: Any = None
-        self._packed, self._held = b"", b""
+        self._packed, self._held = memoryview(b""), memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the protocol's name is not in typeshed
         while not self._held:
-            self._packed = self._packed or self._raw.read(_PACKED_READ)
+            self._packed = self._packed or memoryview(self._raw.read(_PACKED_READ))
             if not self._packed:
                 if self._frame is not None:
                     raise EOFError("it breaks off")
                 return 0
             if self._frame is None:
                 self._frame = self._library.ZstdDecompressor().decompressobj()
-            self._held = self._frame.decompress(self._packed)
-            self._packed = self._frame.unused_data
+            given, self._packed = self._packed[:_PACKED_AT_ONCE], self._packed[_PACKED_AT_ONCE:]
+            self._held = memoryview(self._frame.decompress(given))
             if self._frame.eof:
+                unused = self._frame.unused_data
+                self._packed = memoryview(unused + bytes(self._packed)) if unused else self._packed
                 self._frame = None
         part, self._held = self._held[: len(buffer)], self._held[len(buffer) :]
         buffer[: len(part)] = part
@@ -275,6 +287,11 @@ def _compressed_pieces(file: SourceFile, compression: Compression, size: int, fo
                 yield Piece(str(file.path), file.kind, at, at + n_bytes, n_bytes, str(copy), line)
                 at, line = at + n_bytes, line + n_lines
     except (EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # of the disk of the copies: the file is sound
+            raise
         raise UserError(f"{file.path} cannot be unpacked ({first_line(error)}): restore it.") from error
     except Exception as error:
         if type(error).__name__ not in ("ZstdError", "error"):  # of zstandard and zlib

@@ -10,6 +10,7 @@ Process 0 writes all files and says what is to be said; the others speak of erro
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
 GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
+
+_OF_AN_EXCHANGE = re.compile("gloo|NCCL")  # in what torch's RuntimeErrors say if an exchange fails
 
 Result = TypeVar("Result")
 
@@ -211,6 +214,20 @@ class Group:
                 )
 
     # -- who is missing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Name who is missing also if an exchange breaks off that torch does by itself, for layers that are shared out.
+
+        Raises:
+            UserError: a process is missing.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.processes == 1 or not _OF_AN_EXCHANGE.search(str(error)):
+                raise
+            raise self._missing(error) from error
 
     @contextmanager
     def _naming_who_is_missing(self) -> Iterator[None]:

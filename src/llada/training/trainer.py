@@ -45,6 +45,7 @@ from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
+from llada.training.sharding import whole_weights
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -346,7 +347,7 @@ class Trainer:
         gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
         has_changed = self.guard.ask_in_a_row() < self.progress.step - self._first_step
         if cause is None and not has_changed:
-            cause = first_step_cause(network.state_dict(), self.plan, lambda: self._is_finite_in_fp32(step))
+            cause = first_step_cause(whole_weights(network), self.plan, lambda: self._is_finite_in_fp32(step))
         if not self.group.is_main:
             return OtherFailedError()
         batch, noisy = self.steps.make_batch(step)
