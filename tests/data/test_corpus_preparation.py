@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -238,7 +239,7 @@ def test_a_kill_while_another_preparation_is_removed_leaves_nothing_that_goes_on
         with pytest.raises(RuntimeError):
             prepare_files(tmp_path / "corpus", source)
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", kill)  # as it comes to `unfinished`
+        patch.setattr(shutil, "rmtree", kill)  # as it comes to `unfinished`
         with pytest.raises(RuntimeError):
             prepare_files(tmp_path / "corpus", source, overwrite=True)
     assert (tmp_path / "corpus" / "unfinished").is_dir()
