@@ -13,7 +13,7 @@ from pathlib import Path
 
 MISSING = "Missing here:"
 IMPORTED_AS = {"pillow": "PIL"}
-OF_THE_SERVER = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+OF_THE_SERVER = {"fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """Packages that nothing uses which is checked on a GPU."""
 
 

@@ -27,7 +27,10 @@ SOURCE = ROOT / "src" / "llada"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # What may be missing when the package runs: extras, imported where they are needed.
-OPTIONAL = {"bitsandbytes", "lm_eval", "peft", "pyarrow", "regex", "tqdm", "transformers"}
+OPTIONAL = {
+    "bitsandbytes", "datasets", "datasketch", "lm_eval", "peft", "pyarrow", "regex", "tqdm", "transformers",
+    "zstandard",
+}  # fmt: skip
 
 
 def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:

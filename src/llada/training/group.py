@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,9 +26,6 @@ from torch import Tensor, nn
 from llada.evaluation.distributed import Shard
 from llada.optim.parts import rows_of
 from llada.system.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store  # which some builds of torch lack
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
 GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
@@ -49,8 +46,8 @@ class Group:
     rank: int = 0
     """Number of this process, from 0."""
     processes: int = 1
-    store: "Store | None" = None
-    """Where processes leave notes for each other."""
+    store: Any = None
+    """Where processes leave notes for each other: a Store of torch.distributed, which some builds of torch lack."""
 
     @property
     def is_main(self) -> bool:
