@@ -27,10 +27,7 @@ SOURCE = ROOT / "src" / "llada"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # What may be missing when the package runs: extras, imported where they are needed.
-OPTIONAL = {
-    "bitsandbytes", "datasets", "datasketch", "lm_eval", "peft", "pyarrow", "regex", "tqdm", "transformers",
-    "zstandard",
-}  # fmt: skip
+OPTIONAL = {"bitsandbytes", "lm_eval", "peft", "pyarrow", "regex", "tqdm", "transformers", "zstandard"}
 
 
 def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
