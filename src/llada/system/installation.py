@@ -18,6 +18,9 @@ OPTIONAL_PARTS = {
 }
 
 
+_IMPORTED_AS = {"pillow": "PIL"}
+
+
 @dataclass(frozen=True)
 class Package:
     """A distribution that is needed or optional, and its installed version."""
@@ -38,7 +41,8 @@ class Package:
 
     @property
     def module(self) -> str:
-        return self.distribution.replace("-", "_")
+        """The name that it is imported by."""
+        return _IMPORTED_AS.get(self.distribution, self.distribution.replace("-", "_"))
 
 
 def installed_version(distribution: str) -> str | None:
