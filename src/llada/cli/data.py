@@ -87,8 +87,8 @@ def _inspect(folder: Path) -> None:
     tell(f"Sequences: {manifest['packing']}; validation share {manifest['validation']['share']:g}, by document hash")
     left_out, copies = manifest["left_out"], manifest["duplicates"]
     counts = {"broken": left_out["bad"], "empty": left_out["empty"], **{k: v for k, v in copies.items() if k != "rule"}}
-    told = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
-    tell(f"Left out: {told}; duplicates: {copies['rule']}")
+    counted = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
+    tell(f"Left out: {counted}; duplicates: {copies['rule']}")
 
 
 def _validate(folder: Path) -> int:
