@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from llada.checkpoints.run_layout import step_folder
-from llada.evaluation.nelbo import Nelbo
 from llada.optim.ema import ExponentialAverage
 from llada.optim.optimizers import make_optimizers
 from llada.system.toolchains import ToolchainName
@@ -346,7 +345,3 @@ class Trainer:
         self.saver.save(progress, self.plan, self.model, packed, in_background=in_background)
         self.policy.agenda.note_saved()
         self.callbacks.on_save(progress, step_folder(self.folder.checkpoints, progress.step))
-
-    def estimate_nelbo(self) -> Nelbo:
-        """The bound on some of the validation data, with the same masks at every step."""
-        return self.evaluations.estimate_nelbo()
