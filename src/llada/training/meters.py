@@ -20,7 +20,7 @@ class Meters:
     by_time: LossByTime
     guard: Guard
     eos_share: EosShare | None
-    """Of runs on dialogues."""
+    """There is one for dialogues only."""
 
     @classmethod
     def of(cls, plan: RunPlan) -> "Meters":
