@@ -17,7 +17,7 @@ class NetworkOptions(Checked):
 
     network: NetworkName = "llada"
     """Kind of network. "llada": RMSNorm, rotary positions, SwiGLU, stored as an official LLaDA checkpoint. "local":
-    embeddings of neighbouring pairs and convolutions with little attention, for characters. "encoder": learned
+    embeddings of neighbouring pairs and convolutions with little attention, for short runs. "encoder": learned
     positions, LayerNorm, GELU, dropout. "causal": the encoder with causal attention, an autoregressive model for
     comparison."""
     d_model: int = 128
