@@ -153,9 +153,8 @@ def _seeds_in_words(result: SeedDifference, scored: Scored, models: Sequence[Mea
     lines = []
     for number, (one, a, b) in enumerate(zip(result.seeds, models[::2], models[1::2], strict=True), 1):
         difference = f"{one.difference:+.4f}" + ("" if one.stderr is None else f" ± {one.stderr:.4f}")
-        lines.append(
-            f"{number}     {difference}  A {one.first.mean:.4f} of {a.in_words}, B {one.second.mean:.4f} of {b.in_words}"
-        )
+        means = f"A {one.first.mean:.4f} of {a.in_words}, B {one.second.mean:.4f} of {b.in_words}"
+        lines.append(f"{number}     {difference}  {means}")
     lines += [
         f"A - B {result.difference:+.4f} ± {result.stderr:.4f} nats per {unit} over {len(result.seeds)} seeds, "
         f"{_verdict(result)}",

@@ -199,7 +199,7 @@ def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) ->
             f"    {result.bits_per_token:.4f} bits per {unit}",
             f"    exact for drawing each token where the policy {result.policy} says, {at_once}; not a bound, and not "
             "to be compared with one",
-            f"over {scored.in_words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, in "
-            f"{result.seconds:.0f} s; {checkpoint.folder}",
+            f"over {scored.in_words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, "
+            f"in {result.seconds:.0f} s; {checkpoint.folder}",
         ]
     )

@@ -197,9 +197,7 @@ class _Adapted(nn.Module):
         return (result + self.up(self.down(x.to(self.down.weight.dtype))) * 2.0).to(result.dtype)
 
 
-def _run_network(
-    network: Network, batch: int, length: int, within_documents: bool = False
-) -> tuple[Tensor, list[Any]]:
+def _run_network(network: Network, batch: int, length: int, within_documents: bool = False) -> tuple[Tensor, list[Any]]:
     """What goes into the head, and what goes into a layer."""
     inputs: list[Any] = []
     hook = network.layers[0].register_forward_pre_hook(lambda _, given: inputs.extend(given))

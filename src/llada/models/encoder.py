@@ -165,7 +165,7 @@ def _mask_keys(attention_mask: Tensor) -> Tensor:
 
 
 def _mask_later_keys(length: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    """Return a mask (B or 1, 1, L, L) bool: keys up to the query's place, of those that `mask` (B, 1, 1 or L, L) leaves.
+    """Return a mask (B or 1, 1, L, L) bool: keys up to the query's place, of those of `mask` (B, 1, 1 or L, L).
 
     Keys are shifted by one: place i holds token i - 1, and so its padding is that of token i - 1. The first place of a
     document holds MASK, so there each place belongs to the document of its own token.

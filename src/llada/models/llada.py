@@ -151,8 +151,8 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
 
 
 def key_bias(attention_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Additive bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0, or (B, 1, L, L) if it holds the
-    numbers of documents, whose keys it hides from each other."""
+    """Additive bias that hides keys: (B, 1, 1, L), those where `attention_mask` (B, L) is 0, or (B, 1, L, L), those of
+    other documents, if it holds the numbers of documents."""
     return bias_of(key_mask(attention_mask), dtype)
 
 
