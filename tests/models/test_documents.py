@@ -97,14 +97,18 @@ def test_a_document_in_a_window_has_the_logits_of_the_document_alone(config: Net
 
 @every_network
 def test_neither_values_nor_gradients_cross_from_one_document_to_another(config: NetworkConfig) -> None:
-    """To the bit: the tokens of other documents may be any, and have a gradient of 0."""
+    """To the bit: the tokens of other documents may be any, and have a gradient of 0. Only a matmul of experts rounds by
+    how many tokens they have, of all documents."""
     network, rows = random_network(config), rows_of(config)
     before = network(rows, NUMBERS)
     for row, columns in each_document():
         others = rows.clone()
         others[row] = (others[row] + 1) % (config.vocab_size - 1)
         others[row, columns] = rows[row, columns]
-        assert torch.equal(network(others, NUMBERS)[row, columns], before[row, columns])
+        tolerance = 2e-6 if config == ODD_MOE else 0.0
+        torch.testing.assert_close(
+            network(others, NUMBERS)[row, columns], before[row, columns], rtol=tolerance, atol=tolerance
+        )
     (embedding,) = (
         part for name, part in network.named_modules() if name.endswith(("wte", "token_embedding", "tokens"))
     )

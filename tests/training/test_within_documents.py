@@ -36,7 +36,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> PreparedText:
 
 @pytest.fixture
 def run(small_run: TrainConfig, documents: PreparedText) -> TrainConfig:
-    return replace(small_run, data=DataOptions(documents.folder, sequence_length=24, within_documents=True))
+    data = DataOptions(documents.folder, sequence_length=24, within_documents=True)
+    return replace(small_run, data=data, steps=6)
 
 
 NETWORKS = {
@@ -76,29 +77,19 @@ def test_the_loss_and_the_gradients_of_a_step_are_those_of_its_documents_alone(
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("draws", ["by_row", "by_step"])
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    draws: Any, run: TrainConfig, documents: PreparedText, tmp_path: Path
-) -> None:
-    whole, parts, across = (replace(run, draws=draws, output_dir=tmp_path / name) for name in ("a", "b", "c"))
-    expected = train(whole, documents)
-    train(parts, documents, stop_at=7)
-    resumed = train(RunFolder.read_config(parts.output_dir), documents, resume=True)
-    assert torch.equal(weights(resumed), weights(expected))
-    assert losses(parts) == losses(whole)
-    train(replace(across, data=replace(run.data, within_documents=False)), documents)
-    assert losses(across) != losses(whole)
-
-
-def test_pieces_and_activation_checkpointing_give_the_same_run(
+def test_a_run_that_is_interrupted_or_cut_into_pieces_is_the_same_run(
     run: TrainConfig, documents: PreparedText, tmp_path: Path
 ) -> None:
-    train(run, documents)
-    changes: list[dict[str, Any]] = [{"activation_checkpointing": True}, {"batch_size": 2, "accumulate": 2}]
-    for number, change in enumerate(changes):
-        other = replace(run, output_dir=tmp_path / str(number), **change)
-        train(other, documents)
-        assert losses(other) == pytest.approx(losses(run), rel=1e-4)
+    expected, parts = train(run, documents), replace(run, output_dir=tmp_path / "parts")
+    train(parts, documents, stop_at=3)
+    resumed = train(RunFolder.read_config(parts.output_dir), documents, resume=True)
+    assert torch.equal(weights(resumed), weights(expected))
+    assert losses(parts) == losses(run)
+    pieces = replace(
+        run, batch_size=2, accumulate=2, activation_checkpointing=True, draws="by_row", output_dir=tmp_path / "pieces"
+    )
+    train(pieces, documents)
+    assert losses(pieces) == pytest.approx(losses(run), rel=1e-4)
 
 
 def test_the_bound_of_a_run_is_measured_within_documents(run: TrainConfig, documents: PreparedText) -> None:
