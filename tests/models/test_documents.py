@@ -97,8 +97,8 @@ def test_a_document_in_a_window_has_the_logits_of_the_document_alone(config: Net
 
 @every_network
 def test_neither_values_nor_gradients_cross_from_one_document_to_another(config: NetworkConfig) -> None:
-    """To the bit: the tokens of other documents may be any, and have a gradient of 0. Only a matmul of experts rounds by
-    how many tokens they have, of all documents."""
+    """To the bit: the tokens of other documents may be any, and have a gradient of 0. Only a matmul of experts rounds
+    by how many tokens they have, of all documents."""
     network, rows = random_network(config), rows_of(config)
     before = network(rows, NUMBERS)
     for row, columns in each_document():
