@@ -96,7 +96,7 @@ def test_the_bound_of_a_run_is_measured_within_documents(run: TrainConfig, docum
     """By the network alone: the cross-entropies of each document by itself, under the masks of the evaluation."""
     trainer = train(run, documents)
     with trainer.state.averaged():
-        result = trainer.estimate_nelbo()
+        result = trainer.evaluations.estimate_nelbo()
         nll, seen = nll_by_model(trainer.model, trainer.precision), []
 
         def at_masked(noisy: Any, batch: Any) -> torch.Tensor:
