@@ -12,6 +12,7 @@ import pytest
 
 from llada import cli
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
+from tests.support.corpora import some_documents, to_lines
 
 SMALL = ["--n_layers", "1", "--batch_size", "4", "--sequence_length", "24", "--device", "cpu", "--precision", "fp32"]
 SHORT = ["--steps", "12", "--evaluate_every", "12", "--evaluation_windows", "4"]
@@ -20,12 +21,13 @@ RUNS = {
     "other": ["--preset", "tiny", "--d_model", "16", "--seed", "1"],
     "causal": ["--preset", "autoregressive", "--d_model", "16"],
     "answering": ["--preset", "tiny", "--d_model", "16", "--weight_power", "1", "--chat"],
+    "within": ["--preset", "tiny", "--d_model", "16", "--within_documents"],
 }
 
 
 @pytest.fixture(scope="module")
 def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared text, two masked models of it, an autoregressive one, and another text."""
+    """A prepared text, two masked models of it, an autoregressive one, another text, and a model of many documents."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "text.txt").write_text(text, encoding="utf-8")
     (folder / "foreign.txt").write_text(text.upper(), encoding="utf-8")
@@ -33,10 +35,14 @@ def world(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["prepare", "--input", folder / f"{name}.txt", "--output_dir", folder / name, "--sequence_length", "100"]
         for name in ("text", "foreign")
     ]
+    (folder / "documents.jsonl").write_bytes(to_lines(some_documents(60)))
+    corpus = ["--input", folder / "documents.jsonl", "--output_dir", folder / "documents", "--val_share", "0.2"]
+    commands.append(["prepare", *corpus, "--sequence_length", "24", "--processes", "1"])
     lines = [json.dumps({"prompt": c, "answer": d}) for c in "abcd" for d in "abcd"]
     (folder / "chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for name, options in RUNS.items():
-        data = [folder / "chat.jsonl"] if name == "answering" else ["--data_dir", folder / "text"]
+        data = ["--data_dir", folder / ("documents" if name == "within" else "text")]
+        data = [folder / "chat.jsonl"] if name == "answering" else data
         commands.append(["train", *options, *data, *SMALL, *SHORT, "--output_dir", folder / name])
     for arguments in commands:
         with pytest.raises(SystemExit) as exit_:
@@ -152,6 +158,26 @@ def test_comparison_in_words(llada: RunCommand, world: Path) -> None:
     mixed = llada("compare", world / "causal", world / "masked", *FP32).out
     assert "NLL of" in mixed
     assert "one is a likelihood, the other a bound" in mixed
+
+
+def test_a_model_is_measured_within_documents_as_it_was_trained_unless_told_otherwise(
+    llada: RunCommand, world: Path
+) -> None:
+    measured = ["evaluate", "--checkpoint", world / "within", *FP32]
+    as_trained, within, across = (
+        content_of(llada(*measured, *options, "--json"))
+        for options in ([], ["--within_documents", "True"], ["--within_documents", "False"])
+    )
+    bounds = [content["nelbo_nats_per_token"] for content in (as_trained, within, across)]
+    assert [content["within_documents"] for content in (as_trained, within, across)] == [True, True, False]
+    assert bounds[0] == bounds[1] != bounds[2]
+    assert "of the val split, attention within documents" in llada(*measured).out
+    assert "within documents" not in llada(*measured, "--within_documents", "False").out
+    exact = content_of(llada(*measured, "--policy", "left_to_right", "--windows", 4, "--json"))
+    assert exact["within_documents"]
+    pair = ["compare", world / "within", world / "within", *FP32]
+    assert content_of(llada(*pair, "--json"))["first"]["mean"] == pytest.approx(bounds[0], abs=1e-6)
+    assert llada(*pair).out.count("/checkpoints/step-00000012, attention within documents") == 2
 
 
 def test_samples_are_measured_beside_held_out_text(llada: RunCommand, world: Path, text: str) -> None:

@@ -82,8 +82,8 @@ def test_evaluate_prints_one_object_with_the_documented_keys(llada: RunCommand, 
     content = json.loads(result.out)
     assert list(content) == [
         "nelbo_nats_per_token", "nelbo_stderr", "mask_stderr", "bits_per_token", "windows", "masks_per_window",
-        "sequence_length", "tokens_scored", "seconds", "is_exact", "by_t", "bits_per_character", "bits_per_byte",
-        "bits_per_word",
+        "sequence_length", "tokens_scored", "seconds", "is_exact", "within_documents", "by_t", "bits_per_character",
+        "bits_per_byte", "bits_per_word",
     ]  # fmt: skip
     metadata = json.loads((world / "data" / "metadata.json").read_text())
     assert content["windows"] == metadata["splits"]["val"]["tokens"] // 24

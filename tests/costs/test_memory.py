@@ -92,6 +92,37 @@ def test_outside_the_layers_norms_and_embedding_are_kept(config: NetworkConfig) 
     assert outside == pytest.approx(kept_outside_layers(config, setting) - features, rel=0.001)
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("config", [COSTED_LLADA, COSTED_ENCODER, COSTED_LOCAL], ids=["llada", "encoder", "local"])
+def test_attention_within_documents_keeps_one_bias_for_all_layers(config: NetworkConfig, bf16: bool) -> None:
+    """Of all pairs of positions; a local network on a CPU keeps none of it, but which neighbours count."""
+    setting = TrainingSetting(batch_size=4, length=256, bf16=bf16)
+    torch.manual_seed(0)
+    network, rows = build_network(config).train(), torch.randint(0, config.vocab_size, (4, 256))
+    numbers = (torch.arange(256) // 100 + 1).int().expand(4, -1)
+    measured = kept_for_backward(network, rows, bf16, numbers) - kept_for_backward(network, rows, bf16)
+    without, within = (
+        kept_by_layers(config, each) + kept_outside_layers(config, each)
+        for each in (setting, replace(setting, within_documents=True))
+    )
+    assert measured == pytest.approx(within - without, rel=0.001)
+    bias = 4 * 256 * 256 * (2 if bf16 else 4)
+    if isinstance(config, LocalConfig):
+        assert within - without < 0.1 * bias * config.n_layers
+    else:
+        assert within - without == bias
+
+
+def test_a_gpu_keeps_a_bias_that_grows_with_the_square_of_the_length() -> None:
+    for length in (256, 1024):
+        config = replace(COSTED_LLADA, max_sequence_length=length)
+        across, within = (
+            training_memory(config, TrainingSetting(4, length, on_cpu=False, within_documents=is_within)).activations
+            for is_within in (False, True)
+        )
+        assert within - across == pytest.approx(4 * 4 * length**2, abs=8)
+
+
 @pytest.mark.parametrize(
     "config", [COSTED_LLADA, COSTED_ENCODER, replace(COSTED_ENCODER, dropout=0.1)], ids=["llada", "encoder", "dropout"]
 )

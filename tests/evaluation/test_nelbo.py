@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from llada.objective import sequence_bounds
 from llada.sampling.guidance import at_positions
 from llada.system.device import choose_precision
 from llada.system.errors import UserError
+from tests.support.configurations import ODD_LLADA
+from tests.support.networks import random_network
 from tests.support.sentences import assert_one_sentence
 from tests.support.toys import MASK, N_TOKENS, enumerated_nelbo, table_predictor
 
@@ -252,6 +255,26 @@ def test_the_end_of_a_document_is_read_and_not_scored(tmp_path: Path) -> None:
     assert result.nelbo_nats_per_token == pytest.approx((2 * math.log(2) + math.log(8)) / 3)
     estimate_nelbo(TokenNll(nll_at, MASK), batch, BoundOptions(masks_per_window=64))
     assert eos_id not in asked
+
+
+def test_the_bound_of_packed_documents_is_the_sum_of_the_bounds_of_each() -> None:
+    """Over every mask of the window on one side, and every mask of each document, alone, on the other."""
+    config = replace(ODD_LLADA, vocab_size=MASK + 1, mask_token_id=MASK)
+    network, end_id = random_network(config), 2
+    window = torch.tensor([0, 1, end_id, 1, end_id, 0, 1])
+    documents = [window[:3], window[3:5], window[5:]]
+    batch = TokenBatch(window[None]).within_documents(end_id)
+    with torch.no_grad():
+        expected = sum(len(document) * enumerated_nelbo(network, document) for document in documents) / len(window)
+        together = enumerated_nelbo(lambda x_t: network(x_t, batch.attention_mask), window)
+        across = enumerated_nelbo(network, window)
+    assert together == pytest.approx(expected, abs=1e-6)
+    assert abs(across - expected) > 0.01
+    nll = nll_by_model(MaskPredictor(network, MASK, MASK), choose_precision("fp32", torch.device("cpu")))
+    result = estimate_nelbo(nll, batch, BoundOptions(masks_per_window=400, batch_size=200))
+    assert result.within_documents
+    assert result.mask_stderr is not None
+    assert abs(result.nelbo_nats_per_token - expected) < 4 * result.mask_stderr < 0.2
 
 
 def test_a_window_of_nothing_but_an_end_is_left_out() -> None:

@@ -161,7 +161,7 @@ def naive_logits(network: Network, rows: Tensor, attention_mask: Tensor | None =
     return torch.stack([naive(row, mask) for row, mask in zip(rows, masks, strict=True)])
 
 
-def kept_for_backward(network: Network, rows: Tensor, bf16: bool = False) -> int:
+def kept_for_backward(network: Network, rows: Tensor, bf16: bool = False, attention_mask: Tensor | None = None) -> int:
     """Bytes that autograd keeps up to the last norm: every storage that is saved, once, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
@@ -176,6 +176,6 @@ def kept_for_backward(network: Network, rows: Tensor, bf16: bool = False) -> int
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
     ):
-        features = network.features(rows)
+        features = network.features(rows, attention_mask)
     assert features.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

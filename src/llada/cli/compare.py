@@ -73,6 +73,11 @@ class Measured:
     bounds: Bounds
     folder: Path
     is_causal: bool
+    within_documents: bool
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.folder}{', attention within documents' if self.within_documents else ''}"
 
 
 def _compare(options: CompareOptions, shard: Shard) -> int:
@@ -119,10 +124,10 @@ def _check_vocabularies(tokenizer: Tokenizer, others: Sequence[Tokenizer]) -> No
 def _measure(
     checkpoint: Checkpoint, scored: Scored, scoring: ScoringOptions, device: torch.device, shard: Shard
 ) -> Measured:
-    nll = nll_of(checkpoint, choose_precision(scoring.precision, device))
+    nll, batch = nll_of(checkpoint, choose_precision(scoring.precision, device)), scored.batch_for(checkpoint, scoring)
     with showing(f"evaluating {checkpoint.folder.name}", "NELBO", shard) as show:
-        bounds = draw_bounds(nll, scored.batch, scoring.bound_options(device, shard), show)
-    return Measured(bounds, checkpoint.folder, nll.is_causal)
+        bounds = draw_bounds(nll, batch, scoring.bound_options(device, shard), show)
+    return Measured(bounds, checkpoint.folder, nll.is_causal, batch.is_within_documents)
 
 
 def _in_words(result: Difference, scored: Scored, models: Sequence[Measured], unit: str) -> str:
@@ -130,7 +135,7 @@ def _in_words(result: Difference, scored: Scored, models: Sequence[Measured], un
     for letter, estimate, model in zip("AB", (result.first, result.second), models, strict=True):
         kind = "NLL" if model.is_causal else "NELBO"
         lines.append(
-            f"{letter}      {in_words(estimate.mean, estimate.stderr)} nats per {unit}  {kind} of {model.folder}"
+            f"{letter}      {in_words(estimate.mean, estimate.stderr)} nats per {unit}  {kind} of {model.in_words}"
         )
     sign = "+" if result.difference >= 0 else ""
     difference = sign + in_words(result.difference, result.stderr)
@@ -148,9 +153,8 @@ def _seeds_in_words(result: SeedDifference, scored: Scored, models: Sequence[Mea
     lines = []
     for number, (one, a, b) in enumerate(zip(result.seeds, models[::2], models[1::2], strict=True), 1):
         difference = f"{one.difference:+.4f}" + ("" if one.stderr is None else f" ± {one.stderr:.4f}")
-        lines.append(
-            f"{number}     {difference}  A {one.first.mean:.4f} of {a.folder}, B {one.second.mean:.4f} of {b.folder}"
-        )
+        means = f"A {one.first.mean:.4f} of {a.in_words}, B {one.second.mean:.4f} of {b.in_words}"
+        lines.append(f"{number}     {difference}  {means}")
     lines += [
         f"A - B {result.difference:+.4f} ± {result.stderr:.4f} nats per {unit} over {len(result.seeds)} seeds, "
         f"{_verdict(result)}",

@@ -173,7 +173,7 @@ def _bound_in_words(result: Nelbo, options: EvaluateOptions, scored: Scored, che
         lines.append(f"{indent} in bits: {', '.join(parts)}")
     masks = "in one pass" if result.is_exact else f"with {result.masks_per_window} masks each"
     lines.append(
-        f"over {scored.words}, {result.tokens_scored:,} {unit}s, {masks}, in {result.seconds:.0f} s; "
+        f"over {scored.in_words}, {result.tokens_scored:,} {unit}s, {masks}, in {result.seconds:.0f} s; "
         f"{checkpoint.folder}"
     )
     target = options.scoring.target_stderr
@@ -199,7 +199,7 @@ def _exact_in_words(result: ExactNll, scored: Scored, checkpoint: Checkpoint) ->
             f"    {result.bits_per_token:.4f} bits per {unit}",
             f"    exact for drawing each token where the policy {result.policy} says, {at_once}; not a bound, and not "
             "to be compared with one",
-            f"over {scored.words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, in "
-            f"{result.seconds:.0f} s; {checkpoint.folder}",
+            f"over {scored.in_words}, {result.tokens_scored:,} {unit}s, {result.nfe_per_window:.1f} evaluations each, "
+            f"in {result.seconds:.0f} s; {checkpoint.folder}",
         ]
     )

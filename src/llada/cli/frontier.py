@@ -207,7 +207,7 @@ def _report(
     best, sentence = frontier.recommend(options.tolerance), frontier.in_one_sentence(options.tolerance)
     content = {
         "checkpoint": str(checkpoint.folder),
-        "text": scored.words,
+        "text": scored.in_words,
         "windows": len(scored.batch),
         "tolerance": options.tolerance,
         "reference": frontier.reference.setting.name,
@@ -257,7 +257,7 @@ def _difference(point: Point) -> str:
 def _in_words(frontier: Frontier, best: Point, scored: Scored, checkpoint: Checkpoint) -> str:
     unit = checkpoint.tokenizer.unit
     lines = [
-        f"Exact negative log-likelihood of {scored.words}, nats per {unit} (± standard error over windows);",
+        f"Exact negative log-likelihood of {scored.in_words}, nats per {unit} (± standard error over windows);",
         f"evaluations and seconds per {PER} {unit}s, difference to the best one at a time, window by window;",
         f"* nothing is better with as few evaluations, > recommended; {checkpoint.folder}",
         f"  {'policy':36} {'evaluations':>11} {'seconds':>8}  {'nats':>15}  {'difference':>16}",

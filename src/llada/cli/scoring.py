@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,8 @@ class ScoringOptions:
     prefix: int = 0
     """Number of tokens at the start of each window that are given and not scored; windows overlap by as many.
     Autoregressive models are measured with 1."""
+    within_documents: bool | None = None
+    """Keep attention within each document of a window; if left out, as the run was trained."""
     windows: int | None = None
     """Number of windows, spread evenly over the text, or of answers to score; all if left out."""
     masks_per_window: int = 8
@@ -90,7 +92,7 @@ class ScoringOptions:
     def check_for_dialogues(self, remedy: str) -> None:
         """Refuse options that only apply to a text."""
         defaults = ScoringOptions()
-        for name in ("prefix", "sequence_length", "split"):
+        for name in ("prefix", "sequence_length", "split", "within_documents"):
             if getattr(self, name) != getattr(defaults, name):
                 raise UserError(f"--{name} is for a text{remedy}.")
 
@@ -104,6 +106,17 @@ class Scored:
     size: TextSize | None = None
     """Bytes and words of the scored text; None for dialogues."""
     data: PreparedText | None = None
+
+    @property
+    def in_words(self) -> str:
+        """Describe the data, and how attention is kept within it."""
+        return f"{self.words}{', attention within documents' if self.batch.is_within_documents else ''}"
+
+    def batch_for(self, checkpoint: Checkpoint, options: ScoringOptions) -> TokenBatch:
+        """Return the same tokens for another model, with attention as it was trained, or as the options say."""
+        if self.data is None:
+            return self.batch
+        return _attending(replace(self.batch, attention_mask=None), self.data, checkpoint, options)
 
 
 def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
@@ -122,11 +135,18 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
     windows, places = scored_windows(data.tokens(options.split), length, eos_id, options.windows, options.prefix)
     given = f", the first {options.prefix} given" if options.prefix else ""
     return Scored(
-        TokenBatch(windows, places),
+        _attending(TokenBatch(windows, places), data, checkpoint, options),
         f"{len(windows)} windows of {length}{given}, of the {options.split} split",
         size=_size_of(windows[:, options.prefix :], checkpoint, in_one=options.windows is None),
         data=data,
     )
+
+
+def _attending(windows: TokenBatch, data: PreparedText, checkpoint: Checkpoint, options: ScoringOptions) -> TokenBatch:
+    is_within = options.within_documents
+    if is_within is None:
+        is_within = _data_options_of(checkpoint.folder).within_documents
+    return windows.within_documents(data.tokenizer.eos_id) if is_within else windows
 
 
 def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:

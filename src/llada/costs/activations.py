@@ -41,6 +41,9 @@ class TrainingSetting:
     on_cpu: bool = True
     """On a CPU, attention with dropout is not fused and stores its weights."""
 
+    within_documents: bool = False
+    """Whether attention stays within documents, by a mask of all pairs of positions."""
+
     @property
     def tokens(self) -> int:
         """Number of tokens that go through the network together."""
@@ -88,5 +91,6 @@ def costs_of_kinds(config: NetworkConfig, setting: TrainingSetting) -> list[tupl
         lora_rank=None if setting.method == "full" else setting.lora_rank,
         lora_on_attention_only=setting.lora_on_attention_only,
         on_cpu=setting.on_cpu,
+        within_documents=setting.within_documents,
     )
     return [(layer_costs(kind, run), times) for kind, times in kinds_of_layers(config).items()]

@@ -48,6 +48,7 @@ class RunSetting:
     """Rank of the adapters of a frozen network; None trains all weights."""
     lora_on_attention_only: bool = False
     on_cpu: bool = True
+    within_documents: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,21 @@ def layer_costs(config: NetworkConfig, setting: RunSetting) -> LayerCosts:
 
     A GPU's kernels can only be asked for on a machine that has them. Its attention is fused at every length and keeps
     queries, keys, values, the result, and a sum for each row: what a CPU's fused kernel keeps as well. So a GPU is a
-    CPU at a length at which everybody takes that kernel, and a token costs the same at every length.
+    CPU at a length at which everybody takes that kernel, and a token costs the same at every length; a mask of all
+    pairs of positions, which documents need, costs their number, and a second length shows how much.
     """
     if setting.on_cpu:
         return _run_layer(config, setting)
-    long = _run_layer(config, replace(setting, length=LONG))
     part = setting.length / LONG
-    return LayerCosts(**{field.name: part * getattr(long, field.name) for field in fields(LayerCosts)})
+    long = _run_layer(config, replace(setting, length=LONG))
+    longer = _run_layer(config, replace(setting, length=2 * LONG)) if setting.within_documents else None
+
+    def at_length(name: str) -> float:
+        of_long: float = getattr(long, name)
+        of_pairs = 0.0 if longer is None else (getattr(longer, name) - 2 * of_long) / 2
+        return part * (of_long - of_pairs) + part**2 * of_pairs
+
+    return LayerCosts(**{field.name: at_length(field.name) for field in fields(LayerCosts)})
 
 
 def _run_layer(config: NetworkConfig, setting: RunSetting) -> LayerCosts:
@@ -94,7 +103,7 @@ def _run_layer(config: NetworkConfig, setting: RunSetting) -> LayerCosts:
         network = _build(config, setting)
         weights = [*network.parameters()]
         with _autocast(setting), _kept(weights) as whole:
-            features, (stream, *others) = _run_network(network, batch, setting.length)
+            features, (stream, *others) = _run_network(network, batch, setting.length, setting.within_documents)
         kernels.dropped_scores = 0
         shared = [tensor for tensor in tree_leaves(others) if isinstance(tensor, Tensor)]
         with _Live() as live:
@@ -188,11 +197,12 @@ class _Adapted(nn.Module):
         return (result + self.up(self.down(x.to(self.down.weight.dtype))) * 2.0).to(result.dtype)
 
 
-def _run_network(network: Network, batch: int, length: int) -> tuple[Tensor, list[Any]]:
+def _run_network(network: Network, batch: int, length: int, within_documents: bool = False) -> tuple[Tensor, list[Any]]:
     """What goes into the head, and what goes into a layer."""
     inputs: list[Any] = []
     hook = network.layers[0].register_forward_pre_hook(lambda _, given: inputs.extend(given))
-    features = network.features(torch.zeros(batch, length, dtype=torch.int64))
+    documents = torch.ones(batch, length, dtype=torch.int32) if within_documents else None
+    features = network.features(torch.zeros(batch, length, dtype=torch.int64), documents)
     hook.remove()
     stream, *others = tree_map_only(Tensor, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), inputs)
     # As in all layers but the first, where the stream may be frozen, or something that is kept elsewhere as well.

@@ -4,7 +4,7 @@ Shape letters: B batch, L length.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -25,7 +25,8 @@ class TokenBatch:
     maskable: Tensor | None = None
     """(B, L) bool, False where a token is given or padding; None means everywhere."""
     attention_mask: Tensor | None = None
-    """(B, L) bool, False where a token is padding that must not be attended to; None means everywhere."""
+    """(B, L) bool, False where a token is padding that must not be attended to; None means everywhere. Or integers, the
+    numbers of documents that attend to themselves alone, 0 for padding."""
 
     def __len__(self) -> int:
         """The number of rows, B."""
@@ -39,7 +40,19 @@ class TokenBatch:
     @property
     def is_given(self) -> Tensor:
         """The tokens (B, L) bool that are never masked and are not padding, those of a prompt for example."""
-        return ~self.is_maskable if self.attention_mask is None else ~self.is_maskable & self.attention_mask
+        return ~self.is_maskable if self.attention_mask is None else ~self.is_maskable & (self.attention_mask != 0)
+
+    @property
+    def is_within_documents(self) -> bool:
+        """Whether attention stays within each document."""
+        return self.attention_mask is not None and self.attention_mask.dtype != torch.bool
+
+    def within_documents(self, end_id: int) -> Self:
+        """Return the batch with attention within each document, which ends with its EOS (`end_id`)."""
+        numbers = document_numbers(self.x_0, end_id)
+        if self.attention_mask is not None:
+            numbers = numbers.masked_fill(self.attention_mask == 0, 0)
+        return replace(self, attention_mask=numbers)
 
     def rows(self, index: slice | Tensor) -> Self:
         return self._map(lambda tensor: tensor[index])
@@ -57,10 +70,10 @@ class TokenBatch:
 
     @property
     def needed_attention_mask(self) -> Tensor | None:
-        """The attention mask, or None without padding: attention is faster without a mask. This waits for the
-        device."""
+        """The attention mask, or None without padding and documents: attention is faster without a mask. This waits for
+        the device."""
         mask = self.attention_mask
-        return None if mask is None or bool(mask.all()) else mask
+        return None if mask is None or (not self.is_within_documents and bool(mask.all())) else mask
 
     def twice(self) -> Self:
         """Return the batch with all its rows repeated once."""
@@ -74,8 +87,22 @@ class TokenBatch:
         return type(self)(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
 
+def document_numbers(ids: Tensor, end_id: int) -> Tensor:
+    """Number the documents in windows of ids (B, L) from 1: (B, L) int32, for each token that of its document.
+
+    A document ends with its EOS (`end_id`). The first and the last of a window may be parts of one.
+    """
+    is_end = (ids == end_id).int()
+    return is_end.cumsum(1, dtype=torch.int32) - is_end + 1
+
+
 DrawBatch = Callable[[int, Generator], TokenBatch]
 """A function `draw(n_before, generator)`: the batch after `n_before` samples, the same whenever it is asked for."""
+
+
+def drawn_within_documents(draw: DrawBatch, end_id: int) -> DrawBatch:
+    """Make a source of the same batches, with attention within each document (`TokenBatch.within_documents`)."""
+    return lambda n_before, generator: draw(n_before, generator).within_documents(end_id)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class ExactNll:
     seconds: float
     options: dict[str, Any]
     """The parameters of the policy."""
+    within_documents: bool = False
+    """Whether attention stayed within each document of a window."""
 
     def with_error(self, digits: int) -> str:
         """Write the mean and its standard error for people."""
@@ -128,6 +130,7 @@ def measure_exact_nll(
         nfe_per_window=scored.nfe_per_window,
         seconds=scored.seconds,
         options={field.name: getattr(options, field.name) for field in fields(PolicyOptions)},
+        within_documents=windows.is_within_documents,
     )
 
 

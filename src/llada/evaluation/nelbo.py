@@ -61,6 +61,8 @@ class Nelbo:
     seconds: float
     is_exact: bool = False
     """Whether it is not a bound, but the negative log-likelihood itself."""
+    within_documents: bool = False
+    """Whether attention stayed within each document of a window."""
     by_t: tuple[AtTime, ...] = ()
 
     @property
@@ -191,6 +193,7 @@ def estimate_nelbo(
         tokens_scored=int(windows.is_maskable.sum()),
         seconds=time.perf_counter() - start,
         is_exact=nll.is_causal,
+        within_documents=windows.is_within_documents,
         by_t=() if nll.is_causal else _by_time(bounds),
     )
 

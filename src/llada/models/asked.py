@@ -59,6 +59,14 @@ def asked_at(positions: Tensor) -> Asked | None:
     return Asked(places, is_asked.flatten().nonzero()[:, 0])
 
 
+def queries_at(mask: Tensor | None, asked: Asked | None) -> Tensor | None:
+    """The part of an attention mask or bias (B or 1, 1, L, L) that belongs to the asked queries, (B, 1, Q, L); one that
+    is alike for all queries, (B, 1, 1, L), stays as it is."""
+    if mask is None or asked is None or mask.shape[2] == 1:
+        return mask
+    return asked.of(mask[:, 0].expand(len(asked.places), -1, -1))[:, None]
+
+
 def at(x: Tensor, asked: Asked | None) -> Tensor:
     """What stands in x (B, L, ...) at the places (B, Q, ...); all of it if there are none."""
     return x if asked is None else asked.of(x)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from llada.models.asked import Asked, asked_at
+from llada.models.documents import one_document
 from llada.models.llada import RotaryNetwork
 from llada.models.predictor import MaskPredictor
 
@@ -145,9 +146,9 @@ class BlockCachedPredictor:
         rows = self.model.checked_rows(x_t)
         if not positions.any():
             return self.model(x_t, attention_mask=attention_mask, positions=positions)
-        tokens = rows if attention_mask is None else rows.masked_fill(~attention_mask.bool(), PADDING)
+        mask = one_document(attention_mask)
+        tokens = rows if mask is None else rows.masked_fill(~mask, PADDING)
         kept, is_valid = self._found(tokens, positions)
-        mask = None if attention_mask is None else attention_mask.bool()
         if not bool(is_valid.any()):
             kept = self._started(tokens, positions)
             features = self._features(rows, mask, positions, _Pass(kept, None, None))

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.asked import Asked, at
+from llada.models.asked import Asked, at, queries_at
+from llada.models.documents import bias_of, key_mask, numbers_of
 from llada.models.embedding import DeterministicEmbedding
+from llada.models.llada import matmul_dtype
 from llada.models.parts import Parts
 
 INIT_STD = 0.02  # BERT's and GPT-2's
@@ -70,7 +72,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
         """Apply the layer to the residual stream; returns (B, L, D), or (B, Q, D) where it is asked.
 
-        `attention_mask` (B, 1, 1 or L, L) is False where a key is hidden.
+        `attention_mask` (B, 1, 1 or L, L) is False where a key is hidden, or a bias that hides it.
         """
         x = at(x, asked) + self._drop(self.attend(self.attention_norm(x), attention_mask, asked))
         return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
@@ -78,8 +80,7 @@ class EncoderLayer(nn.Module):
     def attend(self, h: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
         q, k, v = self.qkv(h).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (at(q, asked), k, v))
-        if asked is not None and attention_mask is not None and attention_mask.shape[2] > 1:  # a row for each query
-            attention_mask = asked.of(attention_mask[:, 0].expand(len(h), -1, -1))[:, None]
+        attention_mask = queries_at(attention_mask, asked)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
@@ -123,22 +124,30 @@ class Encoder(nn.Module):
     def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
         """Compute the output of the last layer, (B, L, D), or (B, Q, D) where it is asked.
 
-        `attention_mask` (B, L) is 0 where a key is padding.
+        `attention_mask` (B, L) is 0 where a key is padding, or holds the numbers of documents (models/documents.py).
         """
         if rows.shape[1] > self.config.max_sequence_length:
             raise ValueError(f"{rows.shape[1]} tokens do not fit {self.config.max_sequence_length} learned positions")
-        key_mask = None if attention_mask is None else _mask_keys(attention_mask)
+        documents = numbers_of(attention_mask)
+        mask = None if attention_mask is None else _mask_keys(attention_mask)
         if self.config.is_causal:
-            rows, key_mask = self._shifted(rows), _mask_later_keys(rows.shape[1], key_mask, rows.device)
+            rows, mask = self._shifted(rows, documents), _mask_later_keys(rows.shape[1], mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
         x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
+        if documents is not None and mask is not None:  # once; torch would make a bias in each layer
+            mask = bias_of(mask, matmul_dtype(x))
         for depth, layer in enumerate(self.layers, start=1):
-            x = layer(x, key_mask, asked if depth == len(self.layers) else None)
+            x = layer(x, mask, asked if depth == len(self.layers) else None)
         return self.output_norm(x)
 
-    def _shifted(self, rows: Tensor) -> Tensor:
-        """Move each token to the place of the next one, and put MASK, which no text contains, before the first."""
-        return F.pad(rows[:, :-1], (1, 0), value=self.config.mask_token_id)
+    def _shifted(self, rows: Tensor, documents: Tensor | None) -> Tensor:
+        """Move each token to the place of the next one, and put MASK, which no text contains, before the first of the
+        sequence, or of each document."""
+        shifted = F.pad(rows[:, :-1], (1, 0), value=self.config.mask_token_id)
+        if documents is None:
+            return shifted
+        is_first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+        return shifted.masked_fill(is_first, self.config.mask_token_id)
 
     def head(self, features: Tensor) -> Tensor:
         """Compute logits (..., V) from features (..., D)."""
@@ -149,18 +158,20 @@ class Encoder(nn.Module):
 
 
 def _mask_keys(attention_mask: Tensor) -> Tensor:
-    """Return a mask (B, 1, 1, L) bool; a row in which every key is padding attends to all of them instead of becoming
-    NaN."""
-    is_text = attention_mask.bool()
-    return (is_text | ~is_text.any(dim=1, keepdim=True))[:, None, None, :]
+    """Return a mask (B, 1, 1 or L, L) bool; a row in which every key is padding attends to all of them instead of
+    becoming NaN."""
+    has_text = attention_mask.bool().any(dim=1)
+    return key_mask(attention_mask) | ~has_text[:, None, None, None]
 
 
-def _mask_later_keys(length: int, key_mask: Tensor | None, device: torch.device) -> Tensor:
-    """Return a mask (B or 1, 1, L, L) bool: keys up to the query's place, of those that `key_mask` (B, 1, 1, L) leaves.
+def _mask_later_keys(length: int, mask: Tensor | None, device: torch.device) -> Tensor:
+    """Return a mask (B or 1, 1, L, L) bool: keys up to the query's place, of those of `mask` (B, 1, 1 or L, L).
 
-    Keys are shifted by one: place i holds token i - 1, and so its padding is that of token i - 1.
+    Keys are shifted by one: place i holds token i - 1, and so its padding is that of token i - 1. The first place of a
+    document holds MASK, so there each place belongs to the document of its own token.
     """
     earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-    if key_mask is None:
+    if mask is None:
         return earlier
-    return earlier & (F.pad(key_mask[..., :-1], (1, 0), value=True))
+    is_for_documents = mask.shape[2] > 1
+    return earlier & (mask if is_for_documents else F.pad(mask[..., :-1], (1, 0), value=True))

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.asked import Asked, KeptKeys, at
+from llada.models.asked import Asked, KeptKeys, at, queries_at
+from llada.models.documents import bias_of, key_mask
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.parts import Parts
 
@@ -143,14 +144,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turn_heads(x.float(), cos, sin).to(x.dtype)
 
 
-def key_bias(attention_mask: Tensor) -> Tensor:
-    """Additive fp32 bias (B, 1, 1, L) that hides the keys where `attention_mask` (B, L) is 0.
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matmuls with x are computed: autocast's, or that of x."""
+    kind = "cpu" if x.is_meta else x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
-    It is finite, so that a row in which every key is padding attends evenly instead of becoming NaN, as in the official
-    code.
-    """
-    hidden = ~attention_mask.bool()[:, None, None, :]
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)
+
+def key_bias(attention_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Additive bias that hides keys: (B, 1, 1, L), those where `attention_mask` (B, L) is 0, or (B, 1, L, L), those of
+    other documents, if it holds the numbers of documents."""
+    return bias_of(key_mask(attention_mask), dtype)
 
 
 def at_queries(rotary: tuple[Tensor, Tensor], asked: Asked | None) -> tuple[Tensor, Tensor]:
@@ -173,7 +176,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         bias: result of `key_bias`, added to the scores; head j uses key-value head j // (H / K).
     """
-    if bias is not None:  # cast to the matmuls' type, in which fp32's lowest number would become -inf
+    if bias is not None and bias.dtype != q.dtype:  # in which fp32's lowest number would become -inf
         bias = bias.to(q.dtype).clamp(min=torch.finfo(q.dtype).min)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2).flatten(2)
@@ -249,7 +252,7 @@ class TransformerLayer(nn.Module):
         v = split_heads(self.v_proj(h), self.kv_heads)
         if merge is not None:
             k, v = merge(k, v)
-        return self.attn_out(attention(q, k, v, bias))
+        return self.attn_out(attention(q, k, v, queries_at(bias, asked)))
 
 
 class Transformer(nn.Module):
@@ -322,12 +325,13 @@ class RotaryNetwork(nn.Module):
 
         Args:
             rows: (B, L) token rows.
-            attention_mask: (B, L), 0 where a key is padding.
+            attention_mask: (B, L), 0 where a key is padding, or the numbers of documents (models/documents.py).
             kept: keys and values of positions that are not computed anew; `asked` then counts the fed ones only.
         """
         x = self.embedding(rows)
         rotary = self.rotary(x)
-        bias = None if attention_mask is None else key_bias(attention_mask)
+        # In the matmuls' type from the start, so that the layers share one that may be (B, 1, L, L).
+        bias = None if attention_mask is None else key_bias(attention_mask, matmul_dtype(x))
         if kept is not None:
             x, rotary = at(x, kept.fed), at_queries(rotary, kept.fed)
         for depth, layer in enumerate(self.layers):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.asked import Asked, at
+from llada.models.asked import Asked, at, queries_at
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import (
     LLaDAConfig,
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         q, k = turn_heads(q, *at_queries(rotary, asked)).to(v.dtype), turn_heads(k, *rotary).to(v.dtype)
         if merge is not None:
             k, v = merge(k, v)
-        return self.o_proj(attention(q, k, v, bias))
+        return self.o_proj(attention(q, k, v, queries_at(bias, asked)))
 
 
 class GatedMLP(nn.Module):

@@ -20,9 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada.models.asked import Asked, at
+from llada.models.asked import Asked, at, queries_at
+from llada.models.documents import attends, numbers_of
 from llada.models.embedding import DeterministicEmbedding
-from llada.models.llada import at_queries, init_normal, key_bias, rotary_table, split_heads, turn
+from llada.models.llada import (
+    at_queries,
+    init_normal,
+    key_bias,
+    matmul_dtype,
+    rotary_table,
+    split_heads,
+    turn,
+)
 from llada.models.parts import Parts
 
 NEIGHBOURS = ((-1, 1), (-2, -1), (1, 2))
@@ -104,30 +113,34 @@ def normed(x: Tensor) -> Tensor:
     return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
-def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matmuls with x are computed: autocast's, or that of x."""
-    kind = "cpu" if x.is_meta else x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
 def pair_keys(rows: Tensor, attention_mask: Tensor | None, config: LocalConfig) -> list[Tensor]:
-    """For each pair of `NEIGHBOURS`, the row (B, L) of its embedding; edges and padding count as one more token.
+    """For each pair of `NEIGHBOURS`, the row (B, L) of its embedding; edges, padding and other documents count as one
+    more token.
 
     Args:
         rows: (B, L) token rows.
-        attention_mask: (B, L) bool, False where a token is padding; None means everywhere.
+        attention_mask: (B, L) bool, False where a token is padding, or numbers of documents; None means everywhere.
     """
     edge, reach = config.vocab_size, max(abs(place) for pair in NEIGHBOURS for place in pair)
     if attention_mask is not None:
-        rows = rows.masked_fill(~attention_mask, edge)
-    padded, length = F.pad(rows, (reach, reach), value=edge), rows.shape[1]
+        rows = rows.masked_fill(attention_mask == 0, edge)
+    padded, length, documents = F.pad(rows, (reach, reach), value=edge), rows.shape[1], numbers_of(attention_mask)
 
     def at(place: int) -> Tensor:
-        return padded[:, reach + place : reach + place + length]
+        neighbours = padded[:, reach + place : reach + place + length]
+        return neighbours if documents is None else neighbours.where(_is_within(documents, place), edge)
 
     if config.n_pairs == (edge + 1) ** 2:
         return [at(left) * (edge + 1) + at(right) for left, right in NEIGHBOURS]
     return [(at(left) * PRIME + at(right)) % config.n_pairs for left, right in NEIGHBOURS]
+
+
+def _is_within(documents: Tensor, place: int) -> Tensor:
+    """Whether the neighbour at this relative position belongs to a token's own document, (B, L) bool; beyond the edges
+    there are none."""
+    length, reach = documents.shape[1], abs(place)
+    neighbours = F.pad(documents, (reach, reach))[:, reach + place : reach + place + length]
+    return attends(documents, neighbours)
 
 
 class Scores(torch.autograd.Function):
@@ -174,6 +187,7 @@ class NearMixing(nn.Module):
     """A depthwise convolution over neighbouring tokens, from (B, L, D) to (B, L, D); it starts as the identity.
 
     It is written as a sum of shifted terms, which the compiler fuses into one pass; `nn.Conv1d` would transpose twice.
+    Where numbers of documents (B, L) are given, neighbours in other documents contribute zeros.
     """
 
     def __init__(self, width: int, taps: int) -> None:
@@ -182,12 +196,17 @@ class NearMixing(nn.Module):
         with torch.no_grad():
             self.weight[taps // 2] = 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
         taps, length = len(self.weight), x.shape[1]
         padded, weight = F.pad(x, (0, 0, taps // 2, taps // 2)), self.weight.to(x.dtype)
-        result = padded[:, :length] * weight[0]
+
+        def term(tap: int) -> Tensor:
+            part = padded[:, tap : tap + length] * weight[tap]
+            return part if documents is None else part * _is_within(documents, tap - taps // 2)[..., None]
+
+        result = term(0)
         for tap in range(1, taps):
-            result = result + padded[:, tap : tap + length] * weight[tap]
+            result = result + term(tap)
         return result
 
 
@@ -230,14 +249,14 @@ class LocalLayer(nn.Module):
         Args:
             x, embedded: the residual stream and its initial value, (B, L, D).
             first_values: values of the first layer with attention, (B, H, L, C); None up to that layer itself.
-            attention_mask: (B, L) bool, False where a token is padding.
+            attention_mask: (B, L) bool, False where a token is padding, or numbers of documents.
             asked: where the residual stream is wanted, if not everywhere.
 
         Returns:
             The residual stream, (B, L, D) or (B, Q, D), and the values of the first layer with attention.
         """
         x, h = self.enter(x, embedded, attention_mask)
-        h = self.near(h)
+        h = self.near(h, numbers_of(attention_mask))
         if not self.attends:
             return at(x, asked) + self.feed_forward(at(h, asked)), first_values
         # In this order, which is the one that autograd adds gradients up in.
@@ -248,14 +267,14 @@ class LocalLayer(nn.Module):
         first_values = v if first_values is None else first_values
         v = self.mix_values(v, first_values)
         q, k = self.turn_queries(q, at_queries(rotary, asked)), turn(normed(k), *rotary)
-        return self.attend_and_feed(at(x, asked), q, k, v, attention_mask), first_values
+        return self.attend_and_feed(at(x, asked), q, k, v, attention_mask, asked), first_values
 
     def enter(self, x: Tensor, embedded: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream with its share of the embedding, and what the convolution reads, both (..., D)."""
         x = x * self.stream_share.to(x.dtype) + embedded * self.embedding_share.to(x.dtype)
         h = normed(x)
         if attention_mask is not None:  # padding contributes zeros, like positions beyond the edges
-            h = h * attention_mask[..., None]
+            h = h * attention_mask.bool()[..., None]
         return x, h
 
     def mix_values(self, v: Tensor, first_values: Tensor) -> Tensor:
@@ -267,9 +286,12 @@ class LocalLayer(nn.Module):
         cos, sin = (part if part.dim() == 2 else part[:, None] for part in rotary)
         return turn(normed(q), cos, sin) * self.sharpness.to(q.dtype)
 
-    def attend_and_feed(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def attend_and_feed(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
         """The residual stream x (B, L, D) of the queries after the rest of a layer that attends."""
-        x = x + self.attn_out(attend(q, k, v, None if attention_mask is None else key_bias(attention_mask)))
+        bias = None if attention_mask is None else key_bias(attention_mask)
+        x = x + self.attn_out(attend(q, k, v, queries_at(bias, asked)))
         return x + self.feed_forward(normed(x))
 
     def feed_forward(self, h: Tensor) -> Tensor:
@@ -315,9 +337,10 @@ class Local(nn.Module):
     def features(self, rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
         """Compute the last layer's normed output, (B, L, D), or (B, Q, D) where it is asked.
 
-        `attention_mask` (B, L) is 0 where a token is padding.
+        `attention_mask` (B, L) is 0 where a token is padding, or holds the numbers of documents (models/documents.py).
         """
-        attention_mask = None if attention_mask is None else attention_mask.bool()
+        if attention_mask is not None and numbers_of(attention_mask) is None:
+            attention_mask = attention_mask.bool()
         x = embedded = self.embed(rows, attention_mask)
         rotary, first_values = self.rotary(x), None
         for depth, layer in enumerate(self.layers, start=1):

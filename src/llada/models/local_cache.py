@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada.models.asked import ROWS_ALIKE, Asked, asked_at, round_up
+from llada.models.documents import one_document
 from llada.models.llada import at_queries, split_heads, turn
 from llada.models.local import NEIGHBOURS, Local, LocalLayer, normed
 from llada.models.predictor import MaskPredictor
@@ -68,7 +69,8 @@ class CachedPredictor:
         if x_t.numel() < FEWEST or not positions.any():
             return self.model(x_t, attention_mask=attention_mask, positions=positions)
         rows = self.model.checked_rows(x_t)
-        mask = None if attention_mask is None else attention_mask.bool().clone()  # the caller's may change
+        mask = one_document(attention_mask)
+        mask = None if mask is None else mask.clone()  # the caller's may change
         kept = self._updated(rows, mask)
         features = self._last_layer(kept, asked)
         return self.model.head(features.flatten(0, 1)[positions.flatten()] if asked is None else asked.only(features))

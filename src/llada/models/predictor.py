@@ -27,7 +27,8 @@ class PredictAt(Protocol):
 
         Args:
             x_t: (B, L) token ids.
-            attention_mask: (B, L) bool, False where a token is padding; None if there is none.
+            attention_mask: (B, L) bool, False where a token is padding, or integers, the numbers of the documents
+                (models/documents.py); None if there are neither.
             positions: (B, L) bool.
         """
 
@@ -58,7 +59,8 @@ class MaskPredictor(nn.Module):
 
         Args:
             x_t: (B, L) token ids.
-            attention_mask: (B, L), 0 where a token is padding that must not be attended to.
+            attention_mask: (B, L), 0 where a token is padding that must not be attended to. Other integers are the
+                numbers of documents, each of which attends to itself alone (models/documents.py).
             positions: the head is computed at these positions alone; with LLaDA's vocabulary of 126,464, the logits of
                 all positions would outweigh the rest of the network. Either (B, L) bool, or (N,) indices b L + i, which
                 spare a GPU's host the wait until it knows how many they are.

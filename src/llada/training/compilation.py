@@ -28,7 +28,8 @@ GAIN = "1.3 to 2.5 times"
 
 
 class CompiledFeatures:
-    """The features of a network, which for rows of exactly one shape (B, L) without padding are compiled ones.
+    """The features of a network, which for rows of exactly one shape (B, L) without padding are compiled ones: without
+    an attention mask, or with the numbers of their documents.
 
     Not the head: the number of masked tokens, of which alone it makes logits, is another one at every step.
     """
@@ -39,14 +40,23 @@ class CompiledFeatures:
         self.toolchain: Toolchain | None = None
 
     def compile(
-        self, rows: Tensor, preferred: ToolchainName | None = None, say: Callable[[str], None] = lambda sentence: None
+        self,
+        rows: Tensor,
+        documents: Tensor | None = None,
+        preferred: ToolchainName | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> bool:
-        """Compile for rows (B, L) like these, check the code, and use it from now on; False if none is right."""
+        """Compile for rows (B, L) like these, check the code, and use it from now on; False if none is right.
+
+        Args:
+            documents: (B, L) numbers of the documents, if attention stays within them.
+        """
         start = time.perf_counter()
         arguments: dict[str, Any] = {"rows": rows.tolist(), "bf16": self.precision.dtype == torch.bfloat16}
         arguments |= {"config": config_to_json(self.network.config), "mask_row": self.network.config.mask_token_id}
+        arguments["documents"] = None if documents is None else documents.tolist()
         recipe = Recipe("llada.training.compilation:random_subject", arguments)
-        subject = features_subject(self.network, rows, self.precision)
+        subject = features_subject(self.network, rows, documents, self.precision)
         found = compile_checked(subject, recipe, self.device, preferred, say)
         seconds = time.perf_counter() - start
         if found is None:
@@ -56,19 +66,20 @@ class CompiledFeatures:
             )
             return False
         self.toolchain = found.toolchain
-        self._use(found.function, tuple(rows.shape))
+        self._use(found.function, tuple(rows.shape), None if documents is None else documents.dtype)
         say(f"Compiled by {found.toolchain} in {seconds:.0f} s: {found.finding.reason}.")
         return True
 
-    def _use(self, compiled: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    def _use(self, compiled: Callable[..., Tensor], shape: tuple[int, ...], mask_dtype: torch.dtype | None) -> None:
         network, plain = self.network, self.plain
 
         def features(rows: Tensor, attention_mask: Tensor | None = None, asked: Asked | None = None) -> Tensor:
-            is_usual = attention_mask is None and asked is None and rows.shape == shape
+            dtype = None if attention_mask is None else attention_mask.dtype
+            is_usual = dtype == mask_dtype and asked is None and rows.shape == shape
             if is_usual and network.training and torch.is_grad_enabled():
                 # Code that was not checked, because torch finds that something changed, would not be right enough.
                 with torch.compiler.set_stance("eager_on_recompile"):
-                    return compiled(rows)
+                    return compiled(rows) if attention_mask is None else compiled(rows, attention_mask)
             return plain(rows, attention_mask, asked)
 
         network.features = features  # type: ignore[method-assign]
@@ -88,11 +99,11 @@ class CompiledFeatures:
         self.network.features = self.plain  # type: ignore[method-assign]
 
 
-def features_subject(network: Network, rows: Tensor, precision: Precision) -> Subject:
-    """What of a network in training mode is compiled, with rows (B, L) to try it on."""
+def features_subject(network: Network, rows: Tensor, documents: Tensor | None, precision: Precision) -> Subject:
+    """What of a network in training mode is compiled, with rows (B, L), and their documents, to try it on."""
     return Subject(
         network.features,
-        (rows,),
+        (rows,) if documents is None else (rows, documents),
         dict(network.named_parameters()),
         context=lambda: precision.autocast(rows.device),
         autocast=precision.dtype if precision.dtype == torch.bfloat16 else None,
@@ -100,9 +111,16 @@ def features_subject(network: Network, rows: Tensor, precision: Precision) -> Su
     )
 
 
-def random_subject(config: Mapping[str, Any], mask_row: int, rows: Sequence[Sequence[int]], bf16: bool) -> Subject:
+def random_subject(
+    config: Mapping[str, Any],
+    mask_row: int,
+    rows: Sequence[Sequence[int]],
+    bf16: bool,
+    documents: Sequence[Sequence[int]] | None = None,
+) -> Subject:
     """The same of a network with random weights, made from what JSON can hold, in a process of its own."""
     torch.manual_seed(0)
     network = build_network(config_from_json(config, mask_row)).train()
     precision = Precision(torch.bfloat16 if bf16 else torch.float32, "as in the run")
-    return features_subject(network, torch.tensor(rows), precision)
+    numbers = None if documents is None else torch.tensor(documents, dtype=torch.int32)
+    return features_subject(network, torch.tensor(rows), numbers, precision)

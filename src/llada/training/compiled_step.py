@@ -36,8 +36,10 @@ class CompiledSteps:
 
     def compile(self, preferred: ToolchainName | None) -> None:
         """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""
-        rows = self.steps.model.rows(self.steps.usual_batch()).to(self.steps.device)
-        self.is_compiled = self.compiled.compile(rows, preferred, self._say)
+        x_t, documents = self.steps.usual_batch()
+        rows, device = self.steps.model.rows(x_t), self.steps.device
+        documents = None if documents is None else documents.to(device)
+        self.is_compiled = self.compiled.compile(rows.to(device), documents, preferred, self._say)
         if self.steps.group.is_any(not self.is_compiled):  # all compute with the same code
             self.compiled.stop_using()
             self.is_compiled = False

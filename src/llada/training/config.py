@@ -203,6 +203,10 @@ class TrainConfig(Checked):
             is_given = getattr(self.data, name) != getattr(DataOptions, name)
             yield is_given and not has_dialogues, f"`{name}` is for dialogues: add `chat=FILE`."
         yield (
+            has_dialogues and self.data.within_documents,
+            "A dialogue is a sequence of its own: leave out `within_documents`.",
+        )
+        yield (
             has_dialogues and bool(self.compile),
             "Dialogues have another length at every step, so nothing can be compiled: leave out `compile`.",
         )

@@ -24,6 +24,9 @@ class DataOptions(Checked):
     they are."""
     sequence_length: Annotated[int, AT_LEAST_1] = 256
     """Number of tokens in a random window; stored sequences have their own length."""
+    within_documents: bool = False
+    """Keep attention within each document, where a window or a stored sequence holds several; a document ends with its
+    EOS. Costs time and memory for a mask of all pairs of positions."""
     chat: Path | None = None
     """File of dialogues to train on instead of a text; only their answers are learned. It holds JSON objects (one a
     line, in an array, or over several lines) or is a Parquet file; each dialogue has "messages" ("conversations"),

@@ -14,6 +14,7 @@ from llada.data.batches import (
     Numbered,
     TokenBatch,
     answers,
+    drawn_within_documents,
     pad_answers,
     random_windows,
     stored_sequences,
@@ -106,6 +107,9 @@ class TextSource:
             data.tokens("val"), plan.length, data.tokenizer.eos_id, config.evaluation_windows
         )
         self.windows = TokenBatch(windows, places)
+        if config.data.within_documents:
+            self.draw = drawn_within_documents(self.draw, data.tokenizer.eos_id)
+            self.windows = self.windows.within_documents(data.tokenizer.eos_id)
 
     def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
         return estimate_nelbo(nll, self.windows, _bound_options(self.plan))

@@ -68,6 +68,7 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     table.add_row(*_data_in_words(plan))
     at_most = "at most " if isinstance(plan.data, Answers) else ""
     step = f"{config.sequences_per_step} sequences of {at_most}{plan.length} tokens, {_noise_in_words(plan)}"
+    step += ", attention within documents" if config.data.within_documents else ""
     table.add_row("a step", step)
     if plan.processes > 1 or config.accumulate > 1:
         table.add_row("", f"in {plan.share.in_words}")
@@ -203,6 +204,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         bf16_weights=config.weights == "bf16",
         moment_bytes=MOMENT_BYTES[config.optimizer.optimizer_state],
         logits_at_once=LOGITS_AT_ONCE,
+        within_documents=config.data.within_documents,
     )
 
 

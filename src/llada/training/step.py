@@ -138,14 +138,18 @@ class Steps:
         """How many samples the run had drawn before a step, which may be one that is done already."""
         return max(0, self.progress.samples + (step - self.progress.step) * self.config.distinct_sequences)
 
-    def usual_batch(self) -> Tensor:
-        """Noisy ids (B, L) of the first step that is not cut to a random length."""
-        shape = (self.share.batch_size, self.plan.length)
+    def usual_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Noisy ids (B, L) of the first step that is not cut to a random length, and the numbers of their documents if
+        attention stays within them."""
+        shape, is_within = (self.share.batch_size, self.plan.length), self.config.data.within_documents
         for step in range(LONGEST_SEARCH):
-            x_t = self.make_batch(step)[1].x_t[: shape[0]]
-            if x_t.shape == shape:
-                return x_t
-        return torch.full(shape, self.plan.data.tokenizer.mask_id)  # nearly every step is cut
+            batch, noisy = self.make_batch(step)
+            batch, noisy = batch.rows(slice(shape[0])), noisy.rows(slice(shape[0]))
+            if noisy.x_t.shape == shape:
+                return noisy.x_t, batch.attention_mask if is_within else None
+        # Nearly every step is cut.
+        x_t = torch.full(shape, self.plan.data.tokenizer.mask_id)
+        return x_t, torch.ones(shape, dtype=torch.int32) if is_within else None
 
     def gradients(self, step: int, by_time: LossByTime, may_leave: bool = False) -> Gradients:
         """Put the gradients of a step, clipped, into the weights. Nothing else of the run changes.
