@@ -105,8 +105,8 @@ class DataOptions(Checked):
             texts = [text_for(tokenizer, text) for text in texts]
         if len(texts) == 1:
             return texts[0]
-        parts = "rows" if self.windows == "stored" else "tokens"
-        sizes = [len(text.rows["train"] if parts == "rows" else text.tokens("train")) for text in texts]
+        is_stored = self.windows == "stored"
+        sizes = (len(text.rows["train"]) if is_stored else len(text.tokens("train")) for text in texts)
         mixture = Mixture(self.data_dir, tuple(texts), self.data_weights or tuple(sizes))
         if is_checked:
             mixture.check_same_tokens()
