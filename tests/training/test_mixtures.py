@@ -251,7 +251,7 @@ def test_mixtures_from_the_command_line(llada: RunCommand, mixed_run: TrainConfi
     train = ["train", "--preset", "llada", *small, "--warmup_steps", 1, "--output_dir", tmp_path / "run"]
     dry = llada(*train, "--data_dir", first, second, "--data_weights", 3, 1, "--dry_run")
     assert dry.code == 0
-    assert "75.0% of" in dry.err
+    assert "75.0% of the sequences" in dry.err
     prepare(Corpus("other letters", "file", "made up"), tmp_path / "alien", 4)
     assert_one_sentence(llada(*train, "--data_dir", first, tmp_path / "alien"), str(first), "alien", "--tokenizer")
     assert_one_sentence(llada(*train, "--data_dir", first, second, first), "twice", "--data_weights")

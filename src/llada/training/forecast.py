@@ -331,7 +331,8 @@ def _data_in_words(plan: RunPlan) -> list[tuple[str, str]]:
 def _part_in_words(plan: RunPlan, data: Mixture, number: int) -> str:
     """What one folder of a mixture is, and how often the run goes through it."""
     text, share = data.texts[number], data.interleaving.shares[number]
-    words = f"{share:.1%} of {len(text.tokens('train')):,} {data.tokenizer.unit}s, {data.folders[number]}"
+    words = f"{data.folders[number]}: {share:.1%} of the sequences, from {len(text.tokens('train')):,} "
+    words += f"{data.tokenizer.unit}s"
     if plan.total_steps is None:
         return words
     rows = share * plan.total_steps * plan.config.distinct_sequences
