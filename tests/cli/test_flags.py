@@ -67,5 +67,12 @@ def test_an_empty_path_is_refused(line: list[str], flag: str) -> None:
 
 def test_other_empty_values_are_taken() -> None:
     """A prompt may be empty, and `--resume` has no value where the run is the default one."""
-    for line in (["--prompt", ""], ["--resume"], ["--resume", "--steps", "3"], [], ["--checkpoint", "."], ["--log", ""]):
+    for line in (
+        ["--prompt", ""],
+        ["--resume"],
+        ["--resume", "--steps", "3"],
+        [],
+        ["--checkpoint", "."],
+        ["--log", ""],
+    ):
         refuse_empty_paths(line)

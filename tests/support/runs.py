@@ -36,7 +36,9 @@ def trainer_of(config: TrainConfig, data: PreparedText | Mixture, resume: bool =
     return Trainer(RunPlan.of(config, data), folder, resume)
 
 
-def train(config: TrainConfig, data: PreparedText | Mixture, resume: bool = False, stop_at: int | None = None) -> Trainer:
+def train(
+    config: TrainConfig, data: PreparedText | Mixture, resume: bool = False, stop_at: int | None = None
+) -> Trainer:
     """Train a run in its folder; with `stop_at`, a SIGINT comes during that step."""
     return run_to(trainer_of(config, data, resume), stop_at)
 

@@ -1,6 +1,7 @@
 """A run on several folders. Letters: B rows of a step, L length."""
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -257,11 +258,17 @@ def test_mixtures_from_the_command_line(llada: RunCommand, mixed_run: TrainConfi
     assert_one_sentence(llada(*train, "--data_dir", first, second, first), "twice", "--data_weights")
     assert_one_sentence(llada(*train, "--data_dir", first, second, "--data_weights", 1, -1), "above 0, not -1")
     assert_one_sentence(llada(*train, "--data_dir", first, ""), "--data_dir has an empty value")
+    lines = [json.dumps({"text": text[start : start + 300]}) for start in range(0, 3000, 300)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    prepare_shards = ["prepare", "--input", tmp_path / "lines.jsonl", "--output_dir", tmp_path / "shards"]
+    made = llada(*prepare_shards, "--tokenizer", first, "--val_share", 0.5, "--processes", 1)
+    assert made.code == 0, made.err
+    second = tmp_path / "shards"
     result = llada(*train, "--data_dir", first, second, "--data_weights", 3, 1)
     assert result.code == 0, result.err
-    assert "(prepared " in result.err
+    assert re.search(r"\(prepared \S+, shards \S+\) nats per character", result.err)
     assert_one_sentence(llada("evaluate", "--checkpoint", tmp_path / "run"), str(first), str(second), "--data_dir")
     assert_one_sentence(llada("train", "--resume", tmp_path / "run", "--steps", 5, "--data_weights", 1, 1), "weights")
     tuned = ["finetune", "--checkpoint", tmp_path / "run", "--windows", "random", *small[6:]]
-    result = llada(*tuned, "--data_dir", second, first, "--output_dir", tmp_path / "tuned")
+    result = llada(*tuned, "--data_dir", first, mixed_run.data.data_dir[1], "--output_dir", tmp_path / "tuned")
     assert result.code == 0, result.err
