@@ -1,15 +1,15 @@
-"""Letters: F folders, W rows of a turn."""
+"""Letters: F folders, I rows that are asked for."""
 
 import random
 
 import numpy as np
 import pytest
 
-from llada.data.interleaving import LONGEST_TURN, Interleaving, whole_parts
+from llada.data.interleaving import LONGEST_PERIOD, Interleaving, whole_parts
 
 
 @pytest.mark.parametrize(
-    ("weights", "turn"),
+    ("weights", "period"),
     [
         ((3, 1, 1), [0, 0, 1, 0, 2]),
         ((1, 1, 1), [0, 1, 2]),
@@ -19,10 +19,10 @@ from llada.data.interleaving import LONGEST_TURN, Interleaving, whole_parts
         ((7,), [0]),
     ],
 )
-def test_a_turn_by_hand(weights: tuple[float, ...], turn: list[int]) -> None:
+def test_a_period_by_hand(weights: tuple[float, ...], period: list[int]) -> None:
     """By releases and deadlines: of (3, 1, 1), for example, those of folder 0 are 0 to 2, 1 to 4 and 3 to 5."""
-    folder, _ = Interleaving(weights).at(np.arange(3 * len(turn)))
-    assert folder.tolist() == 3 * turn
+    folder, _ = Interleaving(weights).at(np.arange(3 * len(period)))
+    assert folder.tolist() == 3 * period
 
 
 def some_weights() -> list[tuple[float, ...]]:
@@ -61,10 +61,10 @@ def test_weights_are_whole_parts() -> None:
     assert whole_parts((2**15, 2**15)) == (1, 1)
 
 
-def test_a_proportion_that_needs_a_long_turn_is_rounded() -> None:
+def test_a_proportion_that_needs_a_long_period_is_rounded() -> None:
     sizes = (1_003_854, 38_123_457, 12)
     parts = whole_parts(sizes)
     assert parts[2] == 1
-    assert abs(sum(parts) - LONGEST_TURN) <= len(sizes)
+    assert abs(sum(parts) - LONGEST_PERIOD) <= len(sizes)
     for part, size in zip(parts, sizes, strict=True):
-        assert abs(part / sum(parts) - size / sum(sizes)) < 2 / LONGEST_TURN
+        assert abs(part / sum(parts) - size / sum(sizes)) < 2 / LONGEST_PERIOD

@@ -1,9 +1,9 @@
 """Which folder of a mixture each row of a run comes from: a function of the row's number alone.
 
-Rows are dealt out in turns that repeat. Within a turn, each folder's rows are spread evenly, so that after any number
-of rows each folder has had its share of them, to within one row.
+The order repeats after a period, within which the rows of each folder are spread evenly, so that after any number of
+rows each folder has had its share of them, to within one row.
 
-Letters: F folders, W rows of a turn, I rows that are asked for.
+Letters: F folders, W rows of a period, I rows that are asked for.
 """
 
 import heapq
@@ -15,7 +15,9 @@ import numpy as np
 
 from llada.data.order import Numbers
 
-LONGEST_TURN = 2**16  # rows: weights are rounded to whole parts of so many, where no shorter turn has their proportion
+LONGEST_PERIOD = (
+    2**16
+)  # rows: weights are rounded to whole parts of so many, where no shorter period has their proportion
 
 
 class Interleaving:
@@ -27,8 +29,8 @@ class Interleaving:
             weights: of the F folders, above 0, in any unit.
         """
         self.parts = whole_parts(weights)
-        """Rows (F,) that each folder has in a turn."""
-        self._folder, self._number = _one_turn(self.parts)
+        """Rows (F,) that each folder has in a period."""
+        self._folder, self._number = _one_period(self.parts)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -37,28 +39,28 @@ class Interleaving:
 
     def at(self, rows: Numbers) -> tuple[Numbers, Numbers]:
         """Return the folder (I,) of each row (I,), and how many rows of that folder come before it (I,)."""
-        turn, place = np.divmod(rows, sum(self.parts))
+        period, place = np.divmod(rows, sum(self.parts))
         folder = self._folder[place].astype(np.int64)
-        return folder, turn * np.array(self.parts)[folder] + self._number[place]
+        return folder, period * np.array(self.parts)[folder] + self._number[place]
 
 
 def whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
     """Return the smallest whole numbers (F,) in the proportion of these weights, taken as they are written in decimals.
 
-    If their sum would be above `LONGEST_TURN`, they are rounded to parts of so many, each to 1 or more.
+    If their sum would be above `LONGEST_PERIOD`, they are rounded to parts of so many, each to 1 or more.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     unit = math.lcm(*(weight.denominator for weight in exact))
     parts = [int(weight * unit) for weight in exact]
     total = sum(parts)
-    if total // math.gcd(*parts) > LONGEST_TURN:
-        parts = [max(1, round(Fraction(part * LONGEST_TURN, total))) for part in parts]
+    if total // math.gcd(*parts) > LONGEST_PERIOD:
+        parts = [max(1, round(Fraction(part * LONGEST_PERIOD, total))) for part in parts]
     divisor = math.gcd(*parts)
     return tuple(part // divisor for part in parts)
 
 
-def _one_turn(parts: Sequence[int]) -> tuple[Numbers, Numbers]:
-    """Return the folder (W,) of each row of a turn, and the row's number (W,) within its folder.
+def _one_period(parts: Sequence[int]) -> tuple[Numbers, Numbers]:
+    """Return the folder (W,) of each row of a period, and the row's number (W,) within its folder.
 
     Row j of a folder that has w of the W rows is released at place floor(j W / w), and its deadline is
     ceil((j + 1) W / w): a row within these bounds keeps the folder's count less than 1 away from its share. Of the rows

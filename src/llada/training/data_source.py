@@ -59,7 +59,7 @@ class Source(Protocol):
     random_length: float
     """Share of batches that are cut to a random length."""
     is_periodic: bool
-    """Whether a row's place in the step has to do with what it is."""
+    """Whether what kind of sequence a row is depends on its place in the step."""
     noun: str
     """What the bound is measured on, in the plural."""
     shows: str
@@ -152,7 +152,9 @@ class MixtureSource:
     def estimate_nelbo(self, nll: TokenNll) -> Nelbo:
         """The bounds of the folders, and that of the mixture, which is their mean weighted as the run learns them."""
         options = _bound_options(self.plan)
-        bounds = [estimate_nelbo(nll, windows, options) for windows in self.windows]
+        bounds = [
+            estimate_nelbo(nll, windows, replace(options, seed=number)) for number, windows in enumerate(self.windows)
+        ]
         return mixed_nelbo(dict(zip(self.data.names, bounds, strict=True)), self.data.interleaving.shares)
 
     def sample(self, model: MaskPredictor) -> Sample:
