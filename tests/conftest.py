@@ -40,7 +40,7 @@ def small_run(data: PreparedText, tmp_path: Path) -> TrainConfig:
     """A run of a second."""
     return TrainConfig(
         network=NetworkOptions(d_model=16, n_heads=2, n_layers=1),
-        data=DataOptions(data_dir=data.folder, sequence_length=24),
+        data=DataOptions(data_dir=(data.folder,), sequence_length=24),
         noise=NoiseOptions(complementary=True),
         optimizer=OptimizerOptions(warmup_steps=2),
         output_dir=tmp_path / "run",

@@ -56,6 +56,7 @@ def test_a_flag_without_a_value_is_its_name() -> None:
         (["--checkpoint", ""], "checkpoint"),
         (["--output-dir="], "output_dir"),
         (["--steps", "3", "--resume", ""], "resume"),
+        (["--data_dir", "a", "", "--steps", "3"], "data_dir"),
     ],
 )
 def test_an_empty_path_is_refused(line: list[str], flag: str) -> None:
@@ -66,5 +67,12 @@ def test_an_empty_path_is_refused(line: list[str], flag: str) -> None:
 
 def test_other_empty_values_are_taken() -> None:
     """A prompt may be empty, and `--resume` has no value where the run is the default one."""
-    for line in (["--prompt", ""], ["--resume"], ["--resume", "--steps", "3"], [], ["--checkpoint", "."]):
+    for line in (
+        ["--prompt", ""],
+        ["--resume"],
+        ["--resume", "--steps", "3"],
+        [],
+        ["--checkpoint", "."],
+        ["--log", ""],
+    ):
         refuse_empty_paths(line)

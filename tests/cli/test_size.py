@@ -202,7 +202,7 @@ def test_size_and_train_forecast_the_same_time_for_the_same_options(tmp_path: Pa
     shape = {"d_model": 64, "n_heads": 2, "n_layers": 2, "dropout": 0.1 if network == "encoder" else 0.0}
     plan = RunPlan.of(
         TrainConfig(
-            network=NetworkOptions(network=network, **shape), data=DataOptions(tmp_path, sequence_length=64),  # type: ignore[arg-type]
+            network=NetworkOptions(network=network, **shape), data=DataOptions((tmp_path,), sequence_length=64),  # type: ignore[arg-type]
             batch_size=2, accumulate=3, epochs=7.0, steps=None, device="cpu",
         ),
         data,

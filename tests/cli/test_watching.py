@@ -32,7 +32,7 @@ MASKED = "to <MASK*12>or<MASK>"
 def trained(data: PreparedText, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has hardly learned anything."""
     folder = tmp_path_factory.mktemp("watched") / "run"
-    options = DataOptions(data_dir=data.folder, sequence_length=24)
+    options = DataOptions(data_dir=(data.folder,), sequence_length=24)
     network = NetworkOptions(d_model=16, n_heads=2, n_layers=1)
     config = TrainConfig(network=network, data=options, output_dir=folder, batch_size=4, steps=4, device="cpu")
     train(config, data)

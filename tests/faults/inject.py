@@ -111,7 +111,7 @@ def make_trainer(folder: Path, data: PreparedText) -> Trainer:
     """A run that has checkpoints of the steps 2 and 4, and is at 5."""
     config = TrainConfig(
         network=NetworkOptions(d_model=8, n_heads=1, n_layers=1),
-        data=DataOptions(data.folder, sequence_length=16),
+        data=DataOptions((data.folder,), sequence_length=16),
         optimizer=OptimizerOptions(warmup_steps=2),
         output_dir=folder / "run",
         batch_size=2, steps=4, log_every=1, evaluate_every=2, evaluation_windows=2, device="cpu", precision="fp32",

@@ -90,7 +90,7 @@ def main() -> None:
         data = prepare(Corpus(text, "file", "made up"), Path(name, "data"), 256)
         config = TrainConfig(
             network=NetworkOptions("local", d_model=32, n_heads=2, n_layers=2, table_rows=256),
-            data=DataOptions(data.folder, sequence_length=64),
+            data=DataOptions((data.folder,), sequence_length=64),
             output_dir=Path(name, "run"),
             batch_size=8, steps=None, minutes=minutes, evaluate_every=EVALUATE_EVERY, evaluation_windows=8,
             device="cpu",

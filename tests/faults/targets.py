@@ -65,7 +65,7 @@ class World:
         self.data = self.prepared.folder
         self.run_config = TrainConfig(
             network=NetworkOptions(d_model=16, n_heads=2, n_layers=1), optimizer=OptimizerOptions(warmup_steps=1),
-            data=DataOptions(data_dir=self.data, sequence_length=8), output_dir=self.root / "run",
+            data=DataOptions(data_dir=(self.data,), sequence_length=8), output_dir=self.root / "run",
             batch_size=2, steps=2, evaluation_windows=1, device="cpu", precision="fp32", compile=False,
         )  # fmt: skip
         self.state = self.root / "state"

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from llada.data.batches import TokenBatch
+from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
 from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
@@ -28,14 +29,16 @@ def display(total: int | None = None) -> Display:
     return Display(Console(quiet=True), total)
 
 
-def trainer_of(config: TrainConfig, data: PreparedText, resume: bool = False) -> Trainer:
+def trainer_of(config: TrainConfig, data: PreparedText | Mixture, resume: bool = False) -> Trainer:
     """A run that is about to begin, or to go on, in its folder."""
     folder = RunFolder(config.output_dir)
     folder.start(config)
     return Trainer(RunPlan.of(config, data), folder, resume)
 
 
-def train(config: TrainConfig, data: PreparedText, resume: bool = False, stop_at: int | None = None) -> Trainer:
+def train(
+    config: TrainConfig, data: PreparedText | Mixture, resume: bool = False, stop_at: int | None = None
+) -> Trainer:
     """Train a run in its folder; with `stop_at`, a SIGINT comes during that step."""
     return run_to(trainer_of(config, data, resume), stop_at)
 
@@ -56,7 +59,7 @@ def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:
 
 
 def train_until(
-    config: TrainConfig, data: PreparedText, resume: bool = False, stop_after: int | None = None
+    config: TrainConfig, data: PreparedText | Mixture, resume: bool = False, stop_after: int | None = None
 ) -> Trainer:
     """Train a run in its folder, which is put in order if it goes on; with `stop_after`, it is stopped in that step."""
     if resume:

@@ -135,7 +135,7 @@ def test_a_run_stops_when_its_folder_or_its_data_are_other_ones(
 ) -> None:
     """After step 8; that of step 6 is the last checkpoint, and no folder is made where the run's was."""
     shutil.copytree(data.folder, tmp_path / "data")
-    config = replace(small_run, data=replace(small_run.data, data_dir=tmp_path / "data"))
+    config = replace(small_run, data=replace(small_run.data, data_dir=(tmp_path / "data",)))
     with locked(config.output_dir, inside=True) as lock:
         folder = RunFolder(config.output_dir, lock)
         folder.start(config)

@@ -173,15 +173,18 @@ def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_in_other_ways(
-    llada: RunCommand, data: PreparedText, dialogues: Path, tmp_path: Path
+    llada: RunCommand, data: PreparedText, text: str, dialogues: Path, tmp_path: Path
 ) -> None:
     answers = [*ADAMW, "--accumulate", "2", "--chat", str(dialogues), "--weight_power", "1"]
+    prepare(Corpus(text[: len(text) // 2][::-1], "file", "reversed"), tmp_path / "text", 100)
+    mixture = [*ADAMW, "--complementary", "--data_dir", str(data.folder), str(tmp_path / "text")]
+    mixture += ["--data_weights", "2", "1"]
     alone = tmp_path / "0-alone"
     tuned = ["finetune", "--checkpoint", alone, "--data_dir", data.folder, "--windows", "random", *SMALL[8:]]
     tuned += ["--steps", 3, "--epochs", "None", "--learning_rate", "1e-3", "--output_dir"]
     limited = flags(["--minutes", "0.05", "--evaluate_every", "1000000"], data, tmp_path / "limited", 10**6)
     then = [limited, [*tuned, tmp_path / "tuned", *FSDP], [*tuned, tmp_path / "tuned-too"]]
-    first, second = train_all_ways([*list(WAYS.values())[1:], answers], llada, data, tmp_path, then)
+    first, second = train_all_ways([*list(WAYS.values())[1:], answers, mixture], llada, data, tmp_path, then)
     assert [ended.code for ended in (*first[-3:], *second[-3:])] == [0] * 6, first[-3:]
     assert llada(*tuned, tmp_path / "tuned-alone").code == 0
     for run in ("tuned", "tuned-too"):

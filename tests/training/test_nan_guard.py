@@ -165,7 +165,7 @@ def test_a_single_step_is_left_out_and_counted(small_run: TrainConfig, data: Pre
 def test_after_a_few_the_run_goes_back_and_on_with_other_data(
     windows: Any, small_run: TrainConfig, data: PreparedText, tmp_path: Path
 ) -> None:
-    config = replace(small_run, steps=18, data=DataOptions(data.folder, windows=windows, sequence_length=24))
+    config = replace(small_run, steps=18, data=DataOptions((data.folder,), windows=windows, sequence_length=24))
     plain = trainer_of(replace(config, output_dir=tmp_path / "plain"), data)
     run_to(plain)
     trainer = trainer_of(config, data)

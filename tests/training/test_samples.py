@@ -23,7 +23,7 @@ from tests.support.runs import display, losses, train, weights
 @pytest.fixture
 def stored(small_run: TrainConfig, data: PreparedText) -> TrainConfig:
     """A pass over the stored sequences, 4 at a time."""
-    options = DataOptions(data.folder, windows="stored")
+    options = DataOptions((data.folder,), windows="stored")
     return replace(small_run, data=options, noise=NoiseOptions(), epochs=1.0, steps=None)
 
 

@@ -159,12 +159,14 @@ def test_epochs_count_the_training_text(small_run: TrainConfig, data: PreparedTe
     assert count_steps(random, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 4)
     pairs = replace(small_run, epochs=2, steps=None)
     assert count_steps(pairs, data, 24) == math.ceil(2 * math.ceil(n_tokens / 24) / 2)
-    stored = replace(random, data=DataOptions(data.folder, windows="stored"), epochs=3)
+    stored = replace(random, data=DataOptions((data.folder,), windows="stored"), epochs=3)
     assert count_steps(stored, data, 100) == math.ceil(3 * len(data.rows["train"]) / 4)
 
 
 def test_stored_sequences_train_without_their_padding(small_run: TrainConfig, data: PreparedText) -> None:
-    config = replace(small_run, data=DataOptions(data.folder, windows="stored"), epochs=1.0, steps=None, batch_size=16)
+    config = replace(
+        small_run, data=DataOptions((data.folder,), windows="stored"), epochs=1.0, steps=None, batch_size=16
+    )
     trainer = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir))
     assert trainer.plan.length == 100
     assert trainer.plan.network_config.max_sequence_length == 100

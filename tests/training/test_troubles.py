@@ -51,7 +51,7 @@ def complaint(capsys: pytest.CaptureFixture[str], command: str, *arguments: obje
 def large(small_run: TrainConfig, data: PreparedText) -> RunPlan:
     """A run whose activations with dropout are far larger than its weights."""
     network = NetworkOptions("encoder", d_model=64, n_heads=2, n_layers=8, dropout=0.1)
-    config = replace(small_run, network=network, data=DataOptions(data.folder, sequence_length=512), batch_size=8)
+    config = replace(small_run, network=network, data=DataOptions((data.folder,), sequence_length=512), batch_size=8)
     return RunPlan.of(config, data)
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
     options = [*TINY, "--data_dir", str(data.folder), "--steps", "4", "--evaluation_windows", "2"]
     run = tmp_path / "run"
     run.mkdir()
-    config = TrainConfig(data=DataOptions(data.folder), output_dir=run)
+    config = TrainConfig(data=DataOptions((data.folder,)), output_dir=run)
     (run / "config.json").write_text(json.dumps(config.to_json()))
     assert "start the run again without --resume" in complaint(capsys, "train", "--resume", run)
     with pytest.raises(SystemExit) as exit_:
@@ -185,7 +185,7 @@ def test_slowness_is_explained(large: RunPlan) -> None:
     plain = replace(
         large.config,
         network=NetworkOptions(d_model=512, n_heads=4, n_layers=1),
-        data=DataOptions(large.data.folder, sequence_length=24),
+        data=DataOptions(sequence_length=24),
     )
     reasons = in_flags(" / ".join(reasons_for_slowness(RunPlan.of(plain, large.data))))
     for words in ("--dropout", "attention", "twice"):

@@ -1,7 +1,6 @@
 """Translate the options and commands in sentences of the library, which names them as Python does, into flags."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 from llada.system.errors import UserError, respelled
 
@@ -31,10 +30,13 @@ def refuse_empty_paths(arguments: Sequence[str]) -> None:
     Raises:
         UserError: there is one.
     """
-    for here, after in zip_longest(arguments, arguments[1:]):
-        name, sign, value = here.partition("=")
-        flag = name.removeprefix("--").replace("-", "_")
-        if name.startswith("--") and flag in PATHS and (value if sign else after) == "":
+    flag = ""
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if name.startswith("--"):
+            flag = name.removeprefix("--").replace("-", "_")
+        # A flag may have several values.
+        if flag in PATHS and (argument == "" or (sign and name.startswith("--") and value == "")):
             raise UserError(f"--{flag} has an empty value: name a file or a folder, or leave it out.")
 
 

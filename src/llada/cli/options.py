@@ -137,7 +137,8 @@ def _sentence_of(event: Any, arguments: Sequence[str], names: Sequence[str]) -> 
     flag = _flag(argument, given)
     if getattr(event, "reason", None) == "too_few_values":
         return f"{flag} needs a value"
-    value = f", not {shortened(given[flag], 30)!r}" if flag in given else ""
+    has_several = getattr(argument.lowered, "nargs", None) in ("*", "+")  # of which any may be the wrong one
+    value = f", not {shortened(given[flag], 30)!r}" if flag in given and not has_several else ""
     choices = getattr(event, "choices", None)
     if choices:
         return f"{flag} must be one of {', '.join(sorted(choices))}{value}"

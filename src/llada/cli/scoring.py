@@ -127,7 +127,7 @@ def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
         return _answers(checkpoint, trained_on.chat, options.windows, trained_on)
     if options.chat is not None:
         return _answers(checkpoint, options.chat, options.windows, skip_bad=options.skip_bad)
-    data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or trained_on.data_dir))
+    data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or _folder_of(trained_on)))
     trained_length = checkpoint.config.max_sequence_length
     length = trained_length if options.sequence_length is None else options.sequence_length
     checkpoint.check_length(length)
@@ -147,6 +147,18 @@ def _attending(windows: TokenBatch, data: PreparedText, checkpoint: Checkpoint, 
     if is_within is None:
         is_within = _data_options_of(checkpoint.folder).within_documents
     return windows.within_documents(data.tokenizer.eos_id) if is_within else windows
+
+
+def _folder_of(trained_on: DataOptions) -> Path:
+    """Return the folder of the text that a run was trained on.
+
+    Raises:
+        UserError: it was trained on a mixture.
+    """
+    if len(trained_on.data_dir) > 1:
+        folders = " and ".join(map(str, trained_on.data_dir))
+        raise UserError(f"The model was trained on a mixture of {folders}: name one of them by --data_dir.")
+    return trained_on.data_dir[0]
 
 
 def _size_of(scored: Tensor, checkpoint: Checkpoint, in_one: bool) -> TextSize:

@@ -22,7 +22,8 @@ from llada.cli.ending import STOPPED_AND_SAVED, USAGE_ERROR
 from llada.cli.flags import in_flags
 from llada.cli.options import parse
 from llada.costs.fit import with_length
-from llada.data.prepared import PreparedText, text_for
+from llada.data.mixture import Mixture
+from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.evaluation.distributed import Shard
 from llada.models import EncoderConfig, NetworkConfig
@@ -205,7 +206,7 @@ class Place:
     """Whether nothing is to be written or downloaded."""
 
     def plan(
-        self, config: TrainConfig, data: PreparedText | Answers, network_config: NetworkConfig | None = None
+        self, config: TrainConfig, data: PreparedText | Mixture | Answers, network_config: NetworkConfig | None = None
     ) -> RunPlan:
         return RunPlan.of(config, data, network_config, self.shard, self.processes_here)
 
@@ -228,7 +229,7 @@ def _make_plan(config: TrainConfig, folder: RunFolder, resume: bool, place: Plac
     else:
         network = read_published_config(base)
         if config.data.chat is None:  # before the weights are downloaded
-            plan = place.plan(config, PreparedText.open(config.data.data_dir), network)
+            plan = place.plan(config, config.data.open_texts(is_checked=False), network)
             if place.is_dry:
                 return plan, None
             check_memory(plan)
@@ -255,12 +256,11 @@ def _base_now(base: str, folder: RunFolder) -> str:
     return known if Path(known).exists() else base
 
 
-def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText | Answers:
-    """Open the text or dialogues of a run, in the tokens of the checkpoint that it starts from, or in characters."""
+def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText | Mixture | Answers:
+    """Open the texts or dialogues of a run, in the tokens of the checkpoint that it starts from, or in characters."""
     options = config.data
     if options.chat is None:
-        text = PreparedText.open(options.data_dir)
-        return text if start is None else text_for(read_tokenizer(start), text)
+        return options.open_texts(None if start is None else read_tokenizer(start))
     dialogues = options.read_dialogues()
     if start is None:
         tokenizer: Tokenizer = CharTokenizer(dialogues.characters)
@@ -297,7 +297,7 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
         raise UserError("--resume FOLDER and --output_dir both name the run: give one of them.")
     default = PRESETS[chosen.preset]
     if program.data_dir is not None:
-        default = replace(default, data=replace(default.data, data_dir=program.data_dir))
+        default = replace(default, data=replace(default.data, data_dir=(program.data_dir,)))
     folder = Path(chosen.resume) if chosen.resume else chosen.output_dir
     if folder is None:
         folder = _numbered_folder(program.numbered_runs, resume) if program.numbered_runs else default.output_dir

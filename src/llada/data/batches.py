@@ -28,6 +28,23 @@ class TokenBatch:
     """(B, L) bool, False where a token is padding that must not be attended to; None means everywhere. Or integers, the
     numbers of documents that attend to themselves alone, 0 for padding."""
 
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """Return the rows of all batches, which have the same length, one after the other."""
+
+        def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            if all(tensor is None for tensor in tensors):
+                return None
+            everywhere = [torch.ones_like(batch.x_0, dtype=torch.bool) for batch in batches]
+            pairs = zip(tensors, everywhere, strict=True)
+            return torch.cat([ones if tensor is None else tensor for tensor, ones in pairs])
+
+        return cls(
+            torch.cat([batch.x_0 for batch in batches]),
+            join([batch.maskable for batch in batches]),
+            join([batch.attention_mask for batch in batches]),
+        )
+
     def __len__(self) -> int:
         """The number of rows, B."""
         return len(self.x_0)
@@ -126,7 +143,9 @@ def check_window(data: PreparedText, length: int) -> None:
     """
     n_tokens = len(data.tokens("train"))
     if length > n_tokens:
-        raise UserError(f"A window of {length} does not fit the training text of {n_tokens:,} tokens: shorten it.")
+        raise UserError(
+            f"A window of {length} does not fit the training text of {n_tokens:,} tokens in {data.folder}: shorten it."
+        )
 
 
 def random_windows(data: PreparedText, batch: int | Numbered, length: int) -> DrawBatch:

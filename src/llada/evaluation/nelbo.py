@@ -69,6 +69,11 @@ class Nelbo:
     def name(self) -> str:
         return "NLL" if self.is_exact else "NELBO"
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Numbers for metrics.jsonl, by their names there."""
+        return {"nelbo": self.nelbo_nats_per_token, "nelbo_stderr": self.nelbo_stderr}
+
     def with_error(self, digits: int) -> str:
         """Write the bound and its standard error for people."""
         return over_windows(self.nelbo_nats_per_token, self.nelbo_stderr, digits)

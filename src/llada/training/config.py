@@ -180,6 +180,10 @@ class TrainConfig(Checked):
             "and the like.",
         )
         yield (
+            len(self.data.data_dir) > 1 and self.draws == "by_step",
+            'Several folders are mixed row by row: leave out `draws="by_step"`, or name a single `data_dir`.',
+        )
+        yield (
             self.epochs is None and self.steps is None and self.minutes is None,
             "A run needs an end: give `epochs`, `steps` or `minutes`.",
         )
@@ -198,6 +202,10 @@ class TrainConfig(Checked):
         yield (
             self.parallel == "fsdp" and self.method != "full",
             f'`parallel="fsdp"` is for training all weights: leave it out, or `method="{self.method}"`.',
+        )
+        yield (
+            has_dialogues and len(self.data.data_dir) > 1,
+            "Dialogues are not mixed with texts: leave out `chat`, or `data_dir`.",
         )
         for name in DIALOGUE_FLAGS:
             is_given = getattr(self.data, name) != getattr(DataOptions, name)
@@ -260,7 +268,7 @@ class TrainConfig(Checked):
     def to_json(self) -> dict[str, Any]:
         """Return the content of the run's config.json."""
         content: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return content
+        return {**content, "data": DataOptions.as_written(content["data"])}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainConfig":
@@ -282,5 +290,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,14 +1,18 @@
-"""The options of the training data: a prepared text, or dialogues and how they are read."""
+"""The options of the training data: a prepared text, a mixture of several, or dialogues and how they are read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from llada.data.dialogues import Reading, SplitDialogues, SplitRule, split_dialogues
-from llada.data.prepared import DEFAULT_FOLDER
+from llada.data.mixture import Mixture, check_distinct
+from llada.data.prepared import DEFAULT_FOLDER, PreparedText, text_for
 from llada.system.errors import UserError
+from llada.system.literals import LARGEST_FLOAT
 from llada.system.ranges import AT_LEAST_1, SEED, Checked, Range
+from llada.tokenizers.base import Tokenizer
 
 DIALOGUE_FLAGS = ("chat_val", "chat_length", "chat_split", "chat_last_answer", "chat_keys", "skip_bad")
 
@@ -17,8 +21,12 @@ DIALOGUE_FLAGS = ("chat_val", "chat_length", "chat_split", "chat_last_answer", "
 class DataOptions(Checked):
     """The text or the dialogues to train on."""
 
-    data_dir: Path = DEFAULT_FOLDER
-    """Folder with the prepared text, written by `llada prepare`."""
+    data_dir: tuple[Path, ...] = (DEFAULT_FOLDER,)
+    """Folder with the prepared text, written by `llada prepare`. Several folders, prepared with the same tokenizer, are
+    mixed."""
+    data_weights: tuple[float, ...] = ()
+    """In which proportion sequences are taken from several folders, a number for each; in that of their sizes if left
+    out."""
     windows: Literal["random", "stored"] = "random"
     """Which sequences to train on: "random", windows at any offset of the text; "stored", the prepared sequences as
     they are."""
@@ -51,14 +59,61 @@ class DataOptions(Checked):
     skip_bad: bool = False
     """Leave out and count the dialogues that cannot be read or learned, instead of stopping at the first one."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n_folders, n_weights = len(self.data_dir), len(self.data_weights)
+        if not n_folders:
+            raise UserError("`data_dir` names nothing: add a prepared folder, or leave it out.")
+        if n_weights not in (0, n_folders):
+            raise UserError(
+                f"`data_weights` has {n_weights} number{'s' * (n_weights > 1)} for {n_folders} "
+                f"folder{'s' * (n_folders > 1)}: give one for each folder of `data_dir`."
+            )
+        for weight in self.data_weights:
+            if not (math.isfinite(weight) and 0 < weight <= LARGEST_FLOAT):
+                raise UserError(
+                    f"`data_weights` must be numbers above 0, not {weight:g}: correct it, or leave out that folder."
+                )
+
     @classmethod
     def of_then(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the data options in the config.json of an older run by the rules that applied when it was written.
+        """Complete the data options in a config.json by the rules that applied when it was written.
 
-        A run goes on with the dialogues that it has kept to measure on, so new rules are for new runs.
+        A run goes on with the dialogues that it has kept to measure on, so new rules are for new runs. A single folder
+        is written as its path, as it was before there were mixtures.
         """
         then = {"chat_split": "last", "chat_keys": "ignore"} if content.get("chat") is not None else {}
-        return {**then, **content}
+        now = {"data_dir": [content["data_dir"]]} if isinstance(content.get("data_dir"), str) else {}
+        return {**then, **content, **now}
+
+    @classmethod
+    def as_written(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return these options as a config.json has them, from which `of_then` makes them again."""
+        folders = content["data_dir"]
+        return {**content, "data_dir": folders[0] if len(folders) == 1 else folders}
+
+    def open_texts(self, tokenizer: Tokenizer | None = None, is_checked: bool = True) -> PreparedText | Mixture:
+        """Open the prepared text, or several as a mixture.
+
+        Args:
+            tokenizer: in whose tokens the texts are wanted, if not in their own.
+            is_checked: whether texts in different tokens are refused.
+
+        Raises:
+            UserError: a folder is not a prepared text or is named twice, or two have different tokens.
+        """
+        check_distinct(self.data_dir)
+        texts = [PreparedText.open(folder) for folder in self.data_dir]
+        if tokenizer is not None:
+            texts = [text_for(tokenizer, text) for text in texts]
+        if len(texts) == 1:
+            return texts[0]
+        is_stored = self.windows == "stored"
+        sizes = (len(text.rows["train"]) if is_stored else len(text.tokens("train")) for text in texts)
+        mixture = Mixture(self.data_dir, tuple(texts), self.data_weights or tuple(sizes))
+        if is_checked:
+            mixture.check_same_tokens()
+        return mixture
 
     def read_dialogues(self) -> SplitDialogues:
         """Read the dialogues to learn and those to evaluate on.

@@ -1,9 +1,11 @@
 """Whether a run learns, and which setting is likely to blame if it does not."""
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
+from llada.data.mixture import Mixture
 from llada.data.prepared import Ids
 from llada.data.sharded import ShardedIds
 from llada.models import LocalConfig
@@ -25,12 +27,15 @@ USUAL_TABLE_RATE = 1e-2  # rows of a table are seldom seen (docs/EXPERIMENTS.md,
 TOLERATED_FACTOR = 3.0
 
 
-def unigram_entropy(ids: Ids | ShardedIds) -> float:
-    """Nats per token of a model that knows only how often each token comes."""
+def unigram_entropy(*texts: Ids | ShardedIds, shares: Sequence[float] = (1.0,)) -> float:
+    """Nats per token of a model that knows only how often each token comes, in a text or in a mixture by `shares`."""
     # A corpus of any size has its counts in a file; numpy 1 does not count uint64.
-    counts = ids.counts() if isinstance(ids, ShardedIds) else np.bincount(ids.astype(np.int64))
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+    counts = [ids.counts() if isinstance(ids, ShardedIds) else np.bincount(ids.astype(np.int64)) for ids in texts]
+    mixed = np.zeros(max(map(len, counts)))
+    for share, count in zip(shares, counts, strict=True):
+        mixed[: len(count)] += share * count / count.sum()
+    mixed = mixed[mixed > 0]
+    return float(-(mixed * np.log(mixed)).sum())
 
 
 class ConvergenceWatch:
@@ -41,7 +46,11 @@ class ConvergenceWatch:
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
-        self.unlearnt = unigram_entropy(plan.data.tokens("train"))
+        if isinstance(plan.data, Mixture):
+            texts, shares = (text.tokens("train") for text in plan.data.texts), plan.data.interleaving.shares
+            self.unlearnt = unigram_entropy(*texts, shares=shares)
+        else:
+            self.unlearnt = unigram_entropy(plan.data.tokens("train"))
         steps = plan.total_steps or LARGEST_WINDOW * WINDOWS_IN_A_RUN
         self._window = min(LARGEST_WINDOW, max(SMALLEST_WINDOW, steps // WINDOWS_IN_A_RUN))
         self._values: list[float] = []

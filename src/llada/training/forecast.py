@@ -20,6 +20,7 @@ from llada.costs.flops import (
 )
 from llada.costs.memory import TrainingMemory, shared_out, trained_parameters, training_memory
 from llada.costs.parameters import count_parameters, total_parameters
+from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.models.head import LOGITS_AT_ONCE
@@ -28,7 +29,7 @@ from llada.system.device import describe_device, give_back_freed_memory, matmul_
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.config import NoiseOptions
-from llada.training.plan import RunPlan, count_steps
+from llada.training.plan import RunPlan, count_steps, sequences_in
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are reported
 VERY_LONG_RUN_SECONDS = 24 * 3600
@@ -65,7 +66,8 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     table.add_row(
         "parameters", f"{sum(parts.values()):,} ({', '.join(f'{name} {n:,}' for name, n in parts.items() if n)})"
     )
-    table.add_row(*_data_in_words(plan))
+    for row in _data_in_words(plan):
+        table.add_row(*row)
     at_most = "at most " if isinstance(plan.data, Answers) else ""
     step = f"{config.sequences_per_step} sequences of {at_most}{plan.length} tokens, {_noise_in_words(plan)}"
     step += ", attention within documents" if config.data.within_documents else ""
@@ -312,17 +314,31 @@ def _method_in_words(plan: RunPlan) -> str:
     return f"{n_trained:,} parameters of an adapter of rank {rank}, added to weights that stay frozen, {kept}"
 
 
-def _data_in_words(plan: RunPlan) -> tuple[str, str]:
-    """What it learns from: a name and a description."""
+def _data_in_words(plan: RunPlan) -> list[tuple[str, str]]:
+    """What it learns from: lines of a name and a description."""
     data = plan.data
     if isinstance(data, PreparedText):
-        return "text", f"{len(data.tokens('train')):,} {data.tokenizer.unit}s, {data.folder}"
+        return [("text", f"{len(data.tokens('train')):,} {data.tokenizer.unit}s, {data.folder}")]
+    if isinstance(data, Mixture):
+        lines = [_part_in_words(plan, data, number) for number in range(len(data.texts))]
+        return list(zip(["mixture", *[""] * len(lines)], lines, strict=False))
     counts = [f"{len(data.pairs['train']):,} answers to learn, {len(data.pairs['val']):,} to measure on"]
     if data.n_shortened:
         counts.append(f"{data.n_shortened:,} without their oldest turns")
     if data.n_left_out:
         counts.append(f"{data.n_left_out:,} left out as too long")
-    return "dialogues", f"{', '.join(counts)}; {data.form.name}; {data.folder}"
+    return [("dialogues", f"{', '.join(counts)}; {data.form.name}; {data.folder}")]
+
+
+def _part_in_words(plan: RunPlan, data: Mixture, number: int) -> str:
+    """What one folder of a mixture is, and how often the run goes through it."""
+    text, share = data.texts[number], data.interleaving.shares[number]
+    words = f"{data.folders[number]}: {share:.1%} of the sequences, from {len(text.tokens('train')):,} "
+    words += f"{data.tokenizer.unit}s"
+    if plan.total_steps is None:
+        return words
+    rows = share * plan.total_steps * plan.config.distinct_sequences
+    return f"{words}, {rows / sequences_in(plan.config, text, plan.length):.1f} times"
 
 
 def _noise_in_words(plan: RunPlan) -> str:

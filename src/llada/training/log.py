@@ -126,14 +126,7 @@ class RunLog:
 
     def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
         """A line with the bound, and a file with the sample."""
-        self._write(
-            {
-                "step": step,
-                "nelbo": result.nelbo_nats_per_token,
-                "nelbo_stderr": result.nelbo_stderr,
-                **sample.metrics,
-            }
-        )
+        self._write({"step": step, **result.metrics, **sample.metrics})
         folder = self.folder / SAMPLES_FOLDER
         make_own_folder(folder)
         write_text_whole(folder / f"step-{step:08d}.txt", sample.text + "\n")

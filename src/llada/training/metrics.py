@@ -21,6 +21,7 @@ Every ``log_every`` steps, what was measured since the line before:
 
 At every evaluation, also before the first step of fine-tuning, as step 0:
     step, nelbo, nelbo_stderr       the bound on the validation data, in nats per token, with its standard error
+    nelbo/NAME                      the same on the folder of that name; mixtures only
     answer_length, reference_length tokens on average, of the model's answers and the true ones; dialogues only
     answers_ended, answers_empty, answers_exact         shares of the answers; dialogues only
 

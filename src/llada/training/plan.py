@@ -7,6 +7,7 @@ import torch
 
 from llada.costs.flops import training_flops_per_token
 from llada.data.batches import check_window
+from llada.data.mixture import Mixture, texts_of
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.evaluation.distributed import ALONE, Shard
@@ -31,7 +32,7 @@ class RunPlan:
     """A run that could be started."""
 
     config: TrainConfig
-    data: PreparedText | Answers
+    data: PreparedText | Mixture | Answers
     device: torch.device
     precision: Precision
     network_config: NetworkConfig
@@ -52,12 +53,12 @@ class RunPlan:
     def of(
         cls,
         config: TrainConfig,
-        data: PreparedText | Answers,
+        data: PreparedText | Mixture | Answers,
         network_config: NetworkConfig | None = None,
         shard: Shard = ALONE,
         processes_here: int = 1,
     ) -> "RunPlan":
-        """The plan of a configuration on a text or on dialogues.
+        """The plan of a configuration on a text, a mixture of texts, or dialogues.
 
         Args:
             network_config: of the checkpoint that the run starts from; built from the configuration if there is none.
@@ -71,13 +72,11 @@ class RunPlan:
         Share.of(config.batch_size, config.accumulate, shard.rank, shard.processes)
         device = shard.device(choose_device(config.device))
         _check_device(device, config)
-        length = data.sequence_length
-        if isinstance(data, PreparedText):
-            length = _window_length(config, data)
+        length = data.sequence_length if isinstance(data, Answers) else _window_length(config, data)
         if network_config is None:
             network_config = config.network.build_config(data.tokenizer, length)
         elif length > network_config.max_sequence_length:
-            shorter = '`windows="random"` `sequence_length' if isinstance(data, PreparedText) else "`chat_length"
+            shorter = '`windows="random"` `sequence_length' if not isinstance(data, Answers) else "`chat_length"
             raise UserError(
                 f"Sequences of {length:,} are longer than the {network_config.max_sequence_length:,} tokens of the "
                 f"checkpoint: add {shorter}={network_config.max_sequence_length}`."
@@ -179,10 +178,11 @@ class RunPlan:
         """Length of the run in passes over the data; None if only the time limits it."""
         if self.total_steps is None:
             return None
-        sequences = _sequences(self.config, self.data, self.length)
-        if isinstance(self.data, PreparedText):  # the last sequence may be shorter
-            return self.total_steps * self.config.distinct_sequences * self.length / len(self.data.tokens("train"))
-        return self.total_steps * self.config.distinct_sequences / sequences
+        sequences = self.total_steps * self.config.distinct_sequences
+        if isinstance(self.data, Answers):
+            return sequences / _sequences(self.config, self.data, self.length)
+        # The last sequence of a text may be shorter.
+        return sequences * self.length / sum(len(text.tokens("train")) for text in texts_of(self.data))
 
 
 def _check_device(device: torch.device, config: TrainConfig) -> None:
@@ -202,38 +202,56 @@ def _check_device(device: torch.device, config: TrainConfig) -> None:
             raise UserError(f"{option} is not for Apple's GPUs: leave it out, or add `device=cpu`.")
 
 
-def _window_length(config: TrainConfig, data: PreparedText) -> int:
-    """Return the length of the sequences of a text.
+def _window_length(config: TrainConfig, data: PreparedText | Mixture) -> int:
+    """Return the length of the sequences of a text or a mixture.
 
     Raises:
-        UserError: it has not so many tokens.
+        UserError: a text has not so many tokens, or those of a mixture have stored sequences of different lengths.
     """
+    if isinstance(data, PreparedText):
+        return _window_length_of(config, data)
+    lengths = [_window_length_of(config, text) for text in data.texts]
+    for folder, length in zip(data.folders, lengths, strict=True):
+        if length != lengths[0]:
+            raise UserError(
+                f"The stored sequences of {data.folders[0]} have {lengths[0]:,} tokens and those of {folder} "
+                f'{length:,}: prepare both with one `sequence_length`, or add `windows="random"`.'
+            )
+    return lengths[0]
+
+
+def _window_length_of(config: TrainConfig, data: PreparedText) -> int:
     length = config.data.sequence_length if config.data.windows == "random" else data.sequence_length
     if config.data.windows == "random":
         check_window(data, length)
     shortest = min(len(data.tokens("train")), len(data.tokens("val")))
     if length > shortest:
         raise UserError(
-            f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens: "
-            f'add `windows="random"` `sequence_length={shortest}`, or use a longer text.'
+            f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens in "
+            f'{data.folder}: add `windows="random"` `sequence_length={shortest}`, or use a longer text.'
         )
     return length
 
 
-def count_steps(config: TrainConfig, data: PreparedText | Answers, length: int) -> int | None:
+def count_steps(config: TrainConfig, data: PreparedText | Mixture | Answers, length: int) -> int | None:
     """Steps of the whole run; None if only the time limits it.
 
-    An epoch is each answer once, or as many tokens as the training text has.
+    An epoch is each answer once, or as many tokens as the training text has, or all texts of a mixture have together.
     """
     if config.epochs is None:
         return config.steps
     return max(1, math.ceil(config.epochs * _sequences(config, data, length) / config.distinct_sequences))
 
 
-def _sequences(config: TrainConfig, data: PreparedText | Answers, length: int) -> int:
+def _sequences(config: TrainConfig, data: PreparedText | Mixture | Answers, length: int) -> int:
     """Return the number of sequences in an epoch."""
     if isinstance(data, Answers):
         return len(data.pairs["train"])
+    return sum(sequences_in(config, text, length) for text in texts_of(data))
+
+
+def sequences_in(config: TrainConfig, text: PreparedText, length: int) -> int:
+    """Return the number of sequences in an epoch of a text."""
     if config.data.windows == "stored":
-        return len(data.rows["train"])
-    return math.ceil(len(data.tokens("train")) / length)
+        return len(text.rows["train"])
+    return math.ceil(len(text.tokens("train")) / length)

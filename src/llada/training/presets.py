@@ -24,7 +24,7 @@ PRESETS = {
     # its weights are embeddings of pairs, which are looked up.
     "small": TrainConfig(
         network=NetworkOptions(network="local", d_model=320, n_heads=5, n_layers=6, attention_every=3),
-        data=DataOptions(data_dir=Path("data/documentation")),
+        data=DataOptions(data_dir=(DOCUMENTATION_FOLDER,)),
         optimizer=OptimizerOptions(learning_rate=0.02, muon_learning_rate=0.012, warmup_steps=30, decay=0.8),
         output_dir=Path("runs/small"),
         batch_size=16,
@@ -65,7 +65,7 @@ PRESETS = {
     # The yardstick of "small": a transformer of the same width and depth, on as many tokens of the same text.
     "small_autoregressive": TrainConfig(
         network=NetworkOptions(network="causal", d_model=320, n_heads=5, n_layers=6),
-        data=DataOptions(data_dir=Path("data/documentation")),
+        data=DataOptions(data_dir=(DOCUMENTATION_FOLDER,)),
         noise=NoiseOptions(random_length=0.0),
         optimizer=OptimizerOptions(warmup_steps=30, decay=0.8),
         output_dir=Path("runs/small_autoregressive"),

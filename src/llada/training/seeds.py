@@ -20,9 +20,13 @@ def seed_of(seed: int, step: int, purpose: Purpose, data_order: int = 0, rank: i
     return _first_of((seed, step, PURPOSES[purpose], *(_order(data_order) if not rank else (data_order, rank))))
 
 
-def key_of(seed: int, purpose: KeyPurpose, data_order: int = 0) -> int:
-    """Key of what is drawn for a purpose by the numbers of a run's sequences (`data.order`)."""
-    return _first_of((seed, data_order, KEY_PURPOSES[purpose]))
+def key_of(seed: int, purpose: KeyPurpose, data_order: int = 0, folder: int = 0) -> int:
+    """Key of what is drawn for a purpose by the numbers of a run's sequences (`data.order`).
+
+    Args:
+        folder: number of the folder in a mixture, from 0, where each needs an order of its own.
+    """
+    return _first_of((seed, data_order, KEY_PURPOSES[purpose], *((folder,) if folder else ())))
 
 
 def order_seed(seed: int, data_order: int) -> int:

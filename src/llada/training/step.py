@@ -112,7 +112,10 @@ class Steps:
             of_rows = torch.from_numpy(uniforms(key_of(seed, "times", order), samples, 1))[:, 0]
             drawn = Uniforms(of_rows, of_tokens)
             return batch, mask_bernoulli_by(batch.x_0, mask_id, drawn, batch.maskable, noise.schedule, noise.times)
-        drawn = Uniforms(stratified(place, n_distinct, torch.rand((), generator=generator)), of_tokens)
+        offset, stratum = torch.rand((), generator=generator), place
+        if self.source.is_periodic:  # else the rows of a folder would often have the same places, and so the same t
+            stratum = torch.randperm(n_distinct, generator=generator)[place]
+        drawn = Uniforms(stratified(stratum, n_distinct, offset), of_tokens)
         is_complement = self.share.rows >= n_distinct if noise.complementary else None
         return batch, mask_exact_count_by(
             batch.x_0, mask_id, drawn, batch.maskable, is_complement, noise.schedule, noise.times
