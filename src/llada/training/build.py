@@ -8,7 +8,7 @@ from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoi
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, checkpoint_activations
 from llada.training.plan import RunPlan
-from llada.training.sharding import shard_layers
+from llada.training.sharding import share_out
 
 
 def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> MaskPredictor:
@@ -35,31 +35,40 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
         quantise(model.to(torch.bfloat16).network, plan.device)
     model.train()
     if config.method != "full":
-        if last is None:
-            add_adapter(model.network, config.lora, config.seed)
-        else:
-            load_adapter(model.network, last, trainable=True)
+        _put_adapter(plan, model, last)
     if config.activation_checkpointing:
         checkpoint_activations(model.network)
     return model.to(plan.device)
 
 
 def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None) -> MaskPredictor:
-    """The model with its layers shared out among the processes, all of it trained.
+    """The model shared out among the processes; of adapters, each has all.
 
     Of a checkpoint, one tensor at a time is whole; random weights are made as wholes, to be those of one process.
     """
+    config = plan.config
     is_read = start is not None or last is not None
     with torch.device("meta" if is_read else "cpu"):
         model = make_predictor(plan.network_config, plan.data.tokenizer).train()
-    if not is_read:
-        model = model.to(plan.device)
-    if plan.config.activation_checkpointing:
-        checkpoint_activations(model.network)
-    shard_layers(model.network, plan.processes, plan.device)
+    network = model.to(_stored_type(plan)).network
+    if config.method != "full":
+        network.requires_grad_(False)
+    if config.activation_checkpointing:
+        checkpoint_activations(network)
+    share_out(network, plan.processes, plan.device, plan.precision.dtype)
     if start is not None:
         load_weights(model, start)
+    if config.method != "full":
+        _put_adapter(plan, model, last)
     return model
+
+
+def _put_adapter(plan: RunPlan, model: MaskPredictor, last: Path | None) -> None:
+    """A new adapter, or that of the checkpoint that the run goes on from."""
+    if last is None:
+        add_adapter(model.network, plan.config.lora, plan.config.seed)
+    else:
+        load_adapter(model.network, last, trainable=True)
 
 
 def _stored_type(plan: RunPlan) -> torch.dtype:

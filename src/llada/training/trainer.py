@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
-from llada.training.sharding import whole_weights
+from llada.training.sharding import let_go, whole_weights
 from llada.training.signals import StopRequest
 from llada.training.state import Meter, Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -449,12 +449,23 @@ class Trainer:
 
     def _show(self) -> Nelbo:
         """Measure, and show what can be shown; a bound that is not finite cannot."""
+        try:
+            return self._measure_and_show()
+        finally:
+            let_go(self.model.network)
+
+    def _measure_and_show(self) -> Nelbo:
         progress, result = self.progress, self.estimate_nelbo()
         if math.isfinite(result.nelbo_nats_per_token) and (self.group.is_main or self.plan.is_sharded):
-            sample = self.steps.source.sample(self.model)
+            with self._computing_as_sent():
+                sample = self.steps.source.sample(self.model)
             self.log.write_evaluation(progress.step, result, sample, self.steps.source)
             self.callbacks.on_evaluation(progress, result, sample)
         return result
+
+    def _computing_as_sent(self) -> AbstractContextManager[object]:
+        """Matmuls in the type that matrices are sent in, if the network is shared out."""
+        return self.precision.autocast(self.device) if self.plan.is_sharded else nullcontext()
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""
