@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from llada.checkpoints.fingerprint import FINGERPRINT, keep_fingerprint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, checkpoint_activations
@@ -59,6 +60,7 @@ def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None) -> M
     if start is not None:
         load_weights(model, start)
     if config.method != "full":
+        keep_fingerprint(network, FINGERPRINT)  # which process 0 cannot compute alone when it saves
         _put_adapter(plan, model, last)
     return model
 

@@ -100,7 +100,7 @@ class SilentSaver(Saver):
         self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
     ) -> None:
         """Process 0 does it; the others hand over their parts of the weights."""
-        if is_sharded(model.network):
+        if is_sharded(model.network) and not is_adapted(model.network):
             whole_weights(model.network)
 
     def check(self) -> None:

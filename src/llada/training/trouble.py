@@ -28,7 +28,10 @@ def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_
     if bad is not None:
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
-    if plan.precision.dtype == torch.bfloat16 and is_finite_in_fp32():
+    is_bf16 = plan.precision.dtype == torch.bfloat16
+    if is_bf16 and plan.is_sharded:  # matrices are sent in bf16, so that nothing can be computed again in fp32
+        return 'no weight has changed yet, and the weights are finite: add `precision="fp32"`, or look at the data'
+    if is_bf16 and is_finite_in_fp32():
         return 'the cause is the precision, since the same step is finite in fp32: add `precision="fp32"`'
     power, clip = plan.config.noise.weight_power, plan.config.optimizer.clip
     return (
