@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llada.checkpoints.folder import make_predictor, save_weights
-from llada.checkpoints.lora import LoraOptions
 from llada.data.prepared import PreparedText
 from llada.evaluation.distributed import Shard
 from llada.models import LLaDAConfig
 from llada.optim.ema import trained_weights
-from llada.training.build import build_model
+from llada.system.errors import UserError
+from llada.training import forecast
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
-from llada.training.forecast import expected_memory, shared_out_if_needed
+from llada.training.forecast import check_memory, expected_memory, shared_out_if_needed
 from llada.training.group import Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
@@ -36,6 +36,7 @@ SHORT = [
     "--epochs", "None", "--evaluate_every", "2", "--log_every", "1", "--evaluation_windows", "3", "--precision", "fp32",
     "--learning_rate", "1e-3",
 ]  # fmt: skip
+FSDP = ["--parallel", "fsdp"]
 WAYS: dict[str, list[str]] = {
     "tied": ["--accumulate", "4", "--activation_checkpointing", "--optimizer", "muon", "--ema", "0.9"],
     "lora": ["--method", "lora", "--accumulate", "2", "--optimizer_state", "8bit"],
@@ -58,14 +59,14 @@ def tied(data: PreparedText, tmp_path: Path) -> Path:
 
 
 def stored(run: Path) -> dict[str, Tensor]:
-    folder = run / "checkpoints" / "last"
-    return load_file(next(folder / name for name in ("adapter_model.safetensors", "model.safetensors") if (folder / name).exists()))
+    (path,) = (run / "checkpoints" / "last").glob("*.safetensors")
+    return load_file(path)
 
 
 def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
     llada: RunCommand, data: PreparedText, tied: Path, tmp_path: Path
 ) -> None:
-    """All weights with a tied head, an adapter, and weights in bf16; and a run that goes on in two processes."""
+    """All weights with a tied head, an adapter that goes on in two processes, and weights in bf16."""
     run_together = get_ready(2)
 
     def command(way: str, run: str) -> list[object]:
@@ -75,17 +76,20 @@ def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
     for way in WAYS:
         assert llada(*command(way, "alone")).code == 0
     assert llada(*command("lora", "more"), "--steps", 2).code == 0
-    fsdp = [[*command(way, "together"), "--parallel", "fsdp"] for way in WAYS]
-    first, second = run_together([*fsdp, ["train", "--resume", tmp_path / "lora-more", "--steps", 4, "--parallel", "fsdp"]])
+    commands = [[*command(way, "together"), *FSDP] for way in WAYS]
+    commands += [["train", "--resume", tmp_path / "lora-more", "--steps", 4, *FSDP]]
+    first, second = run_together(commands)
     assert [ended.code for ended in (*first, *second)] == [0] * 8, first
     for way, run in (("tied", "together"), ("lora", "together"), ("lora", "more")):
         alone, other = tmp_path / f"{way}-alone", tmp_path / f"{way}-{run}"
         assert losses_of(other) == pytest.approx(losses_of(alone), abs=CLOSE)
+        weights = stored(other)
         for name, weight in stored(alone).items():
-            assert torch.allclose(stored(other)[name], weight, rtol=0, atol=CLOSE), name
-    # Gradients in bf16 differ in their last bit, so that few weights are rounded otherwise.
-    alike = [weight == stored(tmp_path / "bf16-together")[name] for name, weight in stored(tmp_path / "bf16-alone").items()]
-    print(torch.cat([part.flatten() for part in alike]).float().mean(), losses_of(tmp_path / "bf16-together"), losses_of(tmp_path / "bf16-alone"))
+            assert torch.allclose(weights[name], weight, rtol=0, atol=CLOSE), name
+    # Gradients in bf16 differ in their last bit, so that a few weights are rounded otherwise.
+    weights = stored(tmp_path / "bf16-together")
+    alike = [(weight == weights[name]).flatten() for name, weight in stored(tmp_path / "bf16-alone").items()]
+    print(torch.cat(alike).float().mean(), losses_of(tmp_path / "bf16-together"), losses_of(tmp_path / "bf16-alone"))
 
 
 # -- what a process keeps, by processes that only pretend to be there --------------------------------------------------
@@ -132,3 +136,29 @@ def test_a_process_keeps_what_the_plan_says(
     moments = [moment for optimizer in trainer.optimizers for moment in optimizer.state.values()]
     assert sum(bytes_in({k: v for k, v in moment.items() if k != "step"}) for moment in moments) == expected.optimizer
     assert bytes_in(trainer.average.weights if trainer.average else {}) == expected.ema
+
+
+def test_what_does_not_fit_is_shared_out_and_gradients_stay_whole_if_they_fit(
+    small_run: TrainConfig, data: PreparedText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that there is just suffices for each plan in turn."""
+    config = replace(small_run, network=NetworkOptions(d_model=64, n_heads=2, n_layers=2), accumulate=2 * PROCESSES)
+    plan = RunPlan.of(config, data, shard=Shard(0, PROCESSES))
+    parts = replace(plan, is_sharded=True)
+    wholes = replace(parts, keeps_gradients_whole=True)
+    needed = [expected_memory(each).total for each in (plan, wholes, parts)]
+    assert needed == sorted(needed, reverse=True)
+
+    def planned(room: int, **changes: Any) -> RunPlan:
+        monkeypatch.setattr(forecast, "memory_bytes", lambda device: room + int(forecast.TORCH_BYTES))
+        return shared_out_if_needed(RunPlan.of(replace(config, **changes), data, shard=Shard(0, PROCESSES)))
+
+    for room, expected in zip(needed, (plan, wholes, parts), strict=True):
+        now = planned(room)
+        assert (now.is_sharded, now.keeps_gradients_whole) == (expected.is_sharded, expected.keeps_gradients_whole)
+    assert not planned(needed[2], parallel="ddp").is_sharded
+    assert not planned(needed[2], compile=True).is_sharded
+    assert planned(needed[0], parallel="fsdp").is_sharded
+    check_memory(planned(needed[2]))
+    with pytest.raises(UserError, match="This run needs about"):
+        check_memory(planned(needed[2] - 1000))
