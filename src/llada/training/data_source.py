@@ -20,7 +20,7 @@ from llada.data.batches import (
 )
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.evaluation.distributed import ALONE, Shard
+from llada.evaluation.distributed import Shard
 from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import evenly_spread, scored_windows
 from llada.models import MaskPredictor, block_length_of
@@ -83,8 +83,7 @@ def make_source(plan: RunPlan, data_order: int) -> Source:
 
 
 def _bound_options(plan: RunPlan) -> BoundOptions:
-    # What is shared out is computed by all at once: then each evaluates all windows.
-    shard = ALONE if plan.is_sharded else Shard(plan.rank, plan.processes)
+    shard = Shard(plan.rank, plan.processes, in_step=plan.is_sharded)
     return BoundOptions(EVALUATION_MASKS, batch_size=plan.share.batch_size, device=plan.device, shard=shard)
 
 
