@@ -4,27 +4,24 @@ Before any weight has changed, no learning rate has acted. Then the cause is in 
 and the weighting of the loss, and the step is computed again to find out which; compiled code was left out before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from llada.system.errors import UserError
 from llada.training.diagnostics import likely_setting
 from llada.training.log import StepResult
-from llada.training.nan_guard import first_non_finite
 from llada.training.plan import RunPlan
 
 
-def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
+def first_step_cause(bad: str | None, plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
     """What makes a step non-finite that starts from the weights as they were loaded or initialised.
 
     Args:
-        weights: all weights of the network, by name.
+        bad: the name of a weight that is non-finite.
         is_finite_in_fp32: computes the same step again, not compiled and in fp32.
     """
-    bad = first_non_finite(weights)
     if bad is not None:
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
