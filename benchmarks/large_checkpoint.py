@@ -1,6 +1,6 @@
 """Memory and bytes read of two processes that fine-tune a large checkpoint, next to what the formula says.
 
-    python benchmarks/large_checkpoint.py --folder DIR [--billions 1] [--only "all weights"]
+    python benchmarks/large_checkpoint.py --folder DIR [--billions 1] [--weights bf16] [--only "all weights"]
 
 The checkpoint is a random one in LLaDA's layout, in bf16, with LLaDA-8B's ratio of widths. Two processes, connected by
 gloo, train all weights of it for two steps (`--parallel fsdp`, AdamW), which ends with a checkpoint of weights and
@@ -41,11 +41,11 @@ SHORT = [
 FULL = ["--parallel", "fsdp", "--optimizer", "adamw", "--ema", "0", "--activation_checkpointing"]
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, weights: str) -> dict[str, list[str]]:
     """Each stage, by its name; the second goes on where the first ended."""
     start = ["finetune", "--checkpoint", str(folder / "checkpoint"), "--data_dir", str(folder / "data"), *SHORT]
     return {
-        "all weights": [*start, *FULL, "--steps", "2", "--output_dir", str(folder / "full")],
+        "all weights": [*start, *FULL, "--weights", weights, "--steps", "2", "--output_dir", str(folder / "full")],
         "resumed": ["finetune", "--resume", str(folder / "full"), "--steps", "3"],
         "adapter": [*start, "--method", "lora", "--steps", "2", "--output_dir", str(folder / "lora")],
     }
@@ -98,7 +98,7 @@ def train(rank: int, port: int, command: list[str]) -> dict[str, Any]:
         give_back(tensor)
 
     vars(module)["Trainer"], vars(data_source)["EVALUATION_MASKS"] = Watched, 1
-    data_source.TextSource.sample = lambda source, model: data_source.Sample("")  # type: ignore[method-assign]
+    data_source.TextSource.sample = lambda self, model: data_source.Sample("")  # type: ignore[method-assign]
     vars(safetensors)["_map"], vars(state)["give_back"] = map_and_count, count_and_give_back
     start = time.perf_counter()
     try:
@@ -132,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; removed first, if it is there")
     parser.add_argument("--billions", type=float, default=1.0, help="parameters of the checkpoint")
+    parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="type of the trained weights")
     parser.add_argument("--only", help="a stage; the folder then stays as it is")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
     table = Table(title=f"GB, in each of {PROCESSES} processes of one thread")
     for title in ("", "process", "peak", "formula", "peak after reading", "weights read", "moments read", "seconds"):
         table.add_column(title, justify="left" if not title else "right")
-    for name, command in commands(options.folder).items():
+    for name, command in commands(options.folder, options.weights).items():
         if options.only in (None, name):
             for rank, found in enumerate(in_processes(command)):
                 keys = ("peak", "formula", "peak at start", "weights", "moments")
