@@ -1,7 +1,7 @@
 """AdamW for low memory: against torch's, by hand, and in the mean."""
 
-from collections.abc from copy import deepcopy
-import Callable
+from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
