@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 PRETENDED = "version="
 BROKEN = "loss=nan"
+REWRITE = "rewrite"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def start(
 
     Args:
         commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
-            version of the package, or `BROKEN`, which makes every loss of a training non-finite.
+            version of the package, or `BROKEN`, which makes every loss of a training non-finite; or they are those of
+            `rewriting.rewrite` after `REWRITE`.
     """
     words, started = _in_json(commands), []
     for rank in range(processes):
@@ -130,6 +132,7 @@ def carry_out(commands: list[list[str]]) -> str:
     from llada.cli import run_command
     from llada.objective import weighted_loss
     from llada.training import step
+    from tests.support.rewriting import rewrite
 
     results = []
     version = llada.__version__
@@ -145,6 +148,8 @@ def carry_out(commands: list[list[str]]) -> str:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
+                if name == REWRITE:
+                    rewrite(*arguments)
                 run_command(name, arguments)
             except SystemExit as end:
                 code = end.code

@@ -106,13 +106,16 @@ class AdamW16(torch.optim.Optimizer):
             _put(moment["largest"], _blocks(part), largest, skip)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as torch does, but keep the type of the moments, which torch would convert to the weights'."""
+        """Load a state as torch does, but keep the type of the moments, which torch would convert to the weights'.
+
+        Tensors that are on the device of their weights become the optimizer's own.
+        """
         super().load_state_dict({**state_dict, "state": {}})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, saved in state_dict["state"].items():
             device = parameters[index].device
-            moments = {name: {key: part.to(device, copy=True) for key, part in saved[name].items()} for name in MOMENTS}
-            self.state[parameters[index]] = {"step": saved["step"].clone(), **moments}
+            moments = {name: {key: part.to(device) for key, part in saved[name].items()} for name in MOMENTS}
+            self.state[parameters[index]] = {"step": saved["step"], **moments}
 
 
 def _pieces(parameter: Tensor, is_rounded: bool) -> Iterator[tuple[slice, Tensor | None]]:

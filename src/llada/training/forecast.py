@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.costs.activations import TrainingSetting
+from llada.checkpoints.pieces import PIECE
+from llada.costs.activations import FP32_BYTES, TrainingSetting
 from llada.costs.fit import Options, Way, ways_to_fit
 from llada.costs.flops import (
     attention_flops_per_token,
@@ -35,6 +36,7 @@ VERY_LONG_RUN_SECONDS = 24 * 3600
 ADVICE = '`preset="laptop"` trains in about ten minutes on two cores'
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
 HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
+PIECES_AT_ONCE = 3  # of tensors that are checked, sent or written: the piece, and what is made of it
 LARGE_ATTENTION_SHARE = 0.25
 SHORT_LENGTH = 1024
 WARMUP_PART = 10  # of a run, at most, that is suggested
@@ -81,6 +83,8 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     needed, there = bytes_in_words(memory.total), bytes_in_words(available)
     each = ", in each process," if plan.processes > 1 else ""
     table.add_row("memory", f"about {needed} for tensors{each} in addition to torch itself, of {there}")
+    if plan.processes > 1 and plan.device.type != "cpu":
+        table.add_row("", f"about {bytes_in_words(host_memory(plan))} of the host's, in each process")
     duration = (
         "as given"
         if seconds is None
@@ -168,6 +172,23 @@ def available_bytes(plan: RunPlan) -> int:
 def expected_memory(plan: RunPlan) -> TrainingMemory:
     """What a step of the run takes in each process; see `costs.memory`."""
     return training_memory(plan.network_config, setting_of(plan))
+
+
+def host_memory(plan: RunPlan) -> int:
+    """Bytes of the host's memory that a process of a run takes, in addition to torch itself.
+
+    On a CPU, that is the step; or, when a checkpoint is read or written, what is kept from step to step with the
+    weights that are put aside while their moving average is measured and saved, and some pieces of tensors: nothing is
+    read but a process's own part, and nothing is brought together. With a GPU, those pieces are all.
+
+    Not counted is what process 0 takes in addition: random weights are drawn whole; and a checkpoint is copied, as a
+    whole, to be written in the background, if half of the free memory holds it.
+    """
+    pieces = PIECES_AT_ONCE * PIECE * FP32_BYTES
+    if plan.device.type != "cpu":
+        return pieces
+    memory = expected_memory(plan)
+    return max(memory.total, memory.weights + memory.optimizer + 2 * memory.ema + pieces)
 
 
 def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -> RunPlan:

@@ -9,10 +9,10 @@ small, and their gradients are added up like those of a network that is not shar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llada.models import Network
-from llada.optim.parts import is_shared_out, own_part, whole_of
+from llada.optim.parts import is_shared_out, own_part
 
 
 def share_out(network: Network, processes: int, device: torch.device, matmul_dtype: torch.dtype) -> None:
@@ -52,11 +52,6 @@ def _parts(network: Network) -> list[Any]:
     return [*network.layers, network]
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Whether the network is shared out."""
-    return any(is_shared_out(parameter) for parameter in network.parameters())
-
-
 def exchange_gradients(network: Network, is_now: bool) -> None:
     """Say whether the next backward pass exchanges gradients, or accumulates them, whole."""
     switch: Any = getattr(network, "set_requires_gradient_sync", None)
@@ -79,6 +74,6 @@ def let_go(network: Network) -> None:
         reshard()
 
 
-def whole_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return all weights of a network by name, whole; all processes call it together."""
-    return {name: whole_of(weight) for name, weight in network.state_dict().items()}
+def own_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all weights of a network by name, frozen ones as well; of those that are shared out, the own parts."""
+    return {name: own_part(parameter) for name, parameter in network.named_parameters()}

@@ -6,12 +6,11 @@ and the weighting of the loss, and the step is computed again to find out which;
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llada.checkpoints.run_layout import TROUBLE_FILE
 from llada.optim.ema import trained_weights
@@ -21,7 +20,7 @@ from llada.system.files import write_text_whole
 from llada.training.diagnostics import likely_setting
 from llada.training.log import StepResult
 from llada.training.metrics import LossByTime
-from llada.training.nan_guard import first_non_finite, norms_by_layer
+from llada.training.nan_guard import norms_by_layer
 from llada.training.plan import RunPlan
 from llada.training.step import Steps
 
@@ -64,14 +63,13 @@ def _norms_of(steps: Steps, step: int) -> dict[str, float]:
     return {**whole, **of_all}
 
 
-def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
+def first_step_cause(bad: str | None, plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
     """What makes a step non-finite that starts from the weights as they were loaded or initialised.
 
     Args:
-        weights: all weights of the network, by name.
+        bad: the name of a weight that is non-finite.
         is_finite_in_fp32: computes the same step again, not compiled and in fp32.
     """
-    bad = first_non_finite(weights)
     if bad is not None:
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
