@@ -33,8 +33,8 @@ from tests.support.runs import losses_of
 CLOSE = 1e-5
 SHORT = [
     "--windows", "random", "--sequence_length", "24", "--batch_size", "4", "--warmup_steps", "2", "--steps", "4",
-    "--epochs", "None", "--evaluate_every", "2", "--log_every", "1", "--evaluation_windows", "3", "--precision", "fp32",
-    "--learning_rate", "1e-3",
+    "--epochs", "None", "--evaluate_every", "4", "--log_every", "1", "--evaluation_windows", "3", "--precision", "fp32",
+    "--learning_rate", "1e-3", "--decay", "1e-9",
 ]  # fmt: skip
 FSDP = ["--parallel", "fsdp"]
 WAYS: dict[str, list[str]] = {
@@ -66,7 +66,7 @@ def stored(run: Path) -> dict[str, Tensor]:
 def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
     llada: RunCommand, data: PreparedText, tied: Path, tmp_path: Path
 ) -> None:
-    """All weights with a tied head, an adapter that goes on in two processes, and weights in bf16."""
+    """All weights with a tied head, an adapter, which goes on after a stop, and weights in bf16."""
     run_together = get_ready(2)
 
     def command(way: str, run: str) -> list[object]:
@@ -75,21 +75,21 @@ def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
 
     for way in WAYS:
         assert llada(*command(way, "alone")).code == 0
-    assert llada(*command("lora", "more"), "--steps", 2).code == 0
     commands = [[*command(way, "together"), *FSDP] for way in WAYS]
-    commands += [["train", "--resume", tmp_path / "lora-more", "--steps", 4, *FSDP]]
+    commands[1] += ["--steps", 2]
+    commands += [["train", "--resume", tmp_path / "lora-together", "--steps", 4]]
     first, second = run_together(commands)
     assert [ended.code for ended in (*first, *second)] == [0] * 8, first
-    for way, run in (("tied", "together"), ("lora", "together"), ("lora", "more")):
-        alone, other = tmp_path / f"{way}-alone", tmp_path / f"{way}-{run}"
-        assert losses_of(other) == pytest.approx(losses_of(alone), abs=CLOSE)
-        weights = stored(other)
-        for name, weight in stored(alone).items():
-            assert torch.allclose(weights[name], weight, rtol=0, atol=CLOSE), name
-    # Gradients in bf16 differ in their last bit, so that a few weights are rounded otherwise.
-    weights = stored(tmp_path / "bf16-together")
-    alike = [(weight == weights[name]).flatten() for name, weight in stored(tmp_path / "bf16-alone").items()]
-    print(torch.cat(alike).float().mean(), losses_of(tmp_path / "bf16-together"), losses_of(tmp_path / "bf16-alone"))
+    assert [ended.err for ended in second] == [""] * 4
+    for way in WAYS:
+        weights, alone = (stored(tmp_path / f"{way}-{run}") for run in ("together", "alone"))
+        if way == "bf16":  # gradients in bf16 differ in their last bit, so that a few weights are rounded otherwise
+            alike = [(weight == alone[name]).flatten() for name, weight in weights.items()]
+            assert torch.cat(alike).float().mean() > 0.9
+            continue
+        assert losses_of(tmp_path / f"{way}-together") == pytest.approx(losses_of(tmp_path / f"{way}-alone"), abs=CLOSE)
+        for name, weight in weights.items():
+            assert torch.allclose(weight, alone[name], rtol=0, atol=CLOSE), name
 
 
 # -- what a process keeps, by processes that only pretend to be there --------------------------------------------------

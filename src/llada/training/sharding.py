@@ -6,6 +6,7 @@ backward pass, since the loss computes the head in pieces. Vectors stay whole in
 small, and their gradients are added up like those of a network that is not shared out.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def share_out(network: Network, processes: int, device: torch.device, matmul_dty
     kept = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     fully_shard(network, mesh=mesh, reshard_after_forward=False, mp_policy=kept, ignored_params=whole)
     register_fsdp_forward_method(network, "features")
+    # It warns of changing such a result in place, which no network here does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     network.to_empty(device=device) if is_empty else network.to(device)
     for part in _parts(network):
         # The loss of a process is already its share of the whole: gradients are added up, not averaged.
