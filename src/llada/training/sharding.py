@@ -17,9 +17,9 @@ from llada.optim.parts import is_shared_out, own_part
 
 
 def share_out(network: Network, processes: int, device: torch.device, matmul_dtype: torch.dtype) -> None:
-    """Share out a network, in place; each process keeps its part of the weights that are there, on this device.
+    """Share out a network that is on the meta device, in place: each process has memory for its part, to be filled.
 
-    A network on the meta device gets weights that are still to be filled. What is frozen is so before the call.
+    What is frozen is so before the call.
 
     Args:
         matmul_dtype: type that the matrices of layers are sent in: that of the matmuls, to which autocast would round
@@ -28,7 +28,6 @@ def share_out(network: Network, processes: int, device: torch.device, matmul_dty
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    is_empty = next(network.parameters()).is_meta
     mesh = init_device_mesh(device.type, (processes,))
     whole = {parameter for parameter in network.parameters() if parameter.dim() != 2}
     sent_as = matmul_dtype if matmul_dtype == torch.bfloat16 else None
@@ -41,7 +40,7 @@ def share_out(network: Network, processes: int, device: torch.device, matmul_dty
     register_fsdp_forward_method(network, "features")
     # It warns of changing such a result in place, which no network here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    network.to_empty(device=device) if is_empty else network.to(device)
+    network.to_empty(device=device)
     for part in _parts(network):
         # The loss of a process is already its share of the whole: gradients are added up, not averaged.
         part.set_gradient_divide_factor(1.0)
