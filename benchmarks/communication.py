@@ -9,11 +9,15 @@ activation checkpointing, is 295 TFLOP/s).
 """
 
 import argparse
+from dataclasses import replace
 
 from llada.checkpoints.hub import LLADA_8B
-from llada.costs.communication import Cluster, Shared, Way, sharded_bytes, step_seconds, step_traffic
+from llada.costs.activations import TrainingSetting
+from llada.costs.communication import Cluster, Shared, Way, step_seconds, step_traffic
 from llada.costs.flops import training_flops_per_token
-from llada.costs.parameters import layer_parameters, total_parameters
+from llada.costs.memory import training_memory
+from llada.costs.parameters import total_parameters
+from llada.models.head import LOGITS_AT_ONCE
 
 CLUSTERS = {
     "8 cards a node, NVLink 450 GB/s, 8 x 400 Gbit/s between nodes": Cluster(8, 450e9, 400e9),
@@ -21,7 +25,9 @@ CLUSTERS = {
 }
 CARDS = (8, 16, 64, 256, 1024)
 WAYS: tuple[Way, ...] = ("ddp", "fsdp", "hsdp")
-ADAMW = 16  # bytes of a weight: fp32 weight, gradient and two moments
+SETTING = TrainingSetting(
+    1, 4096, bf16=True, activation_checkpointing=True, on_cpu=False, logits_at_once=LOGITS_AT_ONCE
+)
 
 
 def main() -> None:
@@ -54,10 +60,10 @@ def main() -> None:
                 price = given.dollars * cards / 3600 / speed * 1e9
                 print(f"| {cards:,} | {way} | {sent:.1f} | {traffic.seconds:.2f} | {seconds:.2f} | {speed:,.0f} "
                       f"| {computing / seconds:.0%} | {price:,.0f} |")  # fmt: skip
-    print("\n$ is the price of 1e9 tokens. Weights, gradients and moments of a card under fsdp, in GB:\n")
-    largest = max(layer_parameters(LLADA_8B) // layers, LLADA_8B.vocab_size * LLADA_8B.d_model)
+    print("\n$ is the price of 1e9 tokens. GB of a card under fsdp, for what it keeps and at the peak of a step:\n")
     for cards in (1, *CARDS):
-        print(f"- {cards:,}: {sharded_bytes(parameters, cards, ADAMW, largest) / 1e9:.1f}")
+        memory = training_memory(LLADA_8B, replace(SETTING, length=given.length, processes=cards))
+        print(f"- {cards:,}: {memory.fixed / 1e9:.1f}, {memory.total / 1e9:.1f}")
 
 
 if __name__ == "__main__":

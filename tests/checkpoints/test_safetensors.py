@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llada.checkpoints import pieces
 from llada.checkpoints import safetensors as weights_module
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint, save_weights
-from llada.checkpoints.safetensors import StoredWeights, save_tensors
+from llada.checkpoints.safetensors import StoredWeights, save_tensors, write_safetensors
 from llada.models import NetworkConfig
 from tests.support.checkpoints import BOTH, X_T, assert_refused, save_new, save_small, snapshot, write_by_hand
 from tests.support.configurations import TINY_ILLADA, TINY_LLADA, TINY_TIED, TOKENIZER
@@ -229,7 +230,7 @@ def test_a_tensor_may_be_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system limits no file's size")
 def test_what_the_disk_says_of_a_file_of_tensors_is_an_error_of_the_disk(tmp_path: Path) -> None:
-    """The library has one of its own for it; here a file may not become larger than 1000 bytes."""
+    """Here a file may not become larger than 1000 bytes."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[0][1]))
@@ -241,6 +242,42 @@ def test_what_the_disk_says_of_a_file_of_tensors_is_an_error_of_the_disk(tmp_pat
         signal.signal(signal.SIGXFSZ, before[1])
     assert caught.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_the_bytes_that_the_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order of the tensors, their types, shapes and names, and the size of the pieces."""
+    tensors = {
+        "b": torch.randn(3, 2),
+        "a.weight": torch.randn(5).bfloat16(),
+        'an "ä" \\ \n': torch.randn(2, 2).bfloat16(),
+        "number": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "a": torch.ones(3).half(),
+    }
+    save_file(tensors, tmp_path / "library", metadata={"format": "pt"})
+    for piece in (pieces.PIECE, 2):
+        monkeypatch.setattr(pieces, "PIECE", piece)
+        write_safetensors(tmp_path / "ours", dict(reversed(tensors.items())), {"format": "pt"})
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
+    turned = {"turned": tensors["b"].T}
+    write_safetensors(tmp_path / "turned", turned, {"z": "1", "format": "pt"})
+    assert load_file(tmp_path / "turned")["turned"].equal(turned["turned"])
+
+
+def test_rows_of_a_tensor_are_read_without_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, read = "model.transformer.wte.weight", []
+    whole, map_entry = load_file(folder / "model.safetensors")[name], weights_module._map
+
+    def map_and_count(entry: weights_module.Entry) -> torch.Tensor:
+        read.append(entry.n_bytes)
+        return map_entry(entry)
+
+    monkeypatch.setattr(weights_module, "_map", map_and_count)
+    for first, last in ((0, 4), (3, 10), (10, 10)):
+        target = torch.empty(last - first, whole.shape[1], dtype=torch.float64)
+        StoredWeights.of(folder).copy_into(name, target, first)
+        assert target.equal(whole[first:last].double())
+    assert sum(read) == 11 * whole[0].nbytes
 
 
 def test_files_of_others_stay_where_weights_are_replaced(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llada.costs.communication import Cluster, Shared, Way, sharded_bytes, step_seconds, step_traffic
+from llada.costs.communication import Cluster, Shared, Way, step_seconds, step_traffic
 
 CLUSTER = Cluster(cards_per_node=4, within=100.0, between=10.0, latency=0.5)
 SHARED = Shared(parameters=1000, layers=5, micro_batches=3, weight_bytes=2, gradient_bytes=4)
@@ -51,11 +51,6 @@ def test_what_overlaps_costs_nothing_until_it_is_longer_than_the_computing() -> 
     traffic = step_traffic("ddp", SHARED, 4, CLUSTER)
     assert step_seconds(1e6, traffic) == 1e6 + traffic.exposed
     assert step_seconds(0, traffic) == traffic.seconds
-
-
-def test_adamw_in_fp32_takes_16_bytes_a_weight() -> None:
-    assert sharded_bytes(1000, 1, 16, 100) == 16_000
-    assert sharded_bytes(1000, 8, 16, 100) == 2_000 + 400
 
 
 @pytest.mark.parametrize("cards", [0, 5, 6])

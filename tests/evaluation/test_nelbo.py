@@ -174,6 +174,30 @@ def test_shards_of_several_processes_make_up_the_whole(processes: int) -> None:
     assert all(int((part != 0).sum()) <= -(-46 // processes) for part in parts)
 
 
+@pytest.mark.parametrize("n_windows", [1, 2, 11])
+def test_in_step_all_processes_compute_equally_many_rows_and_count_each_once(n_windows: int) -> None:
+    class Spy(Shard):
+        def sum(self, values: Tensor) -> Tensor:
+            parts.append(values.clone())
+            return values
+
+    def counting(noisy: NoisyBatch, batch: TokenBatch) -> Tensor:
+        computed.append(len(batch.x_0))
+        return TABLE_NLL.at_masked(noisy, batch)
+
+    parts: list[Tensor] = []
+    all_computed = []
+    for rank in range(4):
+        computed: list[int] = []
+        options = BoundOptions(masks_per_window=2, batch_size=3, shard=Spy(rank, 4, in_step=True))
+        draw_bounds(replace(TABLE_NLL, at_masked=counting), TokenBatch(windows(n_windows)), options)
+        all_computed.append(computed)
+    assert all_computed == [all_computed[0]] * 4
+    assert sum(all_computed[0]) == -(-2 * n_windows // 4)
+    whole = draw_bounds(TABLE_NLL, TokenBatch(windows(n_windows)), BoundOptions(masks_per_window=2))
+    assert torch.stack(parts).sum(0).mean() == pytest.approx(float(whole.values.mean()), rel=1e-9)
+
+
 def test_a_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert Shard(3, 8).device(torch.device("cuda")) == torch.device("cuda", 1)

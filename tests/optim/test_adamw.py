@@ -1,11 +1,16 @@
 """AdamW for low memory: against torch's, by hand, and in the mean."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from llada.optim import adamw
 from llada.optim.adamw import SMALLEST_QUANTISED, AdamW16, round_stochastically
+from llada.optim.parts import ROWS, Rows
 
 SHAPES = ((70, 90), (5,), (300, 257))
 
@@ -97,10 +102,36 @@ def test_its_state_survives_being_saved(state: str) -> None:
     one_more(weights, optimizer)
     again = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
     other = AdamW16(again, lr=1e-2, state=state)  # type: ignore[arg-type]
-    other.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
     one_more(weights, optimizer)
     one_more(again, other)
     assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
     moments = [optimizer.state[weight]["mean"] for weight in weights]
     is_quantised = [state == "8bit" and weight.numel() >= SMALLEST_QUANTISED for weight in weights]
     assert [("numbers" in moment) for moment in moments] == is_quantised
+
+
+@pytest.mark.parametrize("at_once", [7, 1 << 22], ids=["in pieces", "at once"])
+def test_rows_of_a_matrix_in_bf16_are_rounded_like_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 7 rows, three processes have 3, 3 and 1, and a fourth none; they draw the same noise."""
+    monkeypatch.setattr(adamw, "AT_ONCE", at_once)
+    torch.manual_seed(0)
+    whole, gradient = torch.randn(7, 5).bfloat16(), torch.randn(7, 5).bfloat16()
+    no_mesh: Any = None
+
+    def trained(rows: Rows | None) -> Tensor:
+        take = slice(None) if rows is None else slice(rows.first, rows.last)
+        parameter, after = nn.Parameter(whole[take].clone()), nn.Parameter(torch.ones(9).bfloat16())
+        if rows is not None:
+            setattr(parameter, ROWS, rows)
+        parameter.grad, after.grad = gradient[take].clone(), torch.ones(9).bfloat16()
+        optimizer = AdamW16([parameter, after], lr=1e-3)
+        torch.manual_seed(1)
+        for _ in range(3):
+            optimizer.step()
+        return torch.cat((parameter.detach().flatten(), after.detach()))
+
+    parts = [trained(Rows(whole.shape, first, last, no_mesh)) for first, last in ((0, 3), (3, 6), (6, 7), (7, 7))]
+    after = parts[0][-9:]
+    assert all(torch.equal(part[-9:], after) for part in parts)
+    assert torch.equal(torch.cat([*(part[:-9] for part in parts), after]), trained(None))

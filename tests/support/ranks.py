@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 PRETENDED = "version="
 BROKEN = "loss=nan"
+REWRITE = "rewrite"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def start(
 
     Args:
         commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
-            version of the package, or `BROKEN`, which makes every loss of a training non-finite.
+            version of the package, or `BROKEN`, which makes every loss of a training non-finite; or they are those of
+            `rewriting.rewrite` after `REWRITE`.
     """
     words, started = _in_json(commands), []
     for rank in range(processes):
@@ -102,16 +104,19 @@ def finish(started: Sequence[subprocess.Popen[str]]) -> list[list[Ended]]:
     return found
 
 
-def get_ready(processes: int) -> Callable[[Sequence[Sequence[object]]], list[list[Ended]]]:
+def get_ready(processes: int, *modules: str) -> Callable[[Sequence[Sequence[object]]], list[list[Ended]]]:
     """Start a process that imports what takes long; returns a function that carries out commands, once.
 
     That returns what each came to, by process and command. On Linux the processes are forked from the one that is ready
     by then.
+
+    Args:
+        modules: what it imports in addition to what every training needs.
     """
     if sys.platform != "linux":
         return lambda commands: finish(start(processes, commands))
     ready = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ranks", str(processes)],
+        [sys.executable, "-m", "tests.support.ranks", str(processes), *modules],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, cwd=ROOT, env=environment(**_variables(0, processes)),
     )  # fmt: skip
@@ -130,6 +135,7 @@ def carry_out(commands: list[list[str]]) -> str:
     from llada.cli import run_command
     from llada.objective import weighted_loss
     from llada.training import step
+    from tests.support.rewriting import rewrite
 
     results = []
     version = llada.__version__
@@ -145,6 +151,8 @@ def carry_out(commands: list[list[str]]) -> str:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
+                if name == REWRITE:
+                    rewrite(*arguments)
                 run_command(name, arguments)
             except SystemExit as end:
                 code = end.code
@@ -152,9 +160,9 @@ def carry_out(commands: list[list[str]]) -> str:
     return json.dumps(results)
 
 
-def fork_all(processes: int) -> None:
+def fork_all(processes: int, modules: Sequence[str]) -> None:
     """Carry out commands in as many processes as are forked from this one; prints a line of JSON for each."""
-    for module in ("llada.cli.train", "torch.distributed.fsdp", "torch.distributed.tensor"):
+    for module in ("llada.cli.train", "torch.distributed.fsdp", "torch.distributed.tensor", *modules):
         importlib.import_module(module)
     commands = json.loads(sys.stdin.read())
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +185,7 @@ def fork_all(processes: int) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        fork_all(int(sys.argv[1]))
+        fork_all(int(sys.argv[1]), sys.argv[2:])
     else:
         sys.stdout.write(carry_out(json.loads(sys.stdin.read())))
 

@@ -34,18 +34,19 @@ def test_a_configuration_from_before_rows_were_numbered_draws_by_step(small_run:
     assert small_run.draws == "by_row"
 
 
-def test_what_layers_that_are_shared_out_cannot_do_is_refused(small_run: TrainConfig) -> None:
-    adamw = OptimizerOptions(optimizer="adamw", ema=0.0)
+def test_what_cannot_be_shared_out_is_refused(small_run: TrainConfig) -> None:
+    small = OptimizerOptions(optimizer="adamw", ema=0.0, optimizer_state="8bit")
+    tuned: dict[str, Any] = {"base": "here", "network": NetworkOptions()}
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"base": "here", "method": "lora", "network": NetworkOptions()}, "is for training all weights"),
-        ({"weights": "bf16", "optimizer": adamw}, "Weights in bf16 are rounded as wholes"),
-        ({"optimizer": replace(adamw, optimizer_state="8bit")}, "Moments in 8 bits cannot be shared out"),
+        ({**tuned, "method": "qlora"}, "Weights in 4 bits cannot be shared out"),
+        ({"optimizer": small}, "Moments in 8 bits cannot be shared out"),
         ({"compile": True}, "are not compiled"),
     ]
     for change, sentence in changes:
         replace(small_run, **change)
         with pytest.raises(UserError, match=sentence):
             replace(small_run, parallel="fsdp", **change)
+    assert replace(small_run, parallel="fsdp", method="lora", optimizer=small, **tuned).parallel == "fsdp"
 
 
 def test_every_preset_has_lladas_noise() -> None:

@@ -26,7 +26,8 @@ from llada.training import group
 from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
-from tests.support.ranks import BROKEN, PRETENDED, ROOT, Ended, environment, finish, get_ready, start
+from tests.support.ranks import BROKEN, PRETENDED, REWRITE, ROOT, Ended, environment, finish, get_ready, start
+from tests.support.rewriting import LEFT, REFUSED, WRITTEN
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5  # the largest difference of a loss or a weight
@@ -116,11 +117,37 @@ def test_two_processes_train_like_one_and_go_on_from_each_other_and_what_differs
 ) -> None:
     """They read the same checkpoint, that of one process or of two; only the first of them says anything."""
     wrong = wrong_commands(data, text, tmp_path)
+    ways = ("background", "foreground", "fails")
+    rewritten = [[REWRITE, tmp_path / "0-alone", tmp_path / way, way] for way in ways]
     way = WAYS["complementary pairs, muon"]
-    first, second = train_all_ways([way], llada, data, tmp_path, wrong)
+    first, second = train_all_ways([way], llada, data, tmp_path, [*wrong, *rewritten])
     assert "2 at a time x 2 processes" in first[0].err
     assert [(ended.code, ended.out, ended.err) for ended in second[:3]] == [(0, "", "")] * 3
-    assert_named(first[3:], second[3:])
+    assert_named(first[3:-3], second[3:-3])
+    assert_rewritten(first[-3:], second[-3:], tmp_path)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_rewritten(first: Sequence[Ended], second: Sequence[Ended], folder: Path) -> None:
+    """Two processes that have parts of a checkpoint write the bytes of the one that wrote it, or nothing."""
+    assert [(ended.code, ended.err) for ended in (*first[:2], *second[:2])] == [(WRITTEN, "")] * 4
+    assert (first[2].code, second[2].code, second[2].err) == (REFUSED, LEFT, "")
+    assert "could not be written" in first[2].err
+    assert "No space left on device" in first[2].err
+    written = folder / "0-alone" / "checkpoints" / "last"
+    whole = sum(weight.nbytes for weight in weights_of(folder / "0-alone").values())
+    read_by_one, read_by_other = (int(ended.out.split()[0]) for ended in (first[0], second[0]))
+    assert read_by_one + read_by_other < 2 * whole
+    for ended in (*first[:2], *second[:2]):
+        read, kept = map(int, ended.out.split())
+        assert read == kept  # its own part, and nothing else
+    for way in ("background", "foreground"):
+        assert contents_of(folder / way / "checkpoints" / "last") == contents_of(written)
+    assert not (folder / "fails" / "checkpoints" / "last").exists()
+    assert os.listdir(folder / "fails" / "checkpoints") == []
 
 
 def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[object]]:

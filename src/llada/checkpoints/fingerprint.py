@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llada.checkpoints.safetensors import PIECE_BYTES
+from llada.optim.parts import is_shared_out, whole_of
 
 FINGERPRINT, OLD_FINGERPRINT = "base_sha256", "base_fingerprint"
 """Keys in the metadata of an adapter's file: hash of all values, and the older hash of each tensor's first values."""
@@ -20,7 +21,8 @@ THREADS = 8
 def base_fingerprint(network: nn.Module, kind: str = FINGERPRINT) -> str:
     """Hash names, shapes and values of a network's weights, without those of an adapter.
 
-    The values are taken in bf16, so that it does not matter in which precision the base was opened.
+    The values are taken in bf16, so that it does not matter in which precision the base was opened. Of a network that
+    is shared out, all processes call it together.
     """
     kept: dict[str, str] = getattr(network, KEPT, {})
     return kept[kind] if kind in kept else KINDS[kind](network)
@@ -41,8 +43,11 @@ def forget_fingerprints(network: nn.Module) -> None:
 
 def _hash_all(network: nn.Module) -> str:
     tensors = list(_base_tensors(network))
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # hashing does not hold the interpreter
-        hashes = list(pool.map(_hash, (tensor for _, tensor in tensors)))
+    if any(is_shared_out(tensor) for _, tensor in tensors):  # all processes bring the same one together
+        hashes = [_hash(whole_of(tensor)) for _, tensor in tensors]
+    else:
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # hashing does not hold the interpreter
+            hashes = list(pool.map(_hash, (tensor for _, tensor in tensors)))
     lines = [f"{name} {list(tensor.shape)} {hash_}\n" for (name, tensor), hash_ in zip(tensors, hashes, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -57,7 +62,7 @@ def _hash(tensor: Tensor) -> str:
 def _hash_first(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in _base_tensors(network):
-        digest.update(f"{name} {list(tensor.shape)} ".encode() + _in_bf16(tensor.flatten()[:OLD_VALUES]))
+        digest.update(f"{name} {list(tensor.shape)} ".encode() + _in_bf16(whole_of(tensor).flatten()[:OLD_VALUES]))
     return digest.hexdigest()
 
 

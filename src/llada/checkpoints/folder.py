@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from llada.checkpoints.pieces import Stored
 from llada.checkpoints.run_layout import REMEDY, candidates, while_there
 from llada.checkpoints.safetensors import StoredWeights, has_weights, save_tensors, some_of
 from llada.checkpoints.tensor_names import plain_names
@@ -28,7 +28,7 @@ from llada.models import (
 )
 from llada.models.block_cache import NO_CACHE, BlockCachedPredictor, CacheOptions
 from llada.models.local_cache import with_cache
-from llada.optim.parts import fill_own_part, is_shared_out
+from llada.optim.parts import kept_of
 from llada.sampling.dialogue import Assistant
 from llada.sampling.guidance import Predict, suppress
 from llada.system.checksums import check_whole
@@ -156,7 +156,7 @@ def save_weights(
     folder: Path,
     config: NetworkConfig,
     tokenizer: Tokenizer,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Stored],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a checkpoint into an existing folder; for all or nothing, see `files.folder_written_whole`.
@@ -299,17 +299,15 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def load_weights(model: MaskPredictor, folder: Path) -> None:
     """Fill the model's network from a checkpoint folder, in place, every tensor accounted for.
 
+    Of tensors that are shared out among processes, each reads its own rows only.
+
     Raises:
         UserError: a file is missing or damaged, or the tensors are not those of the network.
     """
     _, stored = _fitting(StoredWeights.of(folder), model.network.config)
     for name, tensor in model.network.state_dict().items():
-        if is_shared_out(tensor):  # one at a time is whole
-            whole = torch.empty(tensor.shape, dtype=tensor.dtype)
-            stored.copy_into(name, whole)
-            fill_own_part(tensor, whole)
-        else:
-            stored.copy_into(name, tensor)
+        own, rows = kept_of(tensor)
+        stored.copy_into(name, own, None if rows is None else rows.first)
 
 
 def _fitting(stored: StoredWeights, config: NetworkConfig) -> tuple[Mapping[str, torch.Size], StoredWeights]:

@@ -29,7 +29,7 @@ from llada.checkpoints.lora_files import (
 )
 from llada.checkpoints.lora_patterns import PATTERN_FIELDS, find_targets
 from llada.checkpoints.quantization import is_quantised, restore_from_four_bits, store_in_four_bits
-from llada.checkpoints.safetensors import some_of, sort_metadata, write_safetensors
+from llada.checkpoints.safetensors import some_of, write_safetensors
 from llada.checkpoints.tensor_names import plain_names
 from llada.models import Network
 from llada.system.bitsandbytes import importing_bitsandbytes
@@ -137,7 +137,6 @@ def save_adapter(folder: Path, network: Network, base: str) -> None:
     if is_quantised(network):
         metadata[STORED_AS] = FOUR_BITS
     write_safetensors(path, weights, metadata)
-    sort_metadata(path)
 
 
 def load_adapter(network: Network, folder: Path, trainable: bool = False) -> None:

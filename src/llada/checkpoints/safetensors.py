@@ -11,7 +11,6 @@ once or anew for each tensor, and 1.009 times here, in the same time (safetensor
 
 import contextlib
 import ctypes
-import errno
 import json
 import math
 import mmap
@@ -26,9 +25,9 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from llada.checkpoints.pieces import Stored, bytes_of, pieces_of, raw
 from llada.system.errors import UserError, system_remedy
 from llada.system.files import file_written_whole, read_json, write_json
 from llada.system.mapped_files import FileState, remember
@@ -41,8 +40,9 @@ PIECE_BYTES = 1 << 24
 # Far more than any network has, and few enough to be refused quickly; the header is that of a safetensors file.
 MAX_TENSORS, MAX_HEADER_BYTES = 100_000, 20_000_000
 LENGTH_BYTES = 8
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+ALIGNMENT = 8  # the header's length is a multiple of it
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # in the order of a file's tensors
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def _c_library() -> ctypes.CDLL | None:
@@ -81,8 +81,8 @@ class Entry(NamedTuple):
         return self._replace(start=self.start + part.n_bytes, shape=(stop - first, *self.shape[1:]))
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    """Write tensors into an existing folder, replacing weights that are there.
+def save_tensors(folder: Path, tensors: Mapping[str, Stored], shard_bytes: int) -> None:
+    """Write tensors into an existing folder, replacing weights that are there, one piece of a tensor at a time.
 
     Args:
         shard_bytes: largest size of a file; more are spread over several files, with an index.
@@ -91,10 +91,11 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
     file_of: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, {name: tensors[name] for name in names})
+        with file_written_whole(folder / file) as aside:  # tensors may be mapped from the very file that is replaced
+            write_safetensors(aside, {name: tensors[name] for name in names}, {"format": "pt"})
         file_of.update(dict.fromkeys(names, file))
     if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
+        total = sum(map(bytes_of, tensors.values()))
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": file_of})
     written = {*file_of.values(), *([INDEX_FILE] if len(shards) > 1 else [])}
     for path in folder.iterdir():
@@ -103,57 +104,41 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) 
             path.unlink(missing_ok=True)
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors under a temporary name first, since they may be mapped from the very file that is replaced."""
-    plain: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
-    with file_written_whole(path) as aside:
-        write_safetensors(aside, plain, {"format": "pt"})
+def write_safetensors(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors, in fp32, bf16 and fp16, with the bytes that safetensors' own `save_file` writes.
 
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file of tensors that share no memory, with the permissions of any new file.
+    That takes whole tensors, all of them at once. Where there is more than one entry of metadata it also orders them by
+    chance, and here they are sorted.
 
     Raises:
-        OSError: the disk failed; the library wraps its error.
+        OSError: the disk failed.
     """
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(dict(tensors), path, metadata=dict(metadata))
-    except SafetensorError as error:
-        number = _OS_ERROR.search(str(error))
-        if number is None:
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    path.chmod(mode)  # safetensors makes the file for its owner alone
+    types = list(NAMES)
+    in_order = sorted(tensors, key=lambda name: (types.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in in_order:
+        start, end = end, end + bytes_of(tensors[name])
+        facts = {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        header[name] = facts
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for name in in_order:
+            for piece in pieces_of(tensors[name]):
+                file.write(raw(piece))
 
 
-def sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, in place: the library writes it in a different order every time."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:
-            file.seek(LENGTH_BYTES)
-            file.write(text.ljust(length))
-
-
-def _cut_into_shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+def _cut_into_shards(tensors: Mapping[str, Stored], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
+        if shards[-1] and size + bytes_of(tensor) > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += tensor.nbytes
+        size += bytes_of(tensor)
     return shards
 
 
@@ -232,9 +217,14 @@ class StoredWeights:
         return target
 
     @torch.no_grad()
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Fill a tensor of the same shape, of any type and on any device, in place."""
-        for rows, piece in _pieces(self.entries[name]):
+    def copy_into(self, name: str, target: Tensor, first: int | None = None) -> None:
+        """Fill a tensor of the same shape, of any type and on any device, in place.
+
+        Args:
+            first: of a tensor that has some of the rows only, which are all that is read: the number of the first.
+        """
+        entry = self.entries[name]
+        for rows, piece in _pieces(entry if first is None else entry.rows(first, first + len(target))):
             target[rows].copy_(piece)
 
     def are_equal(self, name: str, other: str) -> bool:

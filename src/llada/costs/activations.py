@@ -19,6 +19,10 @@ class TrainingSetting:
     """Tokens of a sequence."""
     accumulates: bool = False
     """Whether gradients of earlier batches of the step are kept meanwhile."""
+    processes: int = 1
+    """Number of processes that share out the matrices of the network, with what belongs to them."""
+    keeps_gradients_whole: bool = False
+    """Whether gradients are accumulated as wholes where matrices are shared out, which spares sending them."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     ema: bool = False
     """Whether a moving average of the weights is kept."""

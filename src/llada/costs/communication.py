@@ -113,13 +113,3 @@ def _total(parts: list[tuple[_Ring, float, int]], cluster: Cluster, exposed: flo
 def step_seconds(computing: float, traffic: Traffic) -> float:
     """Length of a step whose computing takes so many seconds on each card, with all that can overlap overlapping."""
     return max(computing, traffic.seconds - traffic.exposed) + traffic.exposed
-
-
-def sharded_bytes(parameters: int, n_cards: int, bytes_per_parameter: int, largest_layer: int) -> float:
-    """Bytes of a card for weights, gradients and optimizer state under `fsdp`, and for two gathered layers in bf16.
-
-    Args:
-        bytes_per_parameter: of a weight with all that belongs to it: 16 for AdamW in fp32 (4 + 4 + 8).
-        largest_layer: parameters of the largest part that is gathered at once.
-    """
-    return parameters * bytes_per_parameter / n_cards + (2 * 2 * largest_layer if n_cards > 1 else 0)

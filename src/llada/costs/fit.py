@@ -22,6 +22,10 @@ METHODS: tuple[tuple[Options, Options], ...] = (
     ({"method": "lora"}, {"method": "lora"}),
     ({"method": "qlora"}, {"method": "qlora"}),
 )
+METHODS_SHARED_OUT: tuple[tuple[Options, Options], ...] = (
+    ({"weights": "bf16"}, {"bf16_weights": True}),
+    ({"method": "lora"}, {"method": "lora"}),
+)
 # (layers, width) of networks that people train, from this package's preset by way of the GPT-2 family to LLaDA-8B's.
 LADDER = (
     (4, 128), (4, 256), (6, 384), (8, 512), (12, 768), (24, 768), (24, 1024), (32, 1024), (36, 1280), (48, 1536),
@@ -116,7 +120,7 @@ def _thriftier_methods(asked: Way, limit: float, thrifts: Sequence[Callable[[Way
     if asked.setting.method != "full":
         return []
     ways = []
-    for options, values in METHODS:
+    for options, values in METHODS if asked.setting.processes == 1 else METHODS_SHARED_OUT:
         way = asked.changed(options, **values)
         ways += [way] if way.memory <= limit else _mildest_combination(way, limit, thrifts)
     return ways

@@ -6,7 +6,7 @@ Shape letters: B batch, L length, V vocabulary rows, D width.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llada.costs.activations import (
     BF16_BYTES,
@@ -20,10 +20,12 @@ from llada.costs.activations import (
 )
 from llada.costs.fake_run import forward_bytes
 from llada.costs.parameters import (
+    kept_parameters,
     layer_matrices,
     layer_parameters,
     lora_parameters,
     matrix_parameters,
+    outside_parameters,
     total_parameters,
 )
 from llada.models.config_json import NetworkConfig, kinds_of_layers
@@ -51,6 +53,8 @@ class TrainingMemory:
     """Bytes at the loss, if every position is masked."""
     working: int
     """What comes and goes within a layer's backward pass."""
+    gathered: int
+    """Weights that are brought together where processes share out the network."""
     update: int
     """What the optimizer needs in addition to its state."""
     total: int
@@ -63,7 +67,7 @@ class TrainingMemory:
 
 
 def training_memory(config: NetworkConfig, setting: TrainingSetting) -> TrainingMemory:
-    """Memory of a training step, without torch itself, if what is freed is given back at once.
+    """Memory of a training step in each process, without torch itself, if what is freed is given back at once.
 
     Its peak is at the loss, in the backward pass of the last layer, in that of the first one (when the gradients of all
     others are there), or in the optimizer.
@@ -84,8 +88,10 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     backward = activations + recomputed + working
     if setting.activation_checkpointing:
         backward -= copies  # gone with the forward pass, and made anew layer by layer
-    at_start = max(activations + logits, backward) + (gradients if setting.accumulates else 0)
-    at_end = gradients + (recomputed or layer) + working
+    gathered, sent, sent_last = _on_their_way(config, setting)
+    accumulated = trained_parameters(config, setting) * FP32_BYTES if setting.keeps_gradients_whole else gradients
+    at_start = gathered + max(activations + logits, backward + sent) + (accumulated if setting.accumulates else 0)
+    at_end = gathered + max(accumulated + sent + (recomputed or layer) + working, gradients + sent_last)
     return TrainingMemory(
         weights=weights,
         optimizer=optimizer,
@@ -94,36 +100,20 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
         activations=activations,
         logits=logits,
         working=recomputed + working,
+        gathered=gathered,
         update=update,
         total=weights + optimizer + ema + max(at_start, at_end, gradients + update),
     )
 
 
-def shared_out(memory: TrainingMemory, config: NetworkConfig, processes: int) -> TrainingMemory:
-    """Memory of a step in one of several processes that share out the layers of a network.
-
-    Of their weights, moments and moving average each has its part. Two layers are whole at a time, the one that is
-    computed and the next; gradients are taken to be whole, which they are while they are accumulated.
-    """
-    share = layer_parameters(config) / total_parameters(config)
-    kept = 1 - share * (1 - 1 / processes)
-    two_layers = int(memory.weights * share * min(1, 2 / config.n_layers))
-    weights, optimizer, ema = (int(kept * part) for part in (memory.weights, memory.optimizer, memory.ema))
-    saved = memory.weights + memory.optimizer + memory.ema - (weights + two_layers + optimizer + ema)
-    return replace(
-        memory, weights=weights + two_layers, optimizer=optimizer, ema=ema, total=memory.total - max(0, saved)
-    )
-
-
 def least_memory(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Bytes that a training step takes whatever its batch, its length and its activations are."""
-    weights, optimizer, ema, gradients, update = _fixed(config, setting)
-    return weights + optimizer + ema + gradients + update
+    return sum(_fixed(config, setting)) + _on_their_way(config, setting)[0]
 
 
 def _fixed(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, int, int, int]:
     """Bytes of weights, optimizer state, moving average and gradients, and of the optimizer's own work."""
-    trained = trained_parameters(config, setting)
+    trained = _trained_here(config, setting)
     return (
         _stored_for_training(config, setting),
         _optimizer_state(config, setting),
@@ -140,22 +130,55 @@ def trained_parameters(config: NetworkConfig, setting: TrainingSetting) -> int:
     return lora_parameters(config, setting.lora_rank, setting.lora_on_attention_only)
 
 
+def _trained_here(config: NetworkConfig, setting: TrainingSetting) -> int:
+    """Return the number of these that a process keeps: a part of matrices that are shared out, and all of adapters."""
+    if setting.method == "full":
+        return kept_parameters(config, setting.processes).total
+    return trained_parameters(config, setting)
+
+
 def _stored_for_training(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Bytes of the weights, frozen or not, with their adapters."""
-    if setting.method == "full":
-        return total_parameters(config) * (BF16_BYTES if setting.bf16_weights else FP32_BYTES)
-    adapters = trained_parameters(config, setting) * FP32_BYTES
-    if setting.method == "lora" and not setting.bf16:
-        return total_parameters(config) * FP32_BYTES + adapters
-    return stored_weights(config, quantised=setting.method == "qlora") + adapters
+    adapters = 0 if setting.method == "full" else trained_parameters(config, setting) * FP32_BYTES
+    if setting.method == "qlora":
+        return stored_weights(config, quantised=True) + adapters
+    return kept_parameters(config, setting.processes).total * _weight_bytes(setting) + adapters
+
+
+def _weight_bytes(setting: TrainingSetting) -> int:
+    """Bytes of a weight as it is stored, without 4 bits."""
+    is_bf16 = setting.bf16_weights if setting.method == "full" else setting.bf16
+    return BF16_BYTES if is_bf16 else FP32_BYTES
+
+
+def _on_their_way(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, int]:
+    """Bytes of what is whole for a while where matrices are shared out.
+
+    Returns:
+        The weights: two layers, the one that is computed and the next, each with the memory that it is received in, and
+        embeddings and head. Their gradients in the backward pass: of two layers, and of embeddings and head, which are
+        the last to be sent. And what the latter take as they are sent.
+    """
+    if setting.processes == 1:
+        return 0, 0, 0
+    weight = _weight_bytes(setting)
+    two_layers = 2 * max(layer_parameters(kind) for kind in kinds_of_layers(config))
+    outside = outside_parameters(config)
+    gathered = 2 * two_layers * (BF16_BYTES if setting.bf16 else weight) + outside * weight
+    if setting.method != "full":
+        return gathered, 0, 0
+    return gathered, two_layers * FP32_BYTES + outside * weight, outside * (weight + FP32_BYTES)
 
 
 def _bf16_copies(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Bytes of the bf16 copies of fp32 weights that autocast makes."""
     if not setting.bf16 or setting.bf16_weights:
         return 0
-    in_fp32 = matrix_parameters(config) if setting.method == "full" else trained_parameters(config, setting)
-    return in_fp32 * BF16_BYTES
+    if setting.method != "full":
+        return trained_parameters(config, setting) * BF16_BYTES
+    if setting.processes > 1:  # layers are sent in bf16
+        return (matrix_parameters(config) - layer_parameters(config)) * BF16_BYTES
+    return matrix_parameters(config) * BF16_BYTES
 
 
 def _at_the_loss(config: NetworkConfig, setting: TrainingSetting) -> int:
@@ -172,8 +195,10 @@ def _at_the_loss(config: NetworkConfig, setting: TrainingSetting) -> int:
 
 def _optimizer_state(config: NetworkConfig, setting: TrainingSetting) -> int:
     """Two tensors of the weights' size for AdamW; Muon keeps one for the matrices of the layers, which are its own."""
-    n_by_muon = layer_parameters(config) if setting.optimizer == "muon" else 0
-    return math.ceil((2 * trained_parameters(config, setting) - n_by_muon) * setting.moment_bytes)
+    trained, n_by_muon = _trained_here(config, setting), 0
+    if setting.optimizer == "muon":
+        n_by_muon = kept_parameters(config, setting.processes).in_layers if setting.method == "full" else trained
+    return math.ceil((2 * trained - n_by_muon) * setting.moment_bytes)
 
 
 def _update(config: NetworkConfig, setting: TrainingSetting) -> int:

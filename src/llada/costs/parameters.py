@@ -6,12 +6,21 @@ Shape letters: V vocabulary rows, D width.
 import math
 import re
 from collections import Counter
+from typing import NamedTuple
 
 from llada.models.config_json import FAMILIES, NetworkConfig
 from llada.models.parts import Parts
 from llada.models.shapes import adapted_shapes, parameter_shapes
 
 REST = "others"  # what belongs to no part that the network names
+
+
+class Kept(NamedTuple):
+    """How many weights a process keeps."""
+
+    total: int
+    in_layers: int
+    """Weights of the matrices in the layers, which are among them."""
 
 
 def count_parameters(config: NetworkConfig) -> dict[str, int]:
@@ -35,11 +44,30 @@ def total_parameters(config: NetworkConfig) -> int:
 
 def layer_matrices(config: NetworkConfig) -> Counter[tuple[int, int]]:
     """Shapes (out, in) of the matrices in all layers, and how many there are of each."""
+    return _matrices(config, in_layers=True)
+
+
+def _matrices(config: NetworkConfig, in_layers: bool) -> Counter[tuple[int, int]]:
     found: Counter[tuple[int, int]] = Counter()
     for shape in parameter_shapes(config):
-        if shape.is_in_layer and len(shape.size) == 2:
+        if shape.is_in_layer == in_layers and len(shape.size) == 2:
             found[shape.size[0], shape.size[1]] += shape.times
     return found
+
+
+def outside_parameters(config: NetworkConfig) -> int:
+    """Weights of the matrices outside the layers: embeddings, and the head if it is not tied."""
+    return sum(times * math.prod(shape) for shape, times in _matrices(config, in_layers=False).items())
+
+
+def kept_parameters(config: NetworkConfig, processes: int = 1) -> Kept:
+    """Weights that the first of several processes keeps, which share out the rows of every matrix; of vectors, all."""
+    in_layers, outside = (
+        sum(times * -(-rows // processes) * columns for (rows, columns), times in _matrices(config, where).items())
+        for where in (True, False)
+    )
+    vectors = total_parameters(config) - layer_parameters(config) - outside_parameters(config)
+    return Kept(in_layers + outside + vectors, in_layers)
 
 
 def layer_parameters(config: NetworkConfig) -> int:

@@ -22,6 +22,8 @@ from llada.data.sources import pieces_of_texts
 
 WHEEL = "botocore==1.44.8"
 WHEEL_SHA256 = "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043"
+FOLDER = Path("data/documentation")
+"""Where the presets look for it, in byte pairs."""
 LEAST_CHARACTERS = 80
 """Shorter documents are left out: they say hardly more than a name."""
 _SERVICE = re.compile(r"botocore/data/([^/]+)/([^/]+)/service-2\.json(?:\.gz)?")

@@ -19,10 +19,18 @@ class Shard:
 
     rank: int = 0
     processes: int = 1
+    in_step: bool = False
+    """Whether all compute equally many rows, as they must if the network is shared out among them."""
 
     def of(self, rows: Tensor) -> Tensor:
         """Return the indices (n,) of the rows (N,) that this process computes."""
         return torch.arange(self.rank, len(rows), self.processes)
+
+    def computed(self, rows: Tensor) -> Tensor:
+        """Return these indices, the first of them again where others have more; row 0 if there are none."""
+        own = self.of(rows)
+        most = -(-len(rows) // self.processes) if self.in_step else len(own)
+        return torch.cat((own, own.new_full((most - len(own),), int(own[0]) if len(own) else 0)))
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up values (N,) over processes, each of which has those of its own rows and 0 for the others."""

@@ -266,7 +266,7 @@ def _row_bounds(
         show: called with the fraction done, the sum so far and its number of rows, after each batch.
     """
     bounds = torch.zeros(len(clean), dtype=torch.float64)
-    own = options.shard.of(bounds)
+    own = options.shard.computed(bounds)
     # Counts rise with the rows; in random order, the mean so far covers all counts, and batches cost the same.
     own = own[torch.randperm(len(own), generator=Generator().manual_seed(0))]
     for first in range(0, len(own), options.batch_size):
@@ -275,7 +275,9 @@ def _row_bounds(
         nats = nll.at_masked(batch, clean.rows(rows).to(options.device))
         bounds[rows] = to_fp64(sequence_bounds(nats, batch)).cpu()
         show(len(done) / len(own), float(bounds[done].sum()), len(done))
-    return options.shard.sum(bounds)
+    counted, rows = torch.zeros_like(bounds), options.shard.of(bounds)
+    counted[rows] = bounds[rows]
+    return options.shard.sum(counted)
 
 
 def _rounds(nll: TokenNll, windows: TokenBatch, seed: int) -> Iterator[tuple[NoisyBatch, Tensor]]:

@@ -8,12 +8,13 @@ Moments in 8 bits are numbers between -1 and 1 on a scale that is fine near zero
 (arXiv 2110.02861); bitsandbytes has the scale.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from llada.optim.parts import rows_of, whole_shape
 from llada.optim.skipping import must_skip, skip_on_device
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.errors import UserError
@@ -75,8 +76,8 @@ class AdamW16(torch.optim.Optimizer):
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         weights, gradients = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
-        for first in range(0, len(weights), AT_ONCE):
-            part = slice(first, min(first + AT_ONCE, len(weights)))
+        is_bf16 = parameter.dtype == torch.bfloat16
+        for part, noise in _pieces(parameter, is_bf16):
             gradient = gradients[part].float()
             mean, square = self._read(state["mean"], part, signed=True), self._read(state["square"], part, signed=False)
             new = weights[part].float()
@@ -89,7 +90,7 @@ class AdamW16(torch.optim.Optimizer):
             scale = (square / (1 - beta2**step)).sqrt_().add_(EPSILON)
             new.mul_(1 - group["lr"] * group["weight_decay"])
             new.addcdiv_(mean, scale, value=-group["lr"] / (1 - beta1**step))
-            _put(weights, part, round_stochastically(new) if parameter.dtype == torch.bfloat16 else new, skip)
+            _put(weights, part, round_stochastically(new, noise) if is_bf16 else new, skip)
 
     def _read(self, moment: dict[str, Tensor], part: slice, signed: bool) -> Tensor:
         if self.scales is None or "numbers" not in moment:
@@ -105,22 +106,50 @@ class AdamW16(torch.optim.Optimizer):
             _put(moment["largest"], _blocks(part), largest, skip)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as torch does, but keep the type of the moments, which torch would convert to the weights'."""
+        """Load a state as torch does, but keep the type of the moments, which torch would convert to the weights'.
+
+        Tensors that are on the device of their weights become the optimizer's own.
+        """
         super().load_state_dict({**state_dict, "state": {}})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, saved in state_dict["state"].items():
             device = parameters[index].device
-            moments = {name: {key: part.to(device, copy=True) for key, part in saved[name].items()} for name in MOMENTS}
-            self.state[parameters[index]] = {"step": saved["step"].clone(), **moments}
+            moments = {name: {key: part.to(device) for key, part in saved[name].items()} for name in MOMENTS}
+            self.state[parameters[index]] = {"step": saved["step"], **moments}
 
 
-def round_stochastically(values: Tensor) -> Tensor:
+def _pieces(parameter: Tensor, is_rounded: bool) -> Iterator[tuple[slice, Tensor | None]]:
+    """Iterate over what is updated at a time of a parameter's numbers, with the noise to round it with.
+
+    The noise is drawn for all of a parameter of which processes keep a part each, so that its weights are rounded alike
+    in any number of processes.
+    """
+    rows, n_whole = rows_of(parameter), whole_shape(parameter).numel()
+    before = 0 if rows is None else rows.first * (n_whole // rows.shape[0])
+    for first in range(0, n_whole, AT_ONCE):
+        n = min(AT_ONCE, n_whole - first)
+        noise = _rounding_noise(torch.Size([n]), parameter.device) if is_rounded else None
+        part = slice(max(0, first - before), min(first + n - before, parameter.numel()))
+        if part.start < part.stop:
+            start = before + part.start - first
+            yield part, None if noise is None else noise[start : start + part.stop - part.start]
+
+
+def _rounding_noise(shape: torch.Size, device: torch.device) -> Tensor:
+    return torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=device)
+
+
+def round_stochastically(values: Tensor, noise: Tensor | None = None) -> Tensor:
     """Round fp32 to bf16 stochastically: up or down, with the probabilities that make the mean equal the value.
 
     bf16 is the upper half of fp32, so a uniform number is added to the lower half, and its carry decides.
+
+    Args:
+        noise: integers below 2**16 in the shape of the values; drawn if left out.
     """
     bits = values.view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device)
+    if noise is None:
+        noise = _rounding_noise(bits.shape, bits.device)
     return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 

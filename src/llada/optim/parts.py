@@ -61,12 +61,27 @@ def whole_of(tensor: Tensor) -> Tensor:
     return whole
 
 
-def fill_own_part(tensor: Any, whole: Tensor) -> None:
-    """Copy this process's rows of a whole tensor into one that is shared out."""
-    from torch.distributed.tensor import distribute_tensor
+def kept_of(tensor: Tensor) -> tuple[Tensor, Rows | None]:
+    """Return what this process keeps of a tensor, which shares its memory, and which rows that is.
 
-    own = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    tensor.to_local().copy_(own.to_local())
+    A tensor that is not shared out is kept whole, and the rows are None.
+    """
+    if not is_shared_out(tensor):
+        return tensor, None
+    shared: Any = tensor
+    mesh, own = shared.device_mesh, shared.to_local().detach()
+    first, last = bounds(tensor.shape[0], mesh.get_local_rank(), mesh.size())
+    assert len(own) == last - first
+    return own, Rows(tensor.shape, first, last, mesh)
+
+
+def bounds(n_rows: int, rank: int, processes: int) -> tuple[int, int]:
+    """Return the first row that a process keeps of a tensor that is shared out, and one more than the last.
+
+    All have the same number of rows, rounded up, but for the last ones, which have fewer or none: FSDP2's way.
+    """
+    most = -(-n_rows // processes)
+    return min(rank * most, n_rows), min((rank + 1) * most, n_rows)
 
 
 def own_part(parameter: nn.Parameter) -> nn.Parameter:
@@ -74,12 +89,9 @@ def own_part(parameter: nn.Parameter) -> nn.Parameter:
     if not is_shared_out(parameter):
         return parameter
     if not hasattr(parameter, OWN):
-        shared: Any = parameter
-        mesh, local = shared.device_mesh, shared.to_local().detach()
-        n = -(-parameter.shape[0] // mesh.size())
-        first = min(mesh.get_local_rank() * n, parameter.shape[0])
+        local, rows = kept_of(parameter)
         part = nn.Parameter(local, parameter.requires_grad)
-        setattr(part, ROWS, Rows(parameter.shape, first, first + len(local), mesh))
+        setattr(part, ROWS, rows)
         setattr(parameter, OWN, part)
     own: nn.Parameter = getattr(parameter, OWN)
     return own

@@ -4,8 +4,11 @@ A file that is rewritten in place changes them silently, and one that is cut sho
 is removed, or replaced by another of its name, is kept by the system as it was, for as long as it is mapped.
 """
 
+import ctypes
 import gc
+import mmap
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -67,3 +70,17 @@ def _changed() -> Path | None:
         if now.identity == state.identity and now != state:
             return path
     return None
+
+
+def give_back_pages(address: int, n_bytes: int) -> None:
+    """Let go of memory that is mapped from a file and was not written into; it is read anew if it is used again.
+
+    The whole pages of the range are, on Linux, and nothing elsewhere. Until then, what was read counts as memory of the
+    process, though the system would take it back when it needs it.
+    """
+    if sys.platform != "linux":
+        return
+    first, last = -(-address // mmap.PAGESIZE), (address + n_bytes) // mmap.PAGESIZE
+    if last > first:
+        n_bytes = (last - first) * mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t(n_bytes), mmap.MADV_DONTNEED)

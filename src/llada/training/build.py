@@ -4,25 +4,29 @@ from pathlib import Path
 
 import torch
 
+from llada.checkpoints.fingerprint import FINGERPRINT, keep_fingerprint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
 from llada.models import MaskPredictor, checkpoint_activations
+from llada.training.gathering import hand_out
+from llada.training.group import ALONE, Group
 from llada.training.plan import RunPlan
-from llada.training.sharding import shard_layers
+from llada.training.sharding import share_out
 
 
-def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> MaskPredictor:
+def build_model(plan: RunPlan, start: Path | None, last: Path | None = None, group: Group = ALONE) -> MaskPredictor:
     """The model on its device, in training mode, its frozen weights marked as such.
 
     Args:
         start: checkpoint folder with the weights to start from; random ones if None.
         last: checkpoint of the run that is resumed, None for a new one.
+        group: the processes that share the layers out, if they do.
     """
     config = plan.config
     if start is None and last is not None and config.base is not None and config.method == "full":
         start = last  # its own last checkpoint: no random weights are made for nothing
     if plan.is_sharded:
-        return _build_shared_out(plan, start, last)
+        return _build_shared_out(plan, start, last, group)
     if start is None:
         model = make_predictor(plan.network_config, plan.data.tokenizer)
         if config.method != "qlora":
@@ -35,31 +39,45 @@ def build_model(plan: RunPlan, start: Path | None, last: Path | None = None) -> 
         quantise(model.to(torch.bfloat16).network, plan.device)
     model.train()
     if config.method != "full":
-        if last is None:
-            add_adapter(model.network, config.lora, config.seed)
-        else:
-            load_adapter(model.network, last, trainable=True)
+        _put_adapter(plan, model, last)
     if config.activation_checkpointing:
         checkpoint_activations(model.network)
     return model.to(plan.device)
 
 
-def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None) -> MaskPredictor:
-    """The model with its layers shared out among the processes, all of it trained.
+def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None, group: Group) -> MaskPredictor:
+    """The model shared out among the processes; of adapters, each has all.
 
-    Of a checkpoint, one tensor at a time is whole; random weights are made as wholes, to be those of one process.
+    Each process reads its rows of a checkpoint, which waits for the state of the run if that is resumed. Random weights
+    are drawn by process 0, so that they are those of one process alone, and the others get their rows of them.
     """
-    is_read = start is not None or last is not None
-    with torch.device("meta" if is_read else "cpu"):
+    config = plan.config
+    with torch.device("meta"):
         model = make_predictor(plan.network_config, plan.data.tokenizer).train()
-    if not is_read:
-        model = model.to(plan.device)
-    if plan.config.activation_checkpointing:
-        checkpoint_activations(model.network)
-    shard_layers(model.network, plan.processes, plan.device)
-    if start is not None:
+    network = model.to(_stored_type(plan)).network
+    if config.method != "full":
+        network.requires_grad_(False)
+    if config.activation_checkpointing:
+        checkpoint_activations(network)
+    share_out(network, plan.processes, plan.device, plan.precision.dtype)
+    if start is not None and start != last:
         load_weights(model, start)
+    elif last is None:
+        is_main = group.is_main
+        drawn = make_predictor(plan.network_config, plan.data.tokenizer).network.state_dict() if is_main else None
+        hand_out(drawn, network, group)
+    if config.method != "full":
+        keep_fingerprint(network, FINGERPRINT)  # which process 0 cannot compute alone when it saves
+        _put_adapter(plan, model, last)
     return model
+
+
+def _put_adapter(plan: RunPlan, model: MaskPredictor, last: Path | None) -> None:
+    """A new adapter, or that of the checkpoint that the run goes on from."""
+    if last is None:
+        add_adapter(model.network, plan.config.lora, plan.config.seed)
+    else:
+        load_adapter(model.network, last, trainable=True)
 
 
 def _stored_type(plan: RunPlan) -> torch.dtype:

@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from llada.checkpoints.lora import is_adapted
+from llada.checkpoints.pieces import InParts, whole_on_host
 from llada.models import MaskPredictor
 from llada.system.device import free_memory_bytes
 from llada.system.errors import UserError
 from llada.system.mapped_files import check_mapped
+from llada.training.gathering import Gathering
+from llada.training.group import ALONE
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
-from llada.training.sharding import is_sharded, whole_weights
 from llada.training.state import Progress, bytes_in
 
 SHARE_OF_FREE_MEMORY = 0.5  # that a copy may take
@@ -30,23 +32,31 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(
-        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
+        self,
+        progress: Progress,
+        plan: RunPlan,
+        model: MaskPredictor,
+        packed: Mapping[str, Any],
+        in_background: bool,
+        gathering: Gathering | None = None,
     ) -> None:
         """Save this state of a run, the one before having been saved, if all is as it was when the run began.
 
         Args:
             in_background: return before it is on the disk, if there is memory for a copy, which is made first.
+            gathering: with which the state was packed.
 
         Raises:
             UserError: this checkpoint, or the one before, could not be written; or see `check`.
         """
-        self.wait()
-        self._check_surroundings()
-        weights = None if is_adapted(model.network) else whole_weights(model.network)
-        if weights is None or not in_background or not _has_room({"model": weights, "state": packed}):
-            self.folder.save(progress, plan, model, packed, weights)
-            return
-        copies = _copy(weights), _copy(packed), replace(progress)
+        with gathering or Gathering(ALONE) as gathering:
+            self.wait()
+            self._check_surroundings()
+            weights = None if is_adapted(model.network) else gathering.weights(model.network)
+            if weights is None or not in_background or not _has_room({"model": weights, "state": packed}):
+                self.folder.save(progress, plan, model, packed, weights)
+                return
+            copies = _copy(weights), _copy(packed), replace(progress)
 
         def save() -> None:
             copied_weights, copied_state, at = copies
@@ -97,11 +107,23 @@ class SilentSaver(Saver):
     """What a process has that does not write checkpoints."""
 
     def save(
-        self, progress: Progress, plan: RunPlan, model: MaskPredictor, packed: Mapping[str, Any], in_background: bool
+        self,
+        progress: Progress,
+        plan: RunPlan,
+        model: MaskPredictor,
+        packed: Mapping[str, Any],
+        in_background: bool,
+        gathering: Gathering | None = None,
     ) -> None:
-        """Process 0 does it; the others hand over their parts of the weights."""
-        if is_sharded(model.network):
-            whole_weights(model.network)
+        """Process 0 does it; the others send it their parts.
+
+        Raises:
+            OtherFailedError: process 0 could not write it.
+        """
+        if gathering is not None:
+            if not is_adapted(model.network):
+                gathering.weights(model.network)
+            gathering.send_parts()
 
     def check(self) -> None:
         """Nothing can have failed."""
@@ -129,9 +151,9 @@ def _has_room(content: Mapping[str, Any]) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """Return a value with every tensor copied into the host's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+    """Return a value with every tensor copied into the host's memory, whole."""
+    if isinstance(value, (Tensor, InParts)):
+        return whole_on_host(value)
     if isinstance(value, Mapping):
         return {key: _copy(part) for key, part in value.items()}
     return [_copy(part) for part in value] if isinstance(value, list) else value

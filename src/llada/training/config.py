@@ -126,7 +126,7 @@ class TrainConfig(Checked):
     """How to compile; if left out, the first way whose code is right on this machine (`llada doctor`). The run stores
     the way that it used, "none" if none was right."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """What several processes keep. "ddp": all weights, each of them. "fsdp": each a part of the layers, with its
+    """What several processes keep. "ddp": all weights, each of them. "fsdp": each a part of every matrix, with its
     gradients and the optimizer's state, by FSDP2. "auto": "ddp" if that fits the memory."""
     timeout_minutes: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
     """Minutes that one of several processes waits for the others before the run ends and names those that hang."""
@@ -200,8 +200,8 @@ class TrainConfig(Checked):
             '`lora_rank` and the like are for adapters: add `method="lora"` or qlora.',
         )
         yield (
-            self.parallel == "fsdp" and self.method != "full",
-            f'`parallel="fsdp"` is for training all weights: leave it out, or `method="{self.method}"`.',
+            self.parallel == "fsdp" and self.method == "qlora",
+            'Weights in 4 bits cannot be shared out: leave out `parallel="fsdp"`, or use `method="lora"`.',
         )
         yield (
             has_dialogues and len(self.data.data_dir) > 1,
@@ -231,12 +231,8 @@ class TrainConfig(Checked):
             "Moments in 8 bits are AdamW's: add `optimizer=adamw`.",
         )
         yield (
-            optimizer.optimizer_state == "8bit" and self.parallel == "fsdp",
+            optimizer.optimizer_state == "8bit" and self.parallel == "fsdp" and self.method == "full",
             'Moments in 8 bits cannot be shared out: leave out `parallel="fsdp"`, or `optimizer_state="8bit"`.',
-        )
-        yield (
-            is_bf16 and self.parallel == "fsdp",
-            'Weights in bf16 are rounded as wholes: leave out `parallel="fsdp"`, or `weights="bf16"`.',
         )
         yield (
             bool(self.compile) and self.parallel == "fsdp",

@@ -25,7 +25,7 @@ from llada.data.mixture import Mixture, mixed_rows
 from llada.data.order import Numbers
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.evaluation.distributed import ALONE, Shard
+from llada.evaluation.distributed import Shard
 from llada.evaluation.mixed_nelbo import mixed_nelbo
 from llada.evaluation.nelbo import BoundOptions, Nelbo, TokenNll, estimate_nelbo
 from llada.evaluation.windows import evenly_spread, scored_windows
@@ -93,8 +93,7 @@ def make_source(plan: RunPlan, data_order: int) -> Source:
 
 
 def _bound_options(plan: RunPlan) -> BoundOptions:
-    # What is shared out is computed by all at once: then each evaluates all windows.
-    shard = ALONE if plan.is_sharded else Shard(plan.rank, plan.processes)
+    shard = Shard(plan.rank, plan.processes, in_step=plan.is_sharded)
     return BoundOptions(EVALUATION_MASKS, batch_size=plan.share.batch_size, device=plan.device, shard=shard)
 
 

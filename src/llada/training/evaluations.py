@@ -1,11 +1,13 @@
 """The evaluations within a run: the bound on some of the validation data, and something that the model writes."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 from llada.evaluation.nelbo import Nelbo, nll_by_model
 from llada.system.errors import UserError
 from llada.training.callbacks import Callback
 from llada.training.log import RunLog
+from llada.training.sharding import let_go
 from llada.training.state import Progress
 from llada.training.step import Steps
 
@@ -49,12 +51,24 @@ class Evaluations:
 
     def _show(self, log: RunLog) -> Nelbo:
         """Measure, and show what can be shown; a bound that is not finite cannot."""
+        try:
+            return self._measure_and_show(log)
+        finally:
+            let_go(self.steps.model.network)
+
+    def _measure_and_show(self, log: RunLog) -> Nelbo:
         steps, progress, result = self.steps, self.progress, self.estimate_nelbo()
         if math.isfinite(result.nelbo_nats_per_token) and (steps.group.is_main or steps.plan.is_sharded):
-            sample = steps.source.sample(steps.model)
+            with self._computing_as_sent():
+                sample = steps.source.sample(steps.model)
             log.write_evaluation(progress.step, result, sample, steps.source)
             self.callbacks.on_evaluation(progress, result, sample)
         return result
+
+    def _computing_as_sent(self) -> AbstractContextManager[object]:
+        """Matmuls in the type that matrices are sent in, if the network is shared out."""
+        steps = self.steps
+        return steps.precision.autocast(steps.device) if steps.plan.is_sharded else nullcontext()
 
     def estimate_nelbo(self) -> Nelbo:
         """The bound on some of the validation data, with the same masks at every step."""

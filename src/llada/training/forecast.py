@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llada.costs.activations import TrainingSetting
+from llada.checkpoints.pieces import PIECE
+from llada.costs.activations import FP32_BYTES, TrainingSetting
 from llada.costs.fit import Options, Way, ways_to_fit
 from llada.costs.flops import (
     attention_flops_per_token,
@@ -18,7 +19,7 @@ from llada.costs.flops import (
     training_flops_per_token,
     training_seconds,
 )
-from llada.costs.memory import TrainingMemory, shared_out, trained_parameters, training_memory
+from llada.costs.memory import TrainingMemory, trained_parameters, training_memory
 from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
@@ -36,6 +37,7 @@ VERY_LONG_RUN_SECONDS = 24 * 3600
 ADVICE = '`preset="laptop"` trains in about ten minutes on two cores'
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
 HEAP_SLACK = 2.5  # a CPU's heap holds up to so many times what tensors need; benchmarks/memory.py
+PIECES_AT_ONCE = 3  # of tensors that are checked, sent or written: the piece, and what is made of it
 LARGE_ATTENTION_SHARE = 0.25
 SHORT_LENGTH = 1024
 WARMUP_PART = 10  # of a run, at most, that is suggested
@@ -75,7 +77,7 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     if plan.processes > 1 or config.accumulate > 1:
         table.add_row("", f"in {plan.share.in_words}")
     if plan.is_sharded:
-        table.add_row("layers", "shared out, a part of each in each process (FSDP2)")
+        table.add_row("matrices", "shared out, a part of each in each process (FSDP2)")
     table.add_row("run", _length_in_words(plan))
     table.add_row(
         "device",
@@ -84,6 +86,8 @@ def announce(plan: RunPlan, console: Console, respell: Callable[[str], str] = st
     needed, there = bytes_in_words(memory.total), bytes_in_words(available)
     each = ", in each process," if plan.processes > 1 else ""
     table.add_row("memory", f"about {needed} for tensors{each} in addition to torch itself, of {there}")
+    if plan.processes > 1 and plan.device.type != "cpu":
+        table.add_row("", f"about {bytes_in_words(host_memory(plan))} of the host's, in each process")
     duration = (
         "as given"
         if seconds is None
@@ -141,7 +145,7 @@ def check_memory(plan: RunPlan) -> None:
         UserError: it does not fit, and the configuration does not say `force`.
     """
     memory, available = expected_memory(plan), available_bytes(plan)
-    if memory.total + TORCH_BYTES > available and not plan.config.force:
+    if not _fits(plan) and not plan.config.force:
         raise UserError(
             f"This run needs about {bytes_in_words(memory.total)} of memory in addition to torch itself and there are "
             f"{bytes_in_words(available)}: {_what_fits(plan, available)} (`force` tries all the same)."
@@ -170,22 +174,52 @@ def available_bytes(plan: RunPlan) -> int:
 
 def expected_memory(plan: RunPlan) -> TrainingMemory:
     """What a step of the run takes in each process; see `costs.memory`."""
-    memory = training_memory(plan.network_config, setting_of(plan))
-    return shared_out(memory, plan.network_config, plan.processes) if plan.is_sharded else memory
+    return training_memory(plan.network_config, setting_of(plan))
+
+
+def host_memory(plan: RunPlan) -> int:
+    """Bytes of the host's memory that a process of a run takes, in addition to torch itself.
+
+    On a CPU, that is the step; or, when a checkpoint is read or written, what is kept from step to step with the
+    weights that are put aside while their moving average is measured and saved, and some pieces of tensors: nothing is
+    read but a process's own part, and nothing is brought together. With a GPU, those pieces are all.
+
+    Not counted is what process 0 takes in addition: random weights are drawn whole; and a checkpoint is copied, as a
+    whole, to be written in the background, if half of the free memory holds it.
+    """
+    pieces = PIECES_AT_ONCE * PIECE * FP32_BYTES
+    if plan.device.type != "cpu":
+        return pieces
+    memory = expected_memory(plan)
+    return max(memory.total, memory.weights + memory.optimizer + 2 * memory.ema + pieces)
 
 
 def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -> RunPlan:
-    """The plan with its layers shared out among the processes, if that is left open and they do not fit otherwise.
+    """The plan with the network shared out among the processes, if that is left open and it does not fit otherwise.
+
+    Gradients of what is shared out are accumulated as wholes if that fits: then they are sent once a step.
 
     Args:
         is_any: whether it is so in any process.
     """
-    config = plan.config
-    is_open = config.parallel == "auto" and plan.processes > 1 and config.method == "full"
-    if not is_open or config.compile or config.weights == "bf16" or config.optimizer.optimizer_state == "8bit":
+    if _may_be_shared_out(plan):
+        plan = replace(plan, is_sharded=is_any(not _fits(plan)))
+    if not plan.is_sharded or plan.share.accumulate == 1:
         return plan
-    fits = expected_memory(plan).total + TORCH_BYTES <= available_bytes(plan)
-    return replace(plan, is_sharded=is_any(not fits))
+    whole = replace(plan, keeps_gradients_whole=True)
+    return plan if is_any(not _fits(whole)) else whole
+
+
+def _may_be_shared_out(plan: RunPlan) -> bool:
+    """Whether the configuration leaves it open; what it asks for otherwise, `TrainConfig` would refuse."""
+    config = plan.config
+    if config.parallel != "auto" or plan.processes == 1 or config.compile:
+        return False
+    return config.method == "lora" or (config.method == "full" and config.optimizer.optimizer_state != "8bit")
+
+
+def _fits(plan: RunPlan) -> bool:
+    return expected_memory(plan).total + TORCH_BYTES <= available_bytes(plan)
 
 
 def setting_of(plan: RunPlan) -> TrainingSetting:
@@ -195,6 +229,8 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         batch_size=plan.share.batch_size,
         length=plan.length,
         accumulates=plan.share.accumulate > 1,
+        processes=plan.processes if plan.is_sharded else 1,
+        keeps_gradients_whole=plan.keeps_gradients_whole,
         optimizer=config.optimizer.optimizer,
         ema=config.optimizer.ema > 0,
         bf16=plan.precision.dtype == torch.bfloat16,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llada.checkpoints.pieces import PIECE
 from llada.system.device import to_fp64
 
 FEW = 5  # steps in a row that are left out before the run goes back
@@ -81,11 +82,16 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def are_finite(tensor: Tensor) -> Tensor:
+    """Whether all numbers are finite: a scalar on the device. The test takes a copy of what it looks at, a piece."""
+    return torch.stack([torch.isfinite(piece).all() for piece in tensor.detach().reshape(-1).split(PIECE)]).all()
+
+
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor with a non-finite number, None if all are finite; a GPU is asked once."""
     if not tensors:
         return None
-    is_good = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+    is_good = torch.stack([are_finite(tensor) for tensor in tensors.values()])
     return next((name for name, good in zip(tensors, is_good.tolist(), strict=True) if not good), None)
 
 

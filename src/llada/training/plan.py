@@ -47,7 +47,9 @@ class RunPlan:
     processes_here: int = 1
     """Number of these that are on this machine."""
     is_sharded: bool = False
-    """Whether each process keeps a part of the layers only."""
+    """Whether each process keeps a part of every matrix only."""
+    keeps_gradients_whole: bool = False
+    """Whether the gradients of what is shared out are sent once a step, and accumulated as wholes until then."""
 
     @classmethod
     def of(

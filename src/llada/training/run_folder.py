@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from llada.checkpoints.folder import CONFIG_FILE, save_weights
 from llada.checkpoints.lora import save_adapter
 from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
+from llada.checkpoints.pieces import Stored
 from llada.checkpoints.run_layout import (
     BEST,
     CHECKPOINTS_FOLDER,
@@ -59,6 +58,7 @@ from llada.training.state import (
     damaged_state,
     read_state,
 )
+from llada.training.state_file import write_state_file
 
 SPARE_BYTES = 2_000_000  # in addition to a checkpoint: its small files, samples, curves, metrics
 
@@ -229,7 +229,7 @@ class RunFolder:
         plan: RunPlan,
         model: MaskPredictor,
         packed: Mapping[str, Any],
-        weights: Mapping[str, Tensor] | None,
+        weights: Mapping[str, Stored] | None,
     ) -> None:
         """Write the checkpoint of this step, point `last` (and `best`, if it is the best one) to it, prune the others.
 
@@ -249,7 +249,7 @@ class RunFolder:
                     save_adapter(aside, model.network, str(plan.config.base))
                 else:
                     save_weights(aside, plan.network_config, plan.data.tokenizer, weights)
-                torch.save(dict(packed), aside / STATE_FILE)
+                write_state_file(aside / STATE_FILE, packed)
                 write_checksums(aside)
             point(self.checkpoints / LAST, folder)
             self.point_best(progress)
@@ -281,7 +281,7 @@ class RunFolder:
         folder = self.last
         self.check_resumable()
         check_regular(folder / STATE_FILE)
-        saved = read_state(folder)
+        saved = read_state(folder, is_mapped=state.is_shared_out)
         changed = changed_data(saved, data)
         if changed and not allow_changed_data:
             raise UserError(

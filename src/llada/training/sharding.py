@@ -1,53 +1,64 @@
-"""The layers of a network shared out among processes by torch's FSDP2 (`fully_shard`).
+"""The matrices of a network shared out among processes by torch's FSDP2 (`fully_shard`).
 
-Each process keeps some rows of every weight of a layer, with their gradients, moments and moving average. A layer is
-whole where it is computed, and for as long as that takes. Embedding, head and last norm stay whole in every process:
-their features and logits are computed outside of any one module.
+Each process keeps some rows of every matrix, with their gradients, moments and moving average. A layer is whole where
+it is computed, and for as long as that takes; embeddings and head from the forward pass of a batch to the end of its
+backward pass, since the loss computes the head in pieces. Vectors stay whole in every process, as do adapters: they are
+small, and their gradients are added up like those of a network that is not shared out.
 """
 
+import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llada.models import Network
-from llada.optim.parts import is_shared_out, own_part, whole_of
+from llada.optim.parts import is_shared_out, own_part
 
 
-def shard_layers(network: Network, processes: int, device: torch.device) -> None:
-    """Share out the layers of a network, in place; each process keeps its part of the weights that are there.
+def share_out(network: Network, processes: int, device: torch.device, matmul_dtype: torch.dtype) -> None:
+    """Share out a network that is on the meta device, in place: each process has memory for its part, to be filled.
 
-    A network on the meta device comes to this device, with weights that are still to be filled.
+    What is frozen is so before the call.
+
+    Args:
+        matmul_dtype: type that the matrices of layers are sent in: that of the matmuls, to which autocast would round
+            them anyway. Embeddings and head are sent as they are kept.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    is_empty = next(network.parameters()).is_meta
     mesh = init_device_mesh(device.type, (processes,))
+    whole = {parameter for parameter in network.parameters() if parameter.dim() != 2}
+    sent_as = matmul_dtype if matmul_dtype == torch.bfloat16 else None
+    policy = MixedPrecisionPolicy(param_dtype=sent_as, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in network.layers:
         assert isinstance(layer, nn.Module)
-        sharded: Any = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole)
+    kept = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False, mp_policy=kept, ignored_params=whole)
+    register_fsdp_forward_method(network, "features")
+    # It warns of changing such a result in place, which no network here does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    network.to_empty(device=device)
+    for part in _parts(network):
         # The loss of a process is already its share of the whole: gradients are added up, not averaged.
-        sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)
-    if is_empty:
-        network.to_empty(device=device)
-        for layer in network.layers:  # FSDP2 takes the new memory when it first brings a layer together
-            layer.unshard()  # type: ignore[operator]
-            layer.reshard()  # type: ignore[operator]
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+        part.unshard()  # FSDP2 takes the new memory when it first brings a part together
+        part.reshard()
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Whether layers of the network are shared out."""
-    return any(is_shared_out(parameter) for parameter in network.parameters())
+def _parts(network: Network) -> list[Any]:
+    """What is brought together at a time: each layer, and all that is outside of them."""
+    return [*network.layers, network]
 
 
 def exchange_gradients(network: Network, is_now: bool) -> None:
-    """Say whether the next backward pass exchanges gradients, the last of a step, or accumulates them."""
-    for layer in network.layers:
-        switch: Any = getattr(layer, "set_requires_gradient_sync", None)
-        if switch is not None:
-            switch(is_now)
+    """Say whether the next backward pass exchanges gradients, or accumulates them, whole."""
+    switch: Any = getattr(network, "set_requires_gradient_sync", None)
+    if switch is not None:
+        switch(is_now)
 
 
 def take_gradients(network: Network) -> None:
@@ -58,6 +69,13 @@ def take_gradients(network: Network) -> None:
             own_part(parameter).grad, parameter.grad = gradient.to_local(), None
 
 
-def whole_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return all weights of a network by name, whole; all processes call it together."""
-    return {name: whole_of(weight) for name, weight in network.state_dict().items()}
+def let_go(network: Network) -> None:
+    """Keep a part of embeddings and head again, which stay whole after a forward pass without a backward pass."""
+    reshard: Any = getattr(network, "reshard", None)
+    if reshard is not None:
+        reshard()
+
+
+def own_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all weights of a network by name, frozen ones as well; of those that are shared out, the own parts."""
+    return {name: own_part(parameter) for name, parameter in network.named_parameters()}

@@ -17,12 +17,16 @@ from torch import Tensor
 from llada.checkpoints.folder import load_weights
 from llada.checkpoints.lora import adapter_weights, is_adapted
 from llada.checkpoints.lora_files import read_adapter_weights
+from llada.checkpoints.pieces import InParts, bytes_of
 from llada.models import MaskPredictor
 from llada.optim.ema import ExponentialAverage, trained_weights
-from llada.optim.parts import rows_of, to_own, to_whole, whole_shape
+from llada.optim.parts import rows_of, to_own, whole_shape
 from llada.system.errors import UserError, first_line
+from llada.training.gathering import Gathering
+from llada.training.group import ALONE
 from llada.training.nan_guard import first_non_finite
 from llada.training.state_check import Expected, check_progress, check_state
+from llada.training.state_file import give_back, read_state_file
 
 STATE_FILE = "training_state.pt"
 MOMENTS_BYTES = 8  # of a trained weight in fp32, before the optimizers have made theirs
@@ -82,18 +86,24 @@ class RunState:
         data: Mapping[str, str],
         is_compiled: bool,
         settings: Mapping[str, Any],
+        gathering: Gathering | None = None,
     ) -> dict[str, Any]:
-        """Return what is saved next to the model, whole; all processes of a run call it together.
+        """Return what is saved next to the model.
 
         Args:
             own_weights: those that are trained, where the model was lent their moving average.
             data: checksums of what the run learns from, by name.
             settings: the configuration, in JSON's values.
+            gathering: brings to process 0 what processes have parts of; all of them then call this together.
         """
+        gathering = gathering or Gathering(ALONE)
+        trained = trained_weights(self.model.network)
         return {
             "progress": vars(progress).copy(),
-            "optimizers": [_whole_state(optimizer) for optimizer in self.optimizers],
-            "weights": None if own_weights is None else self._whole(own_weights),
+            "optimizers": [_gathered_state(optimizer, gathering) for optimizer in self.optimizers],
+            "weights": None
+            if own_weights is None
+            else {name: gathering.values_of(trained[name], value) for name, value in own_weights.items()},
             "n_averaged": self.average.n_updates if self.average else 0,
             "data": dict(data),
             "is_compiled": is_compiled,
@@ -126,22 +136,32 @@ class RunState:
             for name, weight in trained_weights(network).items():
                 self.average.weights[name].copy_(weight.detach())
             trained = trained_weights(network)
-            put_weights(self.model, {name: to_own(trained[name], value) for name, value in saved["weights"].items()})
+            for name, weight in trained.items():
+                weight.copy_(self._taken(weight, saved["weights"][name]))
         for optimizer, part in zip(self.optimizers, saved["optimizers"], strict=True):
             # Rates and decay come from the configuration, which may have been changed for the rest of the run.
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(
-                {"state": _mapped_state(optimizer, part["state"], to_own), "param_groups": groups}
-            )
+            moments = _changed_state(optimizer, part["state"], self._taken)
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for name, sums in saved.get("meters", {}).items():
             if name in self.meters:
                 for key, value in sums.items():
                     self.meters[name].sums[key].copy_(value)
         return Progress(**{"samples": saved["progress"]["step"] * samples_per_step, **saved["progress"]})
 
-    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        trained = trained_weights(self.model.network)
-        return {name: to_whole(trained[name], value) for name, value in weights.items()}
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether other processes have parts of what is trained here."""
+        return any(rows_of(weight) for weight in trained_weights(self.model.network).values())
+
+    def _taken(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """Return of a tensor of a saved state what belongs to a parameter here: a copy, if the state is mapped."""
+        if not self.is_shared_out:
+            return value
+        mapped = to_own(parameter, value) if value.dim() else value
+        own = mapped.clone()
+        give_back(mapped)
+        return own
 
     @contextmanager
     def averaged(self) -> Iterator[Mapping[str, Tensor] | None]:
@@ -178,6 +198,7 @@ class RunState:
             optimizers=self.optimizers,
             has_average=self.average is not None,
             meters={name: meter.sums for name, meter in self.meters.items()},
+            is_mapped=self.is_shared_out,
         )
 
     def expected_bytes(self) -> int:
@@ -188,33 +209,29 @@ class RunState:
         if self.average is not None:
             n_bytes += sum(whole_shape(weight).numel() * weight.element_size() for weight in trained.values())
         has_moments = any(optimizer.state for optimizer in self.optimizers)
-        if not has_moments or any(rows_of(weight) for weight in trained.values()):
+        if not has_moments or self.is_shared_out:
             return n_bytes + sum(MOMENTS_BYTES * whole_shape(weight).numel() for weight in trained.values())
         return n_bytes + sum(map(bytes_in, (dict(optimizer.state) for optimizer in self.optimizers)))
 
 
-def _whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with all of the moments of which this process keeps a part."""
+def _gathered_state(optimizer: torch.optim.Optimizer, gathering: Gathering) -> dict[str, Any]:
+    """Return an optimizer's state, the moments of which this process keeps a part named to be gathered."""
     state = optimizer.state_dict()
-    return {**state, "state": _mapped_state(optimizer, state["state"], to_whole)}
+    return {**state, "state": _changed_state(optimizer, state["state"], gathering.values_of)}
 
 
-def _mapped_state(
-    optimizer: torch.optim.Optimizer, state: Mapping[int, Any], change: Callable[[Tensor, Tensor], Tensor]
+def _changed_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Any], change: Callable[[Tensor, Tensor], object]
 ) -> dict[int, Any]:
-    """Change the moments of the parameters that are parts by `change(parameter, moment)`, in the order of their
-    numbers."""
+    """Change what is kept of each parameter by `change(parameter, tensor)`, in the order of their numbers."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def changed(parameter: Tensor, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: changed(parameter, part) for key, part in value.items()}
-        return change(parameter, value) if isinstance(value, Tensor) and value.dim() else value
+        return change(parameter, value) if isinstance(value, Tensor) else value
 
-    return {
-        index: changed(parameters[index], state[index]) if rows_of(parameters[index]) else state[index]
-        for index in sorted(state)
-    }
+    return {index: changed(parameters[index], state[index]) for index in sorted(state)}
 
 
 def _floating(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -227,14 +244,17 @@ def _floating(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _floating(part, f"{path}.{key}" if path else str(key))
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path, is_mapped: bool = False) -> dict[str, Any]:
     """The saved state in a checkpoint folder; nothing is unpickled but tensors and plain values.
+
+    Args:
+        is_mapped: map its tensors from the file, of which then only what is used is read.
 
     Raises:
         UserError: it is missing, damaged, or holds something else.
     """
     try:
-        saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        saved = read_state_file(folder / STATE_FILE, is_mapped)
         check_progress(saved)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise damaged_state(folder, error) from error
@@ -287,9 +307,9 @@ def put_weights(model: MaskPredictor, weights: Mapping[str, Tensor]) -> None:
 
 
 def bytes_in(value: object) -> int:
-    """Return the bytes of all tensors in dictionaries and lists."""
-    if isinstance(value, Tensor):
-        return value.nbytes
+    """Return the bytes of all tensors in dictionaries and lists, those that processes have parts of as wholes."""
+    if isinstance(value, (Tensor, InParts)):
+        return bytes_of(value)
     if isinstance(value, dict):
         return sum(map(bytes_in, value.values()))
     return sum(map(bytes_in, value)) if isinstance(value, list) else 0

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from llada.optim.adamw import BLOCK, MOMENTS, SMALLEST_QUANTISED, AdamW16
 from llada.optim.muon import Muon
-from llada.optim.parts import whole_shape
+from llada.optim.parts import to_own, whole_shape
+from llada.training.nan_guard import are_finite
+from llada.training.state_file import give_back
 
 LARGEST_COUNT = 2**53  # beyond it, floats miss integers; no run gets there
 LONGEST_TEXT = 10_000  # characters of a setting
@@ -36,10 +38,14 @@ class Expected:
     optimizers: Sequence[torch.optim.Optimizer]
     has_average: bool
     meters: Mapping[str, Mapping[str, Tensor]]
+    is_mapped: bool = False
+    """Whether the tensors of the state are mapped from its file."""
 
 
 def check_state(saved: Mapping[str, Any], expected: Expected) -> None:
     """Refuse a state of which any entry is not as this run would have written it; nothing is changed.
+
+    Of tensors that are shared out, each process looks at the numbers of its part only.
 
     Raises:
         ValueError: an entry is missing, unknown, or has another shape, type or range.
@@ -48,7 +54,7 @@ def check_state(saved: Mapping[str, Any], expected: Expected) -> None:
     _check_settings(saved)
     step = saved["progress"]["step"]
     _check_count("n_averaged", saved["n_averaged"], at_most=step)
-    tensors = dict(_check_optimizers(saved["optimizers"], expected.optimizers, step))
+    tensors = dict(_check_optimizers(saved["optimizers"], expected, step))
     tensors |= _check_own_weights(saved["weights"], expected)
     tensors |= _check_meters(saved.get("meters", {}), expected.meters)
     _check_apart(tensors)
@@ -99,10 +105,9 @@ def _is_setting(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool) or _is_text(value) or (_is_number(value) and math.isfinite(value))
 
 
-def _check_optimizers(
-    saved: Any, optimizers: Sequence[torch.optim.Optimizer], step: int
-) -> Iterator[tuple[str, Tensor]]:
+def _check_optimizers(saved: Any, expected: Expected, step: int) -> Iterator[tuple[str, Tensor]]:
     """The moments of every parameter that has any: one without a gradient so far has none."""
+    optimizers = expected.optimizers
     if not isinstance(saved, list) or len(saved) != len(optimizers):
         raise ValueError("it is of other optimizers")
     for number, (optimizer, part) in enumerate(zip(optimizers, saved, strict=True)):
@@ -115,10 +120,14 @@ def _check_optimizers(
             if type(index) is not int or not 0 <= index < len(parameters):
                 raise ValueError(f"{name} has moments of parameter {_short(index)}, which there is not")
             for path, tensor, spec in _matched(f"{name}[{index}]", moments, _moments(optimizer, parameters[index])):
-                _check_tensor(path, tensor, spec)
+                _check_kind(path, tensor, spec)
+                own = to_own(parameters[index], tensor) if tensor.dim() else tensor
+                _check_finite(path, own)
                 is_square = any(word in path for word in ("exp_avg_sq", ".square.", ".largest"))
-                if (is_square or path.endswith(".step")) and bool((tensor < 0).any()):
+                if (is_square or path.endswith(".step")) and bool((own < 0).any()):
                     raise ValueError(f"{path} is negative")
+                if expected.is_mapped:
+                    give_back(own)
                 if path.endswith(".step") and not (float(tensor).is_integer() and tensor <= step):
                     raise ValueError(f"{path} is not a step of this run")
                 yield path, tensor
@@ -147,8 +156,13 @@ def _check_own_weights(saved: Any, expected: Expected) -> dict[str, Tensor]:
         return {}
     specs = {name: (whole_shape(weight), weight.dtype) for name, weight in expected.trained.items()}
     found = {}
-    for path, tensor, spec in _matched("weights", saved, specs):
-        _check_tensor(path, tensor, spec)
+    matched = _matched("weights", saved, specs)
+    for (path, tensor, spec), weight in zip(matched, expected.trained.values(), strict=True):
+        _check_kind(path, tensor, spec)
+        own = to_own(weight, tensor)
+        _check_finite(path, own)
+        if expected.is_mapped:
+            give_back(own)
         found[path] = tensor
     return found
 
@@ -168,9 +182,11 @@ def _check_meters(saved: Any, meters: Mapping[str, Mapping[str, Tensor]]) -> dic
         for name, tensor in sums.items():
             own, path = meters[meter][name], f"meters.{meter}.{name}"
             is_checked = (meter, name) not in MAY_BE_NON_FINITE
-            _check_tensor(path, tensor, (own.shape, own.dtype), must_be_finite=is_checked)
-            if is_checked and bool(((tensor < 0) | (tensor > LARGEST_COUNT)).any()):
-                raise ValueError(f"{path} is not a count")
+            _check_kind(path, tensor, (own.shape, own.dtype))
+            if is_checked:
+                _check_finite(path, tensor)
+                if bool(((tensor < 0) | (tensor > LARGEST_COUNT)).any()):
+                    raise ValueError(f"{path} is not a count")
             found[path] = tensor
     return found
 
@@ -189,7 +205,7 @@ def _matched(path: str, saved: Any, specs: Mapping[str, Any]) -> Iterator[tuple[
             yield f"{path}.{name}", saved[name], spec
 
 
-def _check_tensor(path: str, tensor: Any, spec: Spec, must_be_finite: bool = True) -> None:
+def _check_kind(path: str, tensor: Any, spec: Spec) -> None:
     """Kernels take a tensor of the right shape for one whose numbers lie one after the other."""
     shape, dtype = spec
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
@@ -198,7 +214,10 @@ def _check_tensor(path: str, tensor: Any, spec: Spec, must_be_finite: bool = Tru
         raise ValueError(f"{path} is {tuple(tensor.shape)} in {tensor.dtype} where {tuple(shape)} in {dtype} belongs")
     if not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
         raise ValueError(f"{path} is not a plain tensor")
-    if must_be_finite and not bool(torch.isfinite(tensor).all()):
+
+
+def _check_finite(path: str, tensor: Tensor) -> None:
+    if not bool(are_finite(tensor)):
         raise ValueError(f"{path} holds numbers that are not finite")
 
 

@@ -27,17 +27,19 @@ from llada.training.checkpoint_writer import Saver, SilentSaver, ending
 from llada.training.compiled_step import CompiledSteps, should_compile
 from llada.training.data_source import make_source
 from llada.training.evaluations import Evaluations
+from llada.training.gathering import Gathering
 from llada.training.group import ALONE, Group, OtherFailedError
 from llada.training.log import RunLog, SilentLog, StepResult
 from llada.training.loggers import make_loggers
 from llada.training.meters import Meters
 from llada.training.metrics import LossByTime
+from llada.training.nan_guard import first_non_finite
 from llada.training.plan import RunPlan
 from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
-from llada.training.sharding import whole_weights
+from llada.training.sharding import own_weights
 from llada.training.signals import StopRequest
 from llada.training.state import Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
@@ -70,7 +72,7 @@ class Trainer:
         self.config, self.folder, self.group = config, folder, group
         self.device, self.precision = plan.device, plan.precision
         torch.manual_seed(config.seed)
-        self.model = build_model(plan, start, folder.last if resume else None)
+        self.model = build_model(plan, start, folder.last if resume else None, group)
         self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
         self.meters = Meters.of(plan)
@@ -265,7 +267,10 @@ class Trainer:
         if last_step is None or not self.policy.may_go_back(last_step, progress.step):
             raise self._trouble(done, cause)
         left_at, order = progress.step, progress.data_order + 1
-        loaded = self.folder.load(self.state, self.data, self.config.to_json(), allow_changed_data=True).progress
+        resumed = self.group.together(
+            lambda: self.folder.load(self.state, self.data, self.config.to_json(), allow_changed_data=True)
+        )
+        loaded = resumed.progress
         vars(progress).update({**vars(loaded), "seconds": progress.seconds, "data_order": order})
         self.policy.note_return(last_step)
         self.guard.reset()
@@ -280,8 +285,8 @@ class Trainer:
         path = record_step(self.steps, step, float(done.loss), self.folder.path)
         has_changed = self.guard.ask_in_a_row() < self.progress.step - self._first_step
         if cause is None and not has_changed:
-            weights = whole_weights(self.model.network)
-            cause = first_step_cause(weights, self.plan, lambda: self.compiled_steps.is_finite_in_fp32(step))
+            bad = self.group.first_of(first_non_finite(own_weights(self.model.network)))
+            cause = first_step_cause(bad, self.plan, lambda: self.compiled_steps.is_finite_in_fp32(step))
         if not self.group.is_main:
             return OtherFailedError()
         back = self.policy.went_back_to
@@ -341,7 +346,8 @@ class Trainer:
         self.log.close_up()
         self.saver.wait()  # what is being written would be taken for space that is gone
         self.folder.check_space(self.state.expected_bytes(), progress.step)
-        packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json())
-        self.saver.save(progress, self.plan, self.model, packed, in_background=in_background)
+        gathering = Gathering(self.group)
+        packed = self.state.pack(progress, own_weights, self.data, self.is_compiled, self.config.to_json(), gathering)
+        self.saver.save(progress, self.plan, self.model, packed, in_background, gathering)
         self.policy.agenda.note_saved()
         self.callbacks.on_save(progress, step_folder(self.folder.checkpoints, progress.step))

@@ -6,12 +6,11 @@ and the weighting of the loss, and the step is computed again to find out which;
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llada.checkpoints.run_layout import TROUBLE_FILE
 from llada.optim.ema import trained_weights
@@ -21,7 +20,7 @@ from llada.system.files import write_text_whole
 from llada.training.diagnostics import likely_setting
 from llada.training.log import StepResult
 from llada.training.metrics import LossByTime
-from llada.training.nan_guard import first_non_finite, norms_by_layer
+from llada.training.nan_guard import norms_by_layer
 from llada.training.plan import RunPlan
 from llada.training.step import Steps
 
@@ -60,21 +59,24 @@ def _norms_of(steps: Steps, step: int) -> dict[str, float]:
     whole = norms_by_layer({name: weight.grad for name, weight in weights.items() if rows_of(weight) is None})
     parts = norms_by_layer({name: weight.grad for name, weight in weights.items() if rows_of(weight) is not None})
     everybody = steps.group.all_of(parts)
-    return {**whole, **{layer: math.hypot(*(each[layer] for each in everybody)) for layer in parts}}
+    of_all = {layer: math.hypot(whole.get(layer, 0.0), *(each[layer] for each in everybody)) for layer in parts}
+    return {**whole, **of_all}
 
 
-def first_step_cause(weights: Mapping[str, Tensor], plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
+def first_step_cause(bad: str | None, plan: RunPlan, is_finite_in_fp32: Callable[[], bool]) -> str:
     """What makes a step non-finite that starts from the weights as they were loaded or initialised.
 
     Args:
-        weights: all weights of the network, by name.
+        bad: the name of a weight that is non-finite.
         is_finite_in_fp32: computes the same step again, not compiled and in fp32.
     """
-    bad = first_non_finite(weights)
     if bad is not None:
         start = "start from another checkpoint" if plan.config.base else "look at the initialisation"
         return f"the cause is in the weights, of which {bad} is non-finite: {start}"
-    if plan.precision.dtype == torch.bfloat16 and is_finite_in_fp32():
+    is_bf16 = plan.precision.dtype == torch.bfloat16
+    if is_bf16 and plan.is_sharded:  # matrices are sent in bf16, so that nothing can be computed again in fp32
+        return 'no weight has changed yet, and the weights are finite: add `precision="fp32"`, or look at the data'
+    if is_bf16 and is_finite_in_fp32():
         return 'the cause is the precision, since the same step is finite in fp32: add `precision="fp32"`'
     power, clip = plan.config.noise.weight_power, plan.config.optimizer.clip
     return (
