@@ -270,7 +270,7 @@ class _Shard:
 def row_starts(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """Return where the rows of at most `length` tokens begin, none of which has tokens of two documents."""
     n_rows = -(-(ends - starts) // length)
-    number = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    number = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows, dtype=np.int64) - n_rows, n_rows)
     return np.repeat(starts, n_rows) + length * number
 
 

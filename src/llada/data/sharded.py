@@ -110,7 +110,7 @@ class ShardedIds:
         """
         self._files, self._shards, self._n_rows = files, shards, n_rows
         self._counts = counts
-        self._edges = np.cumsum([0, *(shard["tokens"] for shard in shards)])
+        self._edges = np.cumsum([0, *(shard["tokens"] for shard in shards)], dtype=np.int64)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -203,8 +203,8 @@ class DocumentRows:
     ) -> None:
         self._tokens, self._files, self._shards = tokens, files, shards
         self._length, self._pad_id = length, pad_id
-        self._edges = np.cumsum([0, *(shard["sequences"] for shard in shards)])
-        self._token_edges = np.cumsum([0, *(shard["tokens"] for shard in shards)])
+        self._edges = np.cumsum([0, *(shard["sequences"] for shard in shards)], dtype=np.int64)
+        self._token_edges = np.cumsum([0, *(shard["tokens"] for shard in shards)], dtype=np.int64)
         self.shape = (int(self._edges[-1]), length)
 
     def __len__(self) -> int:

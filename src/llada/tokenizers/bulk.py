@@ -3,6 +3,7 @@
 Shape letters: D documents, N ids of all of them, with an EOS behind each.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class _CharEncoder:
         self._id_of[codes] = [id_ for character in tokenizer.characters for id_ in tokenizer.encode(character)]
 
     def encode(self, texts: Sequence[str], eos_id: int) -> tuple[Ids, Places]:
-        ends = np.cumsum([len(text) + 1 for text in texts])
+        ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
         is_text = np.ones(ends[-1], dtype=bool)
         is_text[ends - 1] = False
         together = "".join(texts)
@@ -91,10 +92,12 @@ class _BPEEncoder:
         self._model, self._dtype = service.model, dtype
 
     def encode(self, texts: Sequence[str], eos_id: int) -> tuple[Ids, Places]:
-        ids: list[int] = []
-        ends: list[int] = []
+        ids, ends = (
+            array("I"),
+            array("q"),
+        )  # machine numbers at once: numpy takes lists of Python's at a third the speed
         for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False):
-            ids += encoding.ids
+            ids.fromlist(encoding.ids)
             ids.append(eos_id)
             ends.append(len(ids))
-        return np.array(ids, dtype=self._dtype), np.array(ends)
+        return np.frombuffer(ids, dtype="I").astype(self._dtype), np.frombuffer(ends, dtype=np.int64)
