@@ -192,9 +192,17 @@ def make_checkpoint(source: Path, folder: Path) -> Path:
     with open(source, encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines.readlines(5_000_000)]
     tokenizer = train_bpe(iter([texts]), 8192)
-    sizes = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8, "max_sequence_length": 16}
-    ids = {"mask_token_id": tokenizer.mask_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
-    config = LLaDAConfig(vocab_size=tokenizer.vocab_size, **sizes, **ids)
+    config = LLaDAConfig(
+        d_model=8,
+        n_heads=2,
+        n_layers=1,
+        mlp_hidden_size=8,
+        max_sequence_length=16,
+        vocab_size=tokenizer.vocab_size,
+        mask_token_id=tokenizer.mask_id,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=tokenizer.eos_id,
+    )
     folder.mkdir()
     save_weights(folder, config, tokenizer, make_predictor(config, tokenizer).network.state_dict())
     return folder

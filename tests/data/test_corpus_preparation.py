@@ -14,8 +14,9 @@ import pytest
 from llada.data import corpus_preparation
 from llada.data.corpus_preparation import CorpusSettings, prepare_corpus
 from llada.data.corpus_work import ShardWriter
+from llada.data.hub_source import HubSource
 from llada.data.sharded import ShardedText
-from llada.data.sources import HubSource, find_files
+from llada.data.sources import find_files
 from llada.system import files
 from llada.system.errors import UserError
 from llada.tokenizers.bpe import BPETokenizer
@@ -143,7 +144,7 @@ def test_a_preparation_that_was_killed_goes_on_and_gives_the_same(
         if left == 0:
             raise KilledError
 
-    for module in ("corpus_preparation", "corpus_work"):
+    for module in ("corpus_folder", "corpus_manifest", "corpus_preparation", "corpus_work"):
         monkeypatch.setattr(f"llada.data.{module}.write_json", write)
     for round_ in range(1, 100):
         left = 1 + round_ % 4

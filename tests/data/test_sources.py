@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llada.data import sources
+from llada.data import copies
 from llada.data.blocks import blocks_of, documents_of
-from llada.data.sources import HubSource, _unpacked, describe_file, find_files
+from llada.data.copies import unpacked
+from llada.data.hub_source import HubSource
+from llada.data.sources import describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
 from tests.support.sentences import assert_one_sentence
@@ -110,7 +112,7 @@ def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch:
     def fill(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sources, "_copies", fill)
+    monkeypatch.setattr(copies, "_copy_lines", fill)
     with pytest.raises(OSError, match="No space left"):
         list(find_files([str(path)], "text").pieces(10**6, tmp_path))
 
@@ -119,11 +121,10 @@ def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_a
     import zstandard
 
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b" " * 100_000_000) + zstandard.compress(b"\n{}"))
-    file = describe_file(tmp_path / "a.jsonl.zst", "text")
     tracemalloc.start()
     try:
-        with _unpacked(file, "zstd") as stream:
-            n = 0
+        with open(tmp_path / "a.jsonl.zst", "rb") as raw:
+            stream, n = unpacked(raw, "zstd", tmp_path / "a.jsonl.zst"), 0
             while chunk := stream.read(1 << 20):
                 n += len(chunk)
         _, most = tracemalloc.get_traced_memory()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
+from llada.data.hub_source import HubSource
 from llada.data.prepared import DEFAULT_FOLDER, prepare
-from llada.data.sources import TEXT_SUFFIXES, HubSource, Source, find_files, is_for_blocks
+from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.terminal import say, tell
