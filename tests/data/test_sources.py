@@ -1,16 +1,18 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
 import errno
+import gzip
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from llada.data import copies
+from llada.data import copies, json_lines, sources
 from llada.data.blocks import blocks_of, documents_of
 from llada.data.copies import unpacked
 from llada.data.hub_source import HubSource
+from llada.data.pieces import Bad
 from llada.data.sources import describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
@@ -95,6 +97,52 @@ def test_no_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(UserError, match="holds no file of text, JSONL or Parquet"):
         find_files([str(tmp_path)], "text")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_the_size_is_that_without_compression(tmp_path: Path, kind: str) -> None:
+    documents = some_documents(300)
+    path = write_as(tmp_path, kind, documents)
+    assert find_files([str(path)], "text").size == len(to_lines(documents))
+    assert (path.stat().st_size < len(to_lines(documents)) / 3) == (kind != "jsonl")
+
+
+def test_the_size_of_parquet_is_in_its_metadata(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    path = write_parquet(tmp_path / "a.parquet", ["the same again and again " * 9] * 40)
+    groups = parquet.ParquetFile(path).metadata
+    size = sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
+    assert find_files([str(path)], "text").size == size
+
+
+def test_the_beginnings_of_some_packed_files_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MEASURED_FILES", 1)
+    data = to_lines(some_documents(300))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(data, mtime=0))
+    assert find_files([str(tmp_path)], "text").size == 2 * len(data)
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b damaged")  # which is reported when it is read
+    assert find_files([str(tmp_path)], "text").size == 0
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("size", [10, 700, 10**6])
+def test_a_line_that_is_too_long_is_not_copied_whole(
+    tmp_path: Path, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (copies, json_lines):
+        monkeypatch.setattr(module, "LONGEST_LINE", 500)
+    monkeypatch.setattr(copies, "_READ", 64)
+    documents = [*some_documents(3), "x" * 50_000, *some_documents(20, start=3)]
+    path = write_as(tmp_path, kind, documents)
+    blocks = list(blocks_of(find_files([str(path)], "text").pieces(size, tmp_path), size))
+    found = [each for block in blocks for each in documents_of(block, "text")]
+    assert [each for each in found if isinstance(each, str)] == documents[:3] + documents[4:]
+    problems = [each.describe() for each in found if isinstance(each, Bad)]
+    assert problems == [f"Line 4 of {path} is longer than 500 bytes"]
+    if size < 10**6:  # of a copy that ends in the line, only what shows its length is written
+        assert max(block.size for block in blocks) <= size + 500 + 2 * 64
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])

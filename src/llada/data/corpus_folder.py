@@ -58,7 +58,11 @@ def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> N
     elif (folder / METADATA_FILE).exists():
         raise UserError(f"{folder} holds a prepared text: choose another `output_dir`, or add `overwrite=True`.")
     elif (unfinished / SETTINGS_FILE).exists():
-        _compare(folder, read_json(unfinished / SETTINGS_FILE, LARGEST_SETTINGS), identity)
+        before = read_json(unfinished / SETTINGS_FILE, LARGEST_SETTINGS)
+        if {**before, "skip_bad": True} == json.loads(json.dumps(identity)):  # nothing was bad in what is done
+            write_json(unfinished / SETTINGS_FILE, identity)
+        else:
+            _compare(folder, before, identity)
         remove_asides(unfinished)
         return
     elif any(folder.iterdir()):
@@ -67,10 +71,14 @@ def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> N
     write_json(unfinished / SETTINGS_FILE, identity)
 
 
-def leave_nothing(folder: Path) -> None:
-    """Remove a preparation of which nothing was done, so that it holds up no other one."""
+def leave_nothing(folder: Path, though_done: bool = False) -> None:
+    """Remove a preparation of which nothing was done, so that it holds up no other one.
+
+    Args:
+        though_done: remove it also if a part of it was done.
+    """
     unfinished = folder / UNFINISHED
-    if unfinished.is_dir() and not any(unfinished.glob("*-*.json")):
+    if unfinished.is_dir() and (though_done or not any(unfinished.glob("*-*.json"))):
         shutil.rmtree(unfinished)
         with contextlib.suppress(OSError):  # there are other things in it
             folder.rmdir()

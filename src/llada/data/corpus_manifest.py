@@ -19,10 +19,15 @@ from llada.system.files import file_written_whole, read_json, sha256_of, write_j
 from llada.tokenizers.base import Tokenizer, ids_of
 
 LISTED_FILES = 1000
+NO_TEXT = "The source holds no text: check `input` and `text_key`."
 RULE = (
     "A document is for validation if the first 8 bytes of the blake2b digest (of 16 bytes) of its UTF-8 text, as a "
     "big-endian number, are below share * 2**64."
 )
+
+
+class NoTextError(UserError):
+    """A source has no text in any document."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def digest_of_json(content: Any) -> str:
 def _check_splits(splits: Mapping[str, Mapping[str, Any]], val_share: float) -> None:
     n_train, n_val = (splits[split]["documents"] for split in SPLITS)
     if not n_train + n_val:
-        raise UserError("The source holds no text: check `input` and `text_key`.")
+        raise NoTextError(NO_TEXT)
     if not n_train or not n_val:
         which, change = ("validation", "raise") if n_train else ("training", "lower")
         raise UserError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from llada.data.blocks import Block, blocks_of
 from llada.data.corpus_folder import UNFINISHED, leave_nothing, take_folder
-from llada.data.corpus_manifest import Origin, digest_of_json, fingerprint_of, write_manifest
+from llada.data.corpus_manifest import NO_TEXT, NoTextError, Origin, digest_of_json, fingerprint_of, write_manifest
 from llada.data.corpus_work import (
     Scanner,
     ShardWriter,
@@ -99,8 +99,8 @@ def prepare_corpus(
         preparation = _Preparation(source, text_key, tokenizer, folder, settings, processes, report)
         try:
             return preparation.run(overwrite)
-        except Exception:
-            leave_nothing(folder)
+        except Exception as error:
+            leave_nothing(folder, though_done=isinstance(error, NoTextError))
             raise
 
 
@@ -210,7 +210,7 @@ class _Preparation:
         for number in range(self.n_scanned):
             found.update(read_json(record_of_scan(self.unfinished, number))["characters"])
         if not found:
-            raise UserError("The source holds no text: check `input` and `text_key`.")
+            raise NoTextError(NO_TEXT)
         return CharTokenizer(found)
 
     def _byte_pairs(self) -> Tokenizer:

@@ -99,7 +99,7 @@ def _read(block: Block, work: Work, counts: _Counts) -> Iterator[tuple[str, byte
     for found in documents_of(block, work.text_key):
         if isinstance(found, Bad):
             if not work.skip_bad:
-                raise UserError(f"{found.describe()}: correct or remove it, or add `skip_bad=True`.")
+                raise UserError(f"{found.describe()}: add `skip_bad=True`, or correct it and add `overwrite=True`.")
             counts.bad += 1
             counts.first_bad = counts.first_bad or found
         elif not found or found.isspace():
