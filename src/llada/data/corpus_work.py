@@ -21,7 +21,7 @@ from llada.data.blocks import Block, documents_of
 from llada.data.pieces import Bad
 from llada.system.errors import UserError
 from llada.system.files import file_written_whole, write_json
-from llada.tokenizers.bulk import N_CODES, bulk_encoder, codes_of
+from llada.tokenizers.bulk import N_CODES, bulk_encoder, codes_of, parts_of
 
 SPLITS = ("train", "val")
 PLACE_TYPE = "<u8"
@@ -129,7 +129,8 @@ class Scanner:
             sample = _opened(stack, file_of(record, ".sample.jsonl")) if share else None
             for text, data, digest in _read(block, work, counts):
                 if work.scan_characters:
-                    seen[codes_of(text)] = True
+                    for part in parts_of(text):
+                        seen[codes_of(part)] = True
                 if work.scan_digests:
                     digests.append(digest)
                 if work.scan_signatures:
