@@ -70,6 +70,7 @@ def test_what_nobody_foresaw_is_one_sentence_with_a_code_of_its_own(
         (RuntimeError("could not create a primitive"), "The memory is not enough for this: lower --n_samples"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "The memory is not enough"),
         (OSError(errno.ENOSPC, "No space left on device", "a\x1bb"), "The disk is full (a\\x1bb): free"),
+        (OSError(errno.EFBIG, "File too large"), "A file would be larger than is allowed here: raise the limit"),
         (PermissionError(errno.EACCES, "Permission denied", "there"), "No permission to read or write there (there)"),
     ],
 )

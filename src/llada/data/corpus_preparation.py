@@ -99,7 +99,7 @@ def prepare_corpus(
         preparation = _Preparation(source, text_key, tokenizer, folder, settings, processes, report)
         try:
             return preparation.run(overwrite)
-        except Exception as error:
+        except BaseException as error:
             leave_nothing(folder, though_done=isinstance(error, NoTextError))
             raise
 

@@ -255,7 +255,8 @@ class _Shard:
         work = self._writer.work
         eos_id = work.vocabulary["eos_token_id"]
         ids, ends = self._writer.encoder.encode(self._texts, eos_id)
-        self.counts += np.bincount(ids.astype(np.int64), minlength=len(self.counts))
+        for start in range(0, len(ids), _BATCH_CHARACTERS):  # numpy counts 64-bit copies
+            self.counts += np.bincount(ids[start : start + _BATCH_CHARACTERS], minlength=len(self.counts))
         starts = self._n_tokens + np.concatenate([[0], ends[:-1]])
         ends = self._n_tokens + ends
         self._write("tokens", ids)

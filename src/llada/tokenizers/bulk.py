@@ -19,7 +19,7 @@ from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.stranger import TokenizerService
 
 N_CODES = 0x110000  # code points of Unicode
-LONGEST_PART = 1 << 20
+LONGEST_PART = 1 << 18
 """Number of characters, about, that are encoded at a time where a text may be cut: the library takes half a kilobyte a
 token."""
 # Between two words: ` ?\p{L}+` and the other alternatives of the byte-level pattern neither end in a space that a
