@@ -152,60 +152,33 @@ def ratio(path: Path, rounds: int) -> None:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(prefix="llada-", dir=path.parent) as name:
         folder = Path(name)
-        checkpoint = make_checkpoint(path, folder / "checkpoint")
         with open(path, "rb") as lines:
+            (folder / "begin.jsonl").write_bytes(b"".join(lines.readlines(5_000_000)))
+            lines.seek(0)
             (folder / "few.jsonl").write_bytes(b"".join(itertools.islice(lines, 100)))
 
-        def prepare_alone(source: Path) -> float:
+        def prepare_alone(source: Path, tokenizer: str, output: str) -> float:
             command = [sys.executable, "-m", "llada", "prepare", "--input", str(source), "--processes", "1"]
-            command += ["--tokenizer", str(checkpoint), "--output_dir", str(folder / "corpus"), "--val_share", "0.1"]
+            command += ["--tokenizer", tokenizer, "--output_dir", str(folder / output), "--val_share", "0.1"]
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, capture_output=True, env=environment)
+            subprocess.run([*command, "--overwrite"], check=True, capture_output=True, env=environment)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            shutil.rmtree(folder / "corpus")
             return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
         def encode_alone() -> float:
-            command = [sys.executable, "-c", ALONE, str(path), str(checkpoint / "tokenizer.json")]
+            command = [sys.executable, "-c", ALONE, str(path), str(folder / "first" / "tokenizer.json")]
             return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
 
-        megabytes = path.stat().st_size / 1e6
-        seconds = []
+        prepare_alone(folder / "begin.jsonl", "bpe", "first")
+        first, megabytes, seconds = str(folder / "first"), path.stat().st_size / 1e6, []
         for number in range(rounds):
-            seconds.append((encode_alone(), prepare_alone(path), prepare_alone(folder / "few.jsonl")))
-            alone, whole, begin = seconds[-1]
-            tell(
-                f"  round {number + 1}: library {alone:.2f} s, preparation {whole:.2f} s, of which start {begin:.2f} s"
-            )
+            begin = prepare_alone(folder / "few.jsonl", first, "few")
+            seconds.append((encode_alone(), prepare_alone(path, first, "all"), begin))
+            tell(f"  round {number + 1}: library {seconds[-1][0]:.2f} s, preparation {seconds[-1][1]:.2f} s")
     alone, whole, begin = (statistics.median(column) for column in zip(*seconds, strict=True))
     work = whole - begin
-    tell(f"medians: library {megabytes / alone:.2f} MB/s, preparation {megabytes / work:.2f} MB/s after its start")
+    tell(f"medians: library {megabytes / alone:.2f} MB/s, preparation {megabytes / work:.2f} MB/s, start {begin:.2f} s")
     tell(f"ratio of the rates: {alone / work:.3f}; with the start: {alone / whole:.3f}")
-
-
-def make_checkpoint(source: Path, folder: Path) -> Path:
-    """Write a checkpoint of a tiny network whose tokenizer is trained on the first 5 MB of a source."""
-    from llada.checkpoints.folder import make_predictor, save_weights
-    from llada.models import LLaDAConfig
-    from llada.tokenizers.train_bpe import train_bpe
-
-    with open(source, encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in lines.readlines(5_000_000)]
-    tokenizer = train_bpe(iter([texts]), 8192)
-    config = LLaDAConfig(
-        d_model=8,
-        n_heads=2,
-        n_layers=1,
-        mlp_hidden_size=8,
-        max_sequence_length=16,
-        vocab_size=tokenizer.vocab_size,
-        mask_token_id=tokenizer.mask_id,
-        pad_token_id=tokenizer.pad_id,
-        eos_token_id=tokenizer.eos_id,
-    )
-    folder.mkdir()
-    save_weights(folder, config, tokenizer, make_predictor(config, tokenizer).network.state_dict())
-    return folder
 
 
 def start(gigabytes: float) -> None:

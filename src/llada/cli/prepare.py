@@ -54,8 +54,8 @@ class PrepareOptions:
     text_key: str = "text"
     """Key or column that holds the text."""
     tokenizer: str = "characters"
-    """What the ids are: "characters"; "bpe", byte pairs trained on the corpus; or the name or folder of a checkpoint
-    whose tokenizer is used."""
+    """What the ids are: "characters"; "bpe", byte pairs trained on the corpus; or, to use its tokenizer, the name or
+    folder of a checkpoint, or the folder of another corpus."""
     vocab_size: int = 8192
     """Number of ids of the byte pairs, special tokens included."""
     sample_mb: float = 100.0
@@ -186,7 +186,13 @@ def _tokenizer_of(name: str) -> "Made | Tokenizer":
         return "characters"
     if name == "bpe":
         return "bpe"
-    from llada.checkpoints.load import read_vocabulary
+    from llada.data.sharded import MANIFEST_FILE, read_manifest
+
+    if (Path(name) / MANIFEST_FILE).is_file():
+        from llada.tokenizers.base import load_tokenizer
+
+        return load_tokenizer(Path(name), read_manifest(Path(name)))
+    from llada.checkpoints.load import read_vocabulary  # imports torch
 
     return read_vocabulary(name)[0]
 
