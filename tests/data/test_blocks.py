@@ -33,7 +33,7 @@ def test_packed_documents_are_read_once_in_order(tmp_path: Path, kind: str, size
     assert read(write_as(tmp_path, kind, documents), size) == documents
 
 
-@pytest.mark.parametrize("size", [3, 10, 64, 1000])
+@pytest.mark.parametrize("size", [3, 10, 64, 239, 1000])  # 239: an edge within the last character
 @pytest.mark.parametrize("text", ["a line\nand another\n\nand more ü\r\n" * 9, "äöü世界" * 40, "x" * 500])
 def test_a_text_is_cut_at_lines_or_characters_and_nothing_is_lost(
     tmp_path: Path, size: int, text: str, monkeypatch: pytest.MonkeyPatch

@@ -1,18 +1,11 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
-import errno
 import gzip
-import json
-import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from llada.data import copies, json_lines, sources
-from llada.data.blocks import blocks_of, documents_of
-from llada.data.copies import unpacked
-from llada.data.hub_source import HubSource
-from llada.data.pieces import Bad
+from llada.data import sources
 from llada.data.sources import describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
@@ -124,80 +117,3 @@ def test_the_beginnings_of_some_packed_files_stand_for_all(tmp_path: Path, monke
     assert find_files([str(tmp_path)], "text").size == 2 * len(data)
     (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b damaged")  # which is reported when it is read
     assert find_files([str(tmp_path)], "text").size == 0
-
-
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
-@pytest.mark.parametrize("size", [10, 700, 10**6])
-def test_a_line_that_is_too_long_is_not_copied_whole(
-    tmp_path: Path, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (copies, json_lines):
-        monkeypatch.setattr(module, "LONGEST_LINE", 500)
-    monkeypatch.setattr(copies, "_READ", 64)
-    documents = [*some_documents(3), "x" * 50_000, *some_documents(20, start=3)]
-    path = write_as(tmp_path, kind, documents)
-    blocks = list(blocks_of(find_files([str(path)], "text").pieces(size, tmp_path), size))
-    found = [each for block in blocks for each in documents_of(block, "text")]
-    assert [each for each in found if isinstance(each, str)] == documents[:3] + documents[4:]
-    problems = [each.describe() for each in found if isinstance(each, Bad)]
-    assert problems == [f"Line 4 of {path} is longer than 500 bytes"]
-    if size < 10**6:  # of a copy that ends in the line, only what shows its length is written
-        assert max(block.size for block in blocks) <= size + 500 + 2 * 64
-
-
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
-def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> None:
-    path = write_as(tmp_path, kind, some_documents(200))
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(UserError, match="cannot be unpacked") as caught:
-        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
-    assert_one_sentence(caught.value)
-
-
-def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
-
-    def fill(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(copies, "_copy_lines", fill)
-    with pytest.raises(OSError, match="No space left"):
-        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
-
-
-def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
-    import zstandard
-
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b" " * 100_000_000) + zstandard.compress(b"\n{}"))
-    tracemalloc.start()
-    try:
-        with open(tmp_path / "a.jsonl.zst", "rb") as raw:
-            stream, n = unpacked(raw, "zstd", tmp_path / "a.jsonl.zst"), 0
-            while chunk := stream.read(1 << 20):
-                n += len(chunk)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (n, most < 60_000_000) == (100_000_003, True)
-
-
-@pytest.mark.parametrize("size", [200, 10**6])
-def test_a_data_set_is_streamed_by_the_hugging_face_library(
-    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    documents = some_documents(20)
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(to_lines(documents))
-    source = HubSource(str(folder), "train", "text")
-    blocks = list(blocks_of(source.pieces(size, tmp_path), size))
-    assert (len(blocks) > 1) == (size == 200)
-    assert [found for block in blocks for found in documents_of(block, "text")] == documents
-    with pytest.raises(UserError, match=r"has no column 'body' \(its columns: id, text\)"):
-        next(HubSource(str(folder), "train", "body").pieces(size, tmp_path))
-    with pytest.raises(UserError, match="cannot be read") as caught:
-        next(HubSource(str(folder), "missing", "text").pieces(size, tmp_path))
-    assert_one_sentence(caught.value)
-    assert json.dumps(source.identity())

@@ -61,12 +61,14 @@ def text_edge(file: BinaryIO, place: int) -> int:
 def edge_in(near: bytes, at_least: int) -> int:
     """Return the edge in the bytes around it: behind the first end of a line, or else before a character."""
     newline = near.find(b"\n", at_least - 1)
-    return newline + 1 if newline >= 0 else min(len(near), character_edge(near, at_least))
+    return newline + 1 if newline >= 0 else character_edge(near, at_least)
 
 
 def character_edge(data: bytes, place: int) -> int:
-    """Return the first place from `place` on at which a character of UTF-8 begins."""
-    for at in range(place, min(place + 4, len(data))):
+    """Return the first place from `place` on at which a character of UTF-8 begins, or the end of the data."""
+    for at in range(place, place + 4):
+        if at >= len(data):
+            return len(data)
         if data[at] & 0xC0 != 0x80:
             return at
-    return min(place, len(data))
+    return place  # this is not UTF-8
