@@ -3,10 +3,14 @@
     python benchmarks/preparing.py make /tmp/large.jsonl --megabytes 1000
     python benchmarks/preparing.py prepare /tmp/large.jsonl [--tokenizer bpe] [--processes 2]
     python benchmarks/preparing.py library /tmp/large.jsonl --checkpoint FOLDER     # the tokenizers library alone
+    python benchmarks/preparing.py ratio /tmp/large.jsonl --rounds 3               # a preparation against the library
     python benchmarks/preparing.py start --gigabytes 10                            # of sparse files
 
 `prepare` writes next to the source and removes what it wrote, unless --keep is given. Memory is the sum of the resident
-memory of the command and all its processes, looked at ten times a second.
+memory of the command and all its processes, looked at ten times a second. `ratio` counts seconds of processor time, in
+one process and one thread, so that other work on the machine counts little: those of the library for texts that are in
+memory, their lists of ids included, and those of a whole preparation with the same tokenizer, from JSONL to the
+manifest, less those of the same command for 100 lines, which is its start. The two take turns.
 """
 
 import argparse
@@ -14,7 +18,9 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +34,17 @@ from llada.system.terminal import tell
 
 WORDS, LETTERS = 30_000, "etaoinshrdlucmfwypvbgkjqxz"
 TEXTS = 10_000  # distinct texts of a source; what follows has them again behind other numbers
+ALONE = """
+import itertools, json, sys, time
+from tokenizers import Tokenizer
+model, seconds = Tokenizer.from_file(sys.argv[2]), 0.0
+with open(sys.argv[1], encoding="utf-8") as lines:
+    while batch := [json.loads(line)["text"] for line in itertools.islice(lines, 1000)]:
+        begin = time.process_time()
+        ids = [encoding.ids for encoding in model.encode_batch_fast(batch, add_special_tokens=False)]
+        seconds += time.process_time() - begin
+print(seconds)
+"""
 START = """
 import sys, time, psutil, torch
 from pathlib import Path
@@ -130,6 +147,40 @@ def library(path: Path, arguments: argparse.Namespace) -> None:
     tell(f"the library alone: {n_bytes / 1e6:.0f} MB in {seconds:.1f} s: {rate:.1f} MB/s, {n_ids:,} ids")
 
 
+def ratio(path: Path, rounds: int) -> None:
+    """Compare the processor time of a preparation with that of the tokenizers library alone, by turns."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory(prefix="llada-", dir=path.parent) as name:
+        folder = Path(name)
+        with open(path, "rb") as lines:
+            (folder / "begin.jsonl").write_bytes(b"".join(lines.readlines(5_000_000)))
+            lines.seek(0)
+            (folder / "few.jsonl").write_bytes(b"".join(itertools.islice(lines, 100)))
+
+        def prepare_alone(source: Path, tokenizer: str, output: str) -> float:
+            command = [sys.executable, "-m", "llada", "prepare", "--input", str(source), "--processes", "1"]
+            command += ["--tokenizer", tokenizer, "--output_dir", str(folder / output), "--val_share", "0.1"]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([*command, "--overwrite"], check=True, capture_output=True, env=environment)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        def encode_alone() -> float:
+            command = [sys.executable, "-c", ALONE, str(path), str(folder / "first" / "tokenizer.json")]
+            return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+        prepare_alone(folder / "begin.jsonl", "bpe", "first")
+        first, megabytes, seconds = str(folder / "first"), path.stat().st_size / 1e6, []
+        for number in range(rounds):
+            begin = prepare_alone(folder / "few.jsonl", first, "few")
+            seconds.append((encode_alone(), prepare_alone(path, first, "all"), begin))
+            tell(f"  round {number + 1}: library {seconds[-1][0]:.2f} s, preparation {seconds[-1][1]:.2f} s")
+    alone, whole, begin = (statistics.median(column) for column in zip(*seconds, strict=True))
+    work = whole - begin
+    tell(f"medians: library {megabytes / alone:.2f} MB/s, preparation {megabytes / work:.2f} MB/s, start {begin:.2f} s")
+    tell(f"ratio of the rates: {alone / work:.3f}; with the start: {alone / whole:.3f}")
+
+
 def start(gigabytes: float) -> None:
     """Time the start of training from a folder of this size, of sparse files, and look at its memory."""
     from tests.data.test_sharded import make_sparse
@@ -144,13 +195,14 @@ def start(gigabytes: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "prepare", "library", "start"])
+    parser.add_argument("what", choices=["make", "prepare", "library", "ratio", "start"])
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--tokenizer", default="characters")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "make":
@@ -159,6 +211,8 @@ def main() -> None:
         prepare(arguments.path, arguments)
     elif arguments.what == "library":
         library(arguments.path, arguments)
+    elif arguments.what == "ratio":
+        ratio(arguments.path, arguments.rounds)
     else:
         start(arguments.gigabytes)
 

@@ -7,6 +7,7 @@ import pytest
 
 from llada.cli import main
 from llada.data.prepared import PreparedText
+from tests.support.corpora import prepare_files, some_documents, write_as
 
 
 def prepare(*arguments: object) -> int:
@@ -69,3 +70,13 @@ def test_nothing_is_learned_by_mistake(
     assert complaint in error
     assert [line.startswith("llada: ") for line in error.splitlines() if line != "Scanning ..."] == [True]
     assert not (tmp_path / "data").exists()
+
+
+def test_another_corpus_gives_its_tokenizer(tmp_path: Path) -> None:
+    source = write_as(tmp_path, "jsonl", some_documents(80))
+    first = prepare_files(tmp_path / "first", source, tokenizer="bpe", vocab_size=300)
+    options = ("--processes", "1", "--val_share", "0.2", "--tokenizer", tmp_path / "first")
+    assert prepare("--input", source, "--output_dir", tmp_path / "second", *options) == 0
+    second = PreparedText.open(tmp_path / "second")
+    assert second.tokenizer == first.tokenizer
+    assert second.tokens("train")[:].tolist() == first.tokens("train")[:].tolist()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llada.data import blocks
-from llada.data.blocks import Bad, Block, Piece, blocks_of, documents_of
+from llada.data import json_lines, text_files
+from llada.data.blocks import Block, blocks_of, documents_of
+from llada.data.pieces import Bad, Piece
 from llada.data.sources import find_files
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
 
@@ -32,13 +33,13 @@ def test_packed_documents_are_read_once_in_order(tmp_path: Path, kind: str, size
     assert read(write_as(tmp_path, kind, documents), size) == documents
 
 
-@pytest.mark.parametrize("size", [3, 10, 64, 1000])
+@pytest.mark.parametrize("size", [3, 10, 64, 239, 1000])  # 239: an edge within the last character
 @pytest.mark.parametrize("text", ["a line\nand another\n\nand more ü\r\n" * 9, "äöü世界" * 40, "x" * 500])
 def test_a_text_is_cut_at_lines_or_characters_and_nothing_is_lost(
     tmp_path: Path, size: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "LONGEST_TEXT", 48)
-    monkeypatch.setattr(blocks, "_NEWLINE_WITHIN", 40)
+    monkeypatch.setattr(text_files, "LONGEST_TEXT", 48)
+    monkeypatch.setattr(text_files, "NEWLINE_WITHIN", 40)
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
     found = read(path, size)
@@ -100,7 +101,7 @@ def test_bytes_that_are_not_text_are_named_by_their_place(tmp_path: Path, data: 
 
 
 def test_a_line_that_is_too_long_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "LONGEST_LINE", 100)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 100)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + to_lines(["x" * 5000]) + b'{"text": "b"}\n')
     for size in (10, 10**6):

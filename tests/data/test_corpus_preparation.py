@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 from llada.data import corpus_preparation
-from llada.data.corpus_preparation import CorpusSettings, prepare_corpus
+from llada.data.corpus_preparation import CorpusSettings, Made, prepare_corpus
 from llada.data.corpus_work import ShardWriter
+from llada.data.hub_source import HubSource
 from llada.data.sharded import ShardedText
-from llada.data.sources import HubSource, find_files
+from llada.data.sources import find_files
 from llada.system import files
 from llada.system.errors import UserError
 from llada.tokenizers.bpe import BPETokenizer
 from llada.tokenizers.char import CharTokenizer
+from llada.tokenizers.train_bpe import train_bpe
 from tests.support.corpora import (
     documents_in,
     files_in_folder,
@@ -143,7 +146,7 @@ def test_a_preparation_that_was_killed_goes_on_and_gives_the_same(
         if left == 0:
             raise KilledError
 
-    for module in ("corpus_preparation", "corpus_work"):
+    for module in ("corpus_folder", "corpus_manifest", "corpus_preparation", "corpus_work"):
         monkeypatch.setattr(f"llada.data.{module}.write_json", write)
     for round_ in range(1, 100):
         left = 1 + round_ % 4
@@ -192,6 +195,23 @@ def test_byte_pairs_are_trained_on_the_training_text_and_give_it_back(tmp_path: 
     ids = [id_ for text in documents_in(data, "val") for id_ in (*tokenizer.encode(text), 2)]
     assert data.tokens("val")[:].tolist() == ids
     assert len(ids) < data.metadata["splits"]["val"]["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_byte_pairs_are_trained_on_as_much_text_as_was_asked_for(tmp_path: Path, kind: str) -> None:
+    """However the source is compressed, and whatever else its rows hold: drawn by hash, by hand here."""
+    documents = some_documents(400)
+    source = write_as(tmp_path, kind, documents)
+    data = prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=400, sample_mb=0.008)
+    of_training = [text for text in documents if not is_for_validation(text, 0.2)]
+    share = 8000 / sum(len(text.encode()) for text in of_training)
+    drawn = [
+        text
+        for text in of_training
+        if int(hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[16:], 16) / 2**64 < share
+    ]
+    assert 7000 < sum(len(text.encode()) for text in drawn) < 9000
+    assert data.tokenizer == train_bpe(iter([drawn]), 400)
 
 
 def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
@@ -337,6 +357,49 @@ def test_a_preparation_with_other_settings_is_not_continued(
         prepare_files(tmp_path / "corpus", source)
     data = prepare_files(tmp_path / "corpus", source, val_share=0.3, overwrite=True)
     assert documents_in(data, "val") == [text for text in DOCUMENTS[:70] if is_for_validation(text, 0.3)]
+
+
+def test_what_was_done_before_a_broken_line_is_kept_when_broken_lines_are_skipped(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.write_bytes(to_lines(DOCUMENTS[:70]) + b"broken\n" + to_lines(DOCUMENTS[70:]))
+    prepare_files(tmp_path / "whole", source, skip_bad=True)
+    with pytest.raises(UserError, match=r"Line 71 .* add `skip_bad=True`, or correct it and add `overwrite=True`"):
+        prepare_files(tmp_path / "corpus", source)
+    assert (tmp_path / "corpus" / "unfinished" / "scan-00001.json").is_file()
+    data = prepare_files(tmp_path / "corpus", source, skip_bad=True)
+    assert data.metadata["left_out"] == {"empty": 0, "bad": 1}
+    assert files_in_folder(tmp_path / "corpus") == files_in_folder(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
+def test_a_source_without_text_leaves_nothing(tmp_path: Path, tokenizer: Made, source: Path) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(to_lines([""] * 200))
+    with pytest.raises(UserError, match="The source holds no text") as caught:
+        prepare_files(tmp_path / "corpus", tmp_path / "empty.jsonl", tokenizer=tokenizer)
+    assert_one_sentence(caught.value)
+    assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize("at_end", [False, True], ids=["as the stage begins", "as it ends"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data + data, lambda data: data[:-10], bytes], ids=["longer", "shorter", "same"]
+)
+def test_a_source_that_changes_meanwhile_is_named(
+    tmp_path: Path, source: Path, change: Callable[[bytes], bytes], at_end: bool
+) -> None:
+    """A line that a change broke is not what is reported."""
+
+    def report(stage: str, done: int, of: int | None) -> None:
+        if (stage, done) == ("writing", size if at_end else 0):
+            source.write_bytes(change(source.read_bytes()))
+            os.utime(source, (1, 1))
+
+    size, settings = source.stat().st_size, CorpusSettings(shard_mb=0.002, val_share=0.2)
+    with pytest.raises(UserError, match=rf"^{source} has changed since its preparation began") as caught:
+        prepare_corpus(find_files([str(source)], "text"), "text", "characters", tmp_path / "a", settings, report=report)
+    assert_one_sentence(caught.value)
+    assert not (tmp_path / "a" / "manifest.json").exists()
 
 
 def test_a_preparation_that_was_killed_as_it_began_holds_up_nothing(tmp_path: Path, source: Path) -> None:

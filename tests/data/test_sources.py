@@ -1,15 +1,12 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
-import errno
-import json
-import tracemalloc
+import gzip
 from pathlib import Path
 
 import pytest
 
 from llada.data import sources
-from llada.data.blocks import blocks_of, documents_of
-from llada.data.sources import HubSource, _unpacked, describe_file, find_files
+from llada.data.sources import describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
 from tests.support.sentences import assert_one_sentence
@@ -95,60 +92,28 @@ def test_no_file_is_refused(tmp_path: Path, name: str) -> None:
         find_files([str(tmp_path)], "text")
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
-def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> None:
-    path = write_as(tmp_path, kind, some_documents(200))
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(UserError, match="cannot be unpacked") as caught:
-        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
-    assert_one_sentence(caught.value)
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_the_size_is_that_without_compression(tmp_path: Path, kind: str) -> None:
+    documents = some_documents(300)
+    path = write_as(tmp_path, kind, documents)
+    assert find_files([str(path)], "text").size == len(to_lines(documents))
+    assert (path.stat().st_size < len(to_lines(documents)) / 3) == (kind != "jsonl")
 
 
-def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
+def test_the_size_of_parquet_is_in_its_metadata(tmp_path: Path) -> None:
+    from pyarrow import parquet
 
-    def fill(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(sources, "_copies", fill)
-    with pytest.raises(OSError, match="No space left"):
-        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
+    path = write_parquet(tmp_path / "a.parquet", ["the same again and again " * 9] * 40)
+    groups = parquet.ParquetFile(path).metadata
+    size = sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
+    assert find_files([str(path)], "text").size == size
 
 
-def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
-    import zstandard
-
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b" " * 100_000_000) + zstandard.compress(b"\n{}"))
-    file = describe_file(tmp_path / "a.jsonl.zst", "text")
-    tracemalloc.start()
-    try:
-        with _unpacked(file, "zstd") as stream:
-            n = 0
-            while chunk := stream.read(1 << 20):
-                n += len(chunk)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (n, most < 60_000_000) == (100_000_003, True)
-
-
-@pytest.mark.parametrize("size", [200, 10**6])
-def test_a_data_set_is_streamed_by_the_hugging_face_library(
-    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    documents = some_documents(20)
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(to_lines(documents))
-    source = HubSource(str(folder), "train", "text")
-    blocks = list(blocks_of(source.pieces(size, tmp_path), size))
-    assert (len(blocks) > 1) == (size == 200)
-    assert [found for block in blocks for found in documents_of(block, "text")] == documents
-    with pytest.raises(UserError, match=r"has no column 'body' \(its columns: id, text\)"):
-        next(HubSource(str(folder), "train", "body").pieces(size, tmp_path))
-    with pytest.raises(UserError, match="cannot be read") as caught:
-        next(HubSource(str(folder), "missing", "text").pieces(size, tmp_path))
-    assert_one_sentence(caught.value)
-    assert json.dumps(source.identity())
+def test_the_beginnings_of_some_packed_files_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MEASURED_FILES", 1)
+    data = to_lines(some_documents(300))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(data, mtime=0))
+    assert find_files([str(tmp_path)], "text").size == 2 * len(data)
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b damaged")  # which is reported when it is read
+    assert find_files([str(tmp_path)], "text").size == 0

@@ -1,11 +1,14 @@
 """Bulk encoding gives the ids of the tokenizers themselves, with an EOS behind each text."""
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llada.system.errors import UserError
+from llada.tokenizers import bulk
 from llada.tokenizers.base import Tokenizer, ids_of
 from llada.tokenizers.bulk import bulk_encoder
 from llada.tokenizers.char import CharTokenizer
@@ -29,6 +32,60 @@ def test_characters(tmp_path: Path) -> None:
 
 def test_byte_pairs(tmp_path: Path) -> None:
     check(train_bpe(iter([TEXTS * 3]), 280), tmp_path, "<u2")
+
+
+@pytest.mark.parametrize("longest", [1, 3, 10])
+def test_long_texts_are_cut_where_it_does_not_matter(
+    tmp_path: Path, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of random words, numbers, signs and spaces, most of them next to each other."""
+    monkeypatch.setattr(bulk, "LONGEST_PART", longest)
+    rng = random.Random(0)
+    pieces = [
+        "a",
+        "to",
+        "be",
+        "é",
+        "世界",
+        "7",
+        "12",
+        "²",
+        "_",
+        "'s",
+        "'",
+        ".",
+        "!?",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\xa0",
+        "<EOS>",
+    ]
+    texts = ["".join(rng.choices([*pieces, " "], k=rng.randint(1, 60))) for _ in range(200)]
+    tokenizer = train_bpe(iter([texts]), 500)
+    tokenizer.save(tmp_path)
+    encoder = bulk_encoder(tmp_path, ids_of(tokenizer), "<u2")
+    ids, ends = encoder.encode(texts, 2)
+    assert [part.tolist()[:-1] for part in np.split(ids, ends[:-1])] == [tokenizer.encode(text) for text in texts]
+    assert [part for text in texts[:20] for part in bulk._parts_at_words(text)] != texts[:20]
+
+
+def test_texts_of_a_tokenizer_that_looks_at_more_than_words_are_not_cut(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+    def cuts(change: Callable[[Tokenizer], object]) -> bool:
+        model = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        change(model)
+        return bulk._splits_at_words(model)
+
+    train_bpe(iter([TEXTS]), 280).save(tmp_path)
+    assert cuts(lambda model: None)
+    assert not cuts(lambda model: setattr(model, "normalizer", normalizers.NFC()))
+    assert not cuts(lambda model: setattr(model, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)))
+    assert not cuts(lambda model: setattr(model, "pre_tokenizer", pre_tokenizers.Metaspace()))
+    assert not cuts(lambda model: setattr(model, "pre_tokenizer", None))
+    assert not cuts(lambda model: model.add_tokens(["to be"]))
 
 
 def test_a_character_that_is_not_known_is_named(tmp_path: Path) -> None:

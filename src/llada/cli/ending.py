@@ -140,6 +140,9 @@ def _describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         sentence = f"The disk is full{where}: free some space and repeat the command; what was complete before is"
         return str(UserError(f"{sentence} unharmed."))
+    if error.errno == errno.EFBIG:
+        remedy = "raise the limit on the size of files (`ulimit -f`), or choose another disk"
+        return str(UserError(f"A file would be larger than is allowed here{where}: {remedy}."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose another folder or change its permissions"
         return str(UserError(f"No permission to read or write there{where}: {remedy}."))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
+from llada.data.hub_source import HubSource
 from llada.data.prepared import DEFAULT_FOLDER, METADATA_FILE, PreparedText, prepare
-from llada.data.sources import TEXT_SUFFIXES, HubSource, Source, find_files, is_for_blocks
+from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.terminal import say, tell
@@ -53,8 +54,8 @@ class PrepareOptions:
     text_key: str = "text"
     """Key or column that holds the text."""
     tokenizer: str = "characters"
-    """What the ids are: "characters"; "bpe", byte pairs trained on the corpus; or the name or folder of a checkpoint,
-    or the folder of another prepared text, whose tokenizer is used."""
+    """What the ids are: "characters"; "bpe", byte pairs trained on the corpus; or, to use its tokenizer, the name or
+    folder of a checkpoint, or the folder of another prepared text."""
     vocab_size: int = 8192
     """Number of ids of the byte pairs, special tokens included."""
     sample_mb: float = 100.0
@@ -185,11 +186,12 @@ def _tokenizer_of(name: str) -> "Made | Tokenizer":
         return "characters"
     if name == "bpe":
         return "bpe"
-    from llada.checkpoints.load import read_vocabulary
     from llada.data.sharded import MANIFEST_FILE
 
     if any(Path(name, file).is_file() for file in (METADATA_FILE, MANIFEST_FILE)):  # a text to mix this one with
         return PreparedText.open(Path(name)).tokenizer
+    from llada.checkpoints.load import read_vocabulary  # imports torch
+
     return read_vocabulary(name)[0]
 
 

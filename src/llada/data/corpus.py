@@ -184,7 +184,9 @@ def fetch_wheel(name: str, sha256: str, folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"PyPI did not send the package {name} within {PACKAGE_TIMEOUT} s: {REMEDY}.") from error
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        reasons = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines
+        reason = (reasons or ["no reason given"])[-1].rstrip(". ")
         raise UserError(f"pip could not fetch the package {name} ({reason}): {REMEDY}.") from error
     wheel = next(folder.glob("*.whl"), None)
     if wheel is None:

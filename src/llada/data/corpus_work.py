@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from llada.data.blocks import Bad, Block, documents_of
+from llada.data.blocks import Block, documents_of
+from llada.data.pieces import Bad
 from llada.system.errors import UserError
 from llada.system.files import file_written_whole, write_json
-from llada.tokenizers.bulk import N_CODES, bulk_encoder, codes_of
+from llada.tokenizers.bulk import N_CODES, bulk_encoder, codes_of, parts_of
 
 SPLITS = ("train", "val")
 PLACE_TYPE = "<u8"
@@ -28,6 +29,8 @@ PLACE_TYPE = "<u8"
 DIGEST_BYTES = 16
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
+CANDIDATES = 4
+"""How many times as much as is wanted the sample is taken from: so much less than a source may be its text."""
 _BATCH_CHARACTERS = 1 << 20
 
 
@@ -46,8 +49,9 @@ class Work:
     scan_digests: bool = False
     scan_signatures: bool = False
     sample_bytes: int = 0
-    """Number of bytes of text, about, that all blocks together give to train a tokenizer on."""
+    """Number of bytes of text, about, on which a tokenizer is trained."""
     source_bytes: int | None = None
+    """Number of bytes of the source, about; None if nobody knows."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     dtype: str = "<u2"
     packing: str = "stream"
@@ -66,6 +70,11 @@ def record_of_shards(unfinished: Path, number: int) -> Path:
 def file_of(record: Path, ending: str) -> Path:
     """Return the file of a block that goes with its record: `.digests.npy`, `.keep.npy`, ..."""
     return record.with_suffix(ending)
+
+
+def digest_of(data: bytes) -> bytes:
+    """Compute what stands for a document: the first half decides on its split, the second whether it is sampled."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def split_of(digest: bytes, val_share: float) -> str:
@@ -90,14 +99,14 @@ def _read(block: Block, work: Work, counts: _Counts) -> Iterator[tuple[str, byte
     for found in documents_of(block, work.text_key):
         if isinstance(found, Bad):
             if not work.skip_bad:
-                raise UserError(f"{found.describe()}: correct or remove it, or add `skip_bad=True`.")
+                raise UserError(f"{found.describe()}: add `skip_bad=True`, or correct it and add `overwrite=True`.")
             counts.bad += 1
             counts.first_bad = counts.first_bad or found
         elif not found or found.isspace():
             counts.empty += 1
         else:
             data = found.encode("utf-8")
-            yield found, data, hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+            yield found, data, digest_of(data)
 
 
 # -- scanning ---------------------------------------------------------------------------------------------------------
@@ -115,39 +124,42 @@ class Scanner:
         record = record_of_scan(Path(work.unfinished), block.number)
         seen = np.zeros(N_CODES if work.scan_characters else 0, dtype=bool)
         digests, signatures = [], []
-        share = self._sample_share(block)
+        share, n_bytes = self._candidate_share(block), 0
         with contextlib.ExitStack() as stack:
             sample = _opened(stack, file_of(record, ".sample.jsonl")) if share else None
-            for text, _, digest in _read(block, work, counts):
+            for text, data, digest in _read(block, work, counts):
                 if work.scan_characters:
-                    seen[codes_of(text)] = True
+                    for part in parts_of(text):
+                        seen[codes_of(part)] = True
                 if work.scan_digests:
                     digests.append(digest)
                 if work.scan_signatures:
                     signatures.append(signature_of(text))
-                if sample and _is_sampled(digest, share) and split_of(digest, work.val_share) == "train":
-                    sample.write(json.dumps(text).encode() + b"\n")
+                if sample and split_of(digest, work.val_share) == "train":
+                    n_bytes += len(data)
+                    if is_sampled(digest, share):
+                        sample.write(json.dumps(text).encode() + b"\n")
         if work.scan_digests:
             found = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
             _save(file_of(record, ".digests.npy"), found.astype("<u8"))
         if work.scan_signatures:
             _save(file_of(record, ".signatures.npy"), np.array(signatures, dtype="<u4").reshape(-1, PERMUTATIONS))
-        write_json(record, {**counts.to_json(), "characters": "".join(map(chr, np.flatnonzero(seen)))})
+        characters = "".join(map(chr, np.flatnonzero(seen)))
+        write_json(record, {**counts.to_json(), "characters": characters, "train_bytes": n_bytes})
         return block.number
 
-    def _sample_share(self, block: Block) -> float:
-        """Return the share of a block's documents that go into the sample.
+    def _candidate_share(self, block: Block) -> float:
+        """Return the share of a block's documents among which the sample is found when all text has been counted.
 
-        Of a source of unknown size, later blocks give less, so that all together give little more than is wanted.
+        Of a source of unknown size, later blocks give less.
         """
         work = self.work
-        if not work.sample_bytes:
-            return 0.0
         size = work.source_bytes or (block.number + 1) * max(block.size, 1)
-        return min(1.0, work.sample_bytes / size)
+        return min(1.0, CANDIDATES * work.sample_bytes / size)
 
 
-def _is_sampled(digest: bytes, share: float) -> bool:
+def is_sampled(digest: bytes, share: float) -> bool:
+    """Whether a document is in a sample of this share, which is part of every sample of a larger share."""
     return int.from_bytes(digest[8:16], "big") < share * 2**64
 
 
@@ -243,7 +255,8 @@ class _Shard:
         work = self._writer.work
         eos_id = work.vocabulary["eos_token_id"]
         ids, ends = self._writer.encoder.encode(self._texts, eos_id)
-        self.counts += np.bincount(ids.astype(np.int64), minlength=len(self.counts))
+        for start in range(0, len(ids), _BATCH_CHARACTERS):  # numpy counts 64-bit copies
+            self.counts += np.bincount(ids[start : start + _BATCH_CHARACTERS], minlength=len(self.counts))
         starts = self._n_tokens + np.concatenate([[0], ends[:-1]])
         ends = self._n_tokens + ends
         self._write("tokens", ids)
@@ -270,7 +283,7 @@ class _Shard:
 def row_starts(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """Return where the rows of at most `length` tokens begin, none of which has tokens of two documents."""
     n_rows = -(-(ends - starts) // length)
-    number = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    number = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows, dtype=np.int64) - n_rows, n_rows)
     return np.repeat(starts, n_rows) + length * number
 
 

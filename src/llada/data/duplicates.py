@@ -58,7 +58,7 @@ def mark_duplicates(unfinished: Path, n_blocks: int, near: float | None) -> tupl
     if near is not None:
         signatures = _Arrays([file_of(record, ".signatures.npy") for record in records])
         n_near = drop_near(signatures, keep, near)
-    edges = np.cumsum([0, *map(len, digests)])
+    edges = np.cumsum([0, *map(len, digests)], dtype=np.int64)
     for record, start, end in zip(records, edges[:-1], edges[1:], strict=True):
         with file_written_whole(file_of(record, ".keep.npy")) as aside, open(aside, "wb") as file:
             np.save(file, keep[start:end])
@@ -99,7 +99,7 @@ def drop_near(signatures: Sequence[npt.NDArray[np.uint32]], keep: Flags, thresho
     """
     sketches = load_datasketch()
     index = sketches.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
-    edges = np.cumsum([0, *map(len, signatures)])
+    edges = np.cumsum([0, *map(len, signatures)], dtype=np.int64)
     n_dropped = 0
 
     def signature(number: int) -> npt.NDArray[np.uint32]:

@@ -39,6 +39,7 @@ MOST_MAPS = 128
 """Number of files that are mapped at a time: a system allows a process some thousand open files."""
 LONGEST_TEXT = 20_000_000
 """Largest number of tokens that `ShardedText.text` puts into one text."""
+REMEDY = "restore it, or run `llada prepare` again with `overwrite=True`"
 
 Packing = Literal["stream", "documents"]
 
@@ -89,11 +90,10 @@ def check_size(path: Path, n_bytes: int) -> None:
     Raises:
         UserError: it does.
     """
-    remedy = "restore it, or run `llada prepare` again with `overwrite=True`"
     if not path.is_file():
-        raise UserError(f"{path} is missing: {remedy}.")
+        raise UserError(f"{path} is missing: {REMEDY}.")
     if path.stat().st_size != n_bytes:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes instead of {n_bytes:,}: {remedy}.")
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes instead of {n_bytes:,}: {REMEDY}.")
 
 
 class ShardedIds:
@@ -110,7 +110,7 @@ class ShardedIds:
         """
         self._files, self._shards, self._n_rows = files, shards, n_rows
         self._counts = counts
-        self._edges = np.cumsum([0, *(shard["tokens"] for shard in shards)])
+        self._edges = np.cumsum([0, *(shard["tokens"] for shard in shards)], dtype=np.int64)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -203,8 +203,8 @@ class DocumentRows:
     ) -> None:
         self._tokens, self._files, self._shards = tokens, files, shards
         self._length, self._pad_id = length, pad_id
-        self._edges = np.cumsum([0, *(shard["sequences"] for shard in shards)])
-        self._token_edges = np.cumsum([0, *(shard["tokens"] for shard in shards)])
+        self._edges = np.cumsum([0, *(shard["sequences"] for shard in shards)], dtype=np.int64)
+        self._token_edges = np.cumsum([0, *(shard["tokens"] for shard in shards)], dtype=np.int64)
         self.shape = (int(self._edges[-1]), length)
 
     def __len__(self) -> int:
@@ -253,7 +253,7 @@ class ShardedText(PreparedText):
         tokenizer = load_tokenizer(folder, manifest)
         for name, _ in files_in(manifest):
             if not (folder / name).is_file():
-                raise UserError(f"{folder / name} is missing: restore it, or run `llada prepare` again.")
+                raise UserError(f"{folder / name} is missing: {REMEDY}.")
         tokens, places = MappedFiles(folder, manifest["dtype"]), MappedFiles(folder, PLACE_TYPE)
         length, rows = int(manifest["sequence_length"]), {}
         for split in SPLITS:

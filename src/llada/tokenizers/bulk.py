@@ -3,7 +3,9 @@
 Shape letters: D documents, N ids of all of them, with an EOS behind each.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,12 @@ from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.stranger import TokenizerService
 
 N_CODES = 0x110000  # code points of Unicode
+LONGEST_PART = 1 << 18
+"""Number of characters, about, that are encoded at a time where a text may be cut: the library takes half a kilobyte a
+token."""
+# Between two words: ` ?\p{L}+` and the other alternatives of the byte-level pattern neither end in a space that a
+# letter or digit follows nor look behind them, so that the words on both sides are found as in the whole text.
+_CUT = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Places = npt.NDArray[np.int64]
 
@@ -45,6 +53,12 @@ def bulk_encoder(folder: Path, vocabulary: Mapping[str, Any], dtype: str) -> Bul
     return _CharEncoder(tokenizer, dtype)
 
 
+def parts_of(text: str) -> Iterator[str]:
+    """Cut a text after every `LONGEST_PART` characters."""
+    for start in range(0, len(text), LONGEST_PART):
+        yield text[start : start + LONGEST_PART]
+
+
 def codes_of(text: str) -> npt.NDArray[np.uint32]:
     """Return the code points (N,) of a text."""
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
@@ -60,11 +74,11 @@ class _CharEncoder:
         self._id_of[codes] = [id_ for character in tokenizer.characters for id_ in tokenizer.encode(character)]
 
     def encode(self, texts: Sequence[str], eos_id: int) -> tuple[Ids, Places]:
-        ends = np.cumsum([len(text) + 1 for text in texts])
+        ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
         is_text = np.ones(ends[-1], dtype=bool)
         is_text[ends - 1] = False
         together = "".join(texts)
-        found = self._id_of[codes_of(together)]
+        found = np.concatenate([self._id_of[codes_of(part)] for part in parts_of(together)])
         if not found.all():
             self._tokenizer.encode(together)  # raises the error that names the character
         ids = np.full(len(is_text), eos_id, dtype=self._id_of.dtype)
@@ -89,12 +103,54 @@ class _BPEEncoder:
             raise UserError(f"The tokenizer in {folder} cannot be used ({first_line(error)}): use another.") from error
         service.model.encode_special_tokens = True  # names of special tokens in a text are text
         self._model, self._dtype = service.model, dtype
+        self._parts_of = _parts_at_words if _splits_at_words(service.model) else _whole
 
     def encode(self, texts: Sequence[str], eos_id: int) -> tuple[Ids, Places]:
-        ids: list[int] = []
-        ends: list[int] = []
-        for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False):
-            ids += encoding.ids
-            ids.append(eos_id)
-            ends.append(len(ids))
-        return np.array(ids, dtype=self._dtype), np.array(ends)
+        ids, ends = array("I"), array("q")  # which numpy takes as they are, unlike lists
+        for parts in self._groups_of(texts):
+            encodings = self._model.encode_batch_fast([part for part, _ in parts], add_special_tokens=False)
+            for encoding, (_, is_last) in zip(encodings, parts, strict=True):
+                ids.fromlist(encoding.ids)
+                if is_last:
+                    ids.append(eos_id)
+                    ends.append(len(ids))
+        return np.frombuffer(ids, dtype="I").astype(self._dtype), np.frombuffer(ends, dtype=np.int64)
+
+    def _groups_of(self, texts: Sequence[str]) -> Iterator[list[tuple[str, bool]]]:
+        """Gather parts of texts into groups of about `LONGEST_PART` characters, with whether each ends its text."""
+        group: list[tuple[str, bool]] = []
+        waiting = 0
+        for text in texts:
+            left = len(text)
+            for part in self._parts_of(text):
+                left -= len(part)
+                group.append((part, left == 0))
+                waiting += len(part)
+                if waiting >= LONGEST_PART:
+                    yield group
+                    group, waiting = [], 0
+        if group:
+            yield group
+
+
+def _splits_at_words(model: Any) -> bool:
+    """Whether each word is encoded for itself, by the byte-level pattern, whatever is around it."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    split = model.pre_tokenizer
+    is_byte_level = isinstance(split, ByteLevel) and split.use_regex and not split.add_prefix_space
+    is_plain = all(token.special for token in model.get_added_tokens_decoder().values())  # those are text here
+    return is_byte_level and is_plain and model.normalizer is None
+
+
+def _whole(text: str) -> Iterator[str]:
+    yield text
+
+
+def _parts_at_words(text: str) -> Iterator[str]:
+    """Cut a text between two words after every `LONGEST_PART` characters, if there are words."""
+    start = 0
+    while len(text) - start > LONGEST_PART and (cut := _CUT.search(text, start + LONGEST_PART)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]

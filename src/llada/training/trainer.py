@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llada.checkpoints.run_layout import step_folder
-from llada.optim.ema import ExponentialAverage, trained_weights
+from llada.optim.ema import ExponentialAverage
 from llada.optim.optimizers import make_optimizers
 from llada.system.toolchains import ToolchainName
 from llada.training.agenda import Action, Agenda

@@ -1,0 +1,93 @@
+"""What can only be read in order: its copies hold what is in it, and damage is not taken for a full disk."""
+
+import errno
+import gzip
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from llada.data import copies, json_lines, text_files
+from llada.data.blocks import blocks_of, documents_of
+from llada.data.copies import unpacked
+from llada.data.pieces import Bad
+from llada.data.sources import find_files
+from llada.system.errors import UserError
+from tests.support.corpora import some_documents, write_as
+from tests.support.sentences import assert_one_sentence
+
+
+@pytest.mark.parametrize("size", [3, 10, 64, 1000])
+@pytest.mark.parametrize("text", ["a line\nand another\n\nand more ü\r\n" * 9, "äöü世界" * 40, "x" * 500])
+def test_of_a_packed_text_nothing_is_lost_at_the_edges_of_copies(
+    tmp_path: Path, size: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "LONGEST_TEXT", 48)
+    for module in (text_files, copies):
+        monkeypatch.setattr(module, "NEWLINE_WITHIN", 40)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    blocks = list(blocks_of(find_files([str(path)], "text").pieces(size, tmp_path), size))
+    found = [each for block in blocks for each in documents_of(block, "text")]
+    assert "".join(map(str, found)) == text.replace("\r\n", "\n")
+    assert all(len(str(part).encode()) <= 48 for part in found)
+    if "\n" in text:
+        assert all(str(part).endswith("\n") for part in found)
+    assert [piece.start for block in blocks for piece in block.pieces][1:] == [
+        piece.end for block in blocks for piece in block.pieces
+    ][:-1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("size", [10, 700, 10**6])
+def test_a_line_that_is_too_long_is_not_copied_whole(
+    tmp_path: Path, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (copies, json_lines):
+        monkeypatch.setattr(module, "LONGEST_LINE", 500)
+    monkeypatch.setattr(copies, "_READ", 64)
+    documents = [*some_documents(3), "x" * 50_000, *some_documents(20, start=3)]
+    path = write_as(tmp_path, kind, documents)
+    blocks = list(blocks_of(find_files([str(path)], "text").pieces(size, tmp_path), size))
+    found = [each for block in blocks for each in documents_of(block, "text")]
+    assert [each for each in found if isinstance(each, str)] == documents[:3] + documents[4:]
+    problems = [each.describe() for each in found if isinstance(each, Bad)]
+    assert problems == [f"Line 4 of {path} is longer than 500 bytes"]
+    if size < 10**6:  # of a copy that ends in the line, only what shows its length is written
+        assert max(block.size for block in blocks) <= size + 500 + 2 * 64
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> None:
+    path = write_as(tmp_path, kind, some_documents(200))
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match="cannot be unpacked") as caught:
+        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
+    assert_one_sentence(caught.value)
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
+
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copies, "_copy_lines", fill)
+    with pytest.raises(OSError, match="No space left"):
+        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
+
+
+def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    import zstandard
+
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b" " * 100_000_000) + zstandard.compress(b"\n{}"))
+    tracemalloc.start()
+    try:
+        with open(tmp_path / "a.jsonl.zst", "rb") as raw:
+            stream, n = unpacked(raw, "zstd", tmp_path / "a.jsonl.zst"), 0
+            while chunk := stream.read(1 << 20):
+                n += len(chunk)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (n, most < 60_000_000) == (100_000_003, True)
