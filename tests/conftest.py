@@ -12,6 +12,7 @@ from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 from tests.support.commands import Result, RunCommand
+from tests.support.warm_python import fork_server
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; many tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,6 +70,13 @@ def llada(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[list[str]]:
+    """The words that start a Python process that has torch and the package imported as it begins."""
+    with fork_server() as words:
+        yield words
 
 
 def _with_threads(n_threads: int) -> Iterator[None]:

@@ -10,7 +10,7 @@ import shlex
 import string
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from tests.support.commands import PATIENCE
 from tests.support.documents import ROOT, anchors_of, code_blocks, commands_of, inline_code, words_of
+from tests.support.warm_python import write_command
 from tests.test_architecture import LAYERS
 
 NAMES = ("README.md", "GUIDELINES.md", "CONTRIBUTING.md", "CHANGELOG.md", "shakespeare/SHAKESPEARE_README.md")
@@ -85,24 +86,28 @@ def write_crawl(folder: Path, text: str) -> None:
 CRAWLED = "--vocab_size 300 --val_share 0.3 --sequence_length 50"
 
 
-def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_small(line: str, folder: Path, python: Sequence[str]) -> subprocess.CompletedProcess[str]:
     _, command, *arguments = words_of(line)
     if "--epochs" in arguments:  # the length of the run is said in steps, below
         del arguments[(at := arguments.index("--epochs")) : at + 2]
     if "GSAI-ML/LLaDA-8B-Base" in arguments and command == "finetune":  # a small one in its place
         arguments[arguments.index("GSAI-ML/LLaDA-8B-Base")] = "checkpoint"
-    full = [sys.executable, "-m", "llada", command, *arguments, *SMALLER[command]]  # the last of two flags counts
+    full = [*python, "-m", "llada", command, *arguments, *SMALLER[command]]  # the last of two flags counts
     return subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> None:
-    """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network."""
+def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path, warm_python: list[str]) -> None:
+    """In one folder, in their order, at a small size; Tiny Shakespeare is replaced by a text that needs no network.
+
+    Each command runs in a new process the first time, and in a warm one after that.
+    """
     (tmp_path / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
     write_random_checkpoint(tmp_path / "checkpoint", text)
     write_crawl(tmp_path, text)
     (dialogues,) = code_blocks(ROOT / "README.md", "json")
     (tmp_path / "dialogues.jsonl").write_text(dialogues)
     like_the_demo = ["llada prepare", "llada train --output_dir runs/demo"]
+    seen = set()
     for line in like_the_demo + llada_commands():
         if "crawl/" in line:
             line += f" {CRAWLED}"
@@ -110,12 +115,14 @@ def test_every_llada_command_of_the_readme_runs(text: str, tmp_path: Path) -> No
             line = f"llada prepare --input my.txt --sequence_length 100 {' '.join(shlex.split(line)[2:])}"
         elif "prepare" in line:
             line += " --sequence_length 100"
-        result = run_small(line, tmp_path)
+        command = line.split()[1]
+        result = run_small(line, tmp_path, warm_python if command in seen else [sys.executable])
+        seen.add(command)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
 @pytest.fixture(scope="module")
-def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory, warm_python: list[str]) -> Path:
     """A folder with a run in runs/demo and a prepared text in shakespeare_dataset, both tiny."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "my.txt").write_text(f"{text}{CHARACTERS}", encoding="utf-8")
@@ -126,18 +133,18 @@ def after_the_demo(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "llada prepare --input my.txt --sequence_length 100 --output_dir shakespeare_dataset",
         "llada train --preset tiny --output_dir runs/demo",
     ):
-        assert run_small(line, folder).returncode == 0
+        assert run_small(line, folder, warm_python).returncode == 0
     return folder
 
 
 @pytest.mark.parametrize(
     "path", [path for path in DOCUMENTS if code_blocks(path, "python")], ids=lambda path: path.name
 )
-def test_python_of_every_page_runs(path: Path, after_the_demo: Path) -> None:
+def test_python_of_every_page_runs(path: Path, after_the_demo: Path, warm_python: list[str]) -> None:
     """The blocks of a page in one process, as a reader would type them one after the other."""
     program = "\n".join(code_blocks(path, "python"))
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=after_the_demo, capture_output=True, text=True, timeout=PATIENCE
+        [*warm_python, "-c", program], cwd=after_the_demo, capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 0, result.stderr
 
@@ -275,34 +282,38 @@ def test_every_folder_has_its_floor_in_contributing() -> None:
     assert {name: int(floor) for floor, name in rows} == {k: v for k, v in LAYERS.items() if k != "__main__"}
 
 
-Demo = Callable[[], subprocess.CompletedProcess[str]]
+NEW = Path(sys.executable).parent  # the folder of `llada`, each call of which is a new process
+Demo = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def demo(text: str, tmp_path: Path) -> Demo:
-    """The demo script on a small text with the tiny preset."""
+def demo(text: str, tmp_path: Path, warm_python: list[str]) -> Demo:
+    """The demo script on a small text with the tiny preset, by the `llada` of a folder, that of warm processes if left
+    out."""
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
     prepare = "llada prepare --input my.txt --sequence_length 100 --output_dir data"
-    assert run_small(prepare, tmp_path).returncode == 0
+    assert run_small(prepare, tmp_path, warm_python).returncode == 0
+    (tmp_path / "bin").mkdir()
+    write_command(tmp_path / "bin" / "llada", *warm_python, "-m", "llada")
     environment = {
         **os.environ,
-        "BIN": os.path.relpath(Path(sys.executable).parent, ROOT),
         "DEMO_DATA": str(tmp_path / "data"),
         "DEMO_RUN": str(tmp_path / "run"),
         "DEMO_PRESET": "tiny",
         "DEMO_PROMPT": "to be",
     }
 
-    def run() -> subprocess.CompletedProcess[str]:
+    def run(commands: Path = tmp_path / "bin") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [ROOT / "scripts" / "demo"], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
+            [ROOT / "scripts" / "demo"], env={**environment, "BIN": os.path.relpath(commands, ROOT)},
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
 
     return run
 
 
 def test_demo_ends_with_the_number_a_sample_and_the_folder(demo: Demo, tmp_path: Path) -> None:
-    first = demo()
+    first = demo(NEW)
     assert first.returncode == 0, first.stderr
     assert "$ llada train --preset tiny" in first.stderr
     end = first.stdout.partition("Done.")[2]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from llada.checkpoints.dummy import write_random_checkpoint
 from tests.support.commands import PATIENCE
 from tests.support.documents import ROOT, code_blocks, commands_of
+from tests.support.warm_python import write_command
 
 FOLDER = ROOT / "shakespeare"
 PAGE = FOLDER / "SHAKESPEARE_README.md"
@@ -53,21 +55,27 @@ def clone(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_small(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_small(line: str, folder: Path, python: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a command of the page in this folder, at a small size."""
     words = line.split()
     script = Path(words[1]).name
     up = "" if folder.name == "shakespeare" else "shakespeare/"
     smaller = [word.removeprefix("../") if up else word for word in SMALLER[script]]
-    command = [sys.executable, up + script, *words[2:], *smaller]
+    command = [*python, up + script, *words[2:], *smaller]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def test_every_command_of_the_page_runs_inside_the_folder(clone: Path) -> None:
-    """In their order, as a reader would type them one after the other."""
+def test_every_command_of_the_page_runs_inside_the_folder(clone: Path, warm_python: list[str]) -> None:
+    """In their order, as a reader would type them one after the other.
+
+    Each script runs in a new process the first time, and in a warm one after that.
+    """
     folder = clone / "shakespeare"
+    seen = set()
     for line in script_commands():
-        result = run_small(line, folder)
+        script = line.split()[1]
+        result = run_small(line, folder, warm_python if script in seen else [sys.executable])
+        seen.add(script)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     # The text is one of our own here; of Shakespeare's, the first name is shakespeare_raw.txt.
     written = {path.name for path in (folder / "shakespeare_dataset").iterdir()}
@@ -84,17 +92,17 @@ def test_every_command_of_the_page_runs_inside_the_folder(clone: Path) -> None:
         assert (folder / "checkpoints" / run / "checkpoints" / "last" / "model.safetensors").is_file()
 
 
-def test_every_script_runs_from_the_root_and_goes_on(clone: Path) -> None:
+def test_every_script_runs_from_the_root_and_goes_on(clone: Path, warm_python: list[str]) -> None:
     for script in SMALLER:
         line = f"python {script}"
-        result = run_small(line, clone)
+        result = run_small(line, clone, warm_python)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-    helped = run_small("python test_transformer.py --help", clone)
+    helped = run_small("python test_transformer.py --help", clone, warm_python)
     assert helped.returncode == 0
     assert helped.stdout.startswith("usage: test_transformer.py")
     assert "ok (" not in helped.stdout
     resumed = subprocess.run(
-        [sys.executable, "shakespeare/train_llada_shakespeare.py", "--resume", "--epochs", "0.2"],
+        [*warm_python, "shakespeare/train_llada_shakespeare.py", "--resume", "--epochs", "0.2"],
         cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
@@ -102,15 +110,15 @@ def test_every_script_runs_from_the_root_and_goes_on(clone: Path) -> None:
     assert [path.name for path in (clone / "checkpoints").glob("shakespeare-*")] == ["shakespeare-1"]
 
 
-def test_defaults_are_the_founding_documents(clone: Path) -> None:
+def test_defaults_are_the_founding_documents(clone: Path, warm_python: list[str]) -> None:
     """Batch 4, 10 epochs, 24 layers of 768 with 12 heads, dropout 0.1, rate 1e-4; 5 epochs at 1e-5, one by one."""
-    run_small("python download_shakespeare_dataset.py --output_dir shakespeare_dataset", clone)
+    run_small("python download_shakespeare_dataset.py --output_dir shakespeare_dataset", clone, warm_python)
     for script, flags in (
         ("train_llada_shakespeare.py", []),
         ("train_llada_pretrained.py", ["--model_name", "checkpoint"]),
     ):
         help_text = subprocess.run(
-            [sys.executable, f"shakespeare/{script}", *flags, "--help"],
+            [*warm_python, f"shakespeare/{script}", *flags, "--help"],
             cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=True, env={"COLUMNS": "100"},
         ).stdout  # fmt: skip
         assert f"usage: {script}" in help_text
@@ -143,7 +151,7 @@ def test_requirements_are_those_of_the_package() -> None:
     assert "-r requirements.txt" in (FOLDER / "requirements_pretrained.txt").read_text(encoding="utf-8")
 
 
-def test_figures_of_the_page_are_what_the_calculator_prints(clone: Path) -> None:
+def test_figures_of_the_page_are_what_the_calculator_prints(clone: Path, warm_python: list[str]) -> None:
     """The rows of its table, by the command that it names."""
     text = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) x (\d+) \| (\d+)M .*\| ([\d.]+ GB) \| ([\d.]+ GB) \|$", text, re.MULTILINE)
@@ -153,7 +161,7 @@ def test_figures_of_the_page_are_what_the_calculator_prints(clone: Path) -> None
         shape += ["--hardware", "gpu"]
         report = json.loads(
             subprocess.run(
-                [sys.executable, "shakespeare/model_size_calculator.py", *shape, "--tflops", "1", "--json"],
+                [*warm_python, "shakespeare/model_size_calculator.py", *shape, "--tflops", "1", "--json"],
                 cwd=clone, capture_output=True, text=True, timeout=PATIENCE, check=True,
             ).stdout
         )  # fmt: skip
@@ -182,13 +190,10 @@ def test_requirements_are_enough_in_a_fresh_environment(clone: Path, tmp_path: P
         assert result.returncode == 0, f"{script}\n{result.stdout}\n{result.stderr}"
 
 
-def paste(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Type a command as it was printed, where `llada` is not on the path."""
+def paste(line: str, folder: Path, python: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Type a command as it was printed, where `llada` is not on the path and `python` is these words."""
     (folder / "bin").mkdir(exist_ok=True)
-    python = folder / "bin" / "python"
-    python.unlink(missing_ok=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
+    write_command(folder / "bin" / "python", *python)
     path = f"{folder / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
@@ -197,31 +202,32 @@ def paste(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("up", ["", "shakespeare/"])
-def test_what_the_scripts_print_runs_when_it_is_pasted(clone: Path, up: str) -> None:
+def test_what_the_scripts_print_runs_when_it_is_pasted(clone: Path, up: str, warm_python: list[str]) -> None:
     """From preparing to a text, by nothing but what was printed; from the folder of the scripts and from the root."""
     folder = clone if up else clone / "shakespeare"
     source = "text.txt" if up else "../text.txt"
-    unprepared = paste(f"python {up}train_llada_shakespeare.py --data_dir nowhere", folder)
+    unprepared = paste(f"python {up}train_llada_shakespeare.py --data_dir nowhere", folder, warm_python)
     assert unprepared.returncode == 2
     assert f"python {up}download_shakespeare_dataset.py" in unprepared.stderr
-    prepared = paste(f"python {up}download_shakespeare_dataset.py --source file --input {source}", folder)
+    prepare = f"python {up}download_shakespeare_dataset.py --source file --input {source}"
+    prepared = paste(prepare, folder, warm_python)
     assert prepared.returncode == 0, prepared.stderr
     train = re.search(r"Next: (python \S+train_llada_shakespeare\.py --data_dir \S+|python train.*)", prepared.stdout)
     assert train
     small = " ".join(SMALLER["train_llada_shakespeare.py"])
-    process = paste(f"{train[1]} {small} --output_dir 'checkpoints/a run'", folder)
+    process = paste(f"{train[1]} {small} --output_dir 'checkpoints/a run'", folder, warm_python)
     assert process.returncode == 0, process.stderr
     sample = re.search(r"Next: (python .*)", process.stdout)
     assert sample
-    text = paste(f"{sample[1]} --prompt 'to be' --gen_length 8", folder)
+    text = paste(f"{sample[1]} --prompt 'to be' --gen_length 8", folder, warm_python)
     assert text.returncode == 0, text.stderr
     assert text.stdout.startswith("to be")
 
 
-def test_what_a_stopped_script_prints_goes_on_with_the_run(clone: Path) -> None:
+def test_what_a_stopped_script_prints_goes_on_with_the_run(clone: Path, warm_python: list[str]) -> None:
     folder = clone / "shakespeare"
     source = "python download_shakespeare_dataset.py --source file --input ../text.txt"
-    assert paste(source, folder).returncode == 0
+    assert paste(source, folder, warm_python).returncode == 0
     words = ["--preset", "tiny", *SMALLER["train_llada_shakespeare.py"], "--epochs", "1000", "--evaluate_every", "2"]
     command = [sys.executable, "train_llada_shakespeare.py", *words, "--output_dir", "checkpoints/stopped"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -234,17 +240,18 @@ def test_what_a_stopped_script_prints_goes_on_with_the_run(clone: Path) -> None:
     again = re.search(r"Go on with: (.*)", said)
     assert again
     assert again[1] == "python train_llada_shakespeare.py --resume checkpoints/stopped"
-    done = paste(f"{again[1]} --epochs None --steps 1 --minutes None", folder)  # it is beyond that
+    done = paste(f"{again[1]} --epochs None --steps 1 --minutes None", folder, warm_python)  # it is beyond that
     assert "is complete" in done.stdout, done.stderr
 
 
-def test_mask_fits_after_the_cast_that_the_page_names(clone: Path) -> None:
+def test_mask_fits_after_the_cast_that_the_page_names(clone: Path, warm_python: list[str]) -> None:
     folder = clone / "shakespeare"
-    assert paste("python download_shakespeare_dataset.py --source file --input ../text.txt", folder).returncode == 0
+    source = "python download_shakespeare_dataset.py --source file --input ../text.txt"
+    assert paste(source, folder, warm_python).returncode == 0
     (block,) = code_blocks(PAGE, "python")
     check = f"{block}\nassert x_0.dtype == torch.int64\nx_0[0, 0] = 126336\nassert x_0[0, 0] == 126336"
     stored = "assert np.load('shakespeare_dataset/train_data.npy').dtype == np.uint8"
     done = subprocess.run(
-        [sys.executable, "-c", f"{check}\n{stored}"], cwd=folder, capture_output=True, text=True, check=False
+        [*warm_python, "-c", f"{check}\n{stored}"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

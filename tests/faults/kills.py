@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401  # loaded once, here
+import matplotlib.figure  # noqa: F401  # loaded once, here
 import torch
 
 from llada import cli

@@ -25,6 +25,7 @@ from llada.models import (
     expected_shapes,
     mask_name,
     tied_head,
+    without_values,
 )
 from llada.models.block_cache import NO_CACHE, BlockCachedPredictor, CacheOptions
 from llada.models.local_cache import with_cache
@@ -204,7 +205,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None, keep_fp
     shapes, stored = _fitting(StoredWeights.of(folder), config)
     dtype = dtype or _stored_type(shapes, stored, keep_fp16)
     _check_memory(shapes, stored, device, dtype)
-    with torch.device("meta"):
+    with without_values():
         model = make_predictor(config, tokenizer)
     tensors = {name: stored.tensor(name, device, dtype) for name in model.network.state_dict()}
     model.network.load_state_dict(tensors, assign=True)

@@ -7,10 +7,6 @@ import logging
 import shutil
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub import logging as hub_logging
-from huggingface_hub.errors import HFValidationError
-
 from llada.checkpoints.folder import CONFIG_FILE, find_checkpoint, read_config_file
 from llada.checkpoints.run_layout import followed
 from llada.checkpoints.safetensors import weight_files
@@ -85,6 +81,8 @@ def read_published_config(name: str) -> NetworkConfig:
     if name in PUBLISHED:
         return PUBLISHED[name]
     _check_name(name)
+    from huggingface_hub import hf_hub_download
+
     try:
         path = Path(hf_hub_download(name, CONFIG_FILE, cache_dir=_cache_folder(), revision=_commits.get(name)))
         _commits[name] = path.parent.name  # .../snapshots/COMMIT/config.json
@@ -122,6 +120,8 @@ def fetch(name: str, config: NetworkConfig) -> Path:
 
 def _check_name(name: str) -> None:
     """Refuse a name that is neither an existing folder nor a possible name of a repository."""
+    from huggingface_hub import logging as hub_logging  # takes a while, which most commands need not wait
+
     hub_logging.set_verbosity(logging.ERROR)  # a retry is not worth a warning, and a failure has its own sentence
     parts = name.split("/")
     if len(parts) != 2 or not all(part and not part.startswith(".") for part in parts):
@@ -132,6 +132,8 @@ def _check_name(name: str) -> None:
 
 def _snapshot(name: str, local_files_only: bool = False) -> Path:
     """Return the folder in the cache that holds all data files of the repository."""
+    from huggingface_hub import snapshot_download
+
     found = snapshot_download(
         name,
         cache_dir=_cache_folder(),
@@ -146,6 +148,8 @@ def _snapshot(name: str, local_files_only: bool = False) -> Path:
 
 
 def _cache_folder() -> Path:
+    from huggingface_hub import constants
+
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -161,6 +165,8 @@ def _check_disk(name: str, needed: int) -> None:
 
 
 def _unreachable(name: str, error: Exception) -> UserError:
+    from huggingface_hub.errors import HFValidationError
+
     reason = "no such name" if isinstance(error, HFValidationError) else type(error).__name__
     return UserError(
         f"{name} is not a folder here and could not be obtained from the Hugging Face hub ({reason}): check the name "

@@ -26,19 +26,13 @@ def drawing(picture: Path, width: float, height: float, n_axes: int = 1) -> Iter
     Raises:
         UserError: no picture of this kind can be made.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     check_picture(picture)
-    figure, axes = plt.subplots(1, n_axes, figsize=(width, height), layout="constrained")
-    try:
-        yield axes
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture, dpi=120)
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure.subplots(1, n_axes)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
 
 
 def draw_curve(result: Nelbo, picture: Path) -> None:

@@ -16,7 +16,7 @@ from llada.models.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from llada.models.llama_layers import ILLaDA, ILLaDAConfig
 from llada.models.local import Local, LocalConfig
 from llada.models.predictor import MaskPredictor, PredictAt, block_length_of, checkpoint_activations, flat_positions
-from llada.models.shapes import expected_shapes
+from llada.models.shapes import expected_shapes, without_values
 
 __all__ = [
     "Encoder",
@@ -44,4 +44,5 @@ __all__ = [
     "is_causal",
     "mask_name",
     "tied_head",
+    "without_values",
 ]

@@ -97,21 +97,29 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
-@torch.library.custom_op("llada::rotary_table", mutates_args=())
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles, each (L, C/2), in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
 
     They are computed anew in every forward pass: that costs microseconds, and avoids the two ways in which stored
-    angles go wrong, a cast to bf16 and a tensor made under `inference_mode`. This is a custom operator because the
-    compiler would otherwise compute every cosine again for each head of each row.
+    angles go wrong, a cast to bf16 and a tensor made under `inference_mode`.
     """
+    # Called as it is unless compiled: at the first call of a custom operator, torch imports its compiler, in a second.
+    compute = _opaque_rotary_table if torch.compiler.is_compiling() else _rotary_table
+    return compute(length, head_dim, theta, device)
+
+
+def _rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     # The public code divides here; a negative power would differ in the last bit.
     inverse_frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse_frequency)
     return angles.cos(), angles.sin()
 
 
-@rotary_table.register_fake
+# A custom operator because the compiler would otherwise compute every cosine again for each head of each row.
+_opaque_rotary_table = torch.library.custom_op("llada::rotary_table", _rotary_table, mutates_args=())
+
+
+@_opaque_rotary_table.register_fake
 def _(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     cos, sin = (torch.empty(length, head_dim // 2, dtype=torch.float32, device=device) for _ in range(2))
     return cos, sin

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -36,9 +37,16 @@ class _WithoutNumbers(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def shape_only(config: NetworkConfig) -> Network:
-    """Build a network on the meta device, whose tensors have shapes and no values."""
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Let networks be built on the meta device, whose tensors have shapes and no values."""
     with torch.device("meta"), _WithoutNumbers():
+        yield
+
+
+def shape_only(config: NetworkConfig) -> Network:
+    """Build a network on the meta device."""
+    with without_values():
         return build_network(config)
 
 

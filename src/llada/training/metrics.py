@@ -164,15 +164,13 @@ def read_curves(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw the curves of a run: loss and bound over steps, and the cross-entropy by t at the start, middle and end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, which takes as long again to import
 
     training, evaluations = read_curves(metrics)
     if not training:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in training]
     left.plot(steps, [row["nll"] for row in training], color="tab:gray", lw=0.8, label="cross-entropy, unweighted")
     left.plot(steps, [row["loss"] for row in training], color="tab:blue", lw=0.8, alpha=0.5, label="training loss")
@@ -192,8 +190,5 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         right.plot(centres, values, marker="o", ms=3, color=colour, label=f"step {row['step']}")
     right.set(xlabel="t (share of masked tokens)", ylabel="nats per masked token", title="Cross-entropy by t")
     right.legend(frameon=False)
-    try:
-        with file_written_whole(picture) as aside:
-            figure.savefig(aside, dpi=130, format="png")
-    finally:
-        plt.close(figure)
+    with file_written_whole(picture) as aside:
+        figure.savefig(aside, dpi=130, format="png")
