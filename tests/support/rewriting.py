@@ -55,7 +55,7 @@ def _rewrite(run: Path, to: Path, way: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(safetensors, "_map", map_and_count)
     folder, config = RunReader(run), replace(RunFolder.read_config(run), parallel="fsdp")
     with joined(1) as group:
-        plan = RunPlan.of(config, PreparedText.open(config.data.data_dir), shard=group.shard)
+        plan = RunPlan.of(config, PreparedText.open(*config.data.data_dir), shard=group.shard)
         trainer = Trainer(plan, folder, resume=True, group=group)
         kept = [kept_of(weight)[0].nbytes for weight in trainer.model.network.state_dict().values()]
         print(sum(read), sum(kept))

@@ -36,7 +36,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> PreparedText:
 
 @pytest.fixture
 def run(small_run: TrainConfig, documents: PreparedText) -> TrainConfig:
-    data = DataOptions(documents.folder, sequence_length=24, within_documents=True)
+    data = DataOptions((documents.folder,), sequence_length=24, within_documents=True)
     return replace(small_run, data=data, steps=6)
 
 
