@@ -7,8 +7,7 @@ gloo, train all weights of it for two steps (`--parallel fsdp`, AdamW), which en
 moments; they go on from that for another step; and they train an adapter. Reported of each process: the peak of its
 resident memory (VmHWM of /proc/self/status, so Linux only); the formula, `forecast.host_memory`, with what torch itself
 takes; and the bytes that it read of weights and of moments, counted where they are mapped. Sequences are short, and
-evaluations are cut to one mask without a sample, since activations are not the point. The folder needs 16 bytes a
-parameter.
+evaluations have no sample, since activations are not the point. The folder needs 16 bytes a parameter.
 """
 
 import argparse
@@ -97,7 +96,7 @@ def train(rank: int, port: int, command: list[str]) -> dict[str, Any]:
         counted["moments"] += tensor.nbytes
         give_back(tensor)
 
-    vars(module)["Trainer"], vars(data_source)["EVALUATION_MASKS"] = Watched, 1
+    vars(module)["Trainer"] = Watched
     data_source.TextSource.sample = lambda self, model: data_source.Sample("")  # type: ignore[method-assign]
     vars(safetensors)["_map"], vars(state)["give_back"] = map_and_count, count_and_give_back
     start = time.perf_counter()

@@ -7,7 +7,9 @@ import torch
 from llada.checkpoints.fingerprint import FINGERPRINT, keep_fingerprint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint
 from llada.checkpoints.lora import add_adapter, load_adapter, quantise
+from llada.checkpoints.run_layout import REMEDY
 from llada.models import MaskPredictor, checkpoint_activations
+from llada.system.checksums import check_whole
 from llada.training.gathering import hand_out
 from llada.training.group import ALONE, Group
 from llada.training.plan import RunPlan
@@ -61,6 +63,8 @@ def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None, grou
         checkpoint_activations(network)
     share_out(network, plan.processes, plan.device, plan.precision.dtype)
     if start is not None and start != last:
+        if group.is_main:  # the others read parts of its files only
+            check_whole(start, REMEDY)
         load_weights(model, start)
     elif last is None:
         is_main = group.is_main

@@ -51,6 +51,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, PROTOCOL)
+        self.fast = True  # no references back, which depend on what happens to be the same object
         self.tensors: list[Stored] = []
 
     def reducer_override(self, value: Any) -> Any:
