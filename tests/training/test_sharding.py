@@ -17,6 +17,7 @@ from llada.data.prepared import PreparedText
 from llada.evaluation.distributed import Shard
 from llada.models import LLaDAConfig
 from llada.optim.ema import trained_weights
+from llada.system.device import PrecisionName
 from llada.system.errors import UserError
 from llada.training import forecast
 from llada.training.build import build_model
@@ -97,11 +98,12 @@ def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
             assert torch.allclose(weight, alone[name], rtol=0, atol=CLOSE), name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_that_are_sent_after_each_batch_add_up_to_those_that_are_sent_once(
-    small_run: TrainConfig, data: PreparedText
+    precision: PrecisionName, small_run: TrainConfig, data: PreparedText
 ) -> None:
-    """By torch's FSDP2 among one process, and without it."""
-    plan = RunPlan.of(replace(small_run, network=UNEVEN, accumulate=3), data)
+    """By torch's FSDP2 among one process, and without it; also if matrices are sent in bf16."""
+    plan = RunPlan.of(replace(small_run, network=UNEVEN, accumulate=3, precision=precision), data)
 
     def gradients(plan: RunPlan) -> dict[str, Tensor]:
         torch.manual_seed(0)
