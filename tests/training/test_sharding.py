@@ -10,27 +10,33 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.checkpoints.folder import make_predictor, save_weights
 from llada.data.prepared import PreparedText
 from llada.evaluation.distributed import Shard
 from llada.models import LLaDAConfig
 from llada.optim.ema import trained_weights
+from llada.system.device import PrecisionName
 from llada.system.errors import UserError
 from llada.training import forecast
+from llada.training.build import build_model
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
+from llada.training.data_source import make_source
 from llada.training.forecast import check_memory, expected_memory, shared_out_if_needed
 from llada.training.group import Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
-from llada.training.state import bytes_in
+from llada.training.state import Progress, bytes_in
+from llada.training.step import Steps
 from llada.training.trainer import Trainer
 from tests.support.commands import RunCommand
 from tests.support.ranks import get_ready
 from tests.support.runs import losses_of
 
 CLOSE = 1e-5
+UNEVEN = NetworkOptions(d_model=20, n_heads=2, n_layers=2)  # 20 rows, of which the first of 8 processes has 3
 SHORT = [
     "--windows", "random", "--sequence_length", "24", "--batch_size", "4", "--warmup_steps", "2", "--steps", "4",
     "--epochs", "None", "--evaluate_every", "4", "--log_every", "1", "--evaluation_windows", "2", "--precision", "fp32",
@@ -92,6 +98,33 @@ def test_shared_out_checkpoints_are_fine_tuned_like_whole_ones(
             assert torch.allclose(weight, alone[name], rtol=0, atol=CLOSE), name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_that_are_sent_after_each_batch_add_up_to_those_that_are_sent_once(
+    precision: PrecisionName, small_run: TrainConfig, data: PreparedText
+) -> None:
+    """By torch's FSDP2 among one process, and without it; also if matrices are sent in bf16."""
+    plan = RunPlan.of(replace(small_run, network=UNEVEN, accumulate=3, precision=precision), data)
+
+    def gradients(plan: RunPlan) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        steps = Steps(plan, build_model(plan, None), make_source(plan, 0), Progress())
+        steps.backward(0, LossByTime(plan.device))
+        weights = trained_weights(steps.model.network).items()
+        return {name: weight.grad for name, weight in weights if weight.grad is not None}
+
+    plain = gradients(plan)
+    assert any(bool(gradient.any()) for gradient in plain.values())
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        for keeps_whole in (False, True):
+            found = gradients(replace(plan, is_sharded=True, keeps_gradients_whole=keeps_whole))
+            assert found.keys() == plain.keys()
+            for name, gradient in found.items():
+                assert torch.allclose(gradient, plain[name], rtol=0, atol=1e-7), name
+    finally:
+        dist.destroy_process_group()
+
+
 # -- what a process keeps, by processes that only pretend to be there --------------------------------------------------
 
 PROCESSES = 8
@@ -107,7 +140,6 @@ def pretended() -> Iterator[Group]:
     dist.destroy_process_group()
 
 
-UNEVEN = NetworkOptions(d_model=20, n_heads=2, n_layers=2)  # 20 rows, of which the first of 8 processes has 3
 KINDS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": OptimizerOptions(optimizer="adamw", ema=0)},
     "muon, average, local": {
