@@ -221,7 +221,7 @@ def test_the_base_is_measured_before_the_first_step(method: str, base: Path, dia
     data = Answers.load(dialogues, start.tokenizer, 64)
     own = Trainer(RunPlan.of(config, data, start.config), RunFolder(config.output_dir), start=base)
     own.model.eval()
-    bound = own.estimate_nelbo().nelbo_nats_per_token
+    bound = own.evaluations.estimate_nelbo().nelbo_nats_per_token
     trainer = train(config, base)
     first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     assert (first["step"], first["nelbo"]) == (0, bound)

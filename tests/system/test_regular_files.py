@@ -28,7 +28,7 @@ from llada.system.regular_files import (
 )
 from llada.tokenizers.char import CharTokenizer
 from llada.training.metrics import MetricsFile
-from llada.training.run_folder import keep_for
+from llada.training.pruning import keep_for
 from tests.support.sentences import assert_one_sentence
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

@@ -15,6 +15,7 @@ from llada.training.callbacks import Callback
 from llada.training.config import TrainConfig
 from llada.training.loggers import LOGGERS, check_loggers, scalars
 from llada.training.metrics import read_metrics
+from llada.training.own_names import foreign_names
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.state import Progress
@@ -135,7 +136,7 @@ def test_wandb_runs_offline(small_run: TrainConfig, data: PreparedText, monkeypa
     folder = config.output_dir / "wandb"
     run_id = (folder / "run-id.txt").read_text()
     assert list(folder.glob(f"offline-run-*-{run_id}/*.wandb"))
-    assert RunFolder(config.output_dir)._foreign_names() == []
+    assert foreign_names(config.output_dir) == []
 
 
 def test_loggers_are_imported_where_they_are_asked_for(small_run: TrainConfig, data: PreparedText) -> None:

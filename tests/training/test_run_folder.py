@@ -24,7 +24,8 @@ from llada.training.config import TrainConfig
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
-from llada.training.run_folder import RunFolder, keep_for
+from llada.training.pruning import keep_for
+from llada.training.run_folder import RunFolder
 from llada.training.state import STATE_FILE, Progress, changed_settings
 from llada.training.trainer import Trainer
 from tests.support.runs import metrics_without_clock, run_to, weights
@@ -175,8 +176,8 @@ def test_the_newest_and_the_best_stay(
     folder.start(config)
     trainer = Trainer(RunPlan.of(config, data), folder)
     bounds = iter([3.0, 4.0, 4.0, 4.0, 4.0, 4.0])
-    estimate = trainer.estimate_nelbo
-    trainer.estimate_nelbo = lambda: replace(estimate(), nelbo_nats_per_token=next(bounds))  # type: ignore[method-assign]
+    estimate, own = trainer.evaluations.estimate_nelbo, trainer.evaluations
+    own.estimate_nelbo = lambda: replace(estimate(), nelbo_nats_per_token=next(bounds))  # type: ignore[method-assign]
     run_to(trainer)
     assert names(folder) == ["best", "last", *(f"step-{step:08d}" for step in expected)]
     assert (folder.checkpoints / "best").resolve().name == "step-00000002"

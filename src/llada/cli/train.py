@@ -41,8 +41,9 @@ from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS, measured_sampling
 from llada.training.progress_bar import Display
+from llada.training.pruning import keep_for
 from llada.training.rehearsal import rehearse
-from llada.training.run_folder import RunFolder, RunReader, keep_for
+from llada.training.run_folder import RunFolder, RunReader
 from llada.training.trainer import Trainer
 
 DESCRIPTION = """Train a masked diffusion language model from scratch, or go on with a run."""

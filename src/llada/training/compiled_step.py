@@ -7,10 +7,11 @@ learns of it when a step is logged, `is_at_fault` looks then.
 
 from collections.abc import Callable
 
-from llada.system.toolchains import ToolchainName
+from llada.system.toolchains import ToolchainName, has_compiler
 from llada.training.compilation import CompiledFeatures
 from llada.training.metrics import LossByTime
 from llada.training.nan_guard import Guard
+from llada.training.plan import RunPlan
 from llada.training.state import Meter
 from llada.training.step import Gradients, StepLeftError, Steps
 
@@ -87,6 +88,12 @@ class CompiledSteps:
         self.steps.clear_gradients()
         return done.are_finite
 
+    def is_finite_in_fp32(self, step: int) -> bool:
+        """Whether a step is finite in fp32, not compiled; leaves no gradients."""
+        self.steps.clear_gradients()
+        with self.steps.in_fp32():
+            return self.is_finite_without(step)
+
     def _stop_compiling(self, step: int) -> None:
         self._say(
             f"Step {step} is non-finite by {self.compiled.toolchain}'s code and finite without it: the run goes on "
@@ -95,6 +102,20 @@ class CompiledSteps:
         self.compiled.stop_using()
         self.is_compiled = False
         self._record("none")
+
+
+def should_compile(plan: RunPlan, was_compiled: bool | None) -> bool:
+    """Whether a run compiles its network. What it began with decides, not how long it has become: compiled matmuls are
+    rounded otherwise.
+
+    Args:
+        was_compiled: whether a resumed run was compiled; None if that is not known, or for a new run.
+    """
+    if plan.config.toolchain == "none":
+        return False
+    if plan.config.compile is None and was_compiled is not None:
+        return was_compiled and has_compiler(plan.device)
+    return plan.should_compile
 
 
 def _mark(meters: list[Meter]) -> Callable[[], None]:

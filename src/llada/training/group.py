@@ -116,11 +116,14 @@ class Group:
 
     def first_of(self, words: str | None) -> str | None:
         """Return the words of the first process that has any."""
-        if self.processes == 1:
-            return words
-        everybody: list[str | None] = [None] * self.processes
-        self._gather_objects(everybody, words)
-        return next((each for each in everybody if each is not None), None)
+        return next((each for each in self.all_of(words) if each is not None), None)
+
+    def all_of(self, own: Result) -> list[Result]:
+        """Return what each process has, in the order of their numbers."""
+        everybody = [own] * self.processes
+        if self.processes > 1:
+            self._gather_objects(everybody, own)
+        return everybody
 
     def _sum_in_buckets(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Add tensors up over the processes; the results are views of a few large pieces of memory."""
@@ -196,9 +199,7 @@ class Group:
         """
         if self.processes == 1:
             return
-        everybody: list[tuple[str, dict[str, str]]] = [("", {})] * self.processes
-        self._gather_objects(everybody, (socket.gethostname(), dict(facts())))
-        (_, ours), *others = everybody
+        (_, ours), *others = self.all_of((socket.gethostname(), dict(facts())))
         for rank, (host, theirs) in enumerate(others, start=1):
             differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
             if differing and not self.is_main:

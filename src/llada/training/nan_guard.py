@@ -8,21 +8,14 @@ and reports what it saw.
 Shape letters: B batch, L length.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llada.checkpoints.run_layout import TROUBLE_FILE
-from llada.data.batches import TokenBatch
-from llada.forward_process import NoisyBatch
 from llada.system.device import to_fp64
-from llada.system.files import write_text_whole
 
 FEW = 5  # steps in a row that are left out before the run goes back
 LATELY, MANY = 20, 10  # or so many of the last ones
@@ -108,20 +101,3 @@ def norms_by_layer(gradients: Mapping[str, Tensor | None]) -> dict[str, float]:
         square = 0.0 if gradient is None else float(to_fp64(gradient).square().sum())
         squares[layer] = squares.get(layer, 0.0) + square
     return {layer: math.sqrt(square) for layer, square in squares.items()}
-
-
-def write_trouble(
-    folder: Path, step: int, loss: float, batch: TokenBatch, noisy: NoisyBatch, norms: Mapping[str, float]
-) -> Path:
-    """Write down what a step that was left out consisted of: t (B,), ids (B, L), and the norms of its gradients."""
-    content: dict[str, Any] = {
-        "step": step,
-        "loss": loss,
-        "t": noisy.t.tolist(),
-        "masked": noisy.is_masked.sum(-1).tolist(),
-        "ids": batch.x_0.tolist(),
-        "gradient_norms": dict(norms),
-    }
-    path = folder / TROUBLE_FILE
-    write_text_whole(path, json.dumps(content) + "\n")  # nan and inf as Python's json writes them: they are the point
-    return path

@@ -11,6 +11,7 @@ from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
 from llada.evaluation.distributed import ALONE, Shard
 from llada.models import NetworkConfig, is_causal
+from llada.optim.schedule import learning_rate_factor
 from llada.system.device import Precision, choose_device, choose_precision
 from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
@@ -112,6 +113,28 @@ class RunPlan:
             return self
         left = config.epochs * _sequences(config, self.data, self.length) - samples
         return replace(self, total_steps=step + max(0, math.ceil(left / config.distinct_sequences)))
+
+    def fraction_done(self, step: int, seconds: float) -> float:
+        """The part of the run that is done after so many steps and so much time, by steps or by time, whichever is
+        further."""
+        shares = [0.0]
+        if self.total_steps is not None:
+            shares.append(step / self.total_steps)
+        if self.config.minutes is not None:
+            shares.append(seconds / (60 * self.config.minutes))
+        return min(1.0, max(shares))
+
+    def learning_rate_factor(self, step: int, seconds: float) -> float:
+        """The learning rate of a step, as a part of its peak."""
+        options = self.config.optimizer
+        return learning_rate_factor(
+            options.schedule,
+            progress=self.fraction_done(step, seconds),
+            step=step,
+            warmup_steps=options.warmup_steps,
+            decay=options.decay,
+            final=options.final_rate,
+        )
 
     @property
     def tokens_per_step(self) -> int:

@@ -9,15 +9,10 @@ checkpoints/last, best          which stand for two of these (run_layout.py)
 A checkpoint is written aside, is on the disk as a whole, and is then renamed; names are replaced in one step. So a kill
 at any moment leaves whole checkpoints, and leftovers that `recover` removes. It also finds a checkpoint that
 was damaged later, by its checksums.
-
-Which checkpoints stay: the newest `keep`, the best one, and those that an adapter of another run stands on.
 """
 
-import contextlib
 import dataclasses
-import errno
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,11 +28,8 @@ from llada.checkpoints.lora_files import ADAPTER_CONFIG_FILE
 from llada.checkpoints.run_layout import (
     BEST,
     CHECKPOINTS_FOLDER,
-    CURVES_FILE,
     LAST,
-    METRICS_FILE,
     SAMPLES_FOLDER,
-    TROUBLE_FILE,
     followed,
     newest_first,
     point,
@@ -49,13 +41,14 @@ from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError, first_line
 from llada.system.files import folder_written_whole, read_json, resolved, write_json
 from llada.system.format import bytes_in_words
-from llada.system.locks import LOCK_FILE, Lock
-from llada.system.regular_files import append_own, check_no_link, check_regular, make_own_folder
-from llada.system.temporary_names import aside_of, is_aside, remove_asides
+from llada.system.locks import Lock
+from llada.system.regular_files import check_no_link, check_regular, make_own_folder
+from llada.system.temporary_names import remove_asides
 from llada.training.config import TrainConfig
 from llada.training.copies import DAMAGED, free_name, take_in_copies
-from llada.training.loggers import LOGGER_FOLDERS
+from llada.training.own_names import foreign_names
 from llada.training.plan import RunPlan
+from llada.training.pruning import prune
 from llada.training.state import (
     STATE_FILE,
     Progress,
@@ -67,14 +60,6 @@ from llada.training.state import (
     read_state,
 )
 
-KEPT_FILE = "adapters.txt"  # names the runs whose adapters were trained on this checkpoint
-OWN_NAMES = LOGGER_FOLDERS | {
-    CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER,
-}  # fmt: skip
-CONFIG_KEYS = frozenset({"network", "data", "optimizer", "output_dir"})  # which a person's own would hardly all have
-LOCK_FILES = (LOCK_FILE, ".lock")  # now and in older versions
-# What killed processes of older versions left; it is left lying, since other names are alike.
-OLD_ASIDE = re.compile(r"\.(rehearsal|config\.json|metrics\.jsonl|curves\.png|trouble\.json)\..+", re.DOTALL)
 SPARE_BYTES = 2_000_000  # in addition to a checkpoint: its small files, samples, curves, metrics
 
 
@@ -130,26 +115,12 @@ class RunFolder:
             raise UserError(
                 f'{self.path} holds a run already: go on with `resume="{self.path}"`, or choose another `output_dir`.'
             )
-        foreign = self._foreign_names()
+        foreign = foreign_names(self.path)
         if foreign:
             raise UserError(
                 f"{self.path} holds {foreign[0]}, which is not of a run: choose a new folder, or an empty one, as "
                 "`output_dir`."
             )
-
-    def _foreign_names(self) -> list[str]:
-        """What is in the folder and not of a run. A run writes its configuration first, which identifies it."""
-        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        names = {name for name in names if not (is_aside(name) or name in LOCK_FILES or OLD_ASIDE.fullmatch(name))}
-        return sorted(names - OWN_NAMES if self._has_config() else names)
-
-    def _has_config(self) -> bool:
-        try:
-            content = read_json(self.path / CONFIG_FILE)
-            TrainConfig.from_json(content)
-        except (UserError, OSError):
-            return False
-        return content.keys() >= CONFIG_KEYS
 
     def check_continues(self, config: TrainConfig) -> None:
         """Refuse to resume with settings that need different weights or optimizer state.
@@ -338,19 +309,8 @@ class RunFolder:
             name.unlink(missing_ok=True)
 
     def prune(self, n_newest: int) -> None:
-        """Remove the checkpoints that the rule above does not keep.
-
-        Names go first, so that a kill leaves no half of a checkpoint under its name. What a disk
-        refuses to remove stays, and is tried again after the next checkpoint.
-        """
-        folders = newest_first(self.checkpoints)
-        kept = {resolved(followed(self.checkpoints / name)) for name in (LAST, BEST)}
-        kept |= {resolved(folder) for folder in folders[:n_newest]}
-        for folder in folders:
-            if resolved(folder) not in kept and not (folder / KEPT_FILE).exists():
-                with contextlib.suppress(OSError):
-                    os.rename(folder, aside_of(folder, "leaving"))
-        remove_asides(self.checkpoints, kind="leaving")
+        """Remove the checkpoints that need not be kept (pruning.py)."""
+        prune(self.checkpoints, n_newest)
 
 
 class RunReader(RunFolder):
@@ -377,22 +337,3 @@ def _samples_per_step(settings: Mapping[str, Any]) -> int:
 
 def _holds_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG_FILE).exists()
-
-
-def keep_for(run: Path, checkpoint: Path) -> None:
-    """Keep a run's checkpoint from being pruned, because the adapter of another run stands on it.
-
-    Nobody prunes other folders, so nothing is written into them.
-
-    Raises:
-        UserError: the checkpoint is gone.
-    """
-    if step_of(checkpoint) is None or checkpoint.parent.name != CHECKPOINTS_FOLDER:
-        return
-    try:
-        append_own(checkpoint / KEPT_FILE, f"{resolved(run)}\n")
-    except FileNotFoundError as error:
-        raise UserError(f"{checkpoint} is gone, removed by the run that it is of: repeat the command.") from error
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody prunes what nobody may write
-            raise

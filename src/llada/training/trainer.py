@@ -6,9 +6,6 @@ processes as there are then. All processes of a run do the same, but for what pr
 (group.py).
 """
 
-import hashlib
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,28 +15,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import llada
 from llada.checkpoints.run_layout import step_folder
-from llada.data.sft import Answers
-from llada.evaluation.nelbo import Nelbo, nll_by_model
-from llada.optim.ema import ExponentialAverage, trained_weights
+from llada.optim.ema import ExponentialAverage
 from llada.optim.optimizers import make_optimizers
-from llada.optim.parts import rows_of
-from llada.optim.schedule import learning_rate_factor
-from llada.system.errors import UserError
-from llada.system.toolchains import ToolchainName, has_compiler
+from llada.system.toolchains import ToolchainName
 from llada.training.agenda import Action, Agenda
-from llada.training.answer_check import EosShare
+from llada.training.agreement import state_in_short, surroundings
 from llada.training.build import build_model
 from llada.training.callbacks import Callback, CallbackList
 from llada.training.checkpoint_writer import Saver, SilentSaver, ending
-from llada.training.compiled_step import CompiledSteps
+from llada.training.compiled_step import CompiledSteps, should_compile
 from llada.training.data_source import make_source
+from llada.training.evaluations import Evaluations
 from llada.training.group import ALONE, Group, OtherFailedError
 from llada.training.log import RunLog, SilentLog, StepResult
 from llada.training.loggers import make_loggers
+from llada.training.meters import Meters
 from llada.training.metrics import LossByTime
-from llada.training.nan_guard import Guard, norms_by_layer, write_trouble
 from llada.training.plan import RunPlan
 from llada.training.policy import AfterStep, Policy
 from llada.training.progress_bar import Display, Stopwatch
@@ -47,9 +39,9 @@ from llada.training.run_folder import RunFolder
 from llada.training.seeds import seed_of
 from llada.training.sharding import whole_weights
 from llada.training.signals import StopRequest
-from llada.training.state import Meter, Progress, Resumed, RunState
+from llada.training.state import Progress, Resumed, RunState
 from llada.training.step import StepLeftError, Steps
-from llada.training.trouble import describe_end, first_step_cause
+from llada.training.trouble import describe_end, first_step_cause, record_step
 
 
 class Trainer:
@@ -81,18 +73,14 @@ class Trainer:
         self.model = build_model(plan, start, folder.last if resume else None)
         self.optimizers = make_optimizers(self.model.network, config.optimizer, self.precision.dtype)
         self.average = ExponentialAverage(self.model.network, config.optimizer.ema) if config.optimizer.ema else None
-        is_chat = isinstance(plan.data, Answers)
-        self.by_time, self.guard = LossByTime(self.device), Guard(self.device)
-        self.eos_share = EosShare(plan.data.tokenizer.eos_id, self.device) if is_chat else None
-        meters: dict[str, Meter] = {"by_time": self.by_time, "guard": self.guard}
-        if self.eos_share:
-            meters["eos_share"] = self.eos_share
-        self.state = RunState(self.model, self.optimizers, self.average, meters)
+        self.meters = Meters.of(plan)
+        self.by_time, self.guard, self.eos_share = self.meters.by_time, self.meters.guard, self.meters.eos_share
+        self.state = RunState(self.model, self.optimizers, self.average, self.meters.by_name())
         self.data = plan.data.fingerprints
         self.resumed = Resumed(Progress(), None, [])
         if resume:
             self.resumed = folder.load(self.state, self.data, config.to_json(), allow_changed_data)
-            self._keep_measured_in_main()
+            self.meters.keep_in_main(group)
         self.progress = self.resumed.progress
         self.plan = plan.after(self.progress.step, self.progress.samples)
         self.saver, self.stop = (Saver if group.is_main else SilentSaver)(folder), StopRequest()
@@ -101,7 +89,7 @@ class Trainer:
         self.steps = Steps(self.plan, self.model, source, self.progress, self.eos_share, self._must_leave_step, group)
         self.compiled_steps = CompiledSteps(
             self.steps,
-            self._should_compile(self.resumed.was_compiled),
+            should_compile(self.plan, self.resumed.was_compiled),
             lambda sentence: self.say(sentence),
             self._record_toolchain,
         )
@@ -111,15 +99,8 @@ class Trainer:
         if group.is_main:
             loggers = make_loggers(config.log, folder.path, config.to_json(), lambda sentence: self.say(sentence))
             self.callbacks = CallbackList([*loggers, *callbacks])
+        self.evaluations = Evaluations(self.steps, self.progress, self.callbacks)
         self._first_step = self.progress.step
-
-    def _should_compile(self, was_compiled: bool | None) -> bool:
-        """What the run began with decides, not how long it has become: compiled matmuls are rounded otherwise."""
-        if self.config.toolchain == "none":
-            return False
-        if self.config.compile is None and was_compiled is not None:
-            return was_compiled and has_compiler(self.device)
-        return self.plan.should_compile
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +134,7 @@ class Trainer:
         step = self.progress.step
         done = self.compiled_steps.gradients(step, by_time)
         skip = self.guard.judge(done.loss, done.norm, step)
-        factor = self.learning_rate_factor()
+        factor = self.plan.learning_rate_factor(step, self.progress.seconds)
         if self.config.draws == "by_row" or self.group.processes > 1:  # all processes round weights in bf16 alike
             torch.manual_seed(seed_of(self.config.seed, step, "rounding", self.progress.data_order))
         for optimizer in self.optimizers:
@@ -171,23 +152,7 @@ class Trainer:
 
     def fraction_done(self) -> float:
         """The part of the run that is done, by steps or by time, whichever is further."""
-        shares = [0.0]
-        if self.plan.total_steps is not None:
-            shares.append(self.progress.step / self.plan.total_steps)
-        if self.config.minutes is not None:
-            shares.append(self.progress.seconds / (60 * self.config.minutes))
-        return min(1.0, max(shares))
-
-    def learning_rate_factor(self) -> float:
-        options = self.config.optimizer
-        return learning_rate_factor(
-            options.schedule,
-            progress=self.fraction_done(),
-            step=self.progress.step,
-            warmup_steps=options.warmup_steps,
-            decay=options.decay,
-            final=options.final_rate,
-        )
+        return self.plan.fraction_done(self.progress.step, self.progress.seconds)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -225,7 +190,7 @@ class Trainer:
     @contextmanager
     def _ready(self, display: Display) -> Iterator[None]:
         """Whatever goes on around the steps: files, signals, the display, loggers, the thread that saves."""
-        self.group.check_same(self._facts)
+        self.group.check_same(lambda: {**surroundings(self.config, self.data), **self._state_in_short()})
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
         if self.is_compiled:
@@ -238,7 +203,8 @@ class Trainer:
         try:
             with self.stop.on_signals(), display, ending(self.saver):
                 if self.config.base is not None and self.progress.step == 0 and self.fraction_done() < 1:
-                    self._measure_base()
+                    self.say("Before the first step, the checkpoint that the run starts from:")
+                    self.evaluations.measure_base(self.log)
                     self.timer.skip()
                 yield
         finally:
@@ -260,39 +226,11 @@ class Trainer:
         """Whether any process is: one signal may reach one of them, or all, one after the other."""
         return self.group.is_any(self.stop.is_made)
 
-    def _leave_measured_to_main(self) -> None:
-        """Bring to process 0 what all processes have measured; what they count alike stays."""
-        self.group.gather(self._measured())
-
-    def _keep_measured_in_main(self) -> None:
-        """Forget, in all processes but the first, what was measured before the checkpoint that all have read."""
-        if not self.group.is_main:
-            for values in self._measured():
-                values.zero_()
-
-    def _measured(self) -> list[Tensor]:
-        meters: list[Meter] = [self.by_time, *([self.eos_share] if self.eos_share else [])]
-        return [values for meter in meters for values in meter.sums.values()]
-
-    def _facts(self) -> dict[str, str]:
-        """What must be the same in all processes, by its name."""
-        settings = json.dumps({**self.config.to_json(), "output_dir": ""}, sort_keys=True)
-        return {
-            "llada-trainer": llada.__version__,
-            "torch": str(torch.__version__),
-            **self._weights_in_short(),
-            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
-            **{name: digest[:12] for name, digest in self.data.items()},
-        }
-
-    def _weights_in_short(self) -> dict[str, str]:
-        """The step, and the sum of the weights, in which any difference between processes would soon show."""
-        weights = [w for w in trained_weights(self.model.network).values() if rows_of(w) is None]
-        total = sum(float(weight.detach().sum(dtype=torch.float64)) for weight in weights)
-        return {"step": str(self.progress.step), "sum of the weights": float(total).hex()}
+    def _state_in_short(self) -> dict[str, str]:
+        return state_in_short(self.model.network, self.progress)
 
     def _log(self, done: StepResult) -> None:
-        self._leave_measured_to_main()
+        self.meters.bring_to_main(self.group)
         self.log.write_step(
             self.progress, self.fraction_done(), done, self.by_time, self.guard, self.eos_share, self.timer
         )
@@ -332,35 +270,23 @@ class Trainer:
         self.policy.note_return(last_step)
         self.guard.reset()
         self.steps.source = make_source(self.plan, order)
-        self._keep_measured_in_main()
+        self.meters.keep_in_main(self.group)
         self.log.write_return(progress, left_at)
         self.timer.skip()
 
     def _trouble(self, done: StepResult, cause: str | None = None) -> Exception:
-        """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence.
-
-        Of the rows of the step, the file has those of process 0.
-        """
-        step, network = self.guard.last_step, self.model.network
-        loss, _ = self.steps.backward(step, LossByTime(self.device))  # once more, of weights that have not changed
-        self.group.sum_gradients(trained_weights(network), loss)
-        gradients = {name: weight.grad for name, weight in trained_weights(network).items()}
+        """The end of a run whose loss is non-finite: what it saw goes into a file, and what to try into a sentence."""
+        step = self.guard.last_step
+        path = record_step(self.steps, step, float(done.loss), self.folder.path)
         has_changed = self.guard.ask_in_a_row() < self.progress.step - self._first_step
         if cause is None and not has_changed:
-            cause = first_step_cause(whole_weights(network), self.plan, lambda: self._is_finite_in_fp32(step))
+            weights = whole_weights(self.model.network)
+            cause = first_step_cause(weights, self.plan, lambda: self.compiled_steps.is_finite_in_fp32(step))
         if not self.group.is_main:
             return OtherFailedError()
-        batch, noisy = self.steps.make_batch(step)
-        path = write_trouble(self.folder.path, step, float(done.loss), batch, noisy, norms_by_layer(gradients))
         back = self.policy.went_back_to
         again = "" if back is None else f", also after going back to step {back}"
         return describe_end(self.plan, done, self.progress.step, again, cause, path, self.folder.has_checkpoint())
-
-    def _is_finite_in_fp32(self, step: int) -> bool:
-        """Whether a step is finite in fp32, not compiled."""
-        self.steps.clear_gradients()
-        with self.steps.in_fp32():
-            return self.compiled_steps.is_finite_without(step)
 
     # -- evaluating and saving ----------------------------------------------------------------------------------------
 
@@ -374,7 +300,7 @@ class Trainer:
             UserError: the run ends here and cannot be saved, or most of its steps were left out.
         """
         step = self.progress.step
-        self.group.check_same(self._weights_in_short)
+        self.group.check_same(self._state_in_short)
         if after.is_complete and self.guard.is_mostly_bad(step - self._first_step):
             raise self._trouble(done)
         if self.guard.ask_in_a_row() and not after.is_complete:
@@ -388,7 +314,7 @@ class Trainer:
         with self.state.averaged() as own_weights:
             bad = self.group.first_of(self.state.first_non_finite(own_weights))
             if bad is None:
-                if after.action is Action.SAVE or self._evaluate():
+                if after.action is Action.SAVE or self.evaluations.measure(self.log):
                     self._write(own_weights, in_background=not after.is_last)
                 elif after.is_last:  # which would else say that it saved
                     raise self._trouble(done)
@@ -411,7 +337,7 @@ class Trainer:
     def _write(self, own_weights: Mapping[str, Tensor] | None, in_background: bool) -> None:
         """A checkpoint of the model with its averaged weights in place."""
         progress = self.progress
-        self._leave_measured_to_main()
+        self.meters.bring_to_main(self.group)
         self.log.close_up()
         self.saver.wait()  # what is being written would be taken for space that is gone
         self.folder.check_space(self.state.expected_bytes(), progress.step)
@@ -419,43 +345,3 @@ class Trainer:
         self.saver.save(progress, self.plan, self.model, packed, in_background=in_background)
         self.policy.agenda.note_saved()
         self.callbacks.on_save(progress, step_folder(self.folder.checkpoints, progress.step))
-
-    def _measure_base(self) -> None:
-        """What is fine-tuned, before it is, so that it can be seen whether that helped.
-
-        Raises:
-            UserError: its bound is non-finite.
-        """
-        self.say("Before the first step, the checkpoint that the run starts from:")
-        self.model.eval()
-        try:
-            result = self._show()
-        finally:
-            self.model.train()
-        if not math.isfinite(result.nelbo_nats_per_token):
-            raise UserError(
-                f"{self.config.base} predicts non-finite numbers on the validation data: start from another one, "
-                'or add `precision="fp32"`.'
-            )
-
-    def _evaluate(self) -> bool:
-        """Measure and show; False if the bound is non-finite, which is not shown."""
-        progress, result = self.progress, self._show()
-        if not math.isfinite(result.nelbo_nats_per_token):
-            return False
-        if result.nelbo_nats_per_token < progress.best_nelbo:
-            progress.best_nelbo, progress.best_step = result.nelbo_nats_per_token, progress.step
-        return True
-
-    def _show(self) -> Nelbo:
-        """Measure, and show what can be shown; a bound that is not finite cannot."""
-        progress, result = self.progress, self.estimate_nelbo()
-        if math.isfinite(result.nelbo_nats_per_token) and (self.group.is_main or self.plan.is_sharded):
-            sample = self.steps.source.sample(self.model)
-            self.log.write_evaluation(progress.step, result, sample, self.steps.source)
-            self.callbacks.on_evaluation(progress, result, sample)
-        return result
-
-    def estimate_nelbo(self) -> Nelbo:
-        """The bound on some of the validation data, with the same masks at every step."""
-        return self.steps.source.estimate_nelbo(nll_by_model(self.model, self.precision))

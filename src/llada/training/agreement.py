@@ -1,0 +1,36 @@
+"""What must be the same in all processes of a run, in short, to be compared by `Group.check_same`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+
+import llada
+from llada.models import Network
+from llada.optim.ema import trained_weights
+from llada.optim.parts import rows_of
+from llada.training.config import TrainConfig
+from llada.training.state import Progress
+
+
+def surroundings(config: TrainConfig, data: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions, the settings and the data of a run, by their names for people.
+
+    Args:
+        data: checksums of what the run learns from, by name.
+    """
+    settings = json.dumps({**config.to_json(), "output_dir": ""}, sort_keys=True)
+    return {
+        "llada-trainer": llada.__version__,
+        "torch": str(torch.__version__),
+        "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+        **{name: digest[:12] for name, digest in data.items()},
+    }
+
+
+def state_in_short(network: Network, progress: Progress) -> dict[str, str]:
+    """Return the step, and the sum of the weights, in which any difference between processes would soon show."""
+    weights = [weight for weight in trained_weights(network).values() if rows_of(weight) is None]
+    total = sum(float(weight.detach().sum(dtype=torch.float64)) for weight in weights)
+    return {"step": str(progress.step), "sum of the weights": float(total).hex()}
