@@ -82,7 +82,7 @@ def prepare_corpus(
 
     Args:
         text_key: key or column that holds the text of a row.
-        tokenizer: "characters" of the text, "bpe" trained on it, or the tokenizer of a checkpoint.
+        tokenizer: "characters" of the text, "bpe" trained on it, or the tokenizer of a checkpoint or another corpus.
         processes: number of processes that read and encode.
         overwrite: whether to remove what another preparation left in the folder.
 

@@ -94,7 +94,8 @@ class Files:
         packed = [(file.path, file.compression) for file in self.files if file.compression][:_MEASURED_FILES]
         found = [measure(path, compression) for path, compression in packed]
         expansion = sum(n for n, _ in found) / max(1, sum(n for _, n in found))
-        return sum(round(file.size * expansion) if f is None else f for file in self.files for f in [file.content_size])
+        sizes = (file.size * expansion if file.content_size is None else file.content_size for file in self.files)
+        return round(sum(sizes))
 
     def pieces(self, size: int, folder: Path) -> Iterator[Piece]:
         for file in self.files:
