@@ -27,7 +27,7 @@ class Gathered(InParts):
     """A tensor of which each process has some rows, and process 0 gets all of them."""
 
     number: int
-    """By which process 0 asks for it."""
+    """The number by which process 0 asks for it."""
     shape: torch.Size
     own: Tensor
     """This process's part."""

@@ -1,4 +1,4 @@
-"""training_state.pt: written as `torch.save` would, but one piece of a tensor at a time, and read whole or in part.
+"""The file training_state.pt: written as `torch.save` would, a piece of a tensor at a time, and read whole or in part.
 
 The file is a zip archive that nothing in is compressed of: data.pkl, a pickle in which tensors stand as references to
 storages, and each storage under its number. `torch.save` itself takes tensors that are there, whole, all at once. The
