@@ -258,7 +258,7 @@ def test_mixtures_from_the_command_line(llada: RunCommand, mixed_run: TrainConfi
     assert_one_sentence(llada(*train, "--data_dir", first, second, first), "twice", "--data_weights")
     assert_one_sentence(llada(*train, "--data_dir", first, second, "--data_weights", 1, -1), "above 0, not -1")
     assert_one_sentence(llada(*train, "--data_dir", first, ""), "--data_dir has an empty value")
-    lines = [json.dumps({"text": text[start : start + 300]}) for start in range(0, 3000, 300)]
+    lines = [json.dumps({"text": text[:length]}) for length in range(200, 220)]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
     prepare_shards = ["prepare", "--input", tmp_path / "lines.jsonl", "--output_dir", tmp_path / "shards"]
     made = llada(*prepare_shards, "--tokenizer", first, "--val_share", 0.5, "--processes", 1)
