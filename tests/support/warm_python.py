@@ -7,6 +7,7 @@ needs is therefore tested by new ones.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ from types import ModuleType
 
 CLIENT = Path(__file__).with_name("warm_client.py")
 CAN_FORK = sys.platform == "linux"  # elsewhere a fork may not use the libraries that its parent has loaded
-IMPORTED = ("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure", "peft")
+IMPORTED = ("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure")
 
 
 @contextlib.contextmanager
@@ -34,7 +35,8 @@ def fork_server() -> Iterator[list[str]]:
         return
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
         address = f"{folder}/socket"  # a short one, as the system asks for
-        server = subprocess.Popen([sys.executable, "-P", __file__, address], stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-P", __file__, address]
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             while not os.path.exists(address):
                 assert server.poll() is None
@@ -52,13 +54,21 @@ def write_command(path: Path, *words: str) -> None:
 
 
 def serve(address: str) -> list[str]:
-    """Fork a process for each request, one after the other; in it, return its arguments."""
+    """Fork a process for each request, one after the other; in it, return its arguments.
+
+    Ends a minute after the process that started the server has.
+    """
+    parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address}.new")
         listener.listen()
+        listener.settimeout(60)
         os.rename(f"{address}.new", address)  # whoever sees it can connect
-        while True:
-            connection, _ = listener.accept()
+        while os.getppid() == parent:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
             with connection:
                 head, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
                 content = connection.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
@@ -76,6 +86,7 @@ def serve(address: str) -> list[str]:
             os.environ.update(request["environment"])
             arguments: list[str] = request["arguments"]
             return arguments
+        sys.exit()
 
 
 def _take_streams(descriptors: Sequence[int]) -> None:
@@ -109,4 +120,5 @@ if __name__ == "__main__":
     for module in (*IMPORTED, *(f"llada.cli.{name}" for name in COMMANDS)):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.freeze()  # a collection in a fork would write to, and so copy, all memory that it shares
     run(serve(sys.argv[1]))
