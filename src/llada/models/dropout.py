@@ -38,11 +38,15 @@ class Rows:
         Args:
             seeds: the same numbers, which the host would have to wait for otherwise.
         """
-        self.keys, self.seeds = keys, seeds
+        self.know(keys, seeds)
         try:
             yield
         finally:
-            self.keys, self.seeds = None, []
+            self.know(None, [])
+
+    def know(self, keys: Tensor | None, seeds: Sequence[int]) -> None:
+        """Draw masks by keys from now on, or by torch again."""
+        self.keys, self.seeds = keys, seeds
 
 
 class Dropout(nn.Dropout):
