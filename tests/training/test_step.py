@@ -72,9 +72,8 @@ def assert_equal_to(one: tuple[float, dict[str, Tensor]], other: tuple[float, di
 def test_what_is_dropped_depends_neither_on_processes_nor_on_batches(
     network: Any, config: TrainConfig, data: PreparedText
 ) -> None:
-    config = replace(config, network=replace(config.network, network=network))
-    if network == "causal":
-        config = replace(config, noise=NoiseOptions())
+    noise = config.noise if network == "encoder" else NoiseOptions(weight_power=1.0)
+    config = replace(config, network=replace(config.network, network=network), noise=noise)
     whole = computed(config, data)
     for processes in (2, 4):
         assert_equal_to(computed(config, data, processes), whole)
