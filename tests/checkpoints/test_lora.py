@@ -5,6 +5,7 @@ Shape letters: B batch, L length, V vocabulary rows.
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from llada.checkpoints.lora import (
 from llada.checkpoints.lora_files import base_of_adapter
 from llada.costs.parameters import lora_parameters
 from llada.models import NetworkConfig, checkpoint_activations
+from llada.models.dropout import rows_of
 from llada.models.embedding import DeterministicEmbedding
 from llada.system.errors import UserError
 from tests.support.configurations import WIDE_ENCODER, WIDE_ILLADA, WIDE_LLADA, WIDE_MOE
@@ -59,6 +61,24 @@ def test_exactly_the_adapter_is_trained(config: NetworkConfig) -> None:
     assert {weight.dtype for weight in trained} == {torch.float32}
     assert {weight.dtype for weight in network.parameters() if not weight.requires_grad} == {torch.bfloat16}
     assert {id(weight) for weight in trained} == {id(weight) for weight in adapter_weights(network).values()}
+
+
+def test_dropout_of_an_adapter_is_drawn_by_row() -> None:
+    network = build(WIDE_LLADA)
+    add_adapter(network, replace(OPTIONS, lora_dropout=0.5), seed=0)
+    draw(adapter_weights(network).values())
+    keys, dropping = torch.arange(len(ROWS)), rows_of(network.train())
+    assert dropping is not None
+
+    def features(rows: slice) -> torch.Tensor:
+        with dropping.known_by(keys[rows], keys[rows].tolist()):
+            return network.features(ROWS[rows])
+
+    with torch.no_grad():
+        whole = features(slice(None))
+        for row in range(len(ROWS)):
+            assert torch.allclose(features(slice(row, row + 1)), whole[row : row + 1], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(whole, network.eval().features(ROWS), rtol=1e-4, atol=1e-4)
 
 
 def test_seed_fixes_the_adapter_and_leaves_other_draws_alone() -> None:

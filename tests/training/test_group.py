@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,13 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
 from llada.system.errors import UserError
+from llada.system.toolchains import has_compiler
 from llada.training import group
 from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
+from llada.training.plan import RunPlan
+from llada.training.run_folder import RunFolder
+from llada.training.trainer import Trainer
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
 from tests.support.ranks import BROKEN, PRETENDED, REWRITE, ROOT, Ended, environment, finish, get_ready, start
 from tests.support.rewriting import LEFT, REFUSED, WRITTEN
@@ -125,6 +130,7 @@ def test_two_processes_train_like_one_and_go_on_from_each_other_and_what_differs
     assert [(ended.code, ended.out, ended.err) for ended in second[:3]] == [(0, "", "")] * 3
     assert_named(first[3:-3], second[3:-3])
     assert_rewritten(first[-3:], second[-3:], tmp_path)
+    assert_of_all_rows(tmp_path / "broken", data)
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
@@ -183,6 +189,16 @@ def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
     assert "no weight has changed yet, the weights are finite" in said[6][0]
 
 
+def assert_of_all_rows(broken: Path, data: PreparedText) -> None:
+    """What is written down of a step has the rows of both processes, as one process would draw them."""
+    trouble = json.loads((broken / "trouble.json").read_text(encoding="utf-8"))
+    config = replace(RunFolder.read_config(broken), output_dir=broken / "again")
+    batch, noisy = Trainer(RunPlan.of(config, data), RunFolder(config.output_dir)).steps.make_batch(trouble["step"])
+    assert trouble["ids"] == batch.x_0.tolist()
+    assert trouble["masked"] == noisy.is_masked.sum(1).tolist()
+    assert trouble["t"] == noisy.t.tolist()
+
+
 def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
     llada: RunCommand, data: PreparedText, tmp_path: Path
 ) -> None:
@@ -231,6 +247,7 @@ def torchrun(processes: int, command: Sequence[object], *options: str) -> subpro
 FIFTY = {
     "muon": ([], [1, 2, 4]),
     "adamw": (ADAMW, [1, 2, 4]),
+    "dropout": ([*ADAMW, "--network", "encoder", "--dropout", "0.2", "--accumulate", "2"], [1, 2, 4]),
     # 20 rows, of which three processes have 7, 7 and 6.
     "muon, layers shared out": (["--d_model", "20", "--n_layers", "2", "--activation_checkpointing", *FSDP], [1, 2, 3]),
     "adamw, layers shared out": ([*ADAMW, *FSDP, "--ema", "0", "--accumulate", "2"], [1, 2, 4]),
@@ -254,6 +271,35 @@ def test_any_number_of_processes_agrees_over_fifty_steps(way: str, data: Prepare
     assert len(losses_of(tmp_path / "1")) == 50
     for run in (*numbers[1:], "parts"):
         assert_alike(tmp_path / f"{run}", tmp_path / "1")
+
+
+COMPILED: dict[str, list[object]] = {
+    "llada": [],
+    "encoder with dropout": ["--network", "encoder", "--dropout", "0.2", "--accumulate", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.parametrize("way", COMPILED)
+def test_two_processes_compile_alike_and_train_like_one_that_does_not(
+    way: str, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if they go on from a checkpoint of theirs."""
+    monkeypatch.setenv("LLADA_COMPILE_CACHE", str(tmp_path / "cache"))
+    special = [*ADAMW, *map(str, COMPILED[way]), "--batch_size", "4"]
+    compiled = tmp_path / "compiled"
+    for words in (
+        flags([*special, "--compile", "True"], data, compiled, 4),
+        ["train", "--resume", compiled, "--steps", 8],
+    ):
+        ended = torchrun(2, words)
+        assert ended.returncode == 0, ended.stderr
+        assert re.search(r"Compiled by .* in .* s: ", ended.stderr), ended.stderr
+    assert RunFolder.read_config(compiled).toolchain not in (None, "none")
+    ended = torchrun(1, flags(special, data, tmp_path / "plain", 8))
+    assert ended.returncode == 0, ended.stderr
+    assert losses_of(compiled) == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-3)
 
 
 # -- what is wrong or happens in one of them ---------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from llada.checkpoints.quantization import is_quantised, restore_from_four_bits,
 from llada.checkpoints.safetensors import some_of, write_safetensors
 from llada.checkpoints.tensor_names import plain_names
 from llada.models import Network
+from llada.models.dropout import Dropout, share_rows
 from llada.system.bitsandbytes import importing_bitsandbytes
 from llada.system.checksums import check_whole
 from llada.system.errors import UserError, first_line
@@ -242,6 +243,9 @@ def _inject(network: Network, config: Any) -> None:
     for name, layer in _adapted(network):
         if ADAPTER not in layer.lora_A:
             raise ValueError(f"{name} is not a linear layer")
+        if isinstance(layer.lora_dropout[ADAPTER], nn.Dropout):
+            layer.lora_dropout[ADAPTER] = Dropout(layer.lora_dropout[ADAPTER].p).train(layer.training)
+    share_rows(network)
 
 
 def _inject_resolved(network: Network, config: Any) -> None:

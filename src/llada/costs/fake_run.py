@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from llada.models.config_json import Network, NetworkConfig, kinds_of_layers
+from llada.models.dropout import rows_of
 from llada.models.shapes import adaptable, shape_only
 
 # So many tokens that what does not grow with them vanishes next to what does: copies of weights, rotary tables.
@@ -101,10 +102,15 @@ def _run_layer(config: NetworkConfig, setting: RunSetting) -> LayerCosts:
     batch = max(1, TOKENS // setting.length)
     with FakeTensorMode(), _Kernels(setting.on_cpu) as kernels:
         network = _build(config, setting)
-        weights = [*network.parameters()]
+        weights, dropout_rows, dropped_scores = [*network.parameters()], rows_of(network), 0
+        if dropout_rows is not None:
+            with torch.no_grad():
+                _run_network(network, batch, setting.length, setting.within_documents)
+            dropped_scores = kernels.dropped_scores  # by torch's own dropout
+            if setting.on_cpu:
+                dropout_rows.know(torch.zeros(batch, dtype=torch.int64), [])
         with _autocast(setting), _kept(weights) as whole:
             features, (stream, *others) = _run_network(network, batch, setting.length, setting.within_documents)
-        kernels.dropped_scores = 0
         shared = [tensor for tensor in tree_leaves(others) if isinstance(tensor, Tensor)]
         with _Live() as live:
             with _autocast(setting), _kept([*weights, *shared]) as kept:
@@ -117,7 +123,7 @@ def _run_layer(config: NetworkConfig, setting: RunSetting) -> LayerCosts:
         stream=stream.nbytes / batch,
         working=(live.peak - inside) / batch,
         outside=(sum(whole.values()) - of_input - inside + features.nbytes) / batch,
-        dropped_scores=kernels.dropped_scores / batch,
+        dropped_scores=dropped_scores / batch,
     )
 
 
@@ -276,7 +282,7 @@ class _Kernels(TorchFunctionMode):
     """Has a GPU's kernels stood in for where dropout makes a CPU take others, and counts what those cost.
 
     With dropout, a CPU's attention is not fused: it holds the weights of all pairs of positions, and draws a number
-    for each. A GPU's draws within the fused kernel, and its dropout keeps booleans.
+    for each. A GPU's draws within the fused kernel. Both keep booleans.
     """
 
     def __init__(self, on_cpu: bool) -> None:

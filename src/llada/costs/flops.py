@@ -8,7 +8,7 @@ from llada.models.config_json import NetworkConfig, kinds_of_layers
 
 # Measured, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.95 of the speed of large matmuls on a CPU.
 MATMUL_SHARE = 0.5
-DROPOUT_SECONDS = 20e-9  # a CPU's, for an attention weight with its noise, forward and backward
+DROPOUT_SECONDS = 10e-9  # a CPU's, for an attention weight with its noise, forward and backward
 
 
 def active_parameters(config: NetworkConfig) -> int:
@@ -42,7 +42,7 @@ def training_seconds(
 
     Args:
         flops_per_second: speed of large matmuls.
-        on_cpu: a CPU draws dropout's noise one number after the other, for each attention weight.
+        on_cpu: a CPU holds and drops each attention weight.
     """
     flops = tokens * training_flops_per_token(config, length) * (4 / 3 if activation_checkpointing else 1)
     seconds = flops / (MATMUL_SHARE * flops_per_second)

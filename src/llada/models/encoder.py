@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llada.models.asked import Asked, at, queries_at
 from llada.models.documents import bias_of, key_mask, numbers_of
+from llada.models.dropout import Dropout, attend, share_rows
 from llada.models.embedding import DeterministicEmbedding
 from llada.models.llada import matmul_dtype
 from llada.models.parts import Parts
@@ -61,32 +62,29 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.n_heads = config.n_heads
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
+        self.attention_dropout, self.feed_forward_dropout = Dropout(config.dropout), Dropout(config.dropout)
+        self.weights_dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
         """Apply the layer to the residual stream; returns (B, L, D), or (B, Q, D) where it is asked.
 
         `attention_mask` (B, 1, 1 or L, L) is False where a key is hidden, or a bias that hides it.
         """
-        x = at(x, asked) + self._drop(self.attend(self.attention_norm(x), attention_mask, asked))
-        return x + self._drop(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
+        x = at(x, asked) + self.attention_dropout(self.attend(self.attention_norm(x), attention_mask, asked))
+        return x + self.feed_forward_dropout(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
 
     def attend(self, h: Tensor, attention_mask: Tensor | None, asked: Asked | None = None) -> Tensor:
         q, k, v = self.qkv(h).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (at(q, asked), k, v))
-        attention_mask = queries_at(attention_mask, asked)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
+        mixed = attend(q, k, v, queries_at(attention_mask, asked), self.weights_dropout)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -105,9 +103,11 @@ class Encoder(nn.Module):
         self.token_embedding = DeterministicEmbedding(config.vocab_size, config.d_model)
         self.position_embedding = DeterministicEmbedding(config.max_sequence_length, config.d_model)
         self.embedding_norm = nn.Identity() if config.is_causal else nn.LayerNorm(config.d_model)
+        self.embedding_dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.output_norm = nn.LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, config.vocab_size)
+        share_rows(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         if self.config.is_causal:
             rows, mask = self._shifted(rows, documents), _mask_later_keys(rows.shape[1], mask, rows.device)
         x = self.token_embedding(rows) + self.position_embedding.weight[: rows.shape[1]]
-        x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
+        x = self.embedding_dropout(self.embedding_norm(x))
         if documents is not None and mask is not None:  # once; torch would make a bias in each layer
             mask = bias_of(mask, matmul_dtype(x))
         for depth, layer in enumerate(self.layers, start=1):

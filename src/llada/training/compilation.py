@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llada.models import Network, build_network, config_from_json, config_to_json
 from llada.models.asked import Asked
+from llada.models.dropout import rows_of
 from llada.system.compile import compile_checked
 from llada.system.compile_check import Recipe, Subject
 from llada.system.device import Precision
@@ -34,8 +35,15 @@ class CompiledFeatures:
     Not the head: the number of masked tokens, of which alone it makes logits, is another one at every step.
     """
 
-    def __init__(self, network: Network, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, network: Network, device: torch.device, precision: Precision, drops_by_row: bool = False
+    ) -> None:
+        """
+        Args:
+            drops_by_row: whether dropout is drawn by row (models/dropout.py).
+        """
         self.network, self.device, self.precision = network, device, precision
+        self.drops_by_row = drops_by_row and rows_of(network) is not None
         self.plain: Callable[..., Tensor] = network.features
         self.toolchain: Toolchain | None = None
 
@@ -55,9 +63,12 @@ class CompiledFeatures:
         arguments: dict[str, Any] = {"rows": rows.tolist(), "bf16": self.precision.dtype == torch.bfloat16}
         arguments |= {"config": config_to_json(self.network.config), "mask_row": self.network.config.mask_token_id}
         arguments["documents"] = None if documents is None else documents.tolist()
+        arguments |= {"drops_by_row": True} if self.drops_by_row else {}
         recipe = Recipe("llada.training.compilation:random_subject", arguments)
         subject = features_subject(self.network, rows, documents, self.precision)
+        drop_by_row(self.network, rows if self.drops_by_row else None)
         found = compile_checked(subject, recipe, self.device, preferred, say)
+        drop_by_row(self.network, None)
         seconds = time.perf_counter() - start
         if found is None:
             say(
@@ -111,16 +122,27 @@ def features_subject(network: Network, rows: Tensor, documents: Tensor | None, p
     )
 
 
+def drop_by_row(network: Network, rows: Tensor | None) -> None:
+    """Give the dropout layers of a network keys for rows (B, L) to try it on; None takes them away again."""
+    known = rows_of(network)
+    if known is not None:
+        seeds = range(0 if rows is None else len(rows))
+        known.know(None if rows is None else torch.tensor(seeds, device=rows.device), seeds)
+
+
 def random_subject(
     config: Mapping[str, Any],
     mask_row: int,
     rows: Sequence[Sequence[int]],
     bf16: bool,
     documents: Sequence[Sequence[int]] | None = None,
+    drops_by_row: bool = False,
 ) -> Subject:
     """The same of a network with random weights, made from what JSON can hold, in a process of its own."""
     torch.manual_seed(0)
     network = build_network(config_from_json(config, mask_row)).train()
     precision = Precision(torch.bfloat16 if bf16 else torch.float32, "as in the run")
+    if drops_by_row:
+        drop_by_row(network, torch.tensor(rows))
     numbers = None if documents is None else torch.tensor(documents, dtype=torch.int32)
     return features_subject(network, torch.tensor(rows), numbers, precision)

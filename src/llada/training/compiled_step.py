@@ -3,9 +3,14 @@
 Compiled code was checked before it is used (compilation.py). What it makes non-finite all the same is computed again
 without it, and if that is finite, the run goes on without. On a CPU that is seen at once; on a GPU, where the host
 learns of it when a step is logged, `is_at_fault` looks then.
+
+Processes that share a step compute with code of the same toolchain, or all without: process 0 compiles first, and the
+others then find in the cache what it compiled.
 """
 
 from collections.abc import Callable
+
+from torch import Tensor
 
 from llada.system.toolchains import ToolchainName, has_compiler
 from llada.training.compilation import CompiledFeatures
@@ -32,19 +37,34 @@ class CompiledSteps:
             record: keeps with the run how the network is compiled, "none" if it is not.
         """
         self.steps, self.is_compiled, self._say, self._record = steps, is_compiled, say, record
-        self.compiled = CompiledFeatures(steps.model.network, steps.device, steps.precision)
+        by_row = steps.config.draws == "by_row"
+        self.compiled = CompiledFeatures(steps.model.network, steps.device, steps.precision, by_row)
 
     def compile(self, preferred: ToolchainName | None) -> None:
         """Compile the network and check its code; the run goes on without, if none is right. No weight changes."""
-        x_t, documents = self.steps.usual_batch()
-        rows, device = self.steps.model.rows(x_t), self.steps.device
-        documents = None if documents is None else documents.to(device)
-        self.is_compiled = self.compiled.compile(rows.to(device), documents, preferred, self._say)
-        if self.steps.group.is_any(not self.is_compiled):  # all compute with the same code
+        group, model, device = self.steps.group, self.steps.model, self.steps.device
+        # Code is checked with the rows of process 0, so that the others find its verdict as well.
+        x_t, documents = group.all_of(self.steps.usual_batch())[0]
+        like = model.rows(x_t).to(device), None if documents is None else documents.to(device)
+        chosen = self._compile(*like, preferred) if group.is_main else None
+        chosen = group.all_of(chosen)[0]
+        own = chosen if group.is_main or chosen is None else self._compile(*like, chosen)
+        others = group.all_of(own)
+        self.is_compiled = chosen is not None and all(name == chosen for name in others)
+        if not self.is_compiled:
             self.compiled.stop_using()
-            self.is_compiled = False
-        toolchain = self.compiled.toolchain
-        self._record(toolchain.name if toolchain and self.is_compiled else "none")
+        if chosen is not None and not self.is_compiled:
+            rank = next(rank for rank, name in enumerate(others) if name != chosen)
+            self._say(
+                f"Process {rank} cannot compute with {chosen}'s code, so all go on without compiling (`llada doctor` "
+                "says more, on its machine)."
+            )
+        self._record(chosen if chosen and self.is_compiled else "none")
+
+    def _compile(self, rows: Tensor, documents: Tensor | None, preferred: ToolchainName | None) -> ToolchainName | None:
+        """Compile in this process; returns the toolchain whose code is used, None if none is right."""
+        is_right = self.compiled.compile(rows, documents, preferred, self._say)
+        return self.compiled.toolchain.name if is_right and self.compiled.toolchain else None
 
     def gradients(self, step: int, by_time: LossByTime) -> Gradients:
         """Put the gradients of a step into the weights, by compiled code unless that makes them non-finite.

@@ -278,7 +278,9 @@ def reasons_for_slowness(plan: RunPlan) -> list[str]:
     reasons = [f"{size} on a CPU: a GPU, or a smaller network" if on_cpu else size]
     if on_cpu and dropped_scores_per_token(network, plan.length):
         remedy = ": `dropout=0`" if plan.config.base is None else ""
-        reasons.append(f"dropout on a CPU draws its noise serially and keeps attention from being fused{remedy}")
+        reasons.append(
+            f"dropout on a CPU draws a number for each pair of tokens and keeps attention from being fused{remedy}"
+        )
     if plan.precision.dtype == torch.float32:
         reasons.append(f"matmuls in fp32: {plan.precision.reason}")
     attention = attention_flops_per_token(network, plan.length) / training_flops_per_token(network, plan.length)

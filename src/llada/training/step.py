@@ -7,14 +7,15 @@ Shape letters: B batch, L length, N masked positions.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from llada.data.batches import TokenBatch
-from llada.data.order import uniforms
+from llada.data.order import uniforms, words_at
 from llada.forward_process import (
     NoisyBatch,
     Uniforms,
@@ -27,6 +28,7 @@ from llada.forward_process import (
     truncate_randomly,
 )
 from llada.models import MaskPredictor, flat_positions
+from llada.models.dropout import rows_of
 from llada.models.head import nll_of_features
 from llada.objective import loss_weights, weighted_loss
 from llada.optim.ema import trained_weights
@@ -87,6 +89,7 @@ class Steps:
         self.model, self.source, self.progress = model, source, progress
         self.device, self.precision = plan.device, plan.precision
         self.eos_share, self.must_leave = eos_share, must_leave
+        self._dropout_rows = rows_of(model.network)
 
     def make_batch(self, step: int) -> tuple[TokenBatch, NoisyBatch]:
         """The clean ids of this process's rows of a step and their noisy form; the same whenever asked for."""
@@ -178,7 +181,7 @@ class Steps:
             is if it `may_leave` and `must_leave` says so.
         """
         config = self.config
-        torch.manual_seed(seed_of(config.seed, step, "dropout", self.progress.data_order, self.group.rank))
+        dropping = self._dropout(step)
         batch, noisy = self.make_batch(step)
         weights = loss_weights(noisy, config.noise.weight_power, self.source.average, self.group.sum)
         loss, tokens = torch.zeros((), device=self.device), 0
@@ -189,13 +192,25 @@ class Steps:
             length = batch.rows(rows).needed_columns  # rows of one step that are padded apart differ in length
             piece, noise_of_piece = batch.rows(rows).columns(length), noisy.rows(rows).columns(length)
             tokens += piece.x_0.numel()
-            part = self.loss(piece, noise_of_piece, weights[rows], by_time)
-            is_last = rows.stop >= len(batch.x_0)
-            exchange_gradients(self.model.network, is_last or not self.plan.keeps_gradients_whole)
-            part.backward()
+            with dropping(rows):
+                part = self.loss(piece, noise_of_piece, weights[rows], by_time)
+                is_last = rows.stop >= len(batch.x_0)
+                exchange_gradients(self.model.network, is_last or not self.plan.keeps_gradients_whole)
+                part.backward()
             loss += part.detach()
         take_gradients(self.model.network)
         return loss, tokens
+
+    def _dropout(self, step: int) -> Callable[[slice], AbstractContextManager[None]]:
+        """Make ready what a step drops; returns a context in which some of this process's rows are computed."""
+        config, order, dropout_rows = self.config, self.progress.data_order, self._dropout_rows
+        if config.draws == "by_step":
+            torch.manual_seed(seed_of(config.seed, step, "dropout", order, self.group.rank))
+        if config.draws == "by_step" or dropout_rows is None:
+            return lambda rows: nullcontext()
+        words = words_at(seed_of(config.seed, step, "dropout", order), self.share.rows.numpy())
+        keys = torch.from_numpy(words.view(np.int64))
+        return lambda rows: dropout_rows.known_by(send(keys[rows], self.device), keys[rows].tolist())
 
     def loss(self, batch: TokenBatch, noisy: NoisyBatch, weights: Tensor, by_time: LossByTime) -> Tensor:
         """The weighted loss of rows that go through the network together."""

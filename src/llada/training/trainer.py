@@ -195,7 +195,7 @@ class Trainer:
         self.group.check_same(lambda: {**surroundings(self.config, self.data), **self._state_in_short()})
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
-        if self.is_compiled:
+        if self.group.is_any(self.is_compiled):  # a machine without a compiler has all go without
             display.advise("Compiling the network, once for this shape (`compile=False` goes without) ...")
             self.compile()
         self.log = self._make_log(display)
