@@ -4,10 +4,11 @@
 
 The checkpoint is a random one in LLaDA's layout, in bf16, with LLaDA-8B's ratio of widths. Two processes, connected by
 gloo, train all weights of it for two steps (`--parallel fsdp`, AdamW), which ends with a checkpoint of weights and
-moments; they go on from that for another step; and they train an adapter. Reported of each process: the peak of its
-resident memory (VmHWM of /proc/self/status, so Linux only); the formula, `forecast.host_memory`, with what torch itself
-takes; and the bytes that it read of weights and of moments, counted where they are mapped. Sequences are short, and
-evaluations have no sample, since activations are not the point. The folder needs 16 bytes a parameter.
+moments; they read that to go on, and find the run complete; and they train an adapter for a step. Reported of each
+process: the peak of its resident memory (VmHWM of /proc/self/status, so Linux only); the formula,
+`forecast.host_memory`, with what torch itself takes; and the bytes that it read of weights and of moments, counted
+where they are mapped. Sequences are short, and evaluations have no sample, since activations are not the point. The
+folder needs 16 bytes a parameter.
 """
 
 import argparse
@@ -45,8 +46,8 @@ def commands(folder: Path, weights: str) -> dict[str, list[str]]:
     start = ["finetune", "--checkpoint", str(folder / "checkpoint"), "--data_dir", str(folder / "data"), *SHORT]
     return {
         "all weights": [*start, *FULL, "--weights", weights, "--steps", "2", "--output_dir", str(folder / "full")],
-        "resumed": ["finetune", "--resume", str(folder / "full"), "--steps", "3"],
-        "adapter": [*start, "--method", "lora", "--steps", "2", "--output_dir", str(folder / "lora")],
+        "read again": ["finetune", "--resume", str(folder / "full"), "--steps", "2"],
+        "adapter": [*start, "--method", "lora", "--steps", "1", "--output_dir", str(folder / "lora")],
     }
 
 
