@@ -24,7 +24,7 @@ class Shard:
 
     def of(self, rows: Tensor) -> Tensor:
         """Return the indices (n,) of the rows (N,) that this process computes."""
-        return torch.arange(self.rank, len(rows), self.processes)
+        return torch.arange(len(rows))[self.rank :: self.processes]
 
     def computed(self, rows: Tensor) -> Tensor:
         """Return these indices, the first of them again where others have more; row 0 if there are none."""
