@@ -34,16 +34,17 @@ class Scripted(Group):
 
 
 ROWS = torch.full((4, 24), 5)
-"""What process 0 draws, if this is process 1."""
+DRAWN = ROWS, None
+"""What process 0 draws, if this is process 1: rows, of which none is of several documents."""
 
 CASES: dict[str, tuple[int, str | None, list[Any], str, bool]] = {
     "both by the same": (0, "native", [None, None, "native"], "native", True),
     "none in the first": (0, None, [None, None, None], "none", False),
     "none in the other": (0, "native", [None, None, None], "none", False),
     "another in the other": (0, "native", [None, None, "O2"], "none", False),
-    "none here": (1, None, [ROWS, "native", "native"], "none", False),
-    "the first's here": (1, "native", [ROWS, "native", "native"], "native", True),
-    "none in the first, so none here": (1, "native", [ROWS, None, None], "none", False),
+    "none here": (1, None, [DRAWN, "native", "native"], "none", False),
+    "the first's here": (1, "native", [DRAWN, "native", "native"], "native", True),
+    "none in the first, so none here": (1, "native", [DRAWN, None, None], "none", False),
 }
 """The rank, by what it can compile, what the other process has each time, and what comes of it."""
 
@@ -56,7 +57,11 @@ def test_all_compute_with_code_of_one_toolchain(
     asked: list[tuple[Tensor, ToolchainName | None]] = []
 
     def compile_nothing(
-        self: CompiledFeatures, rows: Tensor, preferred: ToolchainName | None, say: Callable[[str], None]
+        self: CompiledFeatures,
+        rows: Tensor,
+        documents: None,
+        preferred: ToolchainName | None,
+        say: Callable[[str], None],
     ) -> bool:
         asked.append((rows, preferred))
         self.toolchain = Toolchain(found) if found else None  # type: ignore[arg-type]
