@@ -120,7 +120,7 @@ def test_a_gpu_keeps_a_bias_that_grows_with_the_square_of_the_length() -> None:
             training_memory(config, TrainingSetting(4, length, on_cpu=False, within_documents=is_within)).activations
             for is_within in (False, True)
         )
-        assert within - across == pytest.approx(4 * 4 * length**2, abs=8)
+        assert within - across == pytest.approx(4 * 4 * length**2, rel=1e-5)
 
 
 @pytest.mark.parametrize(
