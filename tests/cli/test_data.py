@@ -101,7 +101,7 @@ def test_a_broken_line_is_named_with_the_flag_that_skips_it(llada: RunCommand, t
     result = llada("prepare", "--input", tmp_path / "a.jsonl", "--output_dir", tmp_path / "corpus", "--processes", 1)
     assert result.code == 2
     assert "Line 1 of" in result.err
-    assert "or add --skip_bad." in result.err
+    assert "add --skip_bad, or correct it" in result.err
 
 
 # llada data
