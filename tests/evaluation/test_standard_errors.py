@@ -74,7 +74,7 @@ def test_the_masks_of_few_windows_have_errors_that_hold(n_windows: int) -> None:
     truth = 1.3434 * float(hardness.mean())
     results = []
     for seed in range(200):
-        options = BoundOptions(masks_per_window=64, batch_size=2000, seed=seed)
+        options = BoundOptions(masks_per_window=256, batch_size=2000, seed=seed)
         estimate = draw_bounds(model(hardness), TokenBatch(rows), options).estimate()
         results.append((estimate.mean, estimate.mask_stderr))
     assert 0.9 <= coverage(results, truth) <= 0.99
