@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import string
 import subprocess
 import sys
@@ -283,55 +282,46 @@ def test_every_folder_has_its_floor_in_contributing() -> None:
     assert {name: int(floor) for floor, name in rows} == {k: v for k, v in LAYERS.items() if k != "__main__"}
 
 
-DemoRun = subprocess.CompletedProcess[str]
-
-
-def run_demo(folder: Path, commands: Path) -> DemoRun:
-    """Run the demo script with the tiny preset on the text in a folder, by the `llada` in another one."""
-    environment = {
-        **os.environ,
-        "BIN": os.path.relpath(commands, ROOT),
-        "DEMO_DATA": str(folder / "data"),
-        "DEMO_RUN": str(folder / "run"),
-        "DEMO_PRESET": "tiny",
-        "DEMO_PROMPT": "to be",
-    }
-    return subprocess.run(
-        [ROOT / "scripts" / "demo"], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def first_demo(text: str, tmp_path_factory: pytest.TempPathFactory, warm_python: list[str]) -> tuple[Path, DemoRun]:
-    """A folder with a small text on which the demo ran once, each command as a new process."""
-    folder = tmp_path_factory.mktemp("first")
-    (folder / "my.txt").write_text(text, encoding="utf-8")
-    prepare = "llada prepare --input my.txt --sequence_length 100 --output_dir data"
-    assert run_small(prepare, folder, warm_python).returncode == 0
-    return folder, run_demo(folder, Path(sys.executable).parent)
+NEW = Path(sys.executable).parent  # the folder of `llada`, each call of which is a new process
+Demo = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def demo(first_demo: tuple[Path, DemoRun], tmp_path: Path, warm_python: list[str]) -> Callable[[], DemoRun]:
-    """The demo once more, on a copy of the first one's folder, in the test's own."""
-    shutil.copytree(first_demo[0], tmp_path, symlinks=True, dirs_exist_ok=True)
+def demo(text: str, tmp_path: Path, warm_python: list[str]) -> Demo:
+    """The demo script on a small text with the tiny preset, by the `llada` of a folder, that of warm processes if left
+    out."""
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    prepare = "llada prepare --input my.txt --sequence_length 100 --output_dir data"
+    assert run_small(prepare, tmp_path, warm_python).returncode == 0
     (tmp_path / "bin").mkdir()
     write_command(tmp_path / "bin" / "llada", *warm_python, "-m", "llada")
-    return lambda: run_demo(tmp_path, tmp_path / "bin")
+    environment = {
+        **os.environ,
+        "DEMO_DATA": str(tmp_path / "data"),
+        "DEMO_RUN": str(tmp_path / "run"),
+        "DEMO_PRESET": "tiny",
+        "DEMO_PROMPT": "to be",
+    }
+
+    def run(commands: Path = tmp_path / "bin") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / "scripts" / "demo"], env={**environment, "BIN": os.path.relpath(commands, ROOT)},
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+
+    return run
 
 
-def test_demo_ends_with_the_number_a_sample_and_the_folder(first_demo: tuple[Path, DemoRun]) -> None:
-    folder, first = first_demo
+def test_demo_ends_with_the_number_a_sample_and_the_folder(demo: Demo, tmp_path: Path) -> None:
+    first = demo(NEW)
     assert first.returncode == 0, first.stderr
     assert "$ llada train --preset tiny" in first.stderr
     end = first.stdout.partition("Done.")[2]
     assert re.search(r"NELBO \d\.\d{4} ± \d\.\d{4} nats per character", end)
     assert "A sample:\n    " in end
-    assert f"Run folder: {folder / 'run'}" in end
+    assert f"Run folder: {tmp_path / 'run'}" in end
     assert "Next:" in end
 
-
-def test_demo_does_nothing_twice(demo: Callable[[], DemoRun], tmp_path: Path) -> None:
     again = demo()
     assert again.returncode == 0
     assert "is there" in again.stdout
@@ -350,7 +340,8 @@ def test_demo_does_nothing_twice(demo: Callable[[], DemoRun], tmp_path: Path) ->
     assert "--resume" in demo().stderr
 
 
-def test_demo_goes_on_where_it_was_stopped(demo: Callable[[], DemoRun], tmp_path: Path) -> None:
+def test_demo_goes_on_where_it_was_stopped(demo: Demo, tmp_path: Path) -> None:
+    assert demo().returncode == 0
     (tmp_path / "run" / "summary.txt").unlink()  # as if stopped after the training
     again = demo()
     assert again.returncode == 0, again.stderr

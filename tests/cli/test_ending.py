@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,10 +144,8 @@ sys.exit(run_to_end(work, "train", "llada"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def started(
-    *arguments: object, python: Sequence[str] = (sys.executable,), **streams: object
-) -> subprocess.CompletedProcess[str]:
-    command = [*python, "-m", "llada", *map(str, arguments)]
+def started(*arguments: object, **streams: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llada", *map(str, arguments)]
     return subprocess.run(command, text=True, timeout=PATIENCE, **streams)  # type: ignore[call-overload]
 
 
@@ -174,15 +172,13 @@ def test_a_result_that_cannot_be_written_is_an_error() -> None:
 
 @full_disk
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_run_is_complete_wherever_its_words_go(
-    stream: str, data: PreparedText, tmp_path: Path, warm_python: list[str]
-) -> None:
+def test_a_run_is_complete_wherever_its_words_go(stream: str, data: PreparedText, tmp_path: Path) -> None:
     options = ["--preset", "tiny", "--d_model", 16, "--n_layers", 1, "--sequence_length", 24, "--device", "cpu"]
     length = ["--steps", 4, "--evaluate_every", 2, "--log_every", 1, "--evaluation_windows", 2]
     with FULL.open("w") as full:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
         place = ["--data_dir", data.folder, "--output_dir", tmp_path / "run"]
-        done = started("train", *options, *length, *place, python=warm_python, **streams)
+        done = started("train", *options, *length, *place, **streams)
     assert done.returncode == 0
     assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
     if stream == "stdout":

@@ -319,10 +319,10 @@ class TestBadInput:
         assert not (tmp_path / "r").exists()
 
 
-def test_output_may_be_cut_off(world: Path, warm_python: list[str]) -> None:
+def test_output_may_be_cut_off(world: Path) -> None:
     """As by `llada sample | head`: no complaint."""
     process = subprocess.Popen(
-        [*warm_python, "-m", "llada", "sample", "--checkpoint", str(world / "run"), "--n_samples", "2"],
+        [sys.executable, "-m", "llada", "sample", "--checkpoint", str(world / "run"), "--n_samples", "2"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

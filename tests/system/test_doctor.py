@@ -85,15 +85,6 @@ def bare(tmp_path: Path, *flags: str, **parts: object) -> Report:
     return doctor(*flags, environment=installation(tmp_path, **parts), python=[BARE_PYTHON, "-S"])  # type: ignore[arg-type]
 
 
-def with_optional_parts(folder: Path, environment: dict[str, str], sources: dict[str, str]) -> dict[str, str]:
-    """The environment, in which modules of these sources stand for the optional parts, which take long to import."""
-    modules = folder / "modules"
-    modules.mkdir()
-    for name, source in sources.items():
-        (modules / f"{name}.py").write_text(source)
-    return {**environment, "PYTHONPATH": f"{modules}{os.pathsep}{environment['PYTHONPATH']}"}
-
-
 def script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -233,12 +224,12 @@ def test_broken_dependency_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_broken_optional_part_is_a_note(tmp_path: Path) -> None:
-    broken = {
-        "peft": "raise RuntimeError('Failed to import because of:\\n numpy')",
-        "bitsandbytes": "import os; os.abort()",
-    }
-    parts = {**dict.fromkeys(OPTIONAL_PARTS, ""), **broken}
-    report = doctor("--json", environment=with_optional_parts(tmp_path, with_verdicts(tmp_path), parts))
+    start = with_verdicts(tmp_path)
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "peft.py").write_text("raise RuntimeError('Failed to import because of:\\n numpy')")
+    (modules / "bitsandbytes.py").write_text("import os; os.abort()")
+    report = doctor("--json", environment={"PYTHONPATH": f"{modules}{os.pathsep}{start['PYTHONPATH']}"})
     assert report.code == 0
     for name, reason in (("peft", "RuntimeError: Failed to import because of"), ("bitsandbytes", "crashed (SIGABRT)")):
         fact = report.facts[name]
@@ -308,8 +299,7 @@ def test_no_home_folder(tmp_path: Path) -> None:
 
 def test_no_compiler_and_no_hub_is_ready(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    modules = with_optional_parts(tmp_path, with_verdicts(tmp_path, "[]"), dict.fromkeys(OPTIONAL_PARTS, ""))
-    environment = {**modules, **offline, "PATH": str(tmp_path), "CXX": ""}
+    environment = {**with_verdicts(tmp_path, "[]"), **offline, "PATH": str(tmp_path), "CXX": ""}
     report = doctor("--json", environment=environment)
     assert report.code == 0
     assert report.facts["compiler"]["path"] is None

@@ -88,20 +88,18 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     assert not (run / ".llada.lock").exists()
 
 
-def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(
-    data: PreparedText, tmp_path: Path, warm_python: list[str]
-) -> None:
+def test_a_run_ends_as_it_should_when_nobody_reads_its_progress(data: PreparedText, tmp_path: Path) -> None:
     """Ctrl-C on `llada train 2>&1 | tee log` ends `tee` first."""
     read, write = os.pipe()
     os.close(read)
     options = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--sequence_length", "24", "--device", "cpu"]
     length = ["--steps", "4", "--evaluate_every", "2", "--log_every", "1", "--evaluation_windows", "2"]
     place = ["--data_dir", str(data.folder), "--output_dir", str(tmp_path / "run")]
-    command = [*warm_python, "-m", "llada", "train", *options, *length, *place]
+    command = [sys.executable, "-m", "llada", "train", *options, *length, *place]
     try:
         assert subprocess.run(command, stderr=write, stdout=subprocess.DEVNULL, timeout=PATIENCE).returncode == 0
         assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
         program = "import sys; from llada.system.terminal import say; say('Stopped; saved.'); sys.exit(75)"
-        assert subprocess.run([*warm_python, "-c", program], stderr=write, timeout=PATIENCE).returncode == 75
+        assert subprocess.run([sys.executable, "-c", program], stderr=write, timeout=PATIENCE).returncode == 75
     finally:
         os.close(write)
