@@ -39,7 +39,7 @@ FROM_SCRATCH = [
     (MEASURED_ENCODER, 4, 1024, FP32, 783),
     (MEASURED_ENCODER, 16, 256, CHECKPOINTING, 312),
     (MEASURED_ENCODER, 1, 4096, {**BF16, **CHECKPOINTING}, 291),
-    (replace(MEASURED_ENCODER, dropout=0.1), 8, 512, FP32, 1768),
+    (replace(MEASURED_ENCODER, dropout=0.1), 8, 512, FP32, 1482),
     (MEASURED_WIDE, 2, 256, {**BF16, "optimizer": "muon", "ema": True}, 1293),
 ]
 FINE_TUNED = [

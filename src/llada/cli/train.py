@@ -7,6 +7,7 @@ import re
 import shlex
 import socket
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,7 +313,7 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
         rest += ["--epochs", chosen.epochs or "None", "--steps", chosen.steps or "None"]
     default = replace(default, output_dir=folder)
     resumed = "the newest run" if program.numbered_runs else "--output_dir"
-    presets = ", ".join(PRESETS)
+    presets = "\n      ".join(textwrap.wrap(", ".join(PRESETS), 64))
     command = program.name.removeprefix("llada ") if program.name.startswith("llada ") else "train"
     preset_help = PRESET_HELP.format(presets=presets, preset=default_preset, resumed=resumed, command=command)
     config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
