@@ -20,8 +20,8 @@ from llada.data.interleaving import LONGEST_PERIOD, Interleaving, whole_parts
     ],
 )
 def test_a_period_by_hand(weights: tuple[float, ...], period: list[int]) -> None:
-    """By releases and deadlines, the earlier folder first where these are equal: of (3, 1, 1), the rows of folder 0 are
-    placed from 0 to 1, 1 to 3 and 3 to 4, and those of the others from 0 to 4."""
+    """By releases and deadlines, the earlier folder first where these are equal: of (3, 1, 1), those of folder 0 come
+    at places 0 to 1, 1 to 3 and 3 to 4, and those of the others at 0 to 4."""
     folder, _ = Interleaving(weights).at(np.arange(3 * len(period)))
     assert folder.tolist() == 3 * period
 
