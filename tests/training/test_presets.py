@@ -1,5 +1,6 @@
 """What a preset brings besides its settings: how the texts of its network are drawn."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ def test_a_run_of_the_laptop_preset_is_sampled_as_measured(llada: Any, data: Pre
     resumed = llada("train", "--resume", run, "--steps", 2)
     assert resumed.code == 0, resumed.err
     assert not (run / SAMPLING_FILE).exists()
+
+
+def test_a_run_that_never_came_to_a_checkpoint_leaves_nothing_that_is_in_the_way(
+    llada: Any, data: PreparedText, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    small = [*SHORT, "--data_dir", data.folder, "--output_dir", run]
+    assert llada("train", "--preset", "laptop", *small).code == 0
+    shutil.rmtree(run / "checkpoints")
+    again = llada("train", "--preset", "tiny", *small, "--warmup_steps", 1)
+    assert again.code == 0, again.err
+    assert not (run / SAMPLING_FILE).exists()  # that of another network
 
 
 def test_samples_of_a_run_are_written_as_it_is_sampled_later() -> None:

@@ -17,7 +17,7 @@ from llada.checkpoints.folder import read_config, read_tokenizer
 from llada.checkpoints.hub import fetch, read_published_config
 from llada.checkpoints.load import find_adapter
 from llada.checkpoints.lora_files import base_of_adapter
-from llada.checkpoints.sampling_default import write_default
+from llada.checkpoints.sampling_default import SAMPLING_FILE, write_default
 from llada.cli import Program
 from llada.cli.ending import STOPPED_AND_SAVED, USAGE_ERROR
 from llada.cli.flags import in_flags
@@ -128,6 +128,14 @@ def _print_plan(asked: Asked) -> int:
     return 0
 
 
+def _write_sampling_default(config: TrainConfig, folder: RunFolder) -> None:
+    """Store how a run's network is sampled best, and take away what a run left that never came to a checkpoint."""
+    (folder.path / SAMPLING_FILE).unlink(missing_ok=True)
+    measured = measured_sampling(config)
+    if measured is not None:
+        write_default(folder.path, *measured)
+
+
 def _open_folder(asked: Asked, group: Group, until_the_end: contextlib.ExitStack) -> RunFolder:
     """Lock the run folder and put it in order; only process 0 does, and all others read it."""
     config = asked.config
@@ -170,8 +178,8 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
             for change in trainer.resumed.changed_settings:
                 console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
         folder.start(plan.config)
-        if group.is_main and not resume and (measured := measured_sampling(plan.config)):
-            write_default(folder.path, *measured)
+        if group.is_main and not resume:
+            _write_sampling_default(plan.config, folder)
         trainer.run(Display(console, trainer.plan.total_steps, in_flags))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

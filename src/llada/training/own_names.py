@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llada.checkpoints.folder import CONFIG_FILE
 from llada.checkpoints.run_layout import CHECKPOINTS_FOLDER, CURVES_FILE, METRICS_FILE, SAMPLES_FOLDER, TROUBLE_FILE
+from llada.checkpoints.sampling_default import SAMPLING_FILE
 from llada.system.errors import UserError
 from llada.system.files import read_json
 from llada.system.locks import LOCK_FILE
@@ -13,7 +14,7 @@ from llada.training.config import TrainConfig
 from llada.training.loggers import LOGGER_FOLDERS
 
 OWN_NAMES = LOGGER_FOLDERS | {
-    CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER,
+    CONFIG_FILE, METRICS_FILE, CURVES_FILE, TROUBLE_FILE, SAMPLING_FILE, SAMPLES_FOLDER, CHECKPOINTS_FOLDER,
 }  # fmt: skip
 CONFIG_KEYS = frozenset({"network", "data", "optimizer", "output_dir"})  # which a person's own would hardly all have
 LOCK_FILES = (LOCK_FILE, ".lock")  # now and in older versions
