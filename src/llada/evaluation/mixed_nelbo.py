@@ -52,5 +52,6 @@ def mixed_nelbo(parts: Mapping[str, Nelbo], shares: Sequence[float]) -> MixedNel
         tokens_scored=sum(part.tokens_scored for part in of_each),
         seconds=sum(part.seconds for part in of_each),
         is_exact=of_each[0].is_exact,
+        within_documents=of_each[0].within_documents,
         parts=dict(parts),
     )
