@@ -15,9 +15,8 @@ import numpy as np
 
 from llada.data.order import Numbers
 
-LONGEST_PERIOD = (
-    2**16
-)  # rows: weights are rounded to whole parts of so many, where no shorter period has their proportion
+LONGEST_PERIOD = 2**16
+"""Rows of a period at most: weights are rounded to whole parts of so many where no shorter one has their proportion."""
 
 
 class Interleaving:
