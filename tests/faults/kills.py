@@ -35,6 +35,7 @@ from llada.cli import train as _train  # noqa: F401
 from llada.data.prepared import PreparedText
 from llada.system import files
 from llada.system.checksums import find_damage
+from llada.training import run_folder
 from llada.training.metrics import read_metrics
 from llada.training.run_folder import RunFolder
 
@@ -52,7 +53,8 @@ OF_OTHERS = [".prepared.local", ".prepared.old", ".prepared.lock"]  # next to th
 # Calls at which a process may end, as (module, name).
 CALLS: list[tuple[Any, str]] = [
     (os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "symlink"), (os, "mkdir"),
-    (files, "_swap"), (weights, "save_file"), (torch, "save"), (shutil, "rmtree"), (builtins, "open"),
+    (files, "_swap"), (weights, "write_safetensors"), (run_folder, "write_state_file"), (shutil, "rmtree"),
+    (builtins, "open"),
 ]  # fmt: skip
 
 
@@ -72,8 +74,8 @@ class Suicide:
                 if after:
                     with contextlib.suppress(Exception):
                         call(*arguments, **options)
-                    if name in ("save", "save_file") and self.rng.random() < 0.7:
-                        _cut(Path(arguments[1]), self.rng)
+                    if name.startswith("write_") and self.rng.random() < 0.7:
+                        _cut(Path(arguments[0]), self.rng)
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*arguments, **options)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llada.tokenizers.char import VOCAB_FILE
 
 UNFINISHED, SETTINGS_FILE = "unfinished", "settings.json"
 LARGEST_SETTINGS = 1 << 28  # bytes: the names of some million files
+PATIENCE = 5.0  # seconds in which processes that were told to end may still write a file
 _SHARD = re.compile(r"(train|val)-\d{5,}(\.ends|\.rows)?\.bin")
 _OWN = {
     UNFINISHED, MANIFEST_FILE, COUNTS_FILE, VOCAB_FILE, MODEL_FILE, *OTHER_FILES, METADATA_FILE, RAW_FILE, OWN_RAW_FILE,
@@ -79,7 +81,10 @@ def leave_nothing(folder: Path, though_done: bool = False) -> None:
     """
     unfinished = folder / UNFINISHED
     if unfinished.is_dir() and (though_done or not any(unfinished.glob("*-*.json"))):
-        shutil.rmtree(unfinished)
+        end = time.monotonic() + PATIENCE
+        while unfinished.is_dir() and time.monotonic() < end:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            time.sleep(0.02)
         with contextlib.suppress(OSError):  # there are other things in it
             folder.rmdir()
 
