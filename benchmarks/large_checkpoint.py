@@ -47,7 +47,17 @@ def commands(folder: Path, weights: str) -> dict[str, list[str]]:
     return {
         "all weights": [*start, *FULL, "--weights", weights, "--steps", "2", "--output_dir", str(folder / "full")],
         "read again": ["finetune", "--resume", str(folder / "full"), "--steps", "2"],
-        "adapter": [*start, "--method", "lora", "--steps", "1", "--output_dir", str(folder / "lora")],
+        "adapter": [
+            *start,
+            "--method",
+            "lora",
+            "--parallel",
+            "fsdp",
+            "--steps",
+            "1",
+            "--output_dir",
+            str(folder / "lora"),
+        ],
     }
 
 

@@ -20,7 +20,7 @@ from llada.tokenizers.char import VOCAB_FILE
 
 UNFINISHED, SETTINGS_FILE = "unfinished", "settings.json"
 LARGEST_SETTINGS = 1 << 28  # bytes: the names of some million files
-PATIENCE = 5.0  # seconds in which processes that were told to end may still write a file
+PATIENCE = 5.0  # seconds in which processes that are being ended may still write a file
 _SHARD = re.compile(r"(train|val)-\d{5,}(\.ends|\.rows)?\.bin")
 _OWN = {
     UNFINISHED, MANIFEST_FILE, COUNTS_FILE, VOCAB_FILE, MODEL_FILE, *OTHER_FILES, METADATA_FILE, RAW_FILE, OWN_RAW_FILE,
