@@ -37,11 +37,11 @@ from llada.sampling.unmask import generate
 from llada.system.device import memory_bytes
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import DataOptions, TrainConfig
-from llada.training.forecast import expected_memory
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
+from llada.training.run_memory import expected_memory
 from llada.training.trainer import Trainer
 from processes import begin_peak_anew, status_bytes
 from throughput import make_text, tokens_per_second

@@ -6,7 +6,7 @@ The checkpoint is a random one in LLaDA's layout, in bf16, with LLaDA-8B's ratio
 gloo, train all weights of it for two steps (`--parallel fsdp`, AdamW), which ends with a checkpoint of weights and
 moments; they read that to go on, and find the run complete; and they train an adapter for a step. Reported of each
 process: the peak of its resident memory (VmHWM of /proc/self/status, so Linux only); the formula,
-`forecast.host_memory`, with what torch itself takes; and the bytes that it read of weights and of moments, counted
+`run_memory.host_memory`, with what torch itself takes; and the bytes that it read of weights and of moments, counted
 where they are mapped. Sequences are short, and evaluations have no sample, since activations are not the point. The
 folder needs 16 bytes a parameter.
 """
@@ -87,7 +87,7 @@ def train(rank: int, port: int, command: list[str]) -> dict[str, Any]:
     from llada.cli import run_command
     from llada.cli import train as module
     from llada.training import data_source, state
-    from llada.training.forecast import TORCH_BYTES, host_memory
+    from llada.training.run_memory import TORCH_BYTES, host_memory
     from llada.training.trainer import Trainer
 
     counted, found = {"weights": 0, "moments": 0}, {}

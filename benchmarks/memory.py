@@ -29,10 +29,10 @@ from llada.data.prepared import PreparedText, prepare, text_for
 from llada.system.device import describe_device, give_back_freed_memory
 from llada.system.environment import set_defaults
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
-from llada.training.forecast import expected_memory
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
+from llada.training.run_memory import expected_memory
 from llada.training.trainer import Trainer
 from processes import begin_peak_anew, in_a_process, status_bytes
 

@@ -33,7 +33,7 @@ from llada.sampling.unmask import infill
 from llada.system.device import choose_device, memory_bytes
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words
-from llada.training.forecast import TORCH_BYTES
+from llada.training.run_memory import TORCH_BYTES
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
 LENGTH = 32

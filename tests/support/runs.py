@@ -3,7 +3,8 @@
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
+from llada.training.step import Steps
 from llada.training.trainer import Trainer
 
 CLOCK = ("seconds", "tokens_per_second", "memory_bytes")
@@ -110,3 +112,22 @@ def losses_of(run: Path) -> list[float]:
 def weights(trainer: Trainer) -> Tensor:
     """All weights of the network, in one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def assert_parts_are_those_of_the_whole(steps_of: Callable[[int, int], Steps], at: Sequence[int]) -> None:
+    """Bit for bit, in any number of processes: ids, masks, probabilities and weights of the rows of some steps.
+
+    Args:
+        steps_of: makes the steps of a run in a process, from its rank and how many there are; 12 rows a step.
+    """
+    whole = steps_of(0, 1)
+    for processes in (2, 3, 4, 12):
+        parts = [steps_of(rank, processes) for rank in range(processes)]
+        for step in at:
+            clean, noisy = whole.make_batch(step)
+            for part in parts:
+                rows, (own_clean, own_noisy) = part.share.rows, part.make_batch(step)
+                assert torch.equal(own_clean.x_0, clean.x_0[rows])
+                assert torch.equal(own_clean.is_maskable, clean.is_maskable[rows])
+                for field in fields(noisy):
+                    assert torch.equal(getattr(own_noisy, field.name), getattr(noisy, field.name)[rows]), field.name

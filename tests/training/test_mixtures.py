@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from llada.training.seeds import key_of
 from llada.training.state import Progress
 from llada.training.step import Steps
 from tests.support.commands import RunCommand, assert_one_sentence
-from tests.support.runs import metrics_without_clock, run_to, train_until, trainer_of, weights
+from tests.support.runs import (
+    assert_parts_are_those_of_the_whole,
+    metrics_without_clock,
+    run_to,
+    train_until,
+    trainer_of,
+    weights,
+)
 from tests.support.toys import chi_square_p
 
 
@@ -70,17 +77,7 @@ def test_parts_of_a_step_are_those_of_the_whole(way: dict[str, Any], mixed_run: 
     """Bit for bit: ids, masks, probabilities and weights of the rows, in any number of processes."""
     options = replace(mixed_run.data, windows=way.get("windows", "random"))
     config = replace(mixed_run, batch_size=6, accumulate=2, data=options, noise=way["noise"])
-    whole = steps_of(config)
-    for processes in (2, 3, 4, 12):
-        parts = [steps_of(config, rank, processes) for rank in range(processes)]
-        for step in (0, 1, 5):
-            clean, noisy = whole.make_batch(step)
-            for part in parts:
-                rows, (own_clean, own_noisy) = part.share.rows, part.make_batch(step)
-                assert torch.equal(own_clean.x_0, clean.x_0[rows])
-                assert torch.equal(own_clean.is_maskable, clean.is_maskable[rows])
-                for field in fields(noisy):
-                    assert torch.equal(getattr(own_noisy, field.name), getattr(noisy, field.name)[rows]), field.name
+    assert_parts_are_those_of_the_whole(lambda rank, processes: steps_of(config, rank, processes), at=(0, 1, 5))
 
 
 def drawn(config: TrainConfig, n_rows: int) -> Tensor:

@@ -19,15 +19,16 @@ from llada.models import LLaDAConfig
 from llada.optim.ema import trained_weights
 from llada.system.device import PrecisionName
 from llada.system.errors import UserError
-from llada.training import forecast
+from llada.training import run_memory
 from llada.training.build import build_model
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.data_source import make_source
-from llada.training.forecast import check_memory, expected_memory, shared_out_if_needed
+from llada.training.forecast import check_memory
 from llada.training.group import Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
+from llada.training.run_memory import TORCH_BYTES, expected_memory, shared_out_if_needed
 from llada.training.state import Progress, bytes_in
 from llada.training.step import Steps
 from llada.training.trainer import Trainer
@@ -182,7 +183,7 @@ def test_what_does_not_fit_is_shared_out_and_gradients_stay_whole_if_they_fit(
     assert needed == sorted(needed, reverse=True)
 
     def planned(room: int, **changes: Any) -> RunPlan:
-        monkeypatch.setattr(forecast, "memory_bytes", lambda device: room + int(forecast.TORCH_BYTES))
+        monkeypatch.setattr(run_memory, "memory_bytes", lambda device: room + int(TORCH_BYTES))
         return shared_out_if_needed(RunPlan.of(replace(config, **changes), data, shard=Shard(0, PROCESSES)))
 
     for room, expected in zip(needed, (plan, wholes, parts), strict=True):

@@ -1,7 +1,7 @@
 """Letters: B rows of a step, R rows of a process."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from llada.training.plan import RunPlan
 from llada.training.share import Share
 from llada.training.state import Progress
 from llada.training.step import Steps
+from tests.support.runs import assert_parts_are_those_of_the_whole
 from tests.support.toys import chi_square_p
 
 
@@ -98,17 +99,9 @@ def test_parts_of_a_step_are_those_of_the_whole(
     options = replace(small_run.data, windows=changes.get("windows", "random"))
     noise = {"noise": NoiseOptions(), **others}
     config = replace(small_run, batch_size=6, accumulate=2, data=options, **noise)
-    whole = steps_of(config, data, 0, 1)
-    for processes in (2, 3, 4, 12):
-        parts = [steps_of(config, data, rank, processes) for rank in range(processes)]
-        for step in (0, 1, 2, 5):
-            clean, noisy = whole.make_batch(step)
-            for part in parts:
-                rows, (own_clean, own_noisy) = part.share.rows, part.make_batch(step)
-                assert torch.equal(own_clean.x_0, clean.x_0[rows])
-                assert torch.equal(own_clean.is_maskable, clean.is_maskable[rows])
-                for field in fields(noisy):
-                    assert torch.equal(getattr(own_noisy, field.name), getattr(noisy, field.name)[rows]), field.name
+    assert_parts_are_those_of_the_whole(
+        lambda rank, processes: steps_of(config, data, rank, processes), at=(0, 1, 2, 5)
+    )
 
 
 def test_counts_are_spread_evenly_over_the_step(small_run: TrainConfig, data: PreparedText) -> None:

@@ -20,11 +20,12 @@ from llada.costs.fit import with_length
 from llada.costs.memory import training_memory
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError, is_out_of_memory
-from llada.training import forecast
+from llada.training import forecast, run_memory
 from llada.training.config import DataOptions, NetworkOptions, OptimizerOptions, TrainConfig
 from llada.training.diagnostics import ConvergenceWatch, likely_setting, unigram_entropy
-from llada.training.forecast import check_memory, out_of_memory, reasons_for_slowness, setting_of
+from llada.training.forecast import check_memory, out_of_memory, reasons_for_slowness
 from llada.training.plan import RunPlan
+from llada.training.run_memory import TORCH_BYTES, setting_of
 from tests.support.commands import PATIENCE
 
 TINY = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--batch_size", "4", "--sequence_length", "24"]
@@ -58,8 +59,8 @@ def large(small_run: TrainConfig, data: PreparedText) -> RunPlan:
 def test_what_does_not_fit_is_refused_with_what_does(large: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each setting that is named is tried against the formula and the limit."""
     needed = training_memory(large.network_config, setting_of(large)).total
-    limit = needed / 3 + forecast.TORCH_BYTES
-    monkeypatch.setattr(forecast, "memory_bytes", lambda device: int(limit))
+    limit = needed / 3 + TORCH_BYTES
+    monkeypatch.setattr(run_memory, "memory_bytes", lambda device: int(limit))
     with pytest.raises(UserError) as error:
         check_memory(large)
     sentence = in_flags(str(error.value))
@@ -67,9 +68,9 @@ def test_what_does_not_fit_is_refused_with_what_does(large: RunPlan, monkeypatch
     assert "--activation_checkpointing" in sentence
     assert "--force" in sentence
     smaller = replace(setting_of(large), batch_size=2, accumulates=True)
-    assert training_memory(large.network_config, smaller).total < limit - forecast.TORCH_BYTES
+    assert training_memory(large.network_config, smaller).total < limit - TORCH_BYTES
     larger = replace(setting_of(large), batch_size=4, accumulates=True)
-    assert training_memory(large.network_config, larger).total > limit - forecast.TORCH_BYTES
+    assert training_memory(large.network_config, larger).total > limit - TORCH_BYTES
     check_memory(RunPlan.of(replace(large.config, force=True), large.data))
 
 
@@ -78,7 +79,7 @@ def test_tight_runs_give_memory_back(large: RunPlan, monkeypatch: pytest.MonkeyP
     called: list[bool] = []
     monkeypatch.setattr(forecast, "give_back_freed_memory", lambda: called.append(True))
     for factor, expected in ((6.0, []), (1.5, [True])):
-        monkeypatch.setattr(forecast, "memory_bytes", lambda device, f=factor: int(f * needed + forecast.TORCH_BYTES))
+        monkeypatch.setattr(run_memory, "memory_bytes", lambda device, f=factor: int(f * needed + TORCH_BYTES))
         check_memory(large)
         assert called == expected
 

@@ -38,7 +38,7 @@ from llada.system.terminal import note, say
 from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.training.config import TrainConfig
-from llada.training.forecast import announce, check_memory, out_of_memory, shared_out_if_needed
+from llada.training.forecast import announce, check_memory, out_of_memory
 from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined
 from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
@@ -47,6 +47,7 @@ from llada.training.progress_bar import Display
 from llada.training.pruning import keep_for
 from llada.training.rehearsal import rehearse
 from llada.training.run_folder import RunFolder, RunReader
+from llada.training.run_memory import shared_out_if_needed
 from llada.training.trainer import Trainer
 
 DESCRIPTION = """Train a masked diffusion language model from scratch, or go on with a run."""

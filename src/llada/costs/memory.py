@@ -76,22 +76,22 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     layer, kept = kept_by_layer(config, setting), kept_by_layers(config, setting)
     outside = kept_outside_layers(config, setting)
     copies = _bf16_copies(config, setting)
-    recomputed = 0
+    computed_again = 0
     if setting.activation_checkpointing:
         kept = layer_inputs(config, setting)
-        recomputed = layer + copies // config.n_layers
+        computed_again = layer + copies // config.n_layers
     logits = _at_the_loss(config, setting)
     working = working_bytes(config, setting)
     if setting.method == "qlora":  # one matrix at a time is what it was, which bitsandbytes' own kernels do
         working += BF16_BYTES * max(math.prod(shape) for shape in layer_matrices(config))
     activations = outside + kept + copies
-    backward = activations + recomputed + working
+    backward = activations + computed_again + working
     if setting.activation_checkpointing:
         backward -= copies  # gone with the forward pass, and made anew layer by layer
     gathered, sent, sent_last = _on_their_way(config, setting)
     accumulated = trained_parameters(config, setting) * FP32_BYTES if setting.keeps_gradients_whole else gradients
     at_start = gathered + max(activations + logits, backward + sent) + (accumulated if setting.accumulates else 0)
-    at_end = gathered + max(accumulated + sent + (recomputed or layer) + working, gradients + sent_last)
+    at_end = gathered + max(accumulated + sent + (computed_again or layer) + working, gradients + sent_last)
     return TrainingMemory(
         weights=weights,
         optimizer=optimizer,
@@ -99,7 +99,7 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
         gradients=gradients,
         activations=activations,
         logits=logits,
-        working=recomputed + working,
+        working=computed_again + working,
         gathered=gathered,
         update=update,
         total=weights + optimizer + ema + max(at_start, at_end, gradients + update),

@@ -7,8 +7,8 @@ import torch
 from llada.costs.parameters import total_parameters
 from llada.data.prepared import PreparedText
 from llada.training.config import TrainConfig
-from llada.training.forecast import expected_memory, host_memory
 from llada.training.plan import RunPlan
+from llada.training.run_memory import expected_memory, host_memory
 
 PIECES = 3 * 64 * 2**20
 
