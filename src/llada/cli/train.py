@@ -23,7 +23,6 @@ from llada.cli.ending import STOPPED_AND_SAVED, USAGE_ERROR
 from llada.cli.flags import in_flags
 from llada.cli.options import parse
 from llada.costs.fit import with_length
-from llada.data.documentation import FOLDER as DOCUMENTATION
 from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
@@ -328,9 +327,6 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     config = parse(TrainConfig, program.name, rest, f"{description}\n\n{preset_help}", default, READ_BEFORE)
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
-    if config.data.chat is None and config.data.data_dir == (DOCUMENTATION,) and not DOCUMENTATION.exists():
-        how = f"llada prepare --source documentation --tokenizer bpe --output_dir {DOCUMENTATION}"
-        raise UserError(f"There is no {DOCUMENTATION}, the text of the preset: make it by `{how}`.")
     if not resume and os.environ.get(RESTARTS, "0") != "0":  # the command that began the run now goes on with it
         stored = _same_run_in(RunFolder(folder), config)
         config, resume = (stored, True) if stored else (config, False)

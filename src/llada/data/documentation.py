@@ -24,8 +24,6 @@ from llada.system.files import file_written_whole, sha256_of
 
 WHEEL = "botocore==1.44.8"
 WHEEL_SHA256 = "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043"
-FOLDER = Path("data/documentation")
-"""Where the presets look for it, in byte pairs."""
 KEPT = "package.whl"
 LEAST_CHARACTERS = 80
 """Shorter documents are left out: they say hardly more than a name."""

@@ -36,7 +36,7 @@ from llada.tokenizers.char import CharTokenizer
 
 FORMAT_VERSION = 2  # version 1 had no seal
 TRAIN_FRACTION = 0.9
-DEFAULT_FOLDER = Path("data/shakespeare")
+DEFAULT_FOLDER, DOCUMENTATION_FOLDER = Path("data/shakespeare"), Path("data/documentation")
 RAW_FILE, OWN_RAW_FILE, METADATA_FILE = "shakespeare_raw.txt", "prepared_text.txt", "metadata.json"
 BREAKS_KEY = "document_breaks"  # in metadata.json, for several documents: Corpus.breaks
 SPLIT_FILES = {"train": "train_data.npy", "val": "val_data.npy"}
@@ -47,6 +47,13 @@ SEAL = "metadata_sha256"  # in metadata.json, the checksum of the rest of it
 Split = Literal["train", "val"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 _kept_until_the_end: list[tempfile.TemporaryDirectory[str]] = []  # each goes when this process ends
+
+
+def how_to_prepare(folder: Path) -> str:
+    """Name the command that makes a prepared folder."""
+    if folder == DOCUMENTATION_FOLDER:  # it was hardly Tiny Shakespeare
+        return '`llada prepare` with `source="documentation"`'
+    return f'`llada prepare` with `output_dir="{folder}"`'
 
 
 def prepare(corpus: Corpus, folder: Path, sequence_length: int) -> "PreparedText":
@@ -235,11 +242,9 @@ class PreparedText:
 
             return ShardedText.open(folder)
         if not (folder / METADATA_FILE).is_file():
-            raise UserError(
-                f'{folder} is not a complete prepared text: run `llada prepare` with `output_dir="{folder}"`.'
-            )
+            raise UserError(f"{folder} is not a complete prepared text: run {how_to_prepare(folder)}.")
         metadata = read_json(folder / METADATA_FILE)
-        remedy = f'run `llada prepare` with `output_dir="{folder}"` again'
+        remedy = f"run {how_to_prepare(folder)} again"
         version = metadata.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise UserError(f"{folder} has another format than version {FORMAT_VERSION}: {remedy}.")
@@ -296,8 +301,8 @@ class PreparedText:
         for place in breaks:
             if type(place) is not int or place <= previous:
                 raise UserError(
-                    f"{self.folder / METADATA_FILE} does not say where documents end: run `llada prepare` with "
-                    f'`output_dir="{self.folder}"` again.'
+                    f"{self.folder / METADATA_FILE} does not say where documents end: run "
+                    f"{how_to_prepare(self.folder)} again."
                 )
             previous = place
         return tuple(breaks)

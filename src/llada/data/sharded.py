@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.data.corpus_work import PLACE_TYPE
-from llada.data.prepared import Ids, PreparedText, Split
+from llada.data.prepared import Ids, PreparedText, Split, how_to_prepare
 from llada.system.errors import UserError
 from llada.system.files import read_json
 from llada.system.mapped_files import FileState, remember
@@ -318,7 +318,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, or of another format.
     """
-    remedy = f'run `llada prepare` with `output_dir="{folder}"` again'
+    remedy = f"run {how_to_prepare(folder)} again"
     manifest = read_json(folder / MANIFEST_FILE, LARGEST_MANIFEST)
     if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder} has another format than version {FORMAT_VERSION} of {FORMAT}: {remedy}.")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llada.data.documentation import FOLDER as DOCUMENTATION_FOLDER
+from llada.data.prepared import DOCUMENTATION_FOLDER
 from llada.sampling.config import FREE_TEXT, SamplerConfig
 from llada.training.config import DataOptions, NetworkOptions, NoiseOptions, OptimizerOptions, TrainConfig
 
