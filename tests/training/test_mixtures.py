@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,27 @@ def test_what_a_mixture_cannot_be_is_refused(mixed_run: TrainConfig) -> None:
         replace(mixed_run, noise=NoiseOptions(weight_power=1.0), data=replace(mixed_run.data, chat=Path("x.jsonl")))
 
 
+def check_evaluation(llada: RunCommand, run: Path, folders: tuple[Path, Path], shares: tuple[float, float]) -> None:
+    """Compare what `llada evaluate` says of a mixture with what it says of each folder."""
+    evaluate = ["evaluate", "--checkpoint", run, "--windows", 4, "--masks_per_window", 2]
+    mixed = json.loads(llada(*evaluate, "--seed", 5, "--json").out)
+    alone = [
+        json.loads(llada(*evaluate, "--seed", 5 + number, "--data_dir", folder, "--json").out)
+        for number, folder in enumerate(folders)
+    ]
+    assert without_seconds(mixed["parts"].values()) == without_seconds(alone)
+    bounds = [part["nelbo_nats_per_token"] for part in alone]
+    assert mixed["nelbo_nats_per_token"] == pytest.approx(sum(s * b for s, b in zip(shares, bounds, strict=True)))
+    words = llada(*evaluate).out
+    assert f"{folders[1]}, 25.0% of the sequences\nNELBO " in words
+    assert "The mixture, each text by its share\nNELBO " in words
+    assert_one_sentence(llada(*evaluate, "--policy", "random"), *map(str, folders), "--data_dir")
+
+
+def without_seconds(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
+
+
 def test_mixtures_from_the_command_line(llada: RunCommand, mixed_run: TrainConfig, text: str, tmp_path: Path) -> None:
     """The plan, a run, what is refused, evaluating, and fine-tuning on a mixture."""
     first, second = mixed_run.data.data_dir
@@ -264,7 +286,7 @@ def test_mixtures_from_the_command_line(llada: RunCommand, mixed_run: TrainConfi
     result = llada(*train, "--data_dir", first, second, "--data_weights", 3, 1)
     assert result.code == 0, result.err
     assert re.search(r"\(prepared \S+, shards \S+\) nats per character", result.err)
-    assert_one_sentence(llada("evaluate", "--checkpoint", tmp_path / "run"), str(first), str(second), "--data_dir")
+    check_evaluation(llada, tmp_path / "run", (first, second), (0.75, 0.25))
     assert_one_sentence(llada("train", "--resume", tmp_path / "run", "--steps", 5, "--data_weights", 1, 1), "weights")
     tuned = ["finetune", "--checkpoint", tmp_path / "run", "--windows", "random", *small[6:]]
     result = llada(*tuned, "--data_dir", first, mixed_run.data.data_dir[1], "--output_dir", tmp_path / "tuned")

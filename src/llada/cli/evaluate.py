@@ -15,18 +15,20 @@ from llada.checkpoints.sampling_default import SAMPLING_FILE, default_unless
 from llada.cli import Program
 from llada.cli.options import check_positive, given_values, parse
 from llada.cli.quality import QualityOptions, measure_samples
-from llada.cli.scoring import Scored, ScoringOptions, device_of, nll_of, showing, what_to_score
+from llada.cli.scoring import Scored, ScoringOptions, device_of, mixture_of, nll_of, showing, what_to_score
+from llada.data.mixture import Mixture
 from llada.evaluation.answer_likelihood import predict_by_model
 from llada.evaluation.curve import check_picture, draw_curve
 from llada.evaluation.distributed import Shard, joined
 from llada.evaluation.exact_likelihood import ExactNll, measure_exact_nll
+from llada.evaluation.mixed_nelbo import mixed_nelbo
 from llada.evaluation.nelbo import Nelbo, estimate_nelbo
 from llada.sampling.policies import PolicyName, make_policy
 from llada.system.device import Precision, choose_precision
 from llada.system.errors import UserError
 from llada.system.terminal import say, tell
 
-DESCRIPTION = """Measure a checkpoint on all windows of a text.
+DESCRIPTION = """Measure a checkpoint on all windows of a text, or of each text of a mixture.
 
 The default is the NELBO, an upper bound on the negative log-likelihood, with its standard error. --policy or --order
 measure the exact likelihood under that sampling policy, and --samples the quality of samples.
@@ -53,6 +55,11 @@ class EvaluateOptions:
         """The policy whose exact likelihood is asked for, if any; an order by itself is a policy."""
         sampler = self.quality.sampler
         return None if self.quality.samples is not None else sampler.policy or sampler.order
+
+    @property
+    def is_of_the_bound_alone(self) -> bool:
+        """Whether neither samples, nor an exact likelihood, nor a picture is asked for."""
+        return self.quality.samples is None and self.policy is None and self.curve is None
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -96,6 +103,9 @@ def _measure(options: EvaluateOptions, shard: Shard, arguments: Sequence[str], p
     precision = choose_precision(options.scoring.precision, device)
     scoring = options.scoring
     checkpoint = open_to_measure(options.checkpoint, device, scoring.dtype, scoring.precision, scoring.base)
+    mixture = mixture_of(scoring, checkpoint) if options.is_of_the_bound_alone else None
+    if mixture is not None:
+        return _measure_mixture(options, mixture, checkpoint, device, precision, shard)
     scored = what_to_score(options.scoring, checkpoint)
     if options.quality.samples is not None:
         if shard.processes > 1:
@@ -112,8 +122,35 @@ def _measure(options: EvaluateOptions, shard: Shard, arguments: Sequence[str], p
     result = _bound(options, checkpoint, scored, device, precision, shard)
     if options.curve is not None and shard.rank == 0:
         draw_curve(result, options.curve)
-    content = {**result.to_json(), **(result.bits_per(scored.size) if scored.size else {})}
-    return _tell(options, content, _bound_in_words(result, options, scored, checkpoint), shard)
+    return _tell(options, _content_of(result, scored), _bound_in_words(result, options, scored, checkpoint), shard)
+
+
+def _content_of(result: Nelbo, scored: Scored) -> dict[str, object]:
+    return {**result.to_json(), **(result.bits_per(scored.size) if scored.size else {})}
+
+
+def _measure_mixture(
+    options: EvaluateOptions,
+    mixture: Mixture,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    precision: Precision,
+    shard: Shard,
+) -> int:
+    """Measure each text of a mixture, under masks of its own, and their mean as the run has learned them."""
+    shares = mixture.interleaving.shares
+    parts, contents, words = {}, {}, []
+    for number, (name, text) in enumerate(zip(mixture.names, mixture.texts, strict=True)):
+        of_text = replace(options, scoring=replace(options.scoring, seed=options.scoring.seed + number))
+        scored = what_to_score(of_text.scoring, checkpoint, text)
+        parts[name] = _bound(of_text, checkpoint, scored, device, precision, shard)
+        contents[name] = _content_of(parts[name], scored)
+        heading = f"{mixture.folders[number]}, {shares[number]:.1%} of the sequences"
+        words += [heading, _bound_in_words(parts[name], options, scored, checkpoint), ""]
+    total = mixed_nelbo(parts, shares)
+    summary = Scored(scored.batch, f"{total.windows:,} windows of {total.sequence_length} of these texts")
+    words += ["The mixture, each text by its share", _bound_in_words(total, options, summary, checkpoint)]
+    return _tell(options, {**total.to_json(), "parts": contents}, "\n".join(words), shard)
 
 
 def _tell(options: EvaluateOptions, content: dict[str, object], words: str, shard: Shard) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from llada.checkpoints.folder import CONFIG_FILE, Checkpoint, DtypeName
 from llada.cli.options import check_positive
 from llada.data.batches import TokenBatch, pad_answers
+from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText, Split, text_for
 from llada.data.sft import Answers, read_pairs
 from llada.evaluation.distributed import Shard
@@ -30,7 +31,8 @@ from llada.training.run_folder import RunFolder
 @dataclass(frozen=True)
 class ScoringOptions:
     data_dir: Path | None = None
-    """Folder with the prepared text, written by `llada prepare`; if left out, the run's own text or dialogues."""
+    """Folder with the prepared text, written by `llada prepare`; if left out, the run's own text, texts or
+    dialogues."""
     chat: Path | None = None
     """File of dialogues whose answers are scored, instead of a text."""
     skip_bad: bool = False
@@ -119,15 +121,29 @@ class Scored:
         return _attending(replace(self.batch, attention_mask=None), self.data, checkpoint, options)
 
 
-def what_to_score(options: ScoringOptions, checkpoint: Checkpoint) -> Scored:
-    """Read the data that the options name, or, if they name none, the run's own validation data."""
+def mixture_of(options: ScoringOptions, checkpoint: Checkpoint) -> Mixture | None:
+    """Open the mixture that a run was trained on, if it was and the options name no other data."""
+    trained_on = _data_options_of(checkpoint.folder)
+    if options.chat is not None or options.data_dir is not None or trained_on.chat is not None:
+        return None
+    texts = trained_on.open_texts(checkpoint.tokenizer) if len(trained_on.data_dir) > 1 else None
+    return texts if isinstance(texts, Mixture) else None
+
+
+def what_to_score(options: ScoringOptions, checkpoint: Checkpoint, data: PreparedText | None = None) -> Scored:
+    """Read the data that the options name, or, if they name none, the run's own validation data.
+
+    Args:
+        data: the text to score, in the checkpoint's tokens, if it is open already.
+    """
     trained_on = _data_options_of(checkpoint.folder)
     if options.chat is None and options.data_dir is None and trained_on.chat is not None:
         options.check_for_dialogues(", and the model was trained on dialogues: leave it out, or name a --data_dir")
         return _answers(checkpoint, trained_on.chat, options.windows, trained_on)
     if options.chat is not None:
         return _answers(checkpoint, options.chat, options.windows, skip_bad=options.skip_bad)
-    data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or _folder_of(trained_on)))
+    if data is None:
+        data = text_for(checkpoint.tokenizer, PreparedText.open(options.data_dir or _folder_of(trained_on)))
     trained_length = checkpoint.config.max_sequence_length
     length = trained_length if options.sequence_length is None else options.sequence_length
     checkpoint.check_length(length)
