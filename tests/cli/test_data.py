@@ -111,7 +111,7 @@ def test_inspect_validate_and_stats(llada: RunCommand, corpus: Path) -> None:
     shown = llada("data", "inspect", corpus)
     assert shown.code == 0
     assert "llada-corpus version 1" in shown.out
-    assert "Source: 1 files" in shown.out
+    assert "Source: 1 file, " in shown.out
     assert llada("data", "validate", corpus).out.startswith(f"{corpus} is whole: ")
     assert "tokens per document: mean" in llada("data", "stats", corpus).out
 

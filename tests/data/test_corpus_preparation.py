@@ -339,6 +339,13 @@ def test_a_corpus_without_validation_text_is_refused(tmp_path: Path, source: Pat
     assert_one_sentence(caught.value)
 
 
+def test_a_single_document_is_not_split(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one text " * 100)
+    with pytest.raises(UserError, match=r'A single document .* `overwrite=True`.* `format="small"`') as caught:
+        prepare_files(tmp_path / "corpus", tmp_path / "a.txt")
+    assert_one_sentence(caught.value)
+
+
 def test_a_preparation_with_other_settings_is_not_continued(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

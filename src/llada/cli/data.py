@@ -13,7 +13,7 @@ from llada.data.corpus_inspection import QUANTILES, describe_split, find_faults
 from llada.data.prepared import METADATA_FILE, PreparedText
 from llada.data.sharded import SPLITS, ShardedText, read_manifest
 from llada.system.errors import UserError
-from llada.system.format import bytes_in_words
+from llada.system.format import bytes_in_words, number_of
 from llada.system.terminal import say, tell
 
 DESCRIPTION = """Look at a folder that `llada prepare` wrote.
@@ -67,7 +67,7 @@ def _inspect(folder: Path) -> None:
     if source["kind"] == "files":
         first = ", ".join(name for name, _ in source["files"][:3])
         more = ", ..." if source["n_files"] > 3 else ""
-        tell(f"Source: {source['n_files']:,} files, {bytes_in_words(source['bytes'])}: {first}{more}")
+        tell(f"Source: {number_of(source['n_files'], 'file')}, {bytes_in_words(source['bytes'])}: {first}{more}")
     elif source["kind"] == "hub":
         tell(f"Source: the data set {source['name']}, split {source['split']}")
     else:
@@ -80,9 +80,9 @@ def _inspect(folder: Path) -> None:
     for split in SPLITS:
         facts = manifest["splits"][split]
         tell(
-            f"  {split}: {facts['tokens']:,} tokens, {facts['documents']:,} documents, "
-            f"{bytes_in_words(facts['bytes'])} of text, {len(facts['shards']):,} shards, {facts['sequences']:,} "
-            f"sequences of {manifest['sequence_length']}"
+            f"  {split}: {number_of(facts['tokens'], 'token')}, {number_of(facts['documents'], 'document')}, "
+            f"{bytes_in_words(facts['bytes'])} of text, {number_of(len(facts['shards']), 'shard')}, "
+            f"{number_of(facts['sequences'], 'sequence')} of {manifest['sequence_length']}"
         )
     tell(f"Sequences: {manifest['packing']}; validation share {manifest['validation']['share']:g}, by document hash")
     left_out, copies = manifest["left_out"], manifest["duplicates"]
@@ -107,7 +107,8 @@ def _validate(folder: Path) -> int:
     manifest: dict[str, Any] = read_manifest(folder)
     shards = sum(len(manifest["splits"][split]["shards"]) for split in SPLITS)
     tokens = sum(manifest["splits"][split]["tokens"] for split in SPLITS)
-    tell(f"{folder} is whole: {shards:,} shards, {tokens:,} tokens, every checksum, id and count as it was written")
+    counts = f"{number_of(shards, 'shard')}, {number_of(tokens, 'token')}"
+    tell(f"{folder} is whole: {counts}, every checksum, id and count as it was written")
     return 0
 
 

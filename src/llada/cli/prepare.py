@@ -15,6 +15,7 @@ from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_F
 from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
+from llada.system.format import number_of
 from llada.system.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -206,8 +207,9 @@ def _tell_corpus(data: "ShardedText") -> None:
     for name, label in (("train", "training"), ("val", "validation")):
         counts = manifest["splits"][name]
         tell(
-            f"  {label}: {counts['tokens']:,} {unit}s in {counts['documents']:,} documents, {len(counts['shards']):,} "
-            f"shards, {counts['sequences']:,} sequences of {data.sequence_length}"
+            f"  {label}: {number_of(counts['tokens'], unit)} in {number_of(counts['documents'], 'document')}, "
+            f"{number_of(len(counts['shards']), 'shard')}, {number_of(counts['sequences'], 'sequence')} of "
+            f"{data.sequence_length}"
         )
     left_out, copies = manifest["left_out"], manifest["duplicates"]
     if left_out["bad"]:

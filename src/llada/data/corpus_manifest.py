@@ -106,6 +106,11 @@ def _check_splits(splits: Mapping[str, Mapping[str, Any]], val_share: float) -> 
     n_train, n_val = (splits[split]["documents"] for split in SPLITS)
     if not n_train + n_val:
         raise NoTextError(NO_TEXT)
+    if n_train + n_val == 1:
+        raise UserError(
+            "A single document is either for training or for validation: give several, and add `overwrite=True`, or "
+            'prepare a text file of one by `format="small"`.'
+        )
     if not n_train or not n_val:
         which, change = ("validation", "raise") if n_train else ("training", "lower")
         raise UserError(

@@ -10,6 +10,11 @@ def bytes_in_words(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 99.95e9 else f"{n_bytes / 1e9:,.0f} GB"
 
 
+def number_of(n: int, noun: str) -> str:
+    """Write how many there are of something with a regular plural: "1 shard", "1,024 shards"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def duration_in_words(seconds: float) -> str:
     """Write a duration: "45 s", "3 min 20 s", "5 h 10 min", "3.2 days", "4.1 years"."""
     if seconds < 59.5:
