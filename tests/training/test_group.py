@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.data.corpus import Corpus
 from llada.data.prepared import PreparedText, prepare
+from llada.system.device import DeviceName
 from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
 from llada.training import group
@@ -121,14 +124,19 @@ def test_two_processes_train_like_one_and_go_on_from_each_other_and_what_differs
     llada: RunCommand, data: PreparedText, text: str, tmp_path: Path
 ) -> None:
     """They read the same checkpoint, that of one process or of two; only the first of them says anything."""
-    wrong = wrong_commands(data, text, tmp_path)
+    wrong = wrong_commands(llada, data, text, tmp_path)
     ways = ("background", "foreground", "fails")
     rewritten = [[REWRITE, tmp_path / "0-alone", tmp_path / way, way] for way in ways]
     way = WAYS["complementary pairs, muon"]
-    first, second = train_all_ways([way], llada, data, tmp_path, [*wrong, *rewritten])
+    limited = ["--minutes", "0.02", "--evaluate_every", "2", "--decay", "0.9"]
+    timed = flags(limited, data, tmp_path / "timed", 10**6)
+    first, second = train_all_ways([way], llada, data, tmp_path, [timed, *wrong, *rewritten])
     assert "2 at a time x 2 processes" in first[0].err
     assert [(ended.code, ended.out, ended.err) for ended in second[:3]] == [(0, "", "")] * 3
-    assert_named(first[3:-3], second[3:-3])
+    # Rates that follow the clock are the same in both, also after an evaluation.
+    assert [ended.code for ended in (first[3], second[3])] == [0, 0], first[3]
+    assert 2 < len(losses_of(tmp_path / "timed")) < 10**6
+    assert_named(first[4:-3], second[4:-3])
     assert_rewritten(first[-3:], second[-3:], tmp_path)
     assert_of_all_rows(tmp_path / "broken", data)
 
@@ -156,17 +164,24 @@ def assert_rewritten(first: Sequence[Ended], second: Sequence[Ended], folder: Pa
     assert os.listdir(folder / "fails" / "checkpoints") == []
 
 
-def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[object]]:
+def wrong_commands(llada: RunCommand, data: PreparedText, text: str, folder: Path) -> list[list[object]]:
     """What cannot begin, each for another reason."""
     shutil.copytree(data.folder, folder / "text-0")
     prepare(Corpus(text[::-1], "file", "reversed"), folder / "text-1", 100)
     shutil.copytree(data.folder, folder / "only-0")
+    damaged = folder / "damaged"
+    assert llada(*flags([], data, damaged, 1)).code == 0
+    weights = damaged / "checkpoints" / "last" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     good = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", folder / "wrong"]
     return [
         [*good, "--batch_size", 3],
         [*good, "--data_dir", folder / "only-{rank}"],
         [f"{PRETENDED}9.{{rank}}", *good, "--data_dir", folder / "text-{rank}"],
         [*good, "--output_dir", folder / "other", "--seed", "{rank}"],
+        [*good, *FSDP, "--output_dir", folder / "other", "--n_layers", "1{rank}"],
+        ["finetune", "--checkpoint", damaged, "--method", "lora", *FSDP, *good[-4:], "--windows", "random", *SMALL[8:]],
         ["train", "--resume", folder / "nowhere"],
         [*good, "--stepz", 3],
         [BROKEN, *good, *FSDP, "--output_dir", folder / "broken", "--steps", 8],
@@ -175,18 +190,20 @@ def wrong_commands(data: PreparedText, text: str, folder: Path) -> list[list[obj
 
 def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
     """Each reason in one sentence of the process that it concerns, or of the first."""
-    assert [ended.code for ended in (*first, *second)] == [2] * 14
+    assert [ended.code for ended in (*first, *second)] == [2] * 18
     said, too = ([re.findall(r"^llada: .*", ended.err, re.MULTILINE) for ended in part] for part in (first, second))
-    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1, 1]
-    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0, 0]
+    assert [len(lines) for lines in said] == [1, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(lines) for lines in too] == [0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert "2 processes cannot share 3 x 1 sequences" in said[0][0]
     assert re.search(r"Process 1 \(on .*\): .*only-1", too[1][0])
     for what in ("Process 1 (on ", "llada-trainer: 9.1, not 9.0", "text: ", "training split: "):
         assert what in said[2][0]
     assert "settings: " in said[3][0]
-    assert "holds no run to resume" in said[4][0]
-    assert "--stepz" in said[5][0]
-    assert "no weight has changed yet, the weights are finite" in said[6][0]
+    assert "settings: " in said[4][0]
+    assert "is damaged" in said[5][0]
+    assert "holds no run to resume" in said[6][0]
+    assert "--stepz" in said[7][0]
+    assert "no weight has changed yet, the weights are finite" in said[8][0]
 
 
 def assert_of_all_rows(broken: Path, data: PreparedText) -> None:
@@ -225,15 +242,12 @@ def test_two_processes_train_like_one_in_other_ways(
     alone = tmp_path / "0-alone"
     tuned = ["finetune", "--checkpoint", alone, "--data_dir", data.folder, "--windows", "random", *SMALL[8:]]
     tuned += ["--steps", 3, "--epochs", "None", "--learning_rate", "1e-3", "--output_dir"]
-    limited = flags(["--minutes", "0.05", "--evaluate_every", "1000000"], data, tmp_path / "limited", 10**6)
-    then = [limited, [*tuned, tmp_path / "tuned", *FSDP], [*tuned, tmp_path / "tuned-too"]]
+    then = [[*tuned, tmp_path / "tuned", *FSDP], [*tuned, tmp_path / "tuned-too"]]
     first, second = train_all_ways([*list(WAYS.values())[1:], answers, mixture], llada, data, tmp_path, then)
-    assert [ended.code for ended in (*first[-3:], *second[-3:])] == [0] * 6, first[-3:]
+    assert [ended.code for ended in (*first[-2:], *second[-2:])] == [0] * 4, first[-2:]
     assert llada(*tuned, tmp_path / "tuned-alone").code == 0
     for run in ("tuned", "tuned-too"):
         assert_alike(tmp_path / run, tmp_path / "tuned-alone")
-    # After the same step, by the clock of the first of them.
-    assert len(losses_of(tmp_path / "limited")) < 10**6
 
 
 def torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
@@ -328,6 +342,26 @@ def test_who_is_missing_is_named_also_by_an_exchange_of_torchs_own(monkeypatch: 
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="reset by peer"), ALONE.watched():
         raise RuntimeError(reset)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused_unless_it_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(timeout: timedelta, backend: str) -> Group:
+        raise UserError(backend)
+
+    monkeypatch.setattr(group, "_join", join)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for device, local_rank, sentence in (
+        ("auto", "1", 'Process 1 of this machine has no GPU of its own, of 1: .*`device="cpu"`'),
+        ("auto", "0", "^cpu:gloo,cuda:nccl$"),
+        ("cpu", "1", "^gloo$"),
+    ):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(UserError, match=sentence), group.joined(1.0, cast(DeviceName, device)):
+            pass
 
 
 def wait_for_lines(run: Path, n: int) -> None:

@@ -36,6 +36,7 @@ from llada.system.locks import locked
 from llada.system.terminal import note, say
 from llada.tokenizers.base import Tokenizer
 from llada.tokenizers.char import CharTokenizer
+from llada.training.agreement import surroundings
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, out_of_memory
 from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined
@@ -87,9 +88,8 @@ def run(
     if isinstance(asked, Asked) and asked.dry_run is not None:
         return _print_plan(asked)
     try:
-        with joined(
-            TrainConfig.timeout_minutes if isinstance(asked, UserError) else asked.config.timeout_minutes
-        ) as group:
+        config = TrainConfig() if isinstance(asked, UserError) else asked.config
+        with joined(config.timeout_minutes, config.device) as group:
             return _run_in_group(asked, program, group)
     except OtherFailedError:
         return USAGE_ERROR
@@ -163,6 +163,7 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
     console.quiet = not group.is_main
     place = Place(group.shard, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.processes > 1 else 1)
     plan, start = group.main_first(lambda: _make_plan(asked.config, folder, resume, place))
+    group.check_same(lambda: surroundings(plan))  # on which it depends what is exchanged from here on
     plan = shared_out_if_needed(plan, group.is_any)
     group.together(lambda: announce(plan, console, in_flags))
     try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 
 import torch
 
@@ -10,22 +9,20 @@ import llada
 from llada.models import Network
 from llada.optim.ema import trained_weights
 from llada.optim.parts import rows_of
-from llada.training.config import TrainConfig
+from llada.training.plan import RunPlan
 from llada.training.state import Progress
 
 
-def surroundings(config: TrainConfig, data: Mapping[str, str]) -> dict[str, str]:
-    """Return the versions, the settings and the data of a run, by their names for people.
-
-    Args:
-        data: checksums of what the run learns from, by name.
-    """
-    settings = json.dumps({**config.to_json(), "output_dir": ""}, sort_keys=True)
+def surroundings(plan: RunPlan) -> dict[str, str]:
+    """Return the versions, the settings, the hardware and the data of a run, by their names for people."""
+    settings = json.dumps({**plan.config.to_json(), "output_dir": ""}, sort_keys=True)
     return {
         "llada-trainer": llada.__version__,
         "torch": str(torch.__version__),
         "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
-        **{name: digest[:12] for name, digest in data.items()},
+        "kind of `device`": plan.device.type,
+        "type of matmuls, which `precision` sets": str(plan.precision.dtype).removeprefix("torch."),
+        **{name: digest[:12] for name, digest in plan.data.fingerprints.items()},
     }
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llada.checkpoints.fingerprint import FINGERPRINT, keep_fingerprint
 from llada.checkpoints.folder import load_weights, make_predictor, read_checkpoint
@@ -63,17 +64,23 @@ def _build_shared_out(plan: RunPlan, start: Path | None, last: Path | None, grou
         checkpoint_activations(network)
     share_out(network, plan.processes, plan.device, plan.precision.dtype)
     if start is not None and start != last:
-        if group.is_main:  # the others read parts of its files only
-            check_whole(start, REMEDY)
-        load_weights(model, start)
+        group.together(lambda: _load_own_rows(model, start, group.is_main))
     elif last is None:
-        is_main = group.is_main
-        drawn = make_predictor(plan.network_config, plan.data.tokenizer).network.state_dict() if is_main else None
-        hand_out(drawn, network, group)
+        hand_out(group.together(lambda: _draw(plan) if group.is_main else None), network, group)
     if config.method != "full":
         keep_fingerprint(network, FINGERPRINT)  # which process 0 cannot compute alone when it saves
         _put_adapter(plan, model, last)
     return model
+
+
+def _load_own_rows(model: MaskPredictor, start: Path, is_checking: bool) -> None:
+    if is_checking:  # one process does: the others read parts of the files only
+        check_whole(start, REMEDY)
+    load_weights(model, start)
+
+
+def _draw(plan: RunPlan) -> dict[str, Tensor]:
+    return make_predictor(plan.network_config, plan.data.tokenizer).network.state_dict()
 
 
 def _put_adapter(plan: RunPlan, model: MaskPredictor, last: Path | None) -> None:

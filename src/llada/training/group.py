@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from llada.evaluation.distributed import Shard
 from llada.optim.parts import rows_of
+from llada.system.device import DeviceName
 from llada.system.errors import UserError, first_line
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
@@ -156,6 +157,8 @@ class Group:
     def together(self, work: Callable[[], Result]) -> Result:
         """Do something in every process and go on only if it worked in all of them.
 
+        Where it may fail in some of them only, nothing may be exchanged in it after that.
+
         Raises:
             OtherFailedError: it failed elsewhere, and here not at all or for the same reason, which that one gives.
         """
@@ -280,21 +283,25 @@ def is_started_by_torchrun() -> bool:
 
 
 @contextmanager
-def joined(timeout_minutes: float) -> Iterator[Group]:
+def joined(timeout_minutes: float, device: DeviceName = "auto") -> Iterator[Group]:
     """Join the other processes, and leave them at the end; alone, there is nobody to join.
 
     They are connected by gloo on the CPU, and by NCCL between GPUs.
 
     Args:
         timeout_minutes: how long to wait for the others, now and later.
+        device: the one that is asked for.
 
     Raises:
-        UserError: the others cannot be reached.
+        UserError: the others cannot be reached, or there are fewer GPUs than processes here.
     """
     if not is_started_by_torchrun():
         yield ALONE
         return
-    group = _join(timedelta(minutes=timeout_minutes))
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    if has_gpu:
+        _take_own_gpu()
+    group = _join(timedelta(minutes=timeout_minutes), "cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     try:
         yield group
         group.barrier()  # a process that just ends breaks the others' connections
@@ -302,20 +309,26 @@ def joined(timeout_minutes: float) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def _join(timeout: timedelta) -> Group:
+def _take_own_gpu() -> None:
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= there:
+        raise UserError(
+            f"Process {number} of this machine has no GPU of its own, of {there}: start as many processes as there are "
+            'GPUs, or add `device="cpu"`.'
+        )
+    torch.cuda.set_device(number)
+
+
+def _join(timeout: timedelta, backend: str) -> Group:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         notes = PrefixStore("llada", store)
         notes.set(f"host/{rank}", socket.gethostname())
-        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):

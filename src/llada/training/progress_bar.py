@@ -79,10 +79,17 @@ class Stopwatch:
     Args:
         progress: the run's, whose `seconds` are kept up to date.
         total_steps, minutes: the limits of the run, None where there is none.
+        agreed: gives all processes of the run the same seconds, since learning rates may depend on them.
     """
 
-    def __init__(self, progress: RunProgress, total_steps: int | None, minutes: float | None) -> None:
-        self.progress = progress
+    def __init__(
+        self,
+        progress: RunProgress,
+        total_steps: int | None,
+        minutes: float | None,
+        agreed: Callable[[float], float] = float,
+    ) -> None:
+        self.progress, self._agreed = progress, agreed
         self._total_steps, self._minutes = total_steps, minutes
         self._before = progress.seconds
         self._start = self._lap_start = time.perf_counter()
@@ -98,12 +105,12 @@ class Stopwatch:
             self._timed_tokens += tokens
             self._timed_seconds += now - self._lap_start
         self._lap_start = now
-        self.progress.seconds = self._before + now - self._start
+        self.progress.seconds = self._agreed(self._before + now - self._start)
 
     def skip(self) -> None:
         """Something else than a step is done."""
         self._lap_start = time.perf_counter()
-        self.progress.seconds = self._before + self._lap_start - self._start
+        self.progress.seconds = self._agreed(self._before + self._lap_start - self._start)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -20,7 +20,7 @@ from llada.optim.ema import ExponentialAverage
 from llada.optim.optimizers import make_optimizers
 from llada.system.toolchains import ToolchainName
 from llada.training.agenda import Action, Agenda
-from llada.training.agreement import state_in_short, surroundings
+from llada.training.agreement import state_in_short
 from llada.training.build import build_model
 from llada.training.callbacks import Callback, CallbackList
 from llada.training.checkpoint_writer import Saver, SilentSaver, ending
@@ -192,7 +192,7 @@ class Trainer:
     @contextmanager
     def _ready(self, display: Display) -> Iterator[None]:
         """Whatever goes on around the steps: files, signals, the display, loggers, the thread that saves."""
-        self.group.check_same(lambda: {**surroundings(self.config, self.data), **self._state_in_short()})
+        self.group.check_same(self._state_in_short)
         self.say = display.say
         self.folder.check_space(self.state.expected_bytes(), self.progress.step)
         if self.group.is_any(self.is_compiled):  # a machine without a compiler has all go without
@@ -200,7 +200,7 @@ class Trainer:
             self.compile()
         self.log = self._make_log(display)
         self.policy.agenda.note_saved()
-        self.timer = Stopwatch(self.progress, self.plan.total_steps, self.config.minutes)
+        self.timer = Stopwatch(self.progress, self.plan.total_steps, self.config.minutes, self.group.of_main)
         self.callbacks.on_start(self.progress)
         try:
             with self.stop.on_signals(), display, ending(self.saver):
@@ -220,7 +220,6 @@ class Trainer:
     def _timed_step(self) -> StepResult:
         done = self.train_step(self.by_time)
         self.timer.lap(done.tokens)
-        self.progress.seconds = self.group.of_main(self.progress.seconds)
         self.callbacks.on_step(self.progress, done)
         return done
 
