@@ -198,8 +198,8 @@ def assert_named(first: Sequence[Ended], second: Sequence[Ended]) -> None:
     assert re.search(r"Process 1 \(on .*\): .*only-1", too[1][0])
     for what in ("Process 1 (on ", "llada-trainer: 9.1, not 9.0", "text: ", "training split: "):
         assert what in said[2][0]
-    assert "settings: " in said[3][0]
-    assert "settings: " in said[4][0]
+    assert "(--seed: 1, not 0)" in said[3][0]
+    assert "(--n_layers: 11, not 10)" in said[4][0]
     assert "is damaged" in said[5][0]
     assert "holds no run to resume" in said[6][0]
     assert "--stepz" in said[7][0]

@@ -1,6 +1,5 @@
 """What must be the same in all processes of a run, in short, to be compared by `Group.check_same`."""
 
-import hashlib
 import json
 
 import torch
@@ -15,11 +14,14 @@ from llada.training.state import Progress
 
 def surroundings(plan: RunPlan) -> dict[str, str]:
     """Return the versions, the settings, the hardware and the data of a run, by their names for people."""
-    settings = json.dumps({**plan.config.to_json(), "output_dir": ""}, sort_keys=True)
+    content = plan.config.to_json()
+    parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+    settings = {name: value for part in parts for name, value in part.items() if not isinstance(value, dict)}
+    del settings["output_dir"]  # may be another path on another machine
     return {
         "llada-trainer": llada.__version__,
         "torch": str(torch.__version__),
-        "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+        **{f"`{name}`": json.dumps(value) for name, value in settings.items()},
         "kind of `device`": plan.device.type,
         "type of matmuls, which `precision` sets": str(plan.precision.dtype).removeprefix("torch."),
         **{name: digest[:12] for name, digest in plan.data.fingerprints.items()},

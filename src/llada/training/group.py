@@ -30,6 +30,7 @@ from llada.system.errors import UserError, first_line
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
 GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
+MOST_NAMED = 5  # of what differs between processes
 
 _OF_AN_EXCHANGE = re.compile("gloo|NCCL")  # in what torch's RuntimeErrors say if an exchange fails
 
@@ -208,7 +209,8 @@ class Group:
             if differing and not self.is_main:
                 raise OtherFailedError
             if differing:
-                what = "; ".join(f"{name}: {theirs.get(name)}, not {ours.get(name)}" for name in differing)
+                what = "; ".join(f"{name}: {theirs.get(name)}, not {ours.get(name)}" for name in differing[:MOST_NAMED])
+                what += f"; and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
                 raise UserError(
                     f"Process {rank} (on {host}) differs from process 0 ({what}): give all processes the same version, "
                     "data and settings."
