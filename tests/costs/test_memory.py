@@ -354,6 +354,23 @@ def test_a_process_has_its_part_of_the_matrices_and_two_layers_and_all_outside_o
     assert training_memory(config, replace(thrifty, processes=4)).total < 50e9
 
 
+def test_processes_that_add_up_gradients_copy_some_of_them() -> None:
+    at_once = 2**24
+    one = replace(SETTING, batch_size=1, length=1, sent_at_once=at_once)
+    large, small = training_memory(LLADA_8B, one), training_memory(COSTED_LLADA, one)
+    assert (large.sent, large.total) == (4 * at_once, 16 * total_parameters(LLADA_8B) + 4 * at_once)
+    n = total_parameters(COSTED_LLADA)
+    assert n < at_once
+    assert (small.sent, small.total) == (4 * n, (16 + 4) * n)
+    assert training_memory(LLADA_8B, replace(one, bf16_weights=True)).sent == 2 * at_once
+    assert training_memory(LLADA_8B, replace(one, processes=2)).sent == 0  # sent layer by layer
+    adapters = replace(one, method="lora", lora_rank=1)  # which every process has whole, sharing out the base or not
+    for processes in (1, 2):
+        assert training_memory(LLADA_8B, replace(adapters, processes=processes)).sent == 4 * lora_parameters(
+            LLADA_8B, 1
+        )
+
+
 def test_a_process_has_its_part_of_a_frozen_base_and_all_of_the_adapters() -> None:
     config = replace(LLADA_8B, max_sequence_length=1024)
     setting = TrainingSetting(1, 1024, bf16=True, method="lora", activation_checkpointing=True)

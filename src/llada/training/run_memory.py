@@ -11,6 +11,7 @@ from llada.costs.memory import TrainingMemory, training_memory
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
 from llada.system.device import memory_bytes
+from llada.training.group import BUCKET, BUCKETS_AT_ONCE
 from llada.training.plan import RunPlan
 
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
@@ -83,6 +84,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         accumulates=plan.share.accumulate > 1,
         processes=plan.processes if plan.is_sharded else 1,
         keeps_gradients_whole=plan.keeps_gradients_whole,
+        sent_at_once=BUCKETS_AT_ONCE * BUCKET if plan.processes > 1 else 0,
         optimizer=config.optimizer.optimizer,
         ema=config.optimizer.ema > 0,
         bf16=plan.precision.dtype == torch.bfloat16,
