@@ -231,7 +231,26 @@ def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
         assert "tokens a second" in result.err
     assert "in 4 at a time x 2 accumulated" in llada(*command, "--dry_run").err
     assert_one_sentence(llada(*command, "--dry_run", 3), "3 processes cannot share 4 x 2")
+    assert_one_sentence(llada(*command, "--dry_run=-2"), "--dry_run plans for 1 process or more, not -2")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_under_torchrun_shares_the_memory_among_the_processes_of_this_machine(
+    llada: RunCommand, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", tmp_path / "none", "--device", "cpu"]
+
+    def planned(*dry_run: object) -> tuple[str, str]:
+        words = " ".join(llada(*command, *dry_run).err.split())
+        found = re.search(r"in (\d at a time x \d processes) .* in addition to torch itself, of ([\d.]+ GB)", words)
+        assert found, words
+        return found[1], found[2]
+
+    by_two, by_four = planned("--dry_run", 2), planned("--dry_run", 4)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert planned("--dry_run") == (by_four[0], by_two[1])
+    assert planned("--dry_run", 4) == by_four != by_two
 
 
 @pytest.mark.slow

@@ -297,6 +297,11 @@ def is_started_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def processes_here() -> int:
+    """Number of the run's processes on this machine, by the variable that `torchrun` sets."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_started_by_torchrun() else 1
+
+
 @contextmanager
 def joined(timeout_minutes: float, device: DeviceName = "auto") -> Iterator[Group]:
     """Join the other processes, and leave them at the end; alone, there is nobody to join.
