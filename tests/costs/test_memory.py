@@ -12,7 +12,7 @@ import torch
 from llada.checkpoints.hub import LLADA_8B
 from llada.checkpoints.lora import LoraOptions, add_adapter
 from llada.costs.activations import TrainingSetting, kept_by_layer, kept_by_layers, kept_outside_layers
-from llada.costs.fit import largest_batch, largest_networks, longest_sequence, ways_to_fit, with_length
+from llada.costs.fit import largest_batch, largest_networks, longest_sequence, needed, ways_to_fit, with_length
 from llada.costs.memory import (
     PIECEWISE_UPDATE,
     inference_memory,
@@ -25,6 +25,7 @@ from llada.models import EncoderConfig, LocalConfig, NetworkConfig, build_networ
 from llada.models.dropout import rows_of
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import AT_ONCE, MOMENT_BYTES
+from llada.training.share import Share
 from tests.support.configurations import COSTED_ENCODER, COSTED_LLADA, COSTED_LOCAL
 from tests.support.networks import kept_for_backward
 
@@ -302,6 +303,34 @@ def test_ways_to_fit_do_and_say_how() -> None:
         assert way.setting.batch_size * (3 if way.setting.accumulates else 1) == 6
 
 
+@pytest.mark.parametrize(("sequences", "processes"), [(64, 2), (64, 4), (12, 4), (24, 3)])
+def test_what_fits_is_the_same_step_and_the_processes_can_share_it(sequences: int, processes: int) -> None:
+    """The setting is that of one process, and what is asked for that of the run."""
+    config, setting = replace(COSTED_LLADA, n_layers=8), TrainingSetting(sequences // processes, 256)
+    half = replace(setting, batch_size=max(n for n in range(1, setting.batch_size) if setting.batch_size % n == 0))
+    limit = needed(config, replace(half, accumulates=True))
+    smaller, *_ = ways_to_fit(config, setting, limit, sequences, sharing=processes)
+    assert smaller.options == {"batch_size": half.batch_size, "accumulate": sequences // half.batch_size}
+    share = Share.of(smaller.options["batch_size"], smaller.options["accumulate"], 0, processes)
+    assert (share.batch_size, share.accumulate > 1) == (smaller.setting.batch_size, smaller.setting.accumulates)
+    assert (share.batch_size, len(share.rows)) == (half.batch_size, sequences // processes)
+
+
+def test_sharing_out_the_network_is_named_first_where_it_is_possible_and_fits() -> None:
+    config, setting = replace(COSTED_LLADA, n_layers=8), TrainingSetting(8, 256, sent_at_once=2**24)
+    limit = needed(config, replace(setting, processes=4))
+    assert limit < needed(config, setting)
+    first, *others = ways_to_fit(config, setting, limit, 32, sharing=4, may_be_shared_out=True)
+    assert (first.options, first.memory) == ({"parallel": "fsdp"}, limit)
+    assert others == ways_to_fit(config, setting, limit, 32, sharing=4)
+    # Where it does not fit by itself, it comes before all other changes, but not together with weights in 4 bits.
+    least = needed(config, replace(setting, processes=4, batch_size=1, accumulates=True))
+    (both,) = ways_to_fit(config, setting, least, 32, sharing=4, may_be_shared_out=True)
+    assert both.options == {"parallel": "fsdp", "batch_size": 1, "accumulate": 32}
+    ways = ways_to_fit(config, setting, least, 32, is_fine_tuning=True, sharing=4, may_be_shared_out=True)
+    assert all(way.options.keys() & {"parallel", "method"} != {"parallel", "method"} for way in ways)
+
+
 def test_where_no_change_suffices_they_are_combined() -> None:
     config = replace(COSTED_ENCODER, dropout=0.1, n_layers=8)
     setting = TrainingSetting(batch_size=6, length=1024)
@@ -352,6 +381,23 @@ def test_a_process_has_its_part_of_the_matrices_and_two_layers_and_all_outside_o
     thrifty = replace(setting, activation_checkpointing=True, logits_at_once=LOGITS_AT_ONCE)
     assert training_memory(config, thrifty).total > 120e9
     assert training_memory(config, replace(thrifty, processes=4)).total < 50e9
+
+
+def test_processes_that_add_up_gradients_copy_some_of_them() -> None:
+    at_once = 2**24
+    one = replace(SETTING, batch_size=1, length=1, sent_at_once=at_once)
+    large, small = training_memory(LLADA_8B, one), training_memory(COSTED_LLADA, one)
+    assert (large.sent, large.total) == (4 * at_once, 16 * total_parameters(LLADA_8B) + 4 * at_once)
+    n = total_parameters(COSTED_LLADA)
+    assert n < at_once
+    assert (small.sent, small.total) == (4 * n, (16 + 4) * n)
+    assert training_memory(LLADA_8B, replace(one, bf16_weights=True)).sent == 2 * at_once
+    assert training_memory(LLADA_8B, replace(one, processes=2)).sent == 0  # sent layer by layer
+    adapters = replace(one, method="lora", lora_rank=1)  # which every process has whole, sharing out the base or not
+    for processes in (1, 2):
+        assert training_memory(LLADA_8B, replace(adapters, processes=processes)).sent == 4 * lora_parameters(
+            LLADA_8B, 1
+        )
 
 
 def test_a_process_has_its_part_of_a_frozen_base_and_all_of_the_adapters() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llada.cli.flags import in_flags
 from llada.data.prepared import PreparedText
+from llada.evaluation.distributed import Shard
 from llada.system.errors import UserError
 from llada.training.agenda import Action, Agenda
 from llada.training.config import NoiseOptions, OptimizerOptions, TrainConfig
@@ -157,17 +158,19 @@ def test_less_accumulation_is_suggested_as_far_as_it_helps(small_run: TrainConfi
     """Each epoch has some 8,000 characters in windows of 24, that is n; 4 of them make a batch."""
     n = math.ceil(len(data.tokens("train")) / 24)
 
-    def warning(epochs: float, warmup: int) -> str:
+    def warning(epochs: float, warmup: int, processes: int = 1) -> str:
         config = replace(
             small_run, steps=None, epochs=epochs, accumulate=64, noise=NoiseOptions(),
             optimizer=OptimizerOptions(warmup_steps=warmup),
         )  # fmt: skip
-        return in_flags(warm_up_warning(RunPlan.of(config, data)) or "")
+        return in_flags(warm_up_warning(RunPlan.of(config, data, shard=Shard(0, processes))) or "")
 
     steps = {accumulate: math.ceil(n / (4 * accumulate)) for accumulate in (1, 2, 4, 8, 16, 32, 64)}
     assert steps[64] == 2
     largest = max(accumulate for accumulate in steps if steps[accumulate] >= 10 * 2)
     assert f"Add --accumulate {largest} or --warmup_steps 0." in warning(1, 2)
+    assert largest < 16
+    assert "Add --accumulate 16 --warmup_steps 0 or" in warning(1, 2, processes=64)  # which share 4 x 16 sequences
     assert f"Add --accumulate 1 --warmup_steps {steps[1] // 10} or --warmup_steps 0." in warning(1, 50)
 
 

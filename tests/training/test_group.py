@@ -11,15 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.data.corpus import Corpus
@@ -228,7 +231,26 @@ def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
         assert "tokens a second" in result.err
     assert "in 4 at a time x 2 accumulated" in llada(*command, "--dry_run").err
     assert_one_sentence(llada(*command, "--dry_run", 3), "3 processes cannot share 4 x 2")
+    assert_one_sentence(llada(*command, "--dry_run=-2"), "--dry_run plans for 1 process or more, not -2")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_under_torchrun_shares_the_memory_among_the_processes_of_this_machine(
+    llada: RunCommand, data: PreparedText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", tmp_path / "none", "--device", "cpu"]
+
+    def planned(*dry_run: object) -> tuple[str, str]:
+        words = " ".join(llada(*command, *dry_run).err.split())
+        found = re.search(r"in (\d at a time x \d processes) .* in addition to torch itself, of ([\d.]+ GB)", words)
+        assert found, words
+        return found[1], found[2]
+
+    by_two, by_four = planned("--dry_run", 2), planned("--dry_run", 4)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert planned("--dry_run") == (by_four[0], by_two[1])
+    assert planned("--dry_run", 4) == by_four != by_two
 
 
 @pytest.mark.slow
@@ -362,6 +384,53 @@ def test_a_process_without_a_gpu_of_its_own_is_refused_unless_it_needs_none(monk
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         with pytest.raises(UserError, match=sentence), group.joined(1.0, cast(DeviceName, device)):
             pass
+
+
+class Doubling:
+    """Stands for the exchange with a process that has the same numbers, and keeps track of copies of gradients."""
+
+    def __init__(self, gradients: Sequence[torch.Tensor]) -> None:
+        self.own = {gradient.data_ptr() for gradient in gradients}
+        self.copies: list[weakref.ref[torch.Tensor]] = []
+        self.under_way = self.most_under_way = self.most_numbers = 0
+
+    def all_reduce(self, values: torch.Tensor, async_op: bool) -> SimpleNamespace:
+        def end() -> None:
+            self.under_way -= 1
+            values.mul_(2)
+
+        self.under_way += async_op
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        if values.data_ptr() not in self.own:
+            self.copies.append(weakref.ref(values))
+        alive = [copy() for copy in self.copies]
+        self.most_numbers = max(self.most_numbers, sum(each.numel() for each in alive if each is not None))
+        return SimpleNamespace(wait=end)
+
+
+def test_gradients_are_added_up_in_place_by_way_of_two_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any shape, layout and type; what is larger than a bucket is not copied."""
+    gradients = [torch.arange(float(n)) for n in (4, 6, 3, 7, 5, 25, 5, 5)]
+    gradients += [torch.arange(8.0).view(2, 4).T, torch.arange(12.0).view(3, 4).T, torch.tensor(3.0)]
+    gradients += [torch.arange(n, dtype=torch.bfloat16) for n in (5, 4, 2)]
+    weights = {str(n): nn.Parameter(torch.zeros_like(gradient)) for n, gradient in enumerate(gradients)}
+    for weight, gradient in zip(weights.values(), gradients, strict=True):
+        weight.grad = gradient
+    doubled = [2 * gradient for gradient in gradients]
+    weights["missing here"] = nn.Parameter(torch.ones(3))
+    exchange = Doubling(gradients)
+    monkeypatch.setattr(group, "BUCKET", 10)
+    monkeypatch.setattr(torch.distributed, "all_reduce", exchange.all_reduce)
+    monkeypatch.setattr(Group, "is_any", lambda self, is_it: is_it)
+    monkeypatch.setattr(Group, "sum", lambda self, values: torch.ones_like(values))
+    loss = Group(0, 2, HashStore()).sum_gradients(weights, torch.tensor(1.5))
+    assert loss == 3
+    for weight, gradient, expected in zip(weights.values(), gradients, doubled, strict=False):
+        assert weight.grad is gradient
+        assert torch.equal(gradient, expected)
+    assert weights["missing here"].grad is not None
+    assert (exchange.under_way, exchange.most_under_way) == (0, 2)
+    assert 10 < exchange.most_numbers <= 20
 
 
 def wait_for_lines(run: Path, n: int) -> None:

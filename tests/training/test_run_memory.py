@@ -25,3 +25,12 @@ def test_the_hosts_memory_is_the_step_or_what_is_kept_with_a_few_pieces(
     larger = replace(plan, length=100_000)
     assert host_memory(larger) == expected_memory(larger).total > host_memory(plan)
     assert host_memory(replace(plan, device=torch.device("cuda"))) == PIECES
+
+
+def test_several_processes_copy_gradients_that_they_add_up(small_run: TrainConfig, data: PreparedText) -> None:
+    plan = RunPlan.of(small_run, data)
+    together = replace(plan, processes=2)
+    gradients = 4 * total_parameters(plan.network_config)
+    assert gradients < 2 * 2**23 * 4  # two buckets
+    assert (expected_memory(plan).sent, expected_memory(together).sent) == (0, gradients)
+    assert expected_memory(replace(together, is_sharded=True)).sent == 0

@@ -257,7 +257,13 @@ def _fits(
     ways = (
         []
         if total <= limit
-        else ways_to_fit(config, setting, limit, options.accumulate, is_fine_tuning=options.checkpoint is not None)
+        else ways_to_fit(
+            config,
+            setting,
+            limit,
+            options.batch_size * options.accumulate,
+            is_fine_tuning=options.checkpoint is not None,
+        )
     )
     return {
         "for_tensors": limit,

@@ -39,7 +39,7 @@ from llada.tokenizers.char import CharTokenizer
 from llada.training.agreement import surroundings
 from llada.training.config import TrainConfig
 from llada.training.forecast import announce, check_memory, out_of_memory
-from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined
+from llada.training.group import Group, OtherFailedError, is_started_by_torchrun, joined, processes_here
 from llada.training.loggers import check_loggers
 from llada.training.plan import RunPlan
 from llada.training.presets import PRESETS, measured_sampling
@@ -57,7 +57,7 @@ PRESET_HELP = """These options set the defaults of all others:
   --config FILE      The config.json of another run.
   --resume [FOLDER]  Go on with this run (default: {resumed}).
   --changed_data     With --resume, go on even if the data have changed.
-  --dry_run [N]      Print the plan of the run, for N processes if given.
+  --dry_run [N]      Print the plan of the run, for N processes here if given.
 
 `torchrun --standalone --nproc-per-node N -m llada {command} ...` shares each step among N processes."""
 
@@ -74,7 +74,7 @@ class Asked:
     resume: bool
     changed_data: bool
     dry_run: int | None
-    """Number of processes to plan for, 0 for those that there are; None to train."""
+    """Number of processes on this machine to plan for, 0 for those that there are; None to train."""
 
 
 def run(
@@ -118,12 +118,13 @@ def _unless_refused(asked: Asked | UserError) -> Asked:
 def _print_plan(asked: Asked) -> int:
     """Print what a run would be, once, and start nothing."""
     processes = asked.dry_run or (int(os.environ["WORLD_SIZE"]) if is_started_by_torchrun() else 1)
+    here = asked.dry_run or processes_here()
     if is_started_by_torchrun() and os.environ["RANK"] != "0":
         return 0
     folder, shard = RunFolder(asked.config.output_dir), Shard(0, processes)
     if asked.resume:
         folder.check_resumable()
-    plan, _ = _make_plan(asked.config, folder, asked.resume, Place(shard, processes, is_dry=True))
+    plan, _ = _make_plan(asked.config, folder, asked.resume, Place(shard, here, is_dry=True))
     announce(shared_out_if_needed(plan), StderrConsole(), in_flags)
     return 0
 
@@ -161,7 +162,7 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
     resume = asked.resume
     console = StderrConsole()
     console.quiet = not group.is_main
-    place = Place(group.shard, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.processes > 1 else 1)
+    place = Place(group.shard, processes_here())
     plan, start = group.main_first(lambda: _make_plan(asked.config, folder, resume, place))
     group.check_same(lambda: surroundings(plan))  # on which it depends what is exchanged from here on
     plan = shared_out_if_needed(plan, group.is_any)
@@ -302,6 +303,8 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     chosen, rest = first.parse_known_args(arguments)
 
     resume = chosen.resume is not None
+    if chosen.dry_run is not None and chosen.dry_run < 0:
+        raise UserError(f"--dry_run plans for 1 process or more, not {chosen.dry_run}: correct it, or leave N out.")
     if chosen.changed_data and not resume:
         raise UserError("--changed_data is for a run that goes on: add --resume, or leave it out.")
     if chosen.resume and chosen.output_dir:

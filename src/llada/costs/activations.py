@@ -23,6 +23,8 @@ class TrainingSetting:
     """Number of processes that share out the matrices of the network, with what belongs to them."""
     keeps_gradients_whole: bool = False
     """Whether gradients are accumulated as wholes where matrices are shared out, which spares sending them."""
+    sent_at_once: int = 0
+    """Greatest number of gradients that are copied at a time while several processes add up what each has whole."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     ema: bool = False
     """Whether a moving average of the weights is kept."""

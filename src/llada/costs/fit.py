@@ -40,7 +40,9 @@ class Way:
     config: NetworkConfig
     setting: TrainingSetting
     sequences: int
-    """Number of sequences in a step, which batches may share."""
+    """Number of sequences in a step, which batches and processes may share."""
+    sharing: int = 1
+    """Number of processes that share each step; the setting is that of one of them."""
     options: Options = field(default_factory=dict)
     """What was changed: the options that ask for it, in the order in which they were."""
 
@@ -54,10 +56,10 @@ class Way:
         return replace(self, setting=replace(self.setting, **values), options={**self.options, **options})
 
     def with_batch_of(self, size: int) -> Self:
-        """The same step, cut into batches of this size."""
+        """The same step, cut into batches of this size, as many for each process."""
         pieces = self.sequences // size
         options = {"batch_size": size, **({"accumulate": pieces} if pieces > 1 else {})}
-        return self.changed(options, batch_size=size, accumulates=pieces > 1)
+        return self.changed(options, batch_size=size, accumulates=pieces > self.sharing)
 
 
 class Rung(NamedTuple):
@@ -93,8 +95,10 @@ def ways_to_fit(
     config: NetworkConfig,
     setting: TrainingSetting,
     limit: float,
-    accumulate: int = 1,
+    sequences: int | None = None,
     is_fine_tuning: bool = False,
+    sharing: int = 1,
+    may_be_shared_out: bool = False,
 ) -> list[Way]:
     """Changes that make a training fit, each alone; where only shorter sequences do, the mildest combination first.
 
@@ -102,16 +106,18 @@ def ways_to_fit(
 
     Args:
         limit: bytes.
-        accumulate: batches of the setting that make a step.
+        sequences: number of sequences in a step, in all processes; those of the setting's batch if left out.
         is_fine_tuning: a checkpoint is trained further, whose dropout is what it is.
+        sharing: number of processes that share a step.
+        may_be_shared_out: they could share out the network as well, which they do not.
     """
-    asked = Way(config, setting, setting.batch_size * accumulate)
+    asked = Way(config, setting, sequences or setting.batch_size, sharing)
     thrifts = [_with_checkpointing, _in_bf16, *([] if is_fine_tuning else [_without_dropout])]
-    shorter = _shorter_sequences(limit)
-    alone = [change(asked) for change in (_smaller_batch(limit), *thrifts, shorter)]
+    shared_out, shorter = [_shared_out] if may_be_shared_out else [], _shorter_sequences(limit)
+    alone = [change(asked) for change in (*shared_out, _smaller_batch(limit), *thrifts, shorter)]
     fitting = [way for way in alone if _differs(way, asked) and way.memory <= limit]
     if not any(way.setting.length == setting.length for way in fitting):
-        fitting = _mildest_combination(asked, limit, [*thrifts, shorter]) + fitting
+        fitting = _mildest_combination(asked, limit, [*shared_out, *thrifts, shorter]) + fitting
     return fitting + (_thriftier_methods(asked, limit, [*thrifts, shorter]) if is_fine_tuning else [])
 
 
@@ -143,14 +149,18 @@ def _differs(way: Way, other: Way) -> bool:
 
 
 def _smaller_batch(limit: float) -> Callable[[Way], Way]:
-    """The largest batch that fits and divides the sequences of the step; 1 if none does."""
+    """The largest batch that fits and divides a process's sequences of the step; 1 if none does."""
 
     def change(way: Way) -> Way:
-        sizes = [n for n in range(1, way.setting.batch_size + 1) if way.sequences % n == 0]
+        sizes = [n for n in range(1, way.setting.batch_size + 1) if way.sequences // way.sharing % n == 0]
         fitting = [n for n in sizes if way.with_batch_of(n).memory <= limit]
         return way.with_batch_of(max(fitting, default=1))
 
     return change
+
+
+def _shared_out(way: Way) -> Way:
+    return way.changed({"parallel": "fsdp"}, processes=way.sharing)
 
 
 def _with_checkpointing(way: Way) -> Way:

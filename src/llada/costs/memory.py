@@ -55,6 +55,8 @@ class TrainingMemory:
     """What comes and goes within a layer's backward pass."""
     gathered: int
     """Weights that are brought together where processes share out the network."""
+    sent: int
+    """Copies of gradients while they are added up over the processes that keep them whole."""
     update: int
     """What the optimizer needs in addition to its state."""
     total: int
@@ -70,7 +72,7 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     """Memory of a training step in each process, without torch itself, if what is freed is given back at once.
 
     Its peak is at the loss, in the backward pass of the last layer, in that of the first one (when the gradients of all
-    others are there), or in the optimizer.
+    others are there), where processes add up their gradients, or in the optimizer.
     """
     weights, optimizer, ema, gradients, update = _fixed(config, setting)
     layer, kept = kept_by_layer(config, setting), kept_by_layers(config, setting)
@@ -88,10 +90,14 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
     backward = activations + computed_again + working
     if setting.activation_checkpointing:
         backward -= copies  # gone with the forward pass, and made anew layer by layer
-    gathered, sent, sent_last = _on_their_way(config, setting)
+    gathered, scattered, scattered_last = _on_their_way(config, setting)
+    sent = 0
+    if setting.method != "full" or setting.processes == 1:  # else all but vectors are sent in the backward pass
+        sent = min(gradients, setting.sent_at_once * _gradient_bytes(setting))
     accumulated = trained_parameters(config, setting) * FP32_BYTES if setting.keeps_gradients_whole else gradients
-    at_start = gathered + max(activations + logits, backward + sent) + (accumulated if setting.accumulates else 0)
-    at_end = gathered + max(accumulated + sent + (computed_again or layer) + working, gradients + sent_last)
+    at_start = gathered + max(activations + logits, backward + scattered) + (accumulated if setting.accumulates else 0)
+    last_layer = accumulated + scattered + (computed_again or layer) + working
+    at_end = gathered + max(last_layer, gradients + scattered_last)
     return TrainingMemory(
         weights=weights,
         optimizer=optimizer,
@@ -101,8 +107,9 @@ def training_memory(config: NetworkConfig, setting: TrainingSetting) -> Training
         logits=logits,
         working=computed_again + working,
         gathered=gathered,
+        sent=sent,
         update=update,
-        total=weights + optimizer + ema + max(at_start, at_end, gradients + update),
+        total=weights + optimizer + ema + max(at_start, at_end, gradients + sent, gradients + update),
     )
 
 
@@ -118,7 +125,7 @@ def _fixed(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, i
         _stored_for_training(config, setting),
         _optimizer_state(config, setting),
         trained * FP32_BYTES if setting.ema else 0,
-        trained * (BF16_BYTES if setting.bf16_weights else FP32_BYTES),
+        trained * _gradient_bytes(setting),
         _update(config, setting),
     )
 
@@ -149,6 +156,11 @@ def _weight_bytes(setting: TrainingSetting) -> int:
     """Bytes of a weight as it is stored, without 4 bits."""
     is_bf16 = setting.bf16_weights if setting.method == "full" else setting.bf16
     return BF16_BYTES if is_bf16 else FP32_BYTES
+
+
+def _gradient_bytes(setting: TrainingSetting) -> int:
+    """Bytes of a gradient, which has the type of the weight that is trained."""
+    return BF16_BYTES if setting.bf16_weights else FP32_BYTES
 
 
 def _on_their_way(config: NetworkConfig, setting: TrainingSetting) -> tuple[int, int, int]:
@@ -188,8 +200,7 @@ def _at_the_loss(config: NetworkConfig, setting: TrainingSetting) -> int:
     if setting.logits_at_once is not None and setting.logits_at_once < setting.tokens * config.vocab_size:
         at_once = max(1, setting.logits_at_once // config.vocab_size)
         if setting.method == "full":
-            gradient = BF16_BYTES if setting.bf16_weights else FP32_BYTES
-            pieces = 2 * config.vocab_size * config.d_model * gradient
+            pieces = 2 * config.vocab_size * config.d_model * _gradient_bytes(setting)
     return at_once * config.vocab_size * FP32_BYTES * LOGITS_IN_LOSS + pieces
 
 

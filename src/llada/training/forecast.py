@@ -27,7 +27,15 @@ from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.config import NoiseOptions
 from llada.training.plan import RunPlan, count_steps, sequences_in
-from llada.training.run_memory import TORCH_BYTES, available_bytes, expected_memory, fits, host_memory, setting_of
+from llada.training.run_memory import (
+    TORCH_BYTES,
+    available_bytes,
+    can_be_shared_out,
+    expected_memory,
+    fits,
+    host_memory,
+    setting_of,
+)
 
 LONG_RUN_SECONDS = 3600  # beyond it, the reasons are reported
 VERY_LONG_RUN_SECONDS = 24 * 3600
@@ -124,11 +132,15 @@ def warm_up_warning(plan: RunPlan) -> str | None:
 
 
 def _steps_by_accumulation(plan: RunPlan) -> dict[int, int]:
-    """How long the run would be in steps if it accumulated less: half, a quarter, ..., as far as that changes it."""
+    """How long the run would be in steps if it accumulated less: half, a quarter, ..., as far as that changes it.
+
+    The processes have to be able to share such a step equally.
+    """
     config, accumulate, found = plan.config, plan.config.accumulate // 2, {}
     while config.epochs is not None and not config.noise.complementary and accumulate >= 1:
-        steps = count_steps(replace(config, accumulate=accumulate), plan.data, plan.length)
-        found[accumulate] = steps or 1
+        if config.batch_size * accumulate % plan.processes == 0:
+            steps = count_steps(replace(config, accumulate=accumulate), plan.data, plan.length)
+            found[accumulate] = steps or 1
         accumulate //= 2
     return found
 
@@ -214,8 +226,10 @@ def _what_fits(plan: RunPlan, available: float) -> str:
         plan.network_config,
         setting_of(plan),
         available - TORCH_BYTES,
-        plan.config.accumulate,
+        plan.config.sequences_per_step,
         is_fine_tuning=plan.config.base is not None,
+        sharing=plan.processes,
+        may_be_shared_out=plan.config.parallel == "ddp" and can_be_shared_out(plan),
     )
     if ways:
         speed_of = functools.cache(functools.partial(matmul_flops_per_second, plan.device))  # which takes a moment

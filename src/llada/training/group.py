@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from llada.system.device import DeviceName
 from llada.system.errors import UserError, first_line
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
+BUCKETS_AT_ONCE = 2  # are copied at a time: one is sent while another is filled or read; gloo has two threads
 GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
 MOST_NAMED = 5  # of what differs between processes
 
@@ -100,10 +102,8 @@ class Group:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        *added, total = self._sum_in_buckets([*gradients, loss])
-        for parameter, gradient in zip(parameters, added, strict=True):
-            parameter.grad = gradient
-        return total
+        self._sum_in_buckets([*gradients, loss])
+        return loss
 
     def clip_gradients(self, weights: Mapping[str, nn.Parameter], longest: float) -> Tensor:
         """Clip gradients, added up before, to a norm; returns the norm that they had."""
@@ -127,19 +127,16 @@ class Group:
             self._gather_objects(everybody, own)
         return everybody
 
-    def _sum_in_buckets(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Add tensors up over the processes; the results are views of a few large pieces of memory."""
+    def _sum_in_buckets(self, tensors: Sequence[Tensor]) -> None:
+        """Add tensors up over the processes, in place; small ones are sent together, of which a few copies exist."""
         with self._naming_who_is_missing():
-            waiting = []
+            sums: deque[_Sum] = deque()
             for bucket in _buckets(tensors):
-                flat = torch.cat([tensor.flatten() for tensor in bucket])
-                waiting.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-            added = []
-            for bucket, flat, work in waiting:
-                work.wait()
-                parts = flat.split([tensor.numel() for tensor in bucket])
-                added += [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
-        return added
+                if len(sums) == BUCKETS_AT_ONCE:
+                    sums.popleft().write_back()
+                sums.append(_Sum(bucket))
+            while sums:
+                sums.popleft().write_back()
 
     def gather(self, sums: Sequence[Tensor]) -> None:
         """Bring to process 0 what all have counted since the last time; the others begin anew."""
@@ -266,6 +263,24 @@ class Group:
 ALONE = Group()
 
 
+class _Sum:
+    """The sum of some tensors over the processes, under way."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Send the tensors, as a flat copy; one alone needs none."""
+        self.tensors = tensors
+        parts = [tensor.flatten() for tensor in tensors]
+        self.flat = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.work = dist.all_reduce(self.flat, async_op=True)
+
+    def write_back(self) -> None:
+        """Wait for the sums and put them into the tensors; where nothing was copied, they are there."""
+        self.work.wait()
+        parts = self.flat.split([tensor.numel() for tensor in self.tensors])
+        for part, tensor in zip(parts, self.tensors, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Put consecutive tensors of one type and device together."""
     bucket: list[Tensor] = []
@@ -282,6 +297,11 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def is_started_by_torchrun() -> bool:
     """Whether this process is one of several, by the variables that `torchrun` sets."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def processes_here() -> int:
+    """Number of the run's processes on this machine, by the variable that `torchrun` sets."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_started_by_torchrun() else 1
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from llada.costs.memory import TrainingMemory, training_memory
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
 from llada.system.device import memory_bytes
+from llada.training.group import BUCKET, BUCKETS_AT_ONCE
 from llada.training.plan import RunPlan
 
 TORCH_BYTES = 500e6  # of a process that has imported torch and multiplied something; measured
@@ -53,7 +54,7 @@ def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -
     Args:
         is_any: whether it is so in any process.
     """
-    if _may_be_shared_out(plan):
+    if plan.config.parallel == "auto" and can_be_shared_out(plan):
         plan = replace(plan, is_sharded=is_any(not fits(plan)))
     if not plan.is_sharded or plan.share.accumulate == 1:
         return plan
@@ -61,10 +62,10 @@ def shared_out_if_needed(plan: RunPlan, is_any: Callable[[bool], bool] = bool) -
     return plan if is_any(not fits(whole)) else whole
 
 
-def _may_be_shared_out(plan: RunPlan) -> bool:
-    """Whether the configuration leaves it open; what it asks for otherwise, `TrainConfig` would refuse."""
+def can_be_shared_out(plan: RunPlan) -> bool:
+    """Whether there are several processes, and `TrainConfig` would not refuse `parallel="fsdp"` with the rest."""
     config = plan.config
-    if config.parallel != "auto" or plan.processes == 1 or config.compile:
+    if plan.processes == 1 or config.compile:
         return False
     return config.method == "lora" or (config.method == "full" and config.optimizer.optimizer_state != "8bit")
 
@@ -83,6 +84,7 @@ def setting_of(plan: RunPlan) -> TrainingSetting:
         accumulates=plan.share.accumulate > 1,
         processes=plan.processes if plan.is_sharded else 1,
         keeps_gradients_whole=plan.keeps_gradients_whole,
+        sent_at_once=BUCKETS_AT_ONCE * BUCKET if plan.processes > 1 else 0,
         optimizer=config.optimizer.optimizer,
         ema=config.optimizer.ema > 0,
         bf16=plan.precision.dtype == torch.bfloat16,
