@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from llada.data.batches import DrawBatch, TokenBatch, document_numbers, drawn_within_documents, stored_sequences
+from llada.tokenizers.bpe import BPETokenizer
+from llada.tokenizers.train_bpe import train_bpe
 from tests.support.corpora import prepare_files, some_documents, write_as
 
 END = 2
@@ -68,3 +70,24 @@ def test_stored_sequences_are_drawn_with_the_numbers_of_their_documents(tmp_path
             number += id_ == eos_id
     assert batch.attention_mask.flatten().tolist() == numbers
     assert (max(numbers) == 1) == (packing == "documents")
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_an_end_whose_id_pads_as_well_is_learned_and_padding_is_not(tmp_path: Path, packing: str) -> None:
+    """As of LLaDA-8B. Documents of 8 tokens fill a row of 8, so that their ends have rows of their own."""
+    plain = train_bpe(iter([["to be or not"]]), 260)
+    tokenizer = BPETokenizer(plain._files, {**plain.vocabulary, "pad_token_id": plain.eos_id})
+    texts = [*(f"abcdefg{letter}" for letter in "hijklm"), *some_documents(30)]
+    source = write_as(tmp_path, "jsonl", texts)
+    data = prepare_files(tmp_path / "corpus", source, packing=packing, tokenizer=tokenizer)
+    n_rows, n_tokens = len(data.rows["train"]), len(data.tokens("train"))
+    batch = drawn_within_documents(stored_sequences(data, n_rows, seed=0), tokenizer.eos_id)(0, torch.Generator())
+    assert batch.maskable is not None
+    assert batch.attention_mask is not None
+    assert int(batch.maskable.sum()) == n_tokens
+    assert bool(batch.maskable.any(1).all())  # a row without anything to mask could not be learned
+    ends = batch.maskable & (batch.x_0 == tokenizer.eos_id)
+    assert int(ends.sum()) == data.metadata["splits"]["train"]["documents"]
+    assert torch.equal(batch.attention_mask != 0, batch.maskable)
+    assert bool((batch.x_0[~batch.maskable] == tokenizer.pad_id).all())
+    assert not bool(batch.maskable.all())

@@ -176,11 +176,13 @@ def stored_sequences(data: PreparedText, batch: int | Numbered, seed: int) -> Dr
         batch: the number of rows, or the numbered ones of them.
         seed: of the order of rows that are not numbered.
     """
-    rows, pad_id, places = data.rows["train"], data.tokenizer.pad_id, _places(batch)
+    rows, places = data.rows["train"], _places(batch)
 
     def draw(n_before: int, generator: Generator) -> TokenBatch:
-        x_0 = _as_ids(rows[_items_at(n_before + places, len(rows), batch, seed)])
-        is_text = x_0 != pad_id
+        numbers = _items_at(n_before + places, len(rows), batch, seed)
+        x_0 = _as_ids(rows[numbers])
+        # By its place: where PAD is EOS, as of LLaDA-8B, the id does not tell it from the end of a document.
+        is_text = torch.from_numpy(np.arange(x_0.shape[1]) < data.row_lengths("train", numbers)[:, None])
         return TokenBatch(x_0) if bool(is_text.all()) else TokenBatch(x_0, is_text, is_text)
 
     return draw

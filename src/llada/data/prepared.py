@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.data.corpus import Corpus
+from llada.data.order import Numbers
 from llada.system.errors import UserError, first_line, system_remedy
 from llada.system.files import folder_written_whole, read_json, remove_leftovers, sha256_of, write_json
 from llada.system.locks import locked
@@ -327,6 +328,11 @@ class PreparedText:
     def tokens(self, split: Split) -> Ids:
         """Return a split as one run of ids, without its padding."""
         return self.rows[split].reshape(-1)[: self.metadata["splits"][split]["tokens"]]
+
+    def row_lengths(self, split: Split, numbers: Numbers) -> Numbers:
+        """Return how many tokens (B,) the rows of these numbers (B,) have before their padding."""
+        before = numbers * self.sequence_length
+        return np.clip(self.metadata["splits"][split]["tokens"] - before, 0, self.sequence_length)
 
 
 def _map_rows(path: Path, remedy: str) -> Ids:

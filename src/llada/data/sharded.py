@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llada.data.corpus_work import PLACE_TYPE
+from llada.data.order import Numbers
 from llada.data.prepared import Ids, PreparedText, Split, how_to_prepare
 from llada.system.errors import UserError
 from llada.system.files import read_json
@@ -216,14 +217,22 @@ class DocumentRows:
         flat = numbers.reshape(-1)
         rows = np.full((len(flat), self._length), self._pad_id, dtype=self._tokens.dtype)
         for row, number in zip(rows, flat.tolist(), strict=True):
-            shard = int(np.searchsorted(self._edges, number, side="right")) - 1
-            name = Path(self._shards[shard]["file"]).with_suffix(".rows.bin").name
-            starts = self._files(name, int(self._shards[shard]["sequences"]) + 1)
-            start, end = starts[number - self._edges[shard] : number - self._edges[shard] + 2].tolist()
-            edge = int(self._token_edges[shard])
-            ids = self._tokens.run(edge + start, edge + min(end, start + self._length))
-            row[: len(ids)] = ids
+            start, end = self._bounds(number)
+            row[: end - start] = self._tokens.run(start, end)
         return rows.reshape(*numbers.shape, self._length)
+
+    def lengths(self, numbers: Numbers) -> Numbers:
+        """Return how many tokens (B,) the rows of these numbers (B,) have before their padding."""
+        return np.array([end - start for start, end in map(self._bounds, numbers.tolist())], dtype=np.int64)
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        """Where the tokens of a row begin and end among those of the split."""
+        shard = int(np.searchsorted(self._edges, number, side="right")) - 1
+        name = Path(self._shards[shard]["file"]).with_suffix(".rows.bin").name
+        starts = self._files(name, int(self._shards[shard]["sequences"]) + 1)
+        start, end = starts[number - self._edges[shard] : number - self._edges[shard] + 2].tolist()
+        edge = int(self._token_edges[shard])
+        return edge + start, edge + min(end, start + self._length)
 
 
 def _numbers(index: Any, n: int) -> npt.NDArray[np.int64]:
@@ -310,6 +319,10 @@ class ShardedText(PreparedText):
     def tokens(self, split: Split) -> Ids:
         """Return the ids (N,) of a split, which are read where they are indexed (`ShardedIds`)."""
         return cast(Ids, cast(Any, self.rows[split])._tokens)
+
+    def row_lengths(self, split: Split, numbers: Numbers) -> Numbers:
+        rows: object = self.rows[split]
+        return rows.lengths(numbers) if isinstance(rows, DocumentRows) else super().row_lengths(split, numbers)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
