@@ -30,10 +30,12 @@ from llada.data.prepared import PreparedText, prepare
 from llada.system.device import DeviceName
 from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
+from llada.training import roll_call
 from llada.training import group
 from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
+from llada.training.roll_call import RollCall
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
@@ -354,16 +356,30 @@ def test_a_port_in_use_is_named(
 
 
 def test_who_is_missing_is_named_also_by_an_exchange_of_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(roll_call, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("socket.gethostname", lambda: "node-a")
     store = HashStore()
-    store.set("host/0", "node-a")
+    RollCall(store, 0, 2)
+    group = Group(1, 2, RollCall(store, 1, 2))
+    assert group.roll_call is not None
     reset = "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:43402: Connection reset by peer."
-    with pytest.raises(UserError, match=r"waited in vain for process 0 \(on node-a\)"), Group(1, 2, store).watched():
-        raise RuntimeError(reset)
-    with pytest.raises(RuntimeError, match="shapes"), Group(1, 2, store).watched():
+    with pytest.raises(RuntimeError, match="shapes"), group.watched():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="reset by peer"), ALONE.watched():
         raise RuntimeError(reset)
+    named = r"waited in vain for process 0 \(on node-a\), which ended or hangs"
+    with group.roll_call.answered(), pytest.raises(UserError, match=named), group.watched():
+        raise RuntimeError(reset)
+
+
+def test_who_neither_ended_nor_waits_is_named_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll_call, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(roll_call, "POLL_SECONDS", 0.01)
+    store = HashStore()
+    busy, waits = RollCall(store, 0, 2), RollCall(store, 1, 2)
+    said = "waited in vain for process 0 .*, which hangs, is busy, or waits for another one"
+    with busy.answered(), waits.answered(), pytest.raises(UserError, match=said), Group(1, 2, waits).watched():
+        raise RuntimeError("gloo: Timed out waiting")
 
 
 def test_a_process_without_a_gpu_of_its_own_is_refused_unless_it_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +439,7 @@ def test_gradients_are_added_up_in_place_by_way_of_two_buckets(monkeypatch: pyte
     monkeypatch.setattr(torch.distributed, "all_reduce", exchange.all_reduce)
     monkeypatch.setattr(Group, "is_any", lambda self, is_it: is_it)
     monkeypatch.setattr(Group, "sum", lambda self, values: torch.ones_like(values))
-    loss = Group(0, 2, HashStore()).sum_gradients(weights, torch.tensor(1.5))
+    loss = Group(0, 2).sum_gradients(weights, torch.tensor(1.5))
     assert loss == 3
     for weight, gradient, expected in zip(weights.values(), gradients, doubled, strict=False):
         assert weight.grad is gradient
@@ -481,6 +497,37 @@ def test_a_process_that_hangs_or_dies_is_named(parallel: str, data: PreparedText
             assert (f"Process {rank} (on" in ended.err) == (rank > 0)
             assert "process 0" not in ended.err
             assert "Traceback" not in ended.err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_that_waits_for_a_healthy_one_is_not_named(parallel: str, data: PreparedText, tmp_path: Path) -> None:
+    """gloo reports the end of process 2 of 4 to its neighbours 1 and 3; process 0 waits for them."""
+    started = start(4, [flags(["--evaluate_every", "100000", "--parallel", parallel], data, tmp_path / "run", 100_000)])
+    wait_for_lines(tmp_path / "run", 3)
+    started[2].kill()
+    for ((ended,),) in [finish([started[rank]]) for rank in (0, 1, 3)]:
+        assert ended.code == 2
+        assert f"waited in vain for process 2 (on {socket.gethostname()}), which ended or hangs" in ended.err, ended.err
+    started[2].communicate()
+
+
+@pytest.mark.faults
+def test_a_signal_to_torchrun_and_all_that_it_started_saves(data: PreparedText, tmp_path: Path) -> None:
+    """torchrun passes the signal on to processes that have had it."""
+    run = tmp_path / "run"
+    words = ["--nproc-per-node=2", "-m", "llada", *map(str, flags(["--evaluate_every", "100000"], data, run, 100_000))]
+    group = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    wait_for_lines(run, 5)
+    for pid in (group.pid, *children_of(group.pid)):
+        os.kill(pid, signal.SIGTERM)
+    out, _ = group.communicate(timeout=PATIENCE)
+    assert "Stopped; saved after step" in out, out
+    assert "Stopped by SIGTERM" not in out
+    assert (run / "checkpoints" / "last").exists()
 
 
 KILLS = 20

@@ -11,6 +11,7 @@ import pytest
 
 from llada import cli
 from llada.data.prepared import PreparedText
+from llada.training import signals
 from llada.training.signals import SIGNALS, StopRequest
 from tests.support.commands import PATIENCE
 
@@ -62,6 +63,34 @@ def test_a_second_signal_of_any_kind_ends_the_process_at_once(second: signal.Sig
     os.kill(process.pid, second)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -second
+
+
+def test_under_torchrun_the_same_signal_within_seconds_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from the scheduler and from torchrun; once the seconds are over, it does what it did before."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
+    try:
+        for second, seconds, stops in (
+            (signal.SIGTERM, 60.0, False),
+            (signal.SIGTERM, 0.0, True),
+            (signal.SIGINT, 60.0, True),
+        ):
+            monkeypatch.setattr(signals, "TWICE_SECONDS", seconds)
+            came.clear()
+            stop = StopRequest()
+            with stop.on_signals():
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop.is_made
+                os.kill(os.getpid(), second)
+                assert came == [second] * stops
+            os.kill(os.getpid(), second)  # when the run has saved and ends
+            assert came == [second, second] * stops
+            for number in SIGNALS:
+                signal.signal(number, lambda number, _: came.append(number))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_process_is_refused_and_sigterm_saves(

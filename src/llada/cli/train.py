@@ -332,7 +332,8 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
     if not resume and os.environ.get(RESTARTS, "0") != "0":  # the command that began the run now goes on with it
-        stored = _same_run_in(RunFolder(folder), config)
+        begun = _newest(program.numbered_runs) if program.numbered_runs and not chosen.output_dir else folder
+        stored = _same_run_in(RunFolder(begun), replace(config, output_dir=begun))
         config, resume = (stored, True) if stored else (config, False)
     return Asked(config, resume, chosen.changed_data, chosen.dry_run)
 
@@ -348,12 +349,18 @@ def _same_run_in(folder: RunFolder, config: TrainConfig) -> TrainConfig | None:
 
 def _numbered_folder(stem: Path, resume: bool) -> Path:
     """Return `stem-N` with the number of the newest run, to resume it, or with the next free number."""
+    newest = _newest(stem)
+    number = int(newest.name.rpartition("-")[2])
+    if resume and not number:
+        raise UserError(f"There is no run {stem}-N to resume: name its folder, or start one without --resume.")
+    return newest if resume else stem.with_name(f"{stem.name}-{number + 1}")
+
+
+def _newest(stem: Path) -> Path:
+    """Return the `stem-N` with the largest number, or that with 0, which is none, if there is no run."""
     pattern = re.compile(rf"{re.escape(stem.name)}-(\d+)")
     found = [pattern.fullmatch(path.name) for path in stem.parent.glob("*")]
-    newest = max((int(match[1]) for match in found if match), default=0)
-    if resume and not newest:
-        raise UserError(f"There is no run {stem}-N to resume: name its folder, or start one without --resume.")
-    return stem.with_name(f"{stem.name}-{newest if resume else newest + 1}")
+    return stem.with_name(f"{stem.name}-{max((int(match[1]) for match in found if match), default=0)}")
 
 
 class _FirstParser(argparse.ArgumentParser):

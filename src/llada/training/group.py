@@ -12,7 +12,6 @@ Process 0 writes all files and says what is to be said; the others speak of erro
 import os
 import re
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +27,10 @@ from llada.evaluation.distributed import Shard
 from llada.optim.parts import rows_of
 from llada.system.device import DeviceName
 from llada.system.errors import UserError, first_line
+from llada.training.roll_call import RollCall
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
 BUCKETS_AT_ONCE = 2  # are copied at a time: one is sent while another is filled or read; gloo has two threads
-GRACE_SECONDS = 3.0  # within which those that wait for the same process give up waiting as well
 MOST_NAMED = 5  # of what differs between processes
 
 _OF_AN_EXCHANGE = re.compile("gloo|NCCL")  # in what torch's RuntimeErrors say if an exchange fails
@@ -50,8 +49,7 @@ class Group:
     rank: int = 0
     """Number of this process, from 0."""
     processes: int = 1
-    store: Any = None
-    """Where processes leave notes for each other: a Store of torch.distributed, which some builds of torch lack."""
+    roll_call: RollCall | None = None
 
     @property
     def is_main(self) -> bool:
@@ -238,25 +236,18 @@ class Group:
             raise self._missing(error) from error
 
     def _missing(self, error: BaseException) -> UserError:
-        """Say who is missing: each that waits in vain leaves a note, and whoever has left none is not waiting."""
-        assert self.store is not None
-        missing = []
-        try:
-            self.store.set(f"waiting/{self.rank}", "")
-            time.sleep(GRACE_SECONDS)
-            for rank in range(self.processes):
-                if not self.store.check([f"waiting/{rank}"]):
-                    missing.append(f"process {rank} (on {self.store.get(f'host/{rank}').decode()})")
-        except (RuntimeError, OSError):
-            missing = ["process 0"]  # which keeps the notes, where nobody else does
-        if not missing:
+        """Say who is missing."""
+        assert self.roll_call is not None
+        absent = self.roll_call.absent()
+        if not absent.ended and not absent.others:
             return UserError(
                 f"The processes lost each other ({first_line(error)}): see to the network between them, and go on with "
                 "`resume`."
             )
+        what = "ended or hangs" if absent.ended else "hangs, is busy, or waits for another one"
         return UserError(
-            f"The run waited in vain for {' and '.join(missing)}, which ended or hangs (`timeout_minutes` is the "
-            "longest wait): see what it says, and go on with `resume`."
+            f"The run waited in vain for {' and '.join(absent.ended or absent.others)}, which {what} "
+            "(`timeout_minutes` is the longest wait): see what it says, and go on with `resume`."
         )
 
 
@@ -324,9 +315,11 @@ def joined(timeout_minutes: float, device: DeviceName = "auto") -> Iterator[Grou
     if has_gpu:
         _take_own_gpu()
     group = _join(timedelta(minutes=timeout_minutes), "cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    assert group.roll_call is not None
     try:
-        yield group
-        group.barrier()  # a process that just ends breaks the others' connections
+        with group.roll_call.answered():
+            yield group
+            group.barrier()  # a process that just ends breaks the others' connections
     finally:
         dist.destroy_process_group()
 
@@ -349,8 +342,7 @@ def _join(timeout: timedelta, backend: str) -> Group:
     try:
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
-        notes = PrefixStore("llada", store)
-        notes.set(f"host/{rank}", socket.gethostname())
+        roll_call = RollCall(PrefixStore("llada", store), rank, processes)
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
@@ -362,4 +354,4 @@ def _join(timeout: timedelta, backend: str) -> Group:
             f"The other processes cannot be reached at {place} ({first_line(error)}): check that all of them were "
             "started, with the same MASTER_ADDR and MASTER_PORT."
         ) from error
-    return Group(rank, processes, notes)
+    return Group(rank, processes, roll_call)

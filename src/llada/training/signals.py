@@ -1,6 +1,9 @@
 """A run that is asked to stop finishes its step and saves; asked again, it stops at once."""
 
+import math
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +11,9 @@ from contextlib import contextmanager
 # that Windows sends to another process. Not every system has all of them.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
+# torchrun passes its signal on to the processes that it started, and whoever signals it may signal them as well.
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun, also for a single process
+TWICE_SECONDS = 5.0  # within which such a signal comes again
 
 
 class StopRequest:
@@ -20,22 +26,31 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """Take note of the first signal; the second one, whichever it is, does what it did before.
 
+        Under torchrun, one of the same kind within a few seconds is not a second one, also not after the end.
         A signal that the process was started to ignore stays ignored.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+        first: dict[int, float] = {}  # the first signal, and when it came
 
         def restore() -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-        def take_note(_number: int, _frame: object) -> None:
+        def take_note(number: int, _frame: object) -> None:
+            if first and time.monotonic() - first.get(number, -math.inf) > TWICE_SECONDS:
+                restore()
+                signal.raise_signal(number)
+                return
+            first.setdefault(number, time.monotonic())
             self.is_made = True
-            restore()
+            if BY_TORCHRUN not in os.environ:
+                restore()
 
         for number in before:
             signal.signal(number, take_note)
         try:
             yield
         finally:
-            restore()
+            if not first:
+                restore()
