@@ -30,8 +30,7 @@ from llada.data.prepared import PreparedText, prepare
 from llada.system.device import DeviceName
 from llada.system.errors import UserError
 from llada.system.toolchains import has_compiler
-from llada.training import roll_call
-from llada.training import group
+from llada.training import group, roll_call
 from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from llada.training.plan import RunPlan
