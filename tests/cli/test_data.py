@@ -38,6 +38,17 @@ def test_a_text_gives_what_it_always_gave(llada: RunCommand, tmp_path: Path) -> 
     assert "metadata.json" in files_in_folder(tmp_path / "auto")
 
 
+def test_a_text_is_prepared_over_itself(llada: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    command = ("prepare", "--input", tmp_path / "a.txt", "--output_dir", tmp_path / "data", "--sequence_length", 16)
+    assert llada(*command).code == 0
+    before = files_in_folder(tmp_path / "data")
+    assert llada(*command, "--overwrite").code == 0
+    for option in (("--processes", 2), ("--skip_bad",)):
+        assert_one_sentence(llada(*command, "--overwrite", *option), f"{option[0]} is for a folder of shards")
+    assert files_in_folder(tmp_path / "data") == before
+
+
 def test_a_text_gives_shards_where_that_is_asked_for(llada: RunCommand, tmp_path: Path) -> None:
     for i, text in enumerate(some_documents(60)):
         (tmp_path / f"{i:02d}.txt").write_text(text)

@@ -78,10 +78,12 @@ class PrepareOptions:
     processes: int | None = None
     """Number of processes that read and encode; one a core if left out. The result does not depend on it."""
     overwrite: bool = False
-    """Remove another corpus, or another preparation that is half done, from --output_dir."""
+    """Remove another corpus, or another preparation that is half done, from --output_dir. The five files of a small text
+    are replaced anyway."""
 
 
-FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format"}
+FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format", "overwrite"}
+OF_THE_WORK = {"processes", "skip_bad"}  # for shards, but what is read differently does not ask for another format
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -127,11 +129,12 @@ def is_sharded(options: PrepareOptions) -> bool:
     given = [name for name in given if getattr(options, name) != getattr(default, name)]
     if options.source == "documentation":
         given.insert(0, "source documentation")
-    if options.format == "small":
-        if given:
-            raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
-        return False
-    return options.format == "sharded" or bool(given) or any(map(_asks_for_shards, options.input))
+    asks = bool({*given} - OF_THE_WORK) or any(map(_asks_for_shards, options.input))
+    if options.format == "sharded" or (options.format == "auto" and asks):
+        return True
+    if given:
+        raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
+    return False
 
 
 def _asks_for_shards(name: str) -> bool:
