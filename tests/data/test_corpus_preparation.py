@@ -311,6 +311,20 @@ def test_a_broken_line_stops_or_is_counted(tmp_path: Path) -> None:
     assert len(documents_in(data, "train") + documents_in(data, "val")) == 80
 
 
+def test_names_that_utf8_cannot_hold_are_kept(tmp_path: Path) -> None:
+    """A key that is half of a surrogate pair, in a file whose name is in Latin-1."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    try:
+        path.write_bytes(to_lines(DOCUMENTS) + b'{"\\ud800": 1}\n')
+    except OSError:
+        pytest.skip("names of files are UTF-8 on this system")
+    data = prepare_files(tmp_path / "corpus", path, skip_bad=True)
+    assert data.metadata["first_bad"] == f"Line 81 of {path} has no 'text' (its keys: \ud800)"
+    assert data.metadata["source"]["files"][0][0] == str(path)
+    assert ShardedText.open(tmp_path / "corpus").metadata == data.metadata  # it has a checksum of its own
+    prepare_files(tmp_path / "corpus", path, skip_bad=True)  # it is the one that is there
+
+
 def test_the_first_broken_line_is_named_whichever_process_is_faster(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(to_lines([text]) if i % 20 else b"broken\n" for i, text in enumerate(DOCUMENTS, 1)))
