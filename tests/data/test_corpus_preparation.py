@@ -214,6 +214,22 @@ def test_byte_pairs_are_trained_on_as_much_text_as_was_asked_for(tmp_path: Path,
     assert data.tokenizer == train_bpe(iter([drawn]), 400)
 
 
+def test_byte_pairs_are_not_trained_on_nothing(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(UserError, match=r"raise `sample_mb`, which is 1e-07, and add `overwrite=True`") as caught:
+        prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=300, sample_mb=1e-7)
+    assert_one_sentence(caught.value)
+
+
+def test_a_shard_is_of_a_byte_at_least(tmp_path: Path) -> None:
+    """Each line is a block of its own, and so are the bytes within it, which hold no document."""
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(to_lines(["abc", "def", "ghi"]))
+    data = prepare_files(tmp_path / "corpus", source, shard_mb=1e-7, val_share=0.5)
+    assert sorted(documents_in(data, "train") + documents_in(data, "val")) == ["abc", "def", "ghi"]
+    names = [shard["file"] for split in ("train", "val") for shard in data.metadata["splits"][split]["shards"]]
+    assert sorted(name.split("-")[1] for name in names) == ["00000.bin", "00025.bin", "00050.bin"]
+
+
 def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
     documents = [*some_documents(30), "a <EOS> and a <MASK> in <PAD>"]
     (tmp_path / "a.jsonl").write_bytes(to_lines(documents))
@@ -339,11 +355,12 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
     assert len(documents_in(data, "train") + documents_in(data, "val")) == 80
 
 
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "dedup": "near"}], ids=["characters", "bpe"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", to_lines(["", " "])])
-def test_a_source_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_source_without_text_is_refused(tmp_path: Path, content: bytes, settings: dict[str, Any]) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError, match="holds no text") as caught:
-        prepare_files(tmp_path / "corpus", tmp_path / "a.jsonl")
+        prepare_files(tmp_path / "corpus", tmp_path / "a.jsonl", **settings)
     assert_one_sentence(caught.value)
 
 

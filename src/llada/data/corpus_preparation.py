@@ -156,7 +156,7 @@ class _Preparation:
 
         def open_blocks() -> Iterator[Block]:
             nonlocal n_blocks, n_bytes
-            size = int(self.settings.shard_mb * 1e6)
+            size = max(1, int(self.settings.shard_mb * 1e6))
             for block in blocks_of(self.source.pieces(size, self.unfinished), size):
                 n_blocks += 1
                 if record_of(self.unfinished, block.number).is_file():
@@ -218,19 +218,25 @@ class _Preparation:
         return train_bpe(self._sample(), self.settings.vocab_size)
 
     def _sample_bytes(self) -> int:
-        return int(self.settings.sample_mb * 1e6 or 2**62)
+        return max(1, int(self.settings.sample_mb * 1e6)) if self.settings.sample_mb else 2**62
 
     def _sample(self) -> Iterator[list[str]]:
-        """Iterate over batches of the sampled texts, in the order of the source."""
+        """Iterate over batches of the sampled texts, in the order of the source.
+
+        Raises:
+            UserError: there are training documents, and none is in the sample.
+        """
         records = [record_of_scan(self.unfinished, number) for number in range(self.n_scanned)]
-        share = self._sample_bytes() / max(1, sum(read_json(record)["train_bytes"] for record in records))
+        n_bytes = sum(read_json(record)["train_bytes"] for record in records)
+        share = self._sample_bytes() / max(1, n_bytes)
         batch: list[str] = []
-        waiting = 0
+        waiting, is_empty = 0, True
         for record in records:
             with open(file_of(record, ".sample.jsonl"), encoding="utf-8") as lines:
                 for text in map(json.loads, lines):
                     if not is_sampled(digest_of(text.encode()), share):
                         continue
+                    is_empty = False
                     batch.append(text)
                     waiting += len(batch[-1])
                     if waiting >= _BATCH_CHARACTERS:
@@ -238,6 +244,11 @@ class _Preparation:
                         batch, waiting = [], 0
         if batch:
             yield batch
+        if is_empty and n_bytes:
+            raise UserError(
+                f"No document was drawn to train the byte pairs on: raise `sample_mb`, which is "
+                f"{self.settings.sample_mb:g}, and add `overwrite=True`."
+            )
 
     def _mark_duplicates(self) -> dict[str, int]:
         path = self.unfinished / DUPLICATES_FILE

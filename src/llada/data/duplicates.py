@@ -73,7 +73,7 @@ def first_of_equal(digests: Sequence[npt.NDArray[np.uint64]], at_once: int = DOC
         at_once: number of documents, about, that are compared at a time.
     """
     n = sum(map(len, digests))
-    keep, n_parts = np.ones(n, dtype=bool), max(1, -(-n // at_once))
+    keep, n_parts = np.ones(n, dtype=bool), -(-n // at_once)
     for part in range(n_parts):
         found, places, start = [], [], 0
         for block in digests:
