@@ -78,8 +78,8 @@ class PrepareOptions:
     processes: int | None = None
     """Number of processes that read and encode; one a core if left out. The result does not depend on it."""
     overwrite: bool = False
-    """Remove another corpus, or another preparation that is half done, from --output_dir. The five files of a small text
-    are replaced anyway."""
+    """Remove another corpus, or another preparation that is half done, from --output_dir. Five files are replaced
+    anyway."""
 
 
 FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format", "overwrite"}

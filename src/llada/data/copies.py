@@ -174,7 +174,7 @@ def load_zstandard(path: Path) -> Any:
     return zstandard
 
 
-def pieces_of_texts(name: str, texts: Iterator[Any], text_key: str, size: int, folder: Path) -> Iterator[Piece]:
+def pieces_of_texts(name: str, texts: Iterator[str | None], text_key: str, size: int, folder: Path) -> Iterator[Piece]:
     """Write texts that come one by one into copies of about `size` bytes, a line of JSON each."""
     first = 1
     while True:
