@@ -459,6 +459,26 @@ def test_another_corpus_is_replaced_only_when_that_is_asked_for(tmp_path: Path, 
     assert data.metadata["tokenizer"]["kind"] == "bpe"
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no text"),
+        (to_lines(["one"]), "A single document"),
+        (b"broken\n" + to_lines(DOCUMENTS), "Line 1 of"),
+        (to_lines(DOCUMENTS, key="body"), "has no 'text'"),
+    ],
+)
+def test_another_corpus_is_not_replaced_by_nothing(
+    tmp_path: Path, source: Path, content: bytes, complaint: str
+) -> None:
+    prepare_files(tmp_path / "corpus", source)
+    before = files_in_folder(tmp_path / "corpus")
+    (tmp_path / "other.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        prepare_files(tmp_path / "corpus", tmp_path / "other.jsonl", overwrite=True)
+    assert files_in_folder(tmp_path / "corpus") == before
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, source: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "diary.txt").write_text("mine")
