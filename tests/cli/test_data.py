@@ -1,11 +1,16 @@
 """`llada data`, and `llada prepare` into a folder of shards."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llada.data import corpus_preparation
+from llada.data.blocks import Block
 from llada.data.prepared import PreparedText
 from llada.data.sharded import ShardedText
+from llada.system.worker_processes import map_in_order
 from tests.support.commands import RunCommand, assert_one_sentence
 from tests.support.corpora import files_in_folder, some_documents, to_lines, write_as, write_parquet
 
@@ -36,6 +41,17 @@ def test_a_text_gives_what_it_always_gave(llada: RunCommand, tmp_path: Path) -> 
         assert llada("prepare", "--input", tmp_path / "a.txt", *options).code == 0
     assert files_in_folder(tmp_path / "auto") == files_in_folder(tmp_path / "small")
     assert "metadata.json" in files_in_folder(tmp_path / "auto")
+
+
+def test_a_text_is_prepared_over_itself(llada: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    command = ("prepare", "--input", tmp_path / "a.txt", "--output_dir", tmp_path / "data", "--sequence_length", 16)
+    assert llada(*command).code == 0
+    before = files_in_folder(tmp_path / "data")
+    assert llada(*command, "--overwrite").code == 0
+    for option in (("--processes", 2), ("--skip_bad",)):
+        assert_one_sentence(llada(*command, "--overwrite", *option), f"{option[0]} is for a folder of shards")
+    assert files_in_folder(tmp_path / "data") == before
 
 
 def test_a_text_gives_shards_where_that_is_asked_for(llada: RunCommand, tmp_path: Path) -> None:
@@ -75,6 +91,23 @@ def test_what_is_left_out_is_counted(llada: RunCommand, tmp_path: Path) -> None:
     assert f"Left out: 1 broken, the first: Line 67 of {source} is not valid JSON" in result.out
     assert "Left out: 1 without text" in result.out
     assert "Left out: 5 that came before" in result.out
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(0.5, 1), (1.5, 1), (3.0, 3)])
+def test_there_is_a_process_for_each_core_that_may_be_used(
+    llada: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: float, processes: int
+) -> None:
+    asked = []
+
+    def in_order(make: Callable[[], Callable[[Block], int]], blocks: Iterable[Block], processes: int) -> Any:
+        asked.append(processes)
+        return map_in_order(make, blocks, 1)
+
+    monkeypatch.setattr("llada.cli.prepare.usable_cores", lambda: cores)
+    monkeypatch.setattr(corpus_preparation, "map_in_order", in_order)
+    source = write_as(tmp_path, "jsonl", some_documents(400))
+    assert llada("prepare", "--input", source, "--output_dir", tmp_path / "corpus").code == 0
+    assert asked == [processes, processes]  # to scan, and to write
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,14 @@ def test_zstd_that_stands_for_thousands_of_times_its_size_is_unpacked_a_little_a
     finally:
         tracemalloc.stop()
     assert (n, most < 60_000_000) == (100_000_003, True)
+
+
+def test_zstd_with_the_longest_window_is_unpacked(tmp_path: Path) -> None:
+    """As `zstd --long=31` writes it."""
+    import zstandard
+
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    packing = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packing.compress(b'{"text": "a"}\n') + packing.flush())
+    with open(tmp_path / "a.jsonl.zst", "rb") as raw:
+        assert unpacked(raw, "zstd", tmp_path / "a.jsonl.zst").read() == b'{"text": "a"}\n'

@@ -214,6 +214,22 @@ def test_byte_pairs_are_trained_on_as_much_text_as_was_asked_for(tmp_path: Path,
     assert data.tokenizer == train_bpe(iter([drawn]), 400)
 
 
+def test_byte_pairs_are_not_trained_on_nothing(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(UserError, match=r"raise `sample_mb`, which is 1e-07, and add `overwrite=True`") as caught:
+        prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=300, sample_mb=1e-7)
+    assert_one_sentence(caught.value)
+
+
+def test_a_shard_is_of_a_byte_at_least(tmp_path: Path) -> None:
+    """Each line is a block of its own, and so are the bytes within it, which hold no document."""
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(to_lines(["abc", "def", "ghi"]))
+    data = prepare_files(tmp_path / "corpus", source, shard_mb=1e-7, val_share=0.5)
+    assert sorted(documents_in(data, "train") + documents_in(data, "val")) == ["abc", "def", "ghi"]
+    names = [shard["file"] for split in ("train", "val") for shard in data.metadata["splits"][split]["shards"]]
+    assert sorted(name.split("-")[1] for name in names) == ["00000.bin", "00025.bin", "00050.bin"]
+
+
 def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
     documents = [*some_documents(30), "a <EOS> and a <MASK> in <PAD>"]
     (tmp_path / "a.jsonl").write_bytes(to_lines(documents))
@@ -311,6 +327,20 @@ def test_a_broken_line_stops_or_is_counted(tmp_path: Path) -> None:
     assert len(documents_in(data, "train") + documents_in(data, "val")) == 80
 
 
+def test_names_that_utf8_cannot_hold_are_kept(tmp_path: Path) -> None:
+    """A key that is half of a surrogate pair, in a file whose name is in Latin-1."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    try:
+        path.write_bytes(to_lines(DOCUMENTS) + b'{"\\ud800": 1}\n')
+    except OSError:
+        pytest.skip("names of files are UTF-8 on this system")
+    data = prepare_files(tmp_path / "corpus", path, skip_bad=True)
+    assert data.metadata["first_bad"] == f"Line 81 of {path} has no 'text' (its keys: \ud800)"
+    assert data.metadata["source"]["files"][0][0] == str(path)
+    assert ShardedText.open(tmp_path / "corpus").metadata == data.metadata  # it has a checksum of its own
+    prepare_files(tmp_path / "corpus", path, skip_bad=True)  # it is the one that is there
+
+
 def test_the_first_broken_line_is_named_whichever_process_is_faster(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(to_lines([text]) if i % 20 else b"broken\n" for i, text in enumerate(DOCUMENTS, 1)))
@@ -325,11 +355,12 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
     assert len(documents_in(data, "train") + documents_in(data, "val")) == 80
 
 
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "dedup": "near"}], ids=["characters", "bpe"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", to_lines(["", " "])])
-def test_a_source_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_source_without_text_is_refused(tmp_path: Path, content: bytes, settings: dict[str, Any]) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError, match="holds no text") as caught:
-        prepare_files(tmp_path / "corpus", tmp_path / "a.jsonl")
+        prepare_files(tmp_path / "corpus", tmp_path / "a.jsonl", **settings)
     assert_one_sentence(caught.value)
 
 
@@ -426,6 +457,26 @@ def test_another_corpus_is_replaced_only_when_that_is_asked_for(tmp_path: Path, 
     data = prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=300, overwrite=True)
     assert not (tmp_path / "corpus" / "vocab.json").exists()
     assert data.metadata["tokenizer"]["kind"] == "bpe"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no text"),
+        (to_lines(["one"]), "A single document"),
+        (b"broken\n" + to_lines(DOCUMENTS), "Line 1 of"),
+        (to_lines(DOCUMENTS, key="body"), "has no 'text'"),
+    ],
+)
+def test_another_corpus_is_not_replaced_by_nothing(
+    tmp_path: Path, source: Path, content: bytes, complaint: str
+) -> None:
+    prepare_files(tmp_path / "corpus", source)
+    before = files_in_folder(tmp_path / "corpus")
+    (tmp_path / "other.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        prepare_files(tmp_path / "corpus", tmp_path / "other.jsonl", overwrite=True)
+    assert files_in_folder(tmp_path / "corpus") == before
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, source: Path) -> None:

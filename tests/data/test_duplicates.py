@@ -1,5 +1,6 @@
 """Which documents are kept, against a set in memory."""
 
+import math
 import os
 from pathlib import Path
 
@@ -62,3 +63,18 @@ def test_a_document_near_to_one_that_is_dropped_stays() -> None:
 def test_rows_begin_with_each_document() -> None:
     starts, ends = np.array([0, 3, 13]), np.array([3, 13, 14])
     assert row_starts(starts, ends, 4).tolist() == [0, 3, 7, 11, 13]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9, 0.99])
+def test_nearly_all_pairs_at_the_threshold_are_found(threshold: float) -> None:
+    """Of pairs that agree in the least share of places that counts, and in one place fewer."""
+    generator = np.random.default_rng(1)
+    least = math.ceil(threshold * 128)
+    for n_equal, least_dropped, most_dropped in ((least, 195, 200), (least - 1, 0, 0)):
+        signatures = generator.integers(0, 2**32, (400, 128), dtype=np.uint32)
+        for pair in range(200):
+            equal = generator.permutation(128)[:n_equal]
+            signatures[2 * pair + 1, equal] = signatures[2 * pair, equal]
+        keep = np.ones(400, dtype=bool)
+        assert least_dropped <= drop_near([signatures], keep, threshold) <= most_dropped
+        assert bool(keep[::2].all())  # the first of each

@@ -28,6 +28,11 @@ def test_a_data_set_is_streamed_by_the_hugging_face_library(
     assert [found for block in blocks for found in documents_of(block, "text")] == documents
     with pytest.raises(UserError, match=r"has no column 'body' \(its columns: id, text\)"):
         next(HubSource(str(folder), "train", "body").pieces(size, tmp_path))
+    with pytest.raises(
+        UserError, match=r"The column 'id' of .* holds int, not text: choose another `text_key`"
+    ) as caught:
+        next(HubSource(str(folder), "train", "id").pieces(size, tmp_path))
+    assert_one_sentence(caught.value)
     with pytest.raises(UserError, match="cannot be read") as caught:
         next(HubSource(str(folder), "missing", "text").pieces(size, tmp_path))
     assert_one_sentence(caught.value)

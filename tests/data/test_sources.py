@@ -1,11 +1,14 @@
 """Which files and data sets are read, in which order, and what is refused before anything is read."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
 
 from llada.data import sources
+from llada.data.blocks import blocks_of, documents_of
+from llada.data.pieces import Bad
 from llada.data.sources import describe_file, find_files
 from llada.system.errors import UserError
 from tests.support.corpora import some_documents, to_lines, write_as, write_parquet
@@ -81,6 +84,35 @@ def test_a_column_of_lists_of_texts_is_refused(tmp_path: Path) -> None:
         find_files([str(tmp_path / "a.parquet")], "lists")
     assert_one_sentence(caught.value)
     assert find_files([str(tmp_path / "a.parquet")], "named").size
+
+
+def test_rows_of_parquet_that_are_not_utf8_are_broken_and_no_others(tmp_path: Path) -> None:
+    """Which Parquet does not check, nor whether its readers take the name of a file; in the second group of rows."""
+    import pyarrow
+    from pyarrow import parquet
+
+    documents: list[str | None] = [*some_documents(20), None]
+    data = [text and text.encode() for text in documents]
+    data[17] = b"caf\xe9"
+    packed = pyarrow.array(data, pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(packed), packed.buffers())
+    # A dot may stand in a name, or lead into a structure.
+    table = pyarrow.table({"a": pyarrow.array([{"b": "wrong"}] * 21), "a.b": column})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=16)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet"))
+    try:
+        (tmp_path / "a.parquet").rename(path)
+    except OSError:  # names of files are UTF-8 on this system
+        path = tmp_path / "a.parquet"
+    found = [
+        found
+        for block in blocks_of(find_files([str(path)], "a.b").pieces(10**6, tmp_path), 10**6)
+        for found in documents_of(block, "a.b")
+    ]
+    bad = found.pop(17)
+    assert isinstance(bad, Bad)
+    assert bad.describe() == f"Row 18 of {path} is not UTF-8 text (byte 0xe9)"
+    assert found == [*documents[:17], *documents[18:20], ""]
 
 
 @pytest.mark.parametrize("name", ["nothing", "*.jsonl"])

@@ -60,7 +60,7 @@ def test_json_is_written_in_utf8_for_people(tmp_path: Path) -> None:
 
 
 def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
-    content = {"a": "é世\n", "b": [1, 2.5, None, True], "c": {"d": 1e-5}}
+    content = {"a": "é世\n", "b": [1, 2.5, None, True], "c": {"d": 1e-5}, "caf\udce9": "\ud800 \\udce9 \\\ud800"}
     write_json(tmp_path / "file.json", {"old": 1})
     write_json(tmp_path / "file.json", content)
     assert read_json(tmp_path / "file.json") == content

@@ -37,6 +37,14 @@ def test_the_order_is_that_of_the_code_points() -> None:
     assert CharTokenizer("zéa\nA ").characters == ["\n", " ", "A", "a", "z", "é"]
 
 
+def test_no_character_has_the_id_of_mask() -> None:
+    characters = [chr(0x10000 + i) for i in range(126_334)]
+    assert CharTokenizer(characters[:-1]).encode(characters[-2]) == [126_335]
+    with pytest.raises(UserError, match="has 126,334 different characters, and there are ids for 126,333") as caught:
+        CharTokenizer(characters)
+    assert_one_sentence(caught.value)
+
+
 def test_the_special_ids_are_those_of_the_vocabulary_file() -> None:
     tokenizer = CharTokenizer("hello")
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (0, 1, 2, 126336)

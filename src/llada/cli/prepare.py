@@ -1,6 +1,5 @@
 """The command `llada prepare`: from a text, or a corpus of any size, to the folder that training reads."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,6 +15,7 @@ from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.format import number_of
+from llada.system.machine import usable_cores
 from llada.system.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -76,12 +76,15 @@ class PrepareOptions:
     shard_mb: float = 64.0
     """Size of a shard in MB of source, about; a preparation that was stopped goes on by whole shards."""
     processes: int | None = None
-    """Number of processes that read and encode; one a core if left out. The result does not depend on it."""
+    """Number of processes that read and encode; if left out, one for each core that may be used here, by affinity and
+    the container's quota. The result does not depend on it."""
     overwrite: bool = False
-    """Remove another corpus, or another preparation that is half done, from --output_dir."""
+    """Remove another corpus, or another preparation that is half done, from --output_dir. Five files are replaced
+    anyway."""
 
 
-FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format"}
+FOR_ALL = {"source", "input", "output_dir", "sequence_length", "format", "overwrite"}
+OF_THE_WORK = {"processes", "skip_bad"}  # for shards, but what is read differently does not ask for another format
 
 
 def run(arguments: Sequence[str], program: Program) -> int:
@@ -127,11 +130,12 @@ def is_sharded(options: PrepareOptions) -> bool:
     given = [name for name in given if getattr(options, name) != getattr(default, name)]
     if options.source == "documentation":
         given.insert(0, "source documentation")
-    if options.format == "small":
-        if given:
-            raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
-        return False
-    return options.format == "sharded" or bool(given) or any(map(_asks_for_shards, options.input))
+    asks = bool({*given} - OF_THE_WORK) or any(map(_asks_for_shards, options.input))
+    if options.format == "sharded" or (options.format == "auto" and asks):
+        return True
+    if given:
+        raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
+    return False
 
 
 def _asks_for_shards(name: str) -> bool:
@@ -160,7 +164,7 @@ def _prepare_shards(options: PrepareOptions, program: Program) -> int:
             _tokenizer_of(options.tokenizer),
             options.output_dir,
             settings,
-            options.processes or os.cpu_count() or 1,
+            options.processes or max(1, int(usable_cores())),
             options.overwrite,
             progress.show,
         )

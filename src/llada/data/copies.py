@@ -19,6 +19,7 @@ _READ = 1 << 20
 _MEASURED = 1 << 22  # bytes of content that show how much a file was compressed
 _PACKED_READ = 1 << 16
 _PACKED_AT_ONCE = 1 << 9  # 4 bytes of zstd can stand for 128 KiB: some 16 MB at a time then
+_LARGEST_WINDOW = 1 << 31  # bytes: of `zstd --long=31`, the longest; by default the library refuses more than 128 MB
 
 
 class _Stream(Protocol):
@@ -152,7 +153,7 @@ class _Zstd(io.RawIOBase):
                     raise EOFError("it breaks off")
                 return 0
             if self._frame is None:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
+                self._frame = self._library.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
             given, self._packed = self._packed[:_PACKED_AT_ONCE], self._packed[_PACKED_AT_ONCE:]
             self._held = memoryview(self._frame.decompress(given))
             if self._frame.eof:
@@ -174,7 +175,7 @@ def load_zstandard(path: Path) -> Any:
     return zstandard
 
 
-def pieces_of_texts(name: str, texts: Iterator[Any], text_key: str, size: int, folder: Path) -> Iterator[Piece]:
+def pieces_of_texts(name: str, texts: Iterator[str | None], text_key: str, size: int, folder: Path) -> Iterator[Piece]:
     """Write texts that come one by one into copies of about `size` bytes, a line of JSON each."""
     first = 1
     while True:

@@ -102,15 +102,24 @@ def digest_of_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_splits(splits: Mapping[str, Mapping[str, Any]], val_share: float) -> None:
-    n_train, n_val = (splits[split]["documents"] for split in SPLITS)
-    if not n_train + n_val:
+def check_number(n_documents: int) -> None:
+    """Refuse less than two documents.
+
+    Raises:
+        UserError: there are none, as a NoTextError, or there is one.
+    """
+    if not n_documents:
         raise NoTextError(NO_TEXT)
-    if n_train + n_val == 1:
+    if n_documents == 1:
         raise UserError(
             "A single document is either for training or for validation: give several, and add `overwrite=True`, or "
             'prepare a text file of one by `format="small"`.'
         )
+
+
+def _check_splits(splits: Mapping[str, Mapping[str, Any]], val_share: float) -> None:
+    n_train, n_val = (splits[split]["documents"] for split in SPLITS)
+    check_number(n_train + n_val)
     if not n_train or not n_val:
         which, change = ("validation", "raise") if n_train else ("training", "lower")
         raise UserError(

@@ -8,8 +8,10 @@ depend on the number of processes.
 
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,17 @@ import numpy as np
 
 from llada.data.blocks import Block, blocks_of
 from llada.data.corpus_folder import UNFINISHED, leave_nothing, take_folder
-from llada.data.corpus_manifest import NO_TEXT, NoTextError, Origin, digest_of_json, fingerprint_of, write_manifest
+from llada.data.corpus_manifest import (
+    NO_TEXT,
+    NoTextError,
+    Origin,
+    check_number,
+    digest_of_json,
+    fingerprint_of,
+    write_manifest,
+)
 from llada.data.corpus_work import (
+    Counts,
     Scanner,
     ShardWriter,
     Work,
@@ -29,8 +40,10 @@ from llada.data.corpus_work import (
     is_sampled,
     record_of_scan,
     record_of_shards,
+    texts_in,
 )
 from llada.data.duplicates import load_datasketch, mark_duplicates
+from llada.data.prepared import METADATA_FILE
 from llada.data.sharded import MANIFEST_FILE, Packing, ShardedText
 from llada.data.sources import Source
 from llada.system.errors import UserError
@@ -43,6 +56,7 @@ from llada.tokenizers.train_bpe import SMALLEST_VOCABULARY, train_bpe
 
 TOKENIZER_FOLDER, IDS_FILE, DUPLICATES_FILE = "tokenizer", "ids.json", "duplicates.json"
 _BATCH_CHARACTERS = 1 << 20
+_BEGINNING_BYTES = 1 << 20  # of a piece of which only the first documents are wanted
 
 Made = Literal["characters", "bpe"]
 Duplicates = Literal["keep", "exact", "near"]
@@ -66,6 +80,11 @@ class CorpusSettings:
     skip_bad: bool = False
     shard_mb: float = 64.0
     """Size of a block of the source in MB, and so, about, of a shard."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Number of bytes of a block."""
+        return max(1, int(self.shard_mb * 1e6))
 
 
 def prepare_corpus(
@@ -94,6 +113,8 @@ def prepare_corpus(
         raise UserError(f"`vocab_size={settings.vocab_size}` is too small: choose {SMALLEST_VOCABULARY} or more.")
     if settings.dedup == "near":
         load_datasketch()
+    if overwrite and any((folder / name).is_file() for name in (MANIFEST_FILE, METADATA_FILE)):
+        _check_beginning(source, text_key, settings)
     with locked(folder):
         remove_leftovers(folder)
         preparation = _Preparation(source, text_key, tokenizer, folder, settings, processes, report)
@@ -102,6 +123,22 @@ def prepare_corpus(
         except BaseException as error:
             leave_nothing(folder, though_done=isinstance(error, NoTextError))
             raise
+
+
+def _check_beginning(source: Source, text_key: str, settings: CorpusSettings) -> None:
+    """Refuse a source that gives less than two documents, or is broken before them, for which a good folder should not
+    be removed.
+
+    Raises:
+        UserError: it is.
+    """
+    size = min(settings.block_bytes, _BEGINNING_BYTES)
+    # On Windows, a file that the source has still open stays.
+    with tempfile.TemporaryDirectory(prefix="llada-", ignore_cleanup_errors=True) as name:
+        work = Work(name, name, text_key, settings.skip_bad, settings.val_share)
+        blocks = blocks_of(source.pieces(size, Path(name)), size)
+        texts = (text for block in blocks for text in texts_in(block, work, Counts()))
+        check_number(len(list(itertools.islice(texts, 2))))
 
 
 class _Preparation:
@@ -156,7 +193,7 @@ class _Preparation:
 
         def open_blocks() -> Iterator[Block]:
             nonlocal n_blocks, n_bytes
-            size = int(self.settings.shard_mb * 1e6)
+            size = self.settings.block_bytes
             for block in blocks_of(self.source.pieces(size, self.unfinished), size):
                 n_blocks += 1
                 if record_of(self.unfinished, block.number).is_file():
@@ -218,19 +255,25 @@ class _Preparation:
         return train_bpe(self._sample(), self.settings.vocab_size)
 
     def _sample_bytes(self) -> int:
-        return int(self.settings.sample_mb * 1e6 or 2**62)
+        return max(1, int(self.settings.sample_mb * 1e6)) if self.settings.sample_mb else 2**62
 
     def _sample(self) -> Iterator[list[str]]:
-        """Iterate over batches of the sampled texts, in the order of the source."""
+        """Iterate over batches of the sampled texts, in the order of the source.
+
+        Raises:
+            UserError: there are training documents, and none is in the sample.
+        """
         records = [record_of_scan(self.unfinished, number) for number in range(self.n_scanned)]
-        share = self._sample_bytes() / max(1, sum(read_json(record)["train_bytes"] for record in records))
+        n_bytes = sum(read_json(record)["train_bytes"] for record in records)
+        share = self._sample_bytes() / max(1, n_bytes)
         batch: list[str] = []
-        waiting = 0
+        waiting, is_empty = 0, True
         for record in records:
             with open(file_of(record, ".sample.jsonl"), encoding="utf-8") as lines:
                 for text in map(json.loads, lines):
                     if not is_sampled(digest_of(text.encode()), share):
                         continue
+                    is_empty = False
                     batch.append(text)
                     waiting += len(batch[-1])
                     if waiting >= _BATCH_CHARACTERS:
@@ -238,6 +281,11 @@ class _Preparation:
                         batch, waiting = [], 0
         if batch:
             yield batch
+        if is_empty and n_bytes:
+            raise UserError(
+                f"No document was drawn to train the byte pairs on: raise `sample_mb`, which is "
+                f"{self.settings.sample_mb:g}, and add `overwrite=True`."
+            )
 
     def _mark_duplicates(self) -> dict[str, int]:
         path = self.unfinished / DUPLICATES_FILE

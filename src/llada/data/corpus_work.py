@@ -83,7 +83,7 @@ def split_of(digest: bytes, val_share: float) -> str:
 
 
 @dataclass
-class _Counts:
+class Counts:
     """What was left out of a block."""
 
     empty: int = 0
@@ -94,8 +94,12 @@ class _Counts:
         return {"empty": self.empty, "bad": self.bad}
 
 
-def _read(block: Block, work: Work, counts: _Counts) -> Iterator[tuple[str, bytes, bytes]]:
-    """Iterate over texts, their bytes in UTF-8, and digests."""
+def texts_in(block: Block, work: Work, counts: Counts) -> Iterator[tuple[str, bytes, bytes]]:
+    """Iterate over the texts of a block, their bytes in UTF-8, and digests.
+
+    Raises:
+        UserError: a part is broken, and it should not be skipped.
+    """
     for found in documents_of(block, work.text_key):
         if isinstance(found, Bad):
             if not work.skip_bad:
@@ -120,14 +124,14 @@ class Scanner:
 
     def __call__(self, block: Block) -> int:
         """Scan a block and write what was found; returns the block's number."""
-        work, counts = self.work, _Counts()
+        work, counts = self.work, Counts()
         record = record_of_scan(Path(work.unfinished), block.number)
         seen = np.zeros(N_CODES if work.scan_characters else 0, dtype=bool)
         digests, signatures = [], []
         share, n_bytes = self._candidate_share(block), 0
         with contextlib.ExitStack() as stack:
             sample = _opened(stack, file_of(record, ".sample.jsonl")) if share else None
-            for text, data, digest in _read(block, work, counts):
+            for text, data, digest in texts_in(block, work, counts):
                 if work.scan_characters:
                     for part in parts_of(text):
                         seen[codes_of(part)] = True
@@ -187,7 +191,7 @@ class ShardWriter:
 
     def __call__(self, block: Block) -> int:
         """Write the shards of a block, and then its record; returns the block's number."""
-        work, counts = self.work, _Counts()
+        work, counts = self.work, Counts()
         record = record_of_shards(Path(work.unfinished), block.number)
         keep = None
         if work.drops_duplicates:
@@ -195,7 +199,7 @@ class ShardWriter:
         all_text, n_dropped = hashlib.sha256(), 0
         with contextlib.ExitStack() as stack:
             shards = {split: _Shard(self, split, block.number, stack) for split in SPLITS}
-            for i, (text, data, digest) in enumerate(_read(block, work, counts)):
+            for i, (text, data, digest) in enumerate(texts_in(block, work, counts)):
                 if keep is not None and not keep[i]:
                     n_dropped += 1
                     continue

@@ -1,8 +1,8 @@
 """Documents that come again in a corpus: the same text (exact), or nearly the same (MinHash with LSH, by datasketch).
 
 The first one of the source is kept. Exact copies are found in parts of all digests, so that memory does not grow with
-the digests but for one byte a document; nearly equal ones need their signatures' buckets in memory, about a kilobyte a
-document.
+the digests but for one byte a document; nearly equal ones need their signatures' buckets in memory, 7 kB a document at a
+threshold of 0.8.
 """
 
 import functools
@@ -23,6 +23,9 @@ DOCUMENTS_AT_ONCE = 4_000_000
 
 MOST_OPEN = 128
 """Number of files of a kind that are mapped at a time: a system allows a process some thousand open files."""
+
+LEAST_FOUND = 0.99
+"""Least share of the pairs of documents right at the threshold that are to be found."""
 
 Flags = npt.NDArray[np.bool_]
 
@@ -73,7 +76,7 @@ def first_of_equal(digests: Sequence[npt.NDArray[np.uint64]], at_once: int = DOC
         at_once: number of documents, about, that are compared at a time.
     """
     n = sum(map(len, digests))
-    keep, n_parts = np.ones(n, dtype=bool), max(1, -(-n // at_once))
+    keep, n_parts = np.ones(n, dtype=bool), -(-n // at_once)
     for part in range(n_parts):
         found, places, start = [], [], 0
         for block in digests:
@@ -98,7 +101,8 @@ def drop_near(signatures: Sequence[npt.NDArray[np.uint32]], keep: Flags, thresho
         threshold: least share of equal places of two signatures, which estimates the Jaccard similarity.
     """
     sketches = load_datasketch()
-    index = sketches.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    rows = rows_of_band(threshold)
+    index = sketches.MinHashLSH(num_perm=PERMUTATIONS, params=(PERMUTATIONS // rows, rows))
     edges = np.cumsum([0, *map(len, signatures)], dtype=np.int64)
     n_dropped = 0
 
@@ -115,6 +119,18 @@ def drop_near(signatures: Sequence[npt.NDArray[np.uint32]], keep: Flags, thresho
         else:
             index.insert(number, sketch, check_duplication=False)
     return n_dropped
+
+
+def rows_of_band(threshold: float) -> int:
+    """Return in how many places a band of two signatures has to be equal for them to be compared.
+
+    As many as can be if pairs that agree in just this share of all places are to be found nearly always. A band of r
+    places is equal with probability t^r, so that one of b is with 1 - (1 - t^r)^b (Leskovec, Rajaraman and Ullman,
+    "Mining of Massive Datasets", section 3.4). Those that are found are compared in all places.
+    """
+    sizes = range(1, PERMUTATIONS // 2 + 1)
+    found = [rows for rows in sizes if 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= LEAST_FOUND]
+    return max(found, default=1)
 
 
 def load_datasketch() -> Any:

@@ -33,7 +33,7 @@ class HubSource:
     def provenance(self) -> dict[str, Any]:
         return {"kind": "hub", "name": self.name, "split": self.split}
 
-    def _rows(self) -> Iterator[Any]:
+    def _rows(self) -> Iterator[str | None]:
         try:
             datasets = importlib.import_module("datasets")
         except ImportError:
@@ -53,7 +53,13 @@ class HubSource:
                         f"{self.name} has no column {self.text_key!r} (its columns: {columns}): choose one by "
                         "`text_key`."
                     )
-                yield row[self.text_key]
+                text = row[self.text_key]
+                if not isinstance(text, str | None):
+                    raise UserError(
+                        f"The column {self.text_key!r} of {self.name} holds {type(text).__name__}, not text: choose "
+                        "another `text_key`."
+                    )
+                yield text
         except UserError:
             raise
         except Exception as error:  # the library passes on those of its HTTP client and of its file readers

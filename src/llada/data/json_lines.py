@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from llada.data.pieces import Bad, Piece, opened, start_of_line
+from llada.data.pieces import Bad, Piece, not_utf8, opened, start_of_line
 from llada.system.errors import first_line
 
 LONGEST_LINE = 1 << 26
@@ -61,7 +61,7 @@ def _json_problem(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"is not valid JSON ({error.msg})"
     if isinstance(error, UnicodeDecodeError):
-        return f"is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+        return not_utf8(error)
     return f"is not valid JSON ({'it is too deep' if isinstance(error, RecursionError) else first_line(error)})"
 
 

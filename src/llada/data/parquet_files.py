@@ -1,27 +1,35 @@
 """Parquet files, read by pyarrow: a document is the value of a column."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llada.data.pieces import Bad, Piece
+from llada.data.pieces import Bad, Piece, not_utf8
 from llada.system.errors import UserError, first_line
 
 _ROWS = 256  # that are read at a time
 
 
-def _parquet(path: Path) -> Any:
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(
             f"{path} is Parquet, which pyarrow reads: `pip install pyarrow` (the extra parquet), or convert the file "
             "to JSONL."
         ) from None
-    try:
-        return parquet.ParquetFile(path)
-    except Exception as error:  # a damaged file makes its reader raise almost anything
-        raise UserError(f"{path} is damaged, or not Parquet ({first_line(error)}): restore it.") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            # Bytes, since pyarrow takes a name for UTF-8, which it need not be.
+            file = stack.enter_context(pyarrow.OSFile(os.fsencode(path)))
+            opened = stack.enter_context(parquet.ParquetFile(file))
+        except Exception as error:  # a damaged file makes its reader raise almost anything
+            raise UserError(f"{path} is damaged, or not Parquet ({first_line(error)}): restore it.") from error
+        yield opened
 
 
 def check_column(path: Path, text_key: str) -> int:
@@ -61,16 +69,30 @@ def parquet_pieces(path: Path) -> Iterator[Piece]:
 
 
 def parquet_documents(piece: Piece, text_key: str) -> Iterator[str | Bad]:
-    from pyarrow import parquet
-
     number = 0
     try:
-        with parquet.ParquetFile(piece.path) as file:
+        with _parquet(Path(piece.path)) as file:
             groups = list(range(piece.start, piece.end))
             for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[text_key], use_threads=False):
-                for text in batch.column(0).to_pylist():
+                for text in _texts(batch.column(text_key)):
                     number += 1
-                    yield "" if text is None else text
+                    yield Bad(piece, number, not_utf8(text)) if isinstance(text, UnicodeDecodeError) else text or ""
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes its reader raise almost anything
         row = piece.first + number
         raise UserError(f"{piece.path} is damaged near row {row:,} ({first_line(error)}): restore it.") from error
+
+
+def _texts(column: Any) -> list[str | UnicodeDecodeError | None]:
+    """Return the texts of a column; what is not UTF-8, which Parquet does not check, as the error."""
+    try:
+        texts: list[str | UnicodeDecodeError | None] = column.to_pylist()
+    except UnicodeDecodeError:
+        texts = []
+        for value in column:
+            try:
+                texts.append(value.as_py())
+            except UnicodeDecodeError as error:
+                texts.append(error)
+    return texts

@@ -60,6 +60,11 @@ class Bad:
         return f"{'Row' if self.piece.kind == 'parquet' else 'Line'} {number:,} of {path} {self.problem}"
 
 
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Say what is wrong, as `Bad.problem` does."""
+    return f"is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+
+
 def opened(piece: Piece) -> BinaryIO:
     try:
         return open(piece.copy or piece.path, "rb", buffering=1 << 18)

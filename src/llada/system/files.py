@@ -81,8 +81,13 @@ def write_text_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as a JSON file, whole."""
-    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write an object as a JSON file, whole.
+
+    Halves of surrogate pairs, as in the names of files that are not UTF-8, are read back as they were.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # UTF-8 cannot hold them. They are within strings, where JSON reads Python's escape of them.
+    write_text_whole(path, text.encode("utf-8", errors="backslashreplace").decode("utf-8"))
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:

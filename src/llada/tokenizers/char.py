@@ -16,7 +16,8 @@ PAD, BOS, EOS, MASK = "<PAD>", "<BOS>", "<EOS>", "<MASK>"
 SPECIAL_IDS = {PAD: 0, BOS: 1, EOS: 2, MASK: 126336}
 FIRST_CHARACTER_ID = 3
 VOCAB_FILE = "vocab.json"
-LARGEST_VOCABULARY = 8_000_000  # bytes: 400,000 characters, more than there are in use
+MOST_CHARACTERS = SPECIAL_IDS[MASK] - FIRST_CHARACTER_ID
+LARGEST_VOCABULARY = 8_000_000  # bytes: three times what as many characters take
 
 
 class CharTokenizer:
@@ -30,7 +31,17 @@ class CharTokenizer:
     mask_id = SPECIAL_IDS[MASK]
 
     def __init__(self, characters: Iterable[str]) -> None:
+        """Number the characters.
+
+        Raises:
+            UserError: there are so many that one would have the id of MASK.
+        """
         self.characters = sorted(set(characters))
+        if len(self.characters) > MOST_CHARACTERS:
+            raise UserError(
+                f"The text has {len(self.characters):,} different characters, and there are ids for "
+                f'{MOST_CHARACTERS:,}: choose `tokenizer="bpe"`.'
+            )
         self._id_of = {character: FIRST_CHARACTER_ID + i for i, character in enumerate(self.characters)}
         self._text_of = {id_: character for character, id_ in self._id_of.items()}
 
