@@ -1,8 +1,8 @@
 """Documents that come again in a corpus: the same text (exact), or nearly the same (MinHash with LSH, by datasketch).
 
 The first one of the source is kept. Exact copies are found in parts of all digests, so that memory does not grow with
-the digests but for one byte a document; nearly equal ones need their signatures' buckets in memory, 7 kB a document at a
-threshold of 0.8.
+the digests but for one byte a document; nearly equal ones need their signatures' buckets in memory, 7 kB a document at
+a threshold of 0.8.
 """
 
 import functools
