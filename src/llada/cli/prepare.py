@@ -11,8 +11,9 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
 from llada.data.hub_source import HubSource
+from llada.data.input_folders import files_below
 from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_FILE, PreparedText, prepare
-from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
+from llada.data.sources import READ_SUFFIXES, TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.format import number_of
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     if is_sharded(options):
         return _prepare_shards(options, program)
     assert options.source != "documentation"
-    corpus = load_corpus(options.source, options.input, say)
+    corpus = load_corpus(options.source, options.input, say, options.output_dir)
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
     tell(f"Source: {corpus.source}, {corpus.origin}")
@@ -131,16 +132,20 @@ def is_sharded(options: PrepareOptions) -> bool:
         if given:
             raise UserError(f"--{given[0]} is for a folder of shards: leave it out, or choose --format sharded.")
         return False
-    return options.format == "sharded" or bool(given) or any(map(_asks_for_shards, options.input))
+    return (
+        options.format == "sharded"
+        or bool(given)
+        or any(_asks_for_shards(name, options.output_dir) for name in options.input)
+    )
 
 
-def _asks_for_shards(name: str) -> bool:
+def _asks_for_shards(name: str, output_dir: Path) -> bool:
     """Whether an input is for shards only: a folder with nothing but such files is, a folder with text is not."""
     path = Path(name)
     if not path.is_dir():
         return is_for_blocks(path)
-    names = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    return any(map(is_for_blocks, names)) and not any(p.suffix.lower() in TEXT_SUFFIXES[:1] for p in names)
+    paths = files_below(path, READ_SUFFIXES, output_dir)
+    return any(map(is_for_blocks, paths)) and not any(p.suffix.lower() in TEXT_SUFFIXES for p in paths)
 
 
 def _prepare_shards(options: PrepareOptions, program: Program) -> int:
@@ -182,7 +187,7 @@ def _source_of(options: PrepareOptions) -> Source:
         return HubSource(options.hf, options.hf_split, options.text_key)
     if not options.input or options.source not in ("auto", "file"):
         raise UserError("A folder of shards needs --input FILES, with --source file, or --hf NAME: add one of them.")
-    return find_files(options.input, options.text_key)
+    return find_files(options.input, options.text_key, options.output_dir, say)
 
 
 def _tokenizer_of(name: str) -> "Made | Tokenizer":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -77,6 +78,12 @@ def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> N
         raise UserError(f"{folder} is not empty: choose another `output_dir`, or add `overwrite=True`.")
     unfinished.mkdir()
     write_json(unfinished / SETTINGS_FILE, identity)
+
+
+def is_half_done(folder: Path) -> bool:
+    """Whether a folder holds a preparation that was stopped."""
+    unfinished = folder / UNFINISHED
+    return os.path.isfile(unfinished / SETTINGS_FILE) and not _foreign_in(unfinished)
 
 
 def leave_nothing(folder: Path, though_done: bool = False) -> None:

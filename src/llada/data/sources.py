@@ -2,20 +2,24 @@
 
 import functools
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure
+from llada.data.input_folders import files_below
 from llada.data.parquet_files import check_column, parquet_pieces
 from llada.data.pieces import Kind, Piece
 from llada.system.errors import UserError
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
+TEXT_SUFFIXES = (".txt",)
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+_PLAIN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
+READ_SUFFIXES = (*_PLAIN_SUFFIXES, *(inner + outer for inner in _PLAIN_SUFFIXES for outer in COMPRESSED_SUFFIXES))
+"""Ends of the names of files that are read in a folder."""
 # First bytes of files that hold no text, and of those that hold it compressed.
 _COMPRESSED: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _HEAD = 1 << 20
@@ -125,13 +129,22 @@ class Files:
         return {"kind": "files", "files": [[str(file.path), file.size] for file in self.files]}
 
 
-def find_files(inputs: Sequence[str], text_key: str) -> Files:
+def find_files(
+    inputs: Sequence[str],
+    text_key: str,
+    output_dir: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Files:
     """Find the files of paths, folders and globs; those of a folder or a glob in the order of their names.
+
+    Args:
+        output_dir: what is in it is not read with a folder that it is in.
+        say: called with a sentence on what was left out of a folder.
 
     Raises:
         UserError: there are none, one cannot be read here, or a Parquet file lacks the column.
     """
-    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name)))
+    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, output_dir, say)))
     files = tuple(describe_file(path, text_key) for path in paths)
     return Files(tuple(file for file in files if file.size), text_key)
 
@@ -142,13 +155,10 @@ def is_for_blocks(path: Path) -> bool:
     return name.endswith((*LINE_SUFFIXES, *PARQUET_SUFFIXES, *COMPRESSED_SUFFIXES))
 
 
-def _paths_of(name: str) -> list[Path]:
+def _paths_of(name: str, output_dir: Path | None, say: Callable[[str], None]) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        plain = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
-        known = (*plain, *(inner + outer for inner in plain for outer in COMPRESSED_SUFFIXES))
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files = [p for p in found if p.name.lower().endswith(known)]
+        files = files_below(path, READ_SUFFIXES, output_dir, "not named as text, JSONL or Parquet", say)
         if not files:
             raise UserError(f"{path} holds no file of text, JSONL or Parquet: name the files themselves, or a glob.")
         return files
