@@ -1,5 +1,6 @@
 """Large sources: files of text, JSONL and Parquet, plain or compressed."""
 
+import contextlib
 import functools
 import glob
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure
+from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure, unpacked
+from llada.data.corpus import looks_like_json
+from llada.data.given import HEAD_BYTES, KINDS
 from llada.data.input_folders import files_below
 from llada.data.parquet_files import check_column, parquet_pieces
 from llada.data.pieces import Kind, Piece
@@ -180,7 +183,7 @@ def describe_file(path: Path, text_key: str) -> SourceFile:
         if not path.is_file():
             raise UserError(f"{path} is not a regular file: copy what it gives into one.")
         with open(path, "rb") as file:
-            head = file.read(_HEAD if path.name.endswith(LINE_SUFFIXES) else 4096)
+            head = file.read(_HEAD if path.name.endswith(LINE_SUFFIXES) else HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
     compression = next((value for magic, value in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -195,19 +198,23 @@ def describe_file(path: Path, text_key: str) -> SourceFile:
         raise UserError(f"{path} is compressed as a whole, which Parquet does by itself: unpack it.")
     if compression == "zstd":
         load_zstandard(path)
-    if not compression and kind != "parquet":
-        _check_head(path, head, kind)
+    if kind != "parquet":
+        _check_head(path, _head_within(path, compression) if compression else head, kind)
     content_size = None if compression else status.st_size
     if kind == "parquet":
         content_size = check_column(path, text_key)
     return SourceFile(path, kind, compression, status.st_size, status.st_mtime_ns, content_size)
 
 
+def _head_within(path: Path, compression: Compression) -> bytes:
+    """Unpack the beginning of a file; it is empty if the file is damaged, which is reported when it is read."""
+    with contextlib.suppress(Exception), open(path, "rb") as raw:  # those of zlib and zstandard have no common base
+        return unpacked(raw, compression, path).read(HEAD_BYTES)
+    return b""
+
+
 def _check_head(path: Path, head: bytes, kind: Kind) -> None:
     """Refuse what is not text, and JSON that does not have one object a line."""
-    from llada.data.corpus import looks_like_json
-    from llada.data.given import KINDS
-
     other = next((words for magic, words in KINDS if head.startswith(magic)), None)
     if other is not None:
         raise UserError(f"{path} is {other}, not text: convert or unpack it, or leave it out.")
@@ -217,4 +224,5 @@ def _check_head(path: Path, head: bytes, kind: Kind) -> None:
     if kind == "lines" and text.startswith("{\n"):
         raise UserError(f"{path} has objects over several lines: write them one a line (JSONL).")
     if kind == "text" and looks_like_json(text):
-        raise UserError(f"{path} is JSON, not a text: name it .jsonl if it has one object a line, or leave it out.")
+        name = f".jsonl{path.suffix}" if path.suffix.lower() in COMPRESSED_SUFFIXES else ".jsonl"
+        raise UserError(f"{path} is JSON, not a text: name it {name} if it has one object a line, or leave it out.")
