@@ -1,5 +1,6 @@
 """The command `llada prepare`: from a text, or a corpus of any size, to the folder that training reads."""
 
+import glob
 import os
 import shlex
 from collections.abc import Sequence
@@ -143,7 +144,8 @@ def _asks_for_shards(name: str, output_dir: Path) -> bool:
     """Whether an input is for shards only: a folder with nothing but such files is, a folder with text is not."""
     path = Path(name)
     if not path.is_dir():
-        return is_for_blocks(path)
+        paths = [path] if path.exists() else [Path(match) for match in glob.glob(name, recursive=True)]
+        return any(is_for_blocks(p) for p in paths if not p.is_dir())
     paths = files_below(path, READ_SUFFIXES, output_dir)
     return any(map(is_for_blocks, paths)) and not any(p.suffix.lower() in TEXT_SUFFIXES for p in paths)
 

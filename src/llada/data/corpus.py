@@ -219,10 +219,10 @@ def read_text(path: Path) -> Iterator[str]:
         UserError: the file is not UTF-8, or is JSON.
     """
     text = read_given_text(path)
-    if path.suffix.lower() in JSON_SUFFIXES or looks_like_json(text):
-        raise UserError(
-            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
-        )
+    is_named_so = path.suffix.lower() in JSON_SUFFIXES
+    if is_named_so or looks_like_json(text):
+        remedy = 'choose `format="sharded"` if it has one object a line' if is_named_so else "take the texts out of it"
+        raise UserError(f"{path} is JSON, not a text: leave it out, or {remedy}; dialogues are learned by `chat`.")
     yield text
 
 
