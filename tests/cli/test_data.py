@@ -1,5 +1,6 @@
 """`llada data`, and `llada prepare` into a folder of shards."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,24 @@ def test_files_that_only_shards_take_give_shards(llada: RunCommand, tmp_path: Pa
     assert "Vocabulary: " in result.out
     assert "Scanning ..." in result.err
     assert isinstance(PreparedText.open(tmp_path / "corpus"), ShardedText)
+
+
+@pytest.mark.parametrize("pattern", ["in/*", "**/*", "in/[d]*"])
+def test_a_glob_gives_shards_by_the_files_that_it_names(llada: RunCommand, tmp_path: Path, pattern: str) -> None:
+    """As the same files do when a shell names them."""
+    (tmp_path / "in" / "folder.gz").mkdir(parents=True)
+    (tmp_path / "in" / "a.txt").write_text("abc " * 100)
+    options = ("--output_dir", tmp_path / "text", "--sequence_length", 16)
+    assert llada("prepare", "--input", tmp_path / "in" / "*", *options).code == 0
+    assert "metadata.json" in files_in_folder(tmp_path / "text")
+    (tmp_path / "in" / "a.txt").unlink()
+    shutil.rmtree(tmp_path / "text")
+    for kind in ("jsonl", "jsonl.gz"):
+        write_as(tmp_path / "in", kind, some_documents(400))
+    result = llada("prepare", "--input", tmp_path / pattern, "--output_dir", tmp_path / "corpus", "--processes", 1)
+    assert result.code == 0
+    splits = PreparedText.open(tmp_path / "corpus").metadata["splits"]
+    assert splits["train"]["documents"] + splits["val"]["documents"] == 800
 
 
 def test_a_text_gives_what_it_always_gave(llada: RunCommand, tmp_path: Path) -> None:
@@ -160,6 +179,14 @@ def test_validate_fails_and_names_what_is_damaged(llada: RunCommand, corpus: Pat
 def test_five_files_are_inspected_too(llada: RunCommand, data: PreparedText) -> None:
     assert "a prepared text in five files, whole" in llada("data", "validate", data.folder).out
     assert_one_sentence(llada("data", "stats", data.folder), "statistics are for a folder of shards")
+
+
+@pytest.mark.parametrize("action", ["inspect", "validate", "stats"])
+def test_a_half_done_folder_is_called_so(llada: RunCommand, tmp_path: Path, action: str) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(to_lines(some_documents(100)) + b"broken\n")
+    assert llada("prepare", "--input", source, "--output_dir", tmp_path / "corpus", *SMALL).code == 2
+    assert_one_sentence(llada("data", action, tmp_path / "corpus"), "is half done: repeat the `llada prepare`")
 
 
 def test_what_is_not_a_prepared_folder_is_refused(llada: RunCommand, tmp_path: Path) -> None:

@@ -43,6 +43,25 @@ def test_a_folder_files_and_a_glob_are_the_same(
     assert ids.count(2) == 1
 
 
+@pytest.mark.parametrize("options", [(), ("--format", "sharded", "--val_share", "0.5", "--processes", "1")])
+def test_what_was_prepared_within_the_input_is_not_learned(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by repeating the command, nor by preparing into another folder of it."""
+    (tmp_path / "data").mkdir()
+    for i, text in enumerate(some_documents(20)):
+        (tmp_path / "data" / f"{i}.txt").write_text(text)
+    counts = []
+    for i, name in enumerate(("prep", "prep", "again")):
+        assert prepare("--input", tmp_path / "data", "--output_dir", tmp_path / "data" / name, *options) == 0
+        splits = PreparedText.open(tmp_path / "data" / name).metadata["splits"]
+        counts.append(splits["train"]["tokens"] + splits["val"]["tokens"])
+        said = capsys.readouterr().err
+        assert (f"written by `llada prepare`: {tmp_path / 'data' / 'prep'} (1 in all)." in said) == (i > 0)
+    n_characters = sum(map(len, some_documents(20)))
+    assert counts == [n_characters + (20 if options else 19)] * 3
+
+
 def test_one_text_has_no_documents(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare("--input", corpus / "a.txt", "--output_dir", tmp_path / "data") == 0
     assert "Documents" not in capsys.readouterr().out

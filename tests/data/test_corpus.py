@@ -162,6 +162,7 @@ def test_json_is_not_learned_as_it_stands(tmp_path: Path, name: str, content: st
     with pytest.raises(UserError, match="is JSON, not a text: leave it out") as caught:
         read(write(tmp_path / name, content))
     assert_one_sentence(caught.value)
+    assert ('choose `format="sharded"`' in str(caught.value)) == (name != "a.txt")
 
 
 @pytest.mark.parametrize(

@@ -489,6 +489,63 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, source: Path) 
     assert files_in_folder(tmp_path / "corpus") == {"diary.txt": b"mine"}
 
 
+@pytest.mark.parametrize("name", ["draft.txt", "settings.json/draft.txt", "tokenizer/draft.txt"])
+@pytest.mark.parametrize("other", [None, "readme.md"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_ones_own_that_is_named_unfinished_is_left_alone(
+    tmp_path: Path, source: Path, name: str, other: str | None, overwrite: bool
+) -> None:
+    """Also where the folder is refused for something else in it."""
+    kept = {f"unfinished/{name}": b"mine"} | ({other: b"mine"} if other else {})
+    for path, content in kept.items():
+        (tmp_path / "corpus" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / path).write_bytes(content)
+    with pytest.raises(UserError, match=rf"holds {other or f'unfinished/{name}'}, which is not of a corpus") as caught:
+        prepare_files(tmp_path / "corpus", source, overwrite=overwrite)
+    assert_one_sentence(caught.value)
+    assert files_in_folder(tmp_path / "corpus") == kept
+
+
+def test_what_is_half_done_is_kept_when_other_settings_are_refused(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if no block of it is done yet, as by another process on a disk without locks."""
+    prepare_files(tmp_path / "whole", source)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation, "leave_nothing", lambda *arguments, **options: None)
+        patch.setattr(corpus_preparation._Preparation, "_scan", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_files(tmp_path / "corpus", source)
+    before = files_in_folder(tmp_path / "corpus")
+    assert list(before) == ["unfinished/settings.json"]
+    with pytest.raises(UserError, match="half done, with other settings"):
+        prepare_files(tmp_path / "corpus", source, val_share=0.3)
+    assert files_in_folder(tmp_path / "corpus") == before
+    prepare_files(tmp_path / "corpus", source)
+    assert files_in_folder(tmp_path / "corpus") == files_in_folder(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
+def test_all_that_a_preparation_leaves_is_known_as_its_own(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Made
+) -> None:
+    """Killed as it removed its records, the settings first."""
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": 300, "dedup": "near"}
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_files(tmp_path / "corpus", source, **settings)
+    unfinished = tmp_path / "corpus" / "unfinished"
+    (unfinished / ".copy.llada-01234567.tmp").write_bytes(b"of a killed process")
+    (unfinished / "settings.json").unlink()
+    for path in (tmp_path / "corpus").glob("*.bin"):
+        path.unlink()
+    assert len(list(unfinished.iterdir())) > 5
+    data = prepare_files(tmp_path / "corpus", source, **settings)
+    assert not unfinished.exists()
+    assert len(documents_in(data, "train")) > 0
+
+
 def test_the_size_of_blocks_does_not_change_the_documents(tmp_path: Path, source: Path) -> None:
     one = prepare_files(tmp_path / "a", source, shard_mb=10)
     many = prepare_files(tmp_path / "b", source, shard_mb=0.0005)

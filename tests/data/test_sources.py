@@ -65,6 +65,33 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, name: str, data: 
     assert_one_sentence(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("inner", "data", "complaint"),
+    [
+        ("", b'{"text": "a"}\n', r"is JSON, not a text: name it \.jsonl{suffix} if it has one object a line"),
+        (".txt", b'{"text": "a"}\n' * 1000, "is JSON, not a text"),
+        (".jsonl", b'[\n{"text": "a"}]', "holds a JSON array"),
+        ("", b"PAR1\x15\x04", "is Parquet, not text"),
+    ],
+)
+def test_what_is_packed_is_judged_by_what_is_in_it(
+    tmp_path: Path, suffix: str, inner: str, data: bytes, complaint: str
+) -> None:
+    import zstandard
+
+    def pack(content: bytes) -> bytes:
+        return gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
+
+    path = tmp_path / f"part-0001{inner}{suffix}"
+    path.write_bytes(pack(data))
+    with pytest.raises(UserError, match=complaint.replace("{suffix}", rf"\{suffix}")) as caught:
+        find_files([str(path)], "text")
+    assert_one_sentence(caught.value)
+    path.write_bytes(pack(b"A text, no JSON.\n" * 1000))
+    assert len(find_files([str(path)], "text").files) == 1
+
+
 def test_a_parquet_without_the_column_names_those_that_it_has(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["a"], key="body")
     with pytest.raises(UserError, match=r"has no column 'text' \(its columns: id, body\)") as caught:

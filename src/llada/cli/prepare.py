@@ -1,5 +1,6 @@
 """The command `llada prepare`: from a text, or a corpus of any size, to the folder that training reads."""
 
+import glob
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,8 +11,9 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
 from llada.data.hub_source import HubSource
+from llada.data.input_folders import files_below
 from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_FILE, PreparedText, prepare
-from llada.data.sources import TEXT_SUFFIXES, Source, find_files, is_for_blocks
+from llada.data.sources import READ_SUFFIXES, TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
 from llada.system.files import check_writable
 from llada.system.format import number_of
@@ -98,7 +100,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
     if is_sharded(options):
         return _prepare_shards(options, program)
     assert options.source != "documentation"
-    corpus = load_corpus(options.source, options.input, say)
+    corpus = load_corpus(options.source, options.input, say, options.output_dir)
     data = prepare(corpus, options.output_dir, options.sequence_length)
     splits = data.metadata["splits"]
     tell(f"Source: {corpus.source}, {corpus.origin}")
@@ -130,7 +132,7 @@ def is_sharded(options: PrepareOptions) -> bool:
     given = [name for name in given if getattr(options, name) != getattr(default, name)]
     if options.source == "documentation":
         given.insert(0, "source documentation")
-    asks = bool({*given} - OF_THE_WORK) or any(map(_asks_for_shards, options.input))
+    asks = bool({*given} - OF_THE_WORK) or any(_asks_for_shards(name, options.output_dir) for name in options.input)
     if options.format == "sharded" or (options.format == "auto" and asks):
         return True
     if given:
@@ -138,13 +140,14 @@ def is_sharded(options: PrepareOptions) -> bool:
     return False
 
 
-def _asks_for_shards(name: str) -> bool:
+def _asks_for_shards(name: str, output_dir: Path) -> bool:
     """Whether an input is for shards only: a folder with nothing but such files is, a folder with text is not."""
     path = Path(name)
     if not path.is_dir():
-        return is_for_blocks(path)
-    names = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    return any(map(is_for_blocks, names)) and not any(p.suffix.lower() in TEXT_SUFFIXES[:1] for p in names)
+        paths = [path] if path.exists() else [Path(match) for match in glob.glob(name, recursive=True)]
+        return any(is_for_blocks(p) for p in paths if not p.is_dir())
+    paths = files_below(path, READ_SUFFIXES, output_dir)
+    return any(map(is_for_blocks, paths)) and not any(p.suffix.lower() in TEXT_SUFFIXES for p in paths)
 
 
 def _prepare_shards(options: PrepareOptions, program: Program) -> int:
@@ -186,7 +189,7 @@ def _source_of(options: PrepareOptions) -> Source:
         return HubSource(options.hf, options.hf_split, options.text_key)
     if not options.input or options.source not in ("auto", "file"):
         raise UserError("A folder of shards needs --input FILES, with --source file, or --hf NAME: add one of them.")
-    return find_files(options.input, options.text_key)
+    return find_files(options.input, options.text_key, options.output_dir, say)
 
 
 def _tokenizer_of(name: str) -> "Made | Tokenizer":

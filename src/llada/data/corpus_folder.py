@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llada.data.corpus_manifest import digest_of_json
+from llada.data.documentation import KEPT
 from llada.data.prepared import METADATA_FILE, OWN_RAW_FILE, RAW_FILE, SPLIT_FILES, TOKENISED_FOLDER
 from llada.data.sharded import COUNTS_FILE, MANIFEST_FILE, read_manifest
 from llada.system.errors import UserError
@@ -19,13 +21,17 @@ from llada.tokenizers.bpe import MODEL_FILE, OTHER_FILES
 from llada.tokenizers.char import VOCAB_FILE
 
 UNFINISHED, SETTINGS_FILE = "unfinished", "settings.json"
+TOKENIZER_FOLDER, IDS_FILE, DUPLICATES_FILE = "tokenizer", "ids.json", "duplicates.json"  # in `unfinished`
 LARGEST_SETTINGS = 1 << 28  # bytes: the names of some million files
 PATIENCE = 5.0  # seconds in which processes that are being ended may still write a file
 _SHARD = re.compile(r"(train|val)-\d{5,}(\.ends|\.rows)?\.bin")
+_OF_BLOCK = re.compile(r"(scan|done)-\d{5,}(\.[a-z]+)+")
+_OF_TOKENIZER = {VOCAB_FILE, MODEL_FILE, *OTHER_FILES}
 _OWN = {
-    UNFINISHED, MANIFEST_FILE, COUNTS_FILE, VOCAB_FILE, MODEL_FILE, *OTHER_FILES, METADATA_FILE, RAW_FILE, OWN_RAW_FILE,
-    TOKENISED_FOLDER, *SPLIT_FILES.values(),
+    UNFINISHED, MANIFEST_FILE, COUNTS_FILE, *_OF_TOKENIZER, METADATA_FILE, RAW_FILE, OWN_RAW_FILE, TOKENISED_FOLDER,
+    *SPLIT_FILES.values(),
 }  # fmt: skip
+_OF_UNFINISHED = {SETTINGS_FILE, TOKENIZER_FOLDER, *_OF_TOKENIZER, IDS_FILE, DUPLICATES_FILE, KEPT}
 
 
 def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
@@ -43,9 +49,10 @@ def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> N
         raise UserError(f"{folder} is a file: choose another `output_dir`.")
     folder.mkdir(parents=True, exist_ok=True)
     remove_asides(folder)
-    foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path.name))
+    foreign = [path for path in folder.iterdir() if not _is_own(path.name)] or _foreign_in(unfinished)
     if foreign:
-        raise UserError(f"{folder} holds {foreign[0]}, which is not of a corpus: choose another `output_dir`.")
+        name = min(path.relative_to(folder).as_posix() for path in foreign)
+        raise UserError(f"{folder} holds {name}, which is not of a corpus: choose another `output_dir`.")
     if unfinished.is_dir() and not (unfinished / SETTINGS_FILE).exists():
         shutil.rmtree(unfinished)  # killed as it began, or as it removed what was no longer needed
     if overwrite:
@@ -73,8 +80,16 @@ def take_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> N
     write_json(unfinished / SETTINGS_FILE, identity)
 
 
+def is_half_done(folder: Path) -> bool:
+    """Whether a folder holds a preparation that was stopped."""
+    unfinished = folder / UNFINISHED
+    return os.path.isfile(unfinished / SETTINGS_FILE) and not _foreign_in(unfinished)
+
+
 def leave_nothing(folder: Path, though_done: bool = False) -> None:
     """Remove a preparation of which nothing was done, so that it holds up no other one.
+
+    Only for a folder that was taken (`take_folder`): in another one, `unfinished` may be anybody's.
 
     Args:
         though_done: remove it also if a part of it was done.
@@ -115,3 +130,12 @@ def _compare(folder: Path, before: Mapping[str, Any], identity: Mapping[str, Any
 
 def _is_own(name: str) -> bool:
     return name in _OWN or _SHARD.fullmatch(name) is not None or is_aside(name)
+
+
+def _foreign_in(unfinished: Path) -> list[Path]:
+    """List what no preparation writes into `unfinished`, a name that anybody may give a folder."""
+    return [
+        path
+        for path in unfinished.rglob("*")
+        if path.name not in _OF_UNFINISHED and not _OF_BLOCK.fullmatch(path.name) and not is_aside(path.name)
+    ]

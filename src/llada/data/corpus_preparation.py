@@ -20,7 +20,14 @@ from typing import Literal
 import numpy as np
 
 from llada.data.blocks import Block, blocks_of
-from llada.data.corpus_folder import UNFINISHED, leave_nothing, take_folder
+from llada.data.corpus_folder import (
+    DUPLICATES_FILE,
+    IDS_FILE,
+    TOKENIZER_FOLDER,
+    UNFINISHED,
+    leave_nothing,
+    take_folder,
+)
 from llada.data.corpus_manifest import (
     NO_TEXT,
     NoTextError,
@@ -54,7 +61,6 @@ from llada.tokenizers.base import Tokenizer, ids_of, load_tokenizer
 from llada.tokenizers.char import CharTokenizer
 from llada.tokenizers.train_bpe import SMALLEST_VOCABULARY, train_bpe
 
-TOKENIZER_FOLDER, IDS_FILE, DUPLICATES_FILE = "tokenizer", "ids.json", "duplicates.json"
 _BATCH_CHARACTERS = 1 << 20
 _BEGINNING_BYTES = 1 << 20  # of a piece of which only the first documents are wanted
 
@@ -118,8 +124,9 @@ def prepare_corpus(
     with locked(folder):
         remove_leftovers(folder)
         preparation = _Preparation(source, text_key, tokenizer, folder, settings, processes, report)
+        take_folder(folder, preparation.identity, overwrite)
         try:
-            return preparation.run(overwrite)
+            return preparation.run()
         except BaseException as error:
             leave_nothing(folder, though_done=isinstance(error, NoTextError))
             raise
@@ -168,8 +175,7 @@ class _Preparation:
             del options["vocab_size"], options["sample_mb"]
         self.identity = {"tokenizer": name, "text_key": text_key, **options, "source": source.identity()}
 
-    def run(self, overwrite: bool) -> ShardedText:
-        take_folder(self.folder, self.identity, overwrite)
+    def run(self) -> ShardedText:
         if (self.folder / MANIFEST_FILE).is_file():
             shutil.rmtree(self.unfinished, ignore_errors=True)
             return ShardedText.open(self.folder)

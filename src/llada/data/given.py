@@ -22,14 +22,15 @@ LEAST_LIMIT = 64 << 20  # this much is always tried, however full the memory is
 HEAD_BYTES = 4096
 _BUFFER_BYTES = 1 << 20
 UTF8_MARK = b"\xef\xbb\xbf"
-PARQUET = "Parquet"
+PARQUET, GZIP, ZSTD = "Parquet", "compressed by gzip", "compressed by zstd"
+READ_IN_BLOCKS = (PARQUET, GZIP, ZSTD)  # by a preparation into shards
 # First bytes of files that are not text. UTF-32 comes before UTF-16, whose two bytes begin those of UTF-32.
 KINDS = (
     (b"PAR1", PARQUET),
-    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\x1f\x8b", GZIP),
     (b"BZh", "compressed by bzip2"),
     (b"\xfd7zXZ\x00", "compressed by xz"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"\x28\xb5\x2f\xfd", ZSTD),
     (b"PK\x03\x04", "a zip archive"),
     (b"%PDF-", "a PDF"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -131,7 +132,8 @@ def read_given_text(path: Path) -> str:
 def _remedy(kind: str) -> str:
     if kind.startswith("UTF"):
         return "not UTF-8 (byte 0): convert it, or leave it out"
-    return "not text: unpack it" if kind.startswith("compressed") else "not text: take the text out of it"
+    remedy = "not text: unpack it" if kind.startswith("compressed") else "not text: take the text out of it"
+    return remedy + (', or choose `format="sharded"`' if kind in READ_IN_BLOCKS else "")
 
 
 def largest_bytes() -> int:

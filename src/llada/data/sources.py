@@ -1,21 +1,28 @@
 """Large sources: files of text, JSONL and Parquet, plain or compressed."""
 
+import contextlib
 import functools
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure
+from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure, unpacked
+from llada.data.corpus import looks_like_json
+from llada.data.given import HEAD_BYTES, KINDS
+from llada.data.input_folders import files_below
 from llada.data.parquet_files import check_column, parquet_pieces
 from llada.data.pieces import Kind, Piece
 from llada.system.errors import UserError
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
+TEXT_SUFFIXES = (".txt",)
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+_PLAIN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
+READ_SUFFIXES = (*_PLAIN_SUFFIXES, *(inner + outer for inner in _PLAIN_SUFFIXES for outer in COMPRESSED_SUFFIXES))
+"""Ends of the names of files that are read in a folder."""
 # First bytes of files that hold no text, and of those that hold it compressed.
 _COMPRESSED: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _HEAD = 1 << 20
@@ -125,13 +132,22 @@ class Files:
         return {"kind": "files", "files": [[str(file.path), file.size] for file in self.files]}
 
 
-def find_files(inputs: Sequence[str], text_key: str) -> Files:
+def find_files(
+    inputs: Sequence[str],
+    text_key: str,
+    output_dir: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Files:
     """Find the files of paths, folders and globs; those of a folder or a glob in the order of their names.
+
+    Args:
+        output_dir: what is in it is not read with a folder that it is in.
+        say: called with a sentence on what was left out of a folder.
 
     Raises:
         UserError: there are none, one cannot be read here, or a Parquet file lacks the column.
     """
-    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name)))
+    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, output_dir, say)))
     files = tuple(describe_file(path, text_key) for path in paths)
     return Files(tuple(file for file in files if file.size), text_key)
 
@@ -142,13 +158,10 @@ def is_for_blocks(path: Path) -> bool:
     return name.endswith((*LINE_SUFFIXES, *PARQUET_SUFFIXES, *COMPRESSED_SUFFIXES))
 
 
-def _paths_of(name: str) -> list[Path]:
+def _paths_of(name: str, output_dir: Path | None, say: Callable[[str], None]) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        plain = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
-        known = (*plain, *(inner + outer for inner in plain for outer in COMPRESSED_SUFFIXES))
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files = [p for p in found if p.name.lower().endswith(known)]
+        files = files_below(path, READ_SUFFIXES, output_dir, "not named as text, JSONL or Parquet", say)
         if not files:
             raise UserError(f"{path} holds no file of text, JSONL or Parquet: name the files themselves, or a glob.")
         return files
@@ -170,7 +183,7 @@ def describe_file(path: Path, text_key: str) -> SourceFile:
         if not path.is_file():
             raise UserError(f"{path} is not a regular file: copy what it gives into one.")
         with open(path, "rb") as file:
-            head = file.read(_HEAD if path.name.endswith(LINE_SUFFIXES) else 4096)
+            head = file.read(_HEAD if path.name.endswith(LINE_SUFFIXES) else HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
     compression = next((value for magic, value in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -185,19 +198,23 @@ def describe_file(path: Path, text_key: str) -> SourceFile:
         raise UserError(f"{path} is compressed as a whole, which Parquet does by itself: unpack it.")
     if compression == "zstd":
         load_zstandard(path)
-    if not compression and kind != "parquet":
-        _check_head(path, head, kind)
+    if kind != "parquet":
+        _check_head(path, _head_within(path, compression) if compression else head, kind)
     content_size = None if compression else status.st_size
     if kind == "parquet":
         content_size = check_column(path, text_key)
     return SourceFile(path, kind, compression, status.st_size, status.st_mtime_ns, content_size)
 
 
+def _head_within(path: Path, compression: Compression) -> bytes:
+    """Unpack the beginning of a file; it is empty if the file is damaged, which is reported when it is read."""
+    with contextlib.suppress(Exception), open(path, "rb") as raw:  # those of zlib and zstandard have no common base
+        return unpacked(raw, compression, path).read(HEAD_BYTES)
+    return b""
+
+
 def _check_head(path: Path, head: bytes, kind: Kind) -> None:
     """Refuse what is not text, and JSON that does not have one object a line."""
-    from llada.data.corpus import looks_like_json
-    from llada.data.given import KINDS
-
     other = next((words for magic, words in KINDS if head.startswith(magic)), None)
     if other is not None:
         raise UserError(f"{path} is {other}, not text: convert or unpack it, or leave it out.")
@@ -207,4 +224,5 @@ def _check_head(path: Path, head: bytes, kind: Kind) -> None:
     if kind == "lines" and text.startswith("{\n"):
         raise UserError(f"{path} has objects over several lines: write them one a line (JSONL).")
     if kind == "text" and looks_like_json(text):
-        raise UserError(f"{path} is JSON, not a text: name it .jsonl if it has one object a line, or leave it out.")
+        name = f".jsonl{path.suffix}" if path.suffix.lower() in COMPRESSED_SUFFIXES else ".jsonl"
+        raise UserError(f"{path} is JSON, not a text: name it {name} if it has one object a line, or leave it out.")

@@ -1,0 +1,94 @@
+"""Which files of a folder are read: the same by both readers of folders, and nothing that a preparation wrote there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llada.data.corpus import Corpus, read_files
+from llada.data.corpus_preparation import _Preparation
+from llada.data.prepared import prepare
+from llada.data.sources import find_files
+from tests.support.corpora import prepare_files, some_documents, write_as
+
+Say = Callable[[str], None]
+
+
+def read_small(folder: Path, output_dir: Path, say: Say) -> list[str]:
+    return list(read_files([str(folder)], say, output_dir).documents())
+
+
+def read_sharded(folder: Path, output_dir: Path, say: Say) -> list[str]:
+    return [file.path.read_text() for file in find_files([str(folder)], "text", output_dir, say).files]
+
+
+READERS = {"small": read_small, "sharded": read_sharded}
+OTHER = {"small": "not ending in .txt", "sharded": "not named as text, JSONL or Parquet"}
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+
+
+def half_done(folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_Preparation, "_write_manifest", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_files(folder, source, tokenizer="bpe", vocab_size=300)
+    assert (folder / "unfinished" / "scan-00000.sample.jsonl").is_file()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_hidden_folders_are_not_read(tmp_path: Path, reader: str) -> None:
+    write(tmp_path / ".in", "a.txt", "b/c.txt", ".git/d.txt", "b/.ipynb_checkpoints/c.txt", ".e.txt", "b/.f/g/h.txt")
+    said: list[str] = []
+    assert READERS[reader](tmp_path / ".in", tmp_path / "out", said.append) == ["text of a.txt", "text of b/c.txt"]
+    assert said == []
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_a_preparation_wrote_is_not_read(tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    mine = ("a.txt", "data/unfinished/b.txt", "data/unfinished/settings.txt", "e/vocab.txt", "z.txt")
+    write(folder, *mine)
+    expected = [f"text of {name}" for name in mine]
+    source = write_as(tmp_path, "jsonl", some_documents(80))
+    prepare(Corpus("abc " * 100, "file", "x"), folder / "five", 16)
+    prepare_files(folder / "shards" / "inner", source)
+    half_done(folder / "half", source, monkeypatch)
+    write(folder, "five/own.txt", "shards/inner/own.txt", "half/own.txt")
+    said: list[str] = []
+    assert READERS[reader](folder, folder / "new", said.append) == expected
+    written = ", ".join(str(folder / name) for name in ("five", "half", "shards/inner"))
+    assert said == [f"Left out of {folder}, written by `llada prepare`: {written} (3 in all)."]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("place", ["out", "b/../out"])
+def test_the_output_folder_is_not_read_whatever_it_holds(tmp_path: Path, reader: str, place: str) -> None:
+    write(tmp_path / "in", "a.txt", "b/c.txt", "out/rest.txt", "out/d/rest.txt", "outer/d.txt")
+    said: list[str] = []
+    texts = READERS[reader](tmp_path / "in", tmp_path / "in" / place, said.append)
+    assert texts == ["text of a.txt", "text of b/c.txt", "text of outer/d.txt"]
+    assert said == [f"Left out of {tmp_path / 'in'}, written by `llada prepare`: {tmp_path / 'in' / 'out'} (1 in all)."]
+    texts = READERS[reader](tmp_path / "in" / "out", tmp_path / "in", said.append)
+    assert texts == ["text of out/d/rest.txt", "text of out/rest.txt"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_links_to_folders_and_other_files_are_named(tmp_path: Path, reader: str) -> None:
+    write(tmp_path / "in", "a.txt", "README.md", "x.csv")
+    write(tmp_path / "elsewhere", "b.txt")
+    os.symlink(tmp_path / "elsewhere" / "b.txt", tmp_path / "in" / "b.txt")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "in" / "more")
+    os.symlink(tmp_path / "in", tmp_path / "in" / "loop")
+    said: list[str] = []
+    folder = tmp_path / "in"
+    assert READERS[reader](folder, tmp_path / "out", said.append) == ["text of a.txt", "text of b.txt"]
+    assert said == [
+        f"Left out of {folder}, {OTHER[reader]}: {folder / 'README.md'}, {folder / 'x.csv'} (2 in all); links to "
+        f"folders: {folder / 'loop'}, {folder / 'more'} (2 in all)."
+    ]
