@@ -74,7 +74,7 @@ class PrepareOptions:
     near_threshold: float = 0.8
     """Least Jaccard similarity of the word 5-grams of documents that are near to each other."""
     skip_bad: bool = False
-    """Leave out and count the lines and files that cannot be read, instead of stopping at the first one."""
+    """Leave out and count broken lines and rows and texts that are not UTF-8, instead of stopping at the first one."""
     shard_mb: float = 64.0
     """Size of a shard in MB of source, about; a preparation that was stopped goes on by whole shards."""
     processes: int | None = None
