@@ -97,8 +97,11 @@ def test_a_kept_wheel_that_is_damaged_is_fetched_again(tmp_path: Path, fetched: 
 
 
 @pytest.mark.parametrize(
-    ("options", "folder", "kind"),
-    [((), "data/documentation", "bpe"), (("--tokenizer", "characters", "--output_dir", "a"), "a", "characters")],
+    ("options", "folder", "kind", "following"),
+    [
+        ((), "data/documentation", "bpe", "--preset small"),
+        (("--tokenizer", "characters", "--output_dir", "a"), "a", "characters", "--data_dir a"),
+    ],
 )
 def test_the_command_has_defaults_of_its_own(
     llada: RunCommand,
@@ -108,12 +111,13 @@ def test_the_command_has_defaults_of_its_own(
     options: tuple[str, ...],
     folder: str,
     kind: str,
+    following: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = ("--vocab_size", 300, "--val_share", 0.5, "--sequence_length", 16, "--processes", 1)
     result = llada("prepare", "--source", "documentation", *small, *options)
     assert result.code == 0
-    assert f"Written to {folder}. Next: llada train --data_dir {folder}" in result.out
+    assert f"Written to {folder}. Next: llada train {following}" in result.out
     assert PreparedText.open(Path(folder)).metadata["tokenizer"]["kind"] == kind
 
 

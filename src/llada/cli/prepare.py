@@ -118,6 +118,8 @@ def run(arguments: Sequence[str], program: Program) -> int:
 
 def _tell_next(options: PrepareOptions, program: Program, also: str = "") -> None:
     next_command = f"{program.next_program} --data_dir {shlex.quote(str(options.output_dir))}{also}"
+    if options.output_dir == DOCUMENTATION_FOLDER and program.data_dir is None:
+        next_command = f"{program.next_program} --preset small"  # which looks for it there
     tell(f"Written to {options.output_dir}. Next: {next_command}")
 
 
