@@ -332,7 +332,10 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     if chosen.preset == "sft" and not resume and not chosen.config and config.data.chat is None:
         raise UserError("--preset sft learns the answers of dialogues: add --chat FILE.jsonl.")
     if not resume and os.environ.get(RESTARTS, "0") != "0":  # the command that began the run now goes on with it
-        begun = _newest(program.numbered_runs) if program.numbered_runs and not chosen.output_dir else folder
+        if program.numbered_runs and not chosen.output_dir:
+            begun = _numbered(program.numbered_runs, _newest_number(program.numbered_runs))
+        else:
+            begun = folder
         stored = _same_run_in(RunFolder(begun), replace(config, output_dir=begun))
         config, resume = (stored, True) if stored else (config, False)
     return Asked(config, resume, chosen.changed_data, chosen.dry_run)
@@ -349,18 +352,21 @@ def _same_run_in(folder: RunFolder, config: TrainConfig) -> TrainConfig | None:
 
 def _numbered_folder(stem: Path, resume: bool) -> Path:
     """Return `stem-N` with the number of the newest run, to resume it, or with the next free number."""
-    newest = _newest(stem)
-    number = int(newest.name.rpartition("-")[2])
-    if resume and not number:
-        raise UserError(f"There is no run {stem}-N to resume: name its folder, or start one without --resume.")
-    return newest if resume else stem.with_name(f"{stem.name}-{number + 1}")
+    newest = _newest_number(stem)
+    if resume and not newest:
+        raise UserError(f"{stem}-N does not exist, so nothing can be resumed: name a run, or leave out --resume.")
+    return _numbered(stem, newest if resume else newest + 1)
 
 
-def _newest(stem: Path) -> Path:
-    """Return the `stem-N` with the largest number, or that with 0, which is none, if there is no run."""
+def _newest_number(stem: Path) -> int:
+    """Return the largest N of the folders `stem-N`; 0 without any."""
     pattern = re.compile(rf"{re.escape(stem.name)}-(\d+)")
     found = [pattern.fullmatch(path.name) for path in stem.parent.glob("*")]
-    return stem.with_name(f"{stem.name}-{max((int(match[1]) for match in found if match), default=0)}")
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _numbered(stem: Path, number: int) -> Path:
+    return stem.with_name(f"{stem.name}-{number}")
 
 
 class _FirstParser(argparse.ArgumentParser):
