@@ -27,6 +27,7 @@ from llada.evaluation.distributed import Shard
 from llada.optim.parts import rows_of
 from llada.system.device import DeviceName
 from llada.system.errors import UserError, first_line
+from llada.training.rendezvous import met
 from llada.training.roll_call import RollCall
 
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of gradients in fp32
@@ -335,14 +336,14 @@ def _take_own_gpu() -> None:
 
 
 def _join(timeout: timedelta, backend: str) -> Group:
-    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
-        roll_call = RollCall(PrefixStore("llada", store), rank, processes)
+        store = met(store, rank, processes, timeout)
+        roll_call = RollCall(store, rank, processes)
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
