@@ -33,6 +33,7 @@ SECONDS = 480.0  # for all sections together
 LIMITS = {
     "machine": 75,
     "tests": 150,
+    "group": 100,
     "lora": 75,
     "bf16": 90,
     "speed": 190,

@@ -127,7 +127,16 @@ class Recorder:
 
 def tests(place: Place) -> None:
     """Run the tests that need a GPU; on a CPU, they compare it with itself."""
-    arguments = ["-m", "cuda", str(ROOT / "tests" / "test_cuda.py"), "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    run_tests(place, "test_cuda.py")
+
+
+def group(place: Place) -> None:
+    """Run the tests of several processes with a GPU."""
+    run_tests(place, "test_cuda_group.py")
+
+
+def run_tests(place: Place, file: str) -> None:
+    arguments = ["-m", "cuda", str(ROOT / "tests" / file), "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     recorder = Recorder(place.rows)
     code = pytest.main([*arguments, "-q", "--tb=short"], plugins=[recorder])
     if not recorder.seen:
@@ -158,7 +167,7 @@ def find(section: str) -> Callable[[Place], None]:
         import gpu_large
 
         return getattr(gpu_large, section)
-    return {"machine": machine, "tests": tests, "doctor": doctor}[section]
+    return {"machine": machine, "tests": tests, "group": group, "doctor": doctor}[section]
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 PRETENDED = "version="
 BROKEN = "loss=nan"
+ONE_GPU = "one GPU"
 REWRITE = "rewrite"
 
 
@@ -50,7 +51,7 @@ def environment(**further: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "RANK"))}
     return {
         **inherited,
-        "PYTHONPATH": os.pathsep.join([str(SOURCE), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         **further,
@@ -76,8 +77,9 @@ def start(
 
     Args:
         commands: words, in which "{rank}" stands for the number of the process; the first may be `PRETENDED` and a
-            version of the package, or `BROKEN`, which makes every loss of a training non-finite; or they are those of
-            `rewriting.rewrite` after `REWRITE`.
+            version of the package, or `BROKEN`, which makes every loss of a training non-finite, or `ONE_GPU`, which
+            lets all of them have the first GPU, connected by gloo; or they are those of `rewriting.rewrite` after
+            `REWRITE`.
     """
     words, started = _in_json(commands), []
     for rank in range(processes):
@@ -147,6 +149,9 @@ def carry_out(commands: list[list[str]]) -> str:
         if name == BROKEN:
             vars(step)["weighted_loss"] = lambda nll, weights: math.nan * weighted_loss(nll, weights)
             name, *arguments = arguments
+        if name == ONE_GPU:
+            share_one_gpu()
+            name, *arguments = arguments
         os.environ["MASTER_PORT"] = port
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -158,6 +163,15 @@ def carry_out(commands: list[list[str]]) -> str:
                 code = end.code
         results.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
     return json.dumps(results)
+
+
+def share_one_gpu() -> None:
+    """Let this process have the first GPU, whichever it would take; NCCL refuses several processes on one."""
+    from llada.training import group
+
+    join = group._join
+    os.environ["LOCAL_RANK"] = "0"
+    vars(group)["_join"] = lambda timeout, _: join(timeout, "gloo")
 
 
 def fork_all(processes: int, modules: Sequence[str]) -> None:

@@ -536,7 +536,7 @@ KILLS = 20
 def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: PreparedText, tmp_path: Path) -> None:
     """torchrun starts the group again whenever one of the two is killed, and the run goes on from its checkpoint."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    steps = 300
+    steps = 1200  # more than the kills leave time for
     way = ["--evaluate_every", "5", "--log_every", "7", "--complementary"]  # checkpoints have sums of steps not logged
     assert torchrun(2, flags(way, data, whole, steps)).returncode == 0
     words = ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llada", *map(str, flags(way, data, run, steps))]

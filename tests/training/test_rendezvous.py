@@ -48,11 +48,16 @@ def test_a_start_that_was_broken_off_does_not_lead_the_next_one_astray() -> None
     assert addresses(store, "second", late=0) == [["second 0", "second 1", "second 2"]] * 3
 
 
-def test_a_process_waits_no_longer_than_it_may_for_one_that_never_starts() -> None:
+def test_the_others_are_waited_for_as_long_as_asked_and_then_named() -> None:
     store = HashStore()
     addresses(store, "first")
-    with pytest.raises(RuntimeError, match=r"process 0 did not answer within 0\.5 seconds"):
+    with pytest.raises(RuntimeError, match="process 0, which waits for all, did not answer within `timeout_minutes`"):
         met(store, 1, 3, timedelta(seconds=0.5))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(met, store, 1, 3, timedelta(seconds=1.5))
+        with pytest.raises(RuntimeError, match="process 2 did not come within `timeout_minutes`"):
+            met(store, 0, 3, timedelta(seconds=1))
+        assert isinstance(other.exception(), RuntimeError)
 
 
 WORKER = """

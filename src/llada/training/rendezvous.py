@@ -11,6 +11,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+# Between two looks: in a wait of the store itself, no signal would come through, and torchrun's would last 30 seconds.
 POLL_SECONDS = 0.05
 
 _MEETING = "llada/meeting"  # process 0's name for the start that is under way
@@ -33,20 +34,26 @@ def met(store: Any, rank: int, processes: int, timeout: timedelta) -> Any:
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
-    own = uuid.uuid4().hex
+    end, own = time.monotonic() + timeout.total_seconds(), uuid.uuid4().hex
     if rank == 0:
         meeting = f"llada/{own}"
         store.set(_MEETING, meeting)
-        store.wait([f"{meeting}/{other}" for other in range(1, processes)], timeout)
+        for other in range(1, processes):
+            while not store.check([f"{meeting}/{other}"]):
+                _look_again(end, f"process {other} did not come")
         for other in range(1, processes):
             store.set(f"{meeting}/{store.get(f'{meeting}/{other}').decode()}", "")
         return PrefixStore(meeting, store)
-    end, meeting = time.monotonic() + timeout.total_seconds(), ""
+    meeting = ""
     while not meeting or not store.check([f"{meeting}/{own}"]):
-        if time.monotonic() > end:
-            raise RuntimeError(f"process 0 did not answer within {timeout.total_seconds():g} seconds")
-        if meeting:
-            time.sleep(POLL_SECONDS)
-        meeting = store.get(_MEETING).decode()
-        store.set(f"{meeting}/{rank}", own)
+        _look_again(end, "process 0, which waits for all, did not answer")
+        if store.check([_MEETING]):
+            meeting = store.get(_MEETING).decode()
+            store.set(f"{meeting}/{rank}", own)
     return PrefixStore(meeting, store)
+
+
+def _look_again(end: float, otherwise: str) -> None:
+    if time.monotonic() > end:
+        raise RuntimeError(f"{otherwise} within `timeout_minutes`")
+    time.sleep(POLL_SECONDS)
