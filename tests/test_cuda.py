@@ -400,7 +400,7 @@ def test_weights_in_bf16_learn_like_those_in_fp32(config: TrainConfig, data: Pre
     """Rounded to the nearest, most of these steps would change nothing."""
     config = replace(config, steps=60, optimizer=replace(ADAMW, ema=0.0), precision="bf16")
     fp32, bf16 = (take_steps(make_trainer(replace(config, weights=kind), data), 60)[::2] for kind in ("fp32", "bf16"))
-    assert sum(fp32[-10:]) < 0.9 * sum(fp32[:10])
+    assert sum(fp32[-10:]) < 0.8 * 10 * fp32[0]
     assert sum(bf16[-10:]) == pytest.approx(sum(fp32[-10:]), rel=0.05)
 
 
