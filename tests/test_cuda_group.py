@@ -16,30 +16,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llada.data.prepared import PreparedText
-from llada.optim.ema import trained_weights
 from llada.system.device import PrecisionName
-from llada.training.build import build_model
 from llada.training.config import NetworkOptions, TrainConfig
-from llada.training.data_source import make_source
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
-from llada.training.state import Progress
-from llada.training.step import Steps
 from llada.training.trainer import Trainer
 from tests.support.commands import PATIENCE, RunCommand
 from tests.support.ranks import ONE_GPU, environment, finish, start
-from tests.support.runs import losses_of
+from tests.support.runs import first_gradients, losses_of
 from tests.test_cuda import ON, needs_gpu
+from tests.test_cuda import pytestmark as on_a_gpu
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(ON == "cuda" and not torch.cuda.is_available(), reason="there is no GPU here"),
-]
+pytestmark = on_a_gpu
 CLOSE = 1e-4  # of losses in fp32, whose sums are in another order for half the rows
 # The rates are constant, so that a run of six steps that goes on to twelve is one of twelve.
 SMALL = [
@@ -52,7 +44,6 @@ WAYS = {
     "adamw": ["--precision", "fp32", "--optimizer", "adamw", "--accumulate", "2"],
     "bf16": ["--precision", "bf16", "--optimizer", "adamw", "--ema", "0"],
 }
-TRIED = list(WAYS) if ON == "cuda" else ["muon"]  # a CPU has these tests elsewhere
 
 
 @pytest.fixture
@@ -75,16 +66,9 @@ def test_gradients_that_fsdp_sends_are_those_of_a_network_that_is_not_shared_out
     )  # fmt: skip
     plan = RunPlan.of(config, data)
 
-    def gradients(plan: RunPlan) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        steps = Steps(plan, build_model(plan, None), make_source(plan, 0), Progress())
-        steps.backward(0, LossByTime(plan.device))
-        weights = trained_weights(steps.model.network).items()
-        return {name: weight.grad for name, weight in weights if weight.grad is not None}
-
-    plain = gradients(plan)
+    plain = first_gradients(plan)
     assert any(bool(gradient.any()) for gradient in plain.values())
-    found = gradients(replace(plan, is_sharded=True, keeps_gradients_whole=keeps_whole))
+    found = first_gradients(replace(plan, is_sharded=True, keeps_gradients_whole=keeps_whole))
     assert found.keys() == plain.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
@@ -116,19 +100,20 @@ def test_steps_of_a_network_that_is_shared_out_are_those_of_one_that_is_not(
     assert shared == pytest.approx(whole, rel=CLOSE)
 
 
+@needs_gpu  # two processes on a CPU are tried in training/test_group.py
 def test_two_processes_train_like_one(llada: RunCommand, data: PreparedText, tmp_path: Path) -> None:
     """Also if one process goes on with a run of two."""
 
     def command(way: str, run: str) -> list[object]:
         return ["train", *SMALL, *WAYS[way], "--data_dir", data.folder, "--output_dir", tmp_path / f"{way}-{run}"]
 
-    started = start(2, [[ONE_GPU, *command(way, "together"), "--steps", 6 if way == "muon" else 12] for way in TRIED])
-    for way in TRIED:
+    started = start(2, [[ONE_GPU, *command(way, "together"), "--steps", 6 if way == "muon" else 12] for way in WAYS])
+    for way in WAYS:
         assert llada(*command(way, "alone"), "--steps", 12).code == 0
     for process in finish(started):
-        assert [each.code for each in process] == [0] * len(TRIED), [each.err[-1000:] for each in process]
+        assert [each.code for each in process] == [0] * len(WAYS), [each.err[-1000:] for each in process]
     assert llada("train", "--resume", tmp_path / "muon-together", "--steps", 12).code == 0
-    for way in TRIED:
+    for way in WAYS:
         run, alone = (tmp_path / f"{way}-{name}" for name in ("together", "alone"))
         close = 2e-2 if way == "bf16" else CLOSE
         assert losses_of(run) == pytest.approx(losses_of(alone), abs=close), way

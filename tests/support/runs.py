@@ -15,11 +15,15 @@ from torch import Tensor
 from llada.data.batches import TokenBatch
 from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
+from llada.optim.ema import trained_weights
+from llada.training.build import build_model
 from llada.training.config import TrainConfig
-from llada.training.metrics import read_metrics
+from llada.training.data_source import make_source
+from llada.training.metrics import LossByTime, read_metrics
 from llada.training.plan import RunPlan
 from llada.training.progress_bar import Display
 from llada.training.run_folder import RunFolder
+from llada.training.state import Progress
 from llada.training.step import Steps
 from llada.training.trainer import Trainer
 
@@ -43,6 +47,15 @@ def train(
 ) -> Trainer:
     """Train a run in its folder; with `stop_at`, a SIGINT comes during that step."""
     return run_to(trainer_of(config, data, resume), stop_at)
+
+
+def first_gradients(plan: RunPlan) -> dict[str, Tensor]:
+    """Gradients of the first step of a run from its random start, before they are clipped."""
+    torch.manual_seed(0)
+    steps = Steps(plan, build_model(plan, None), make_source(plan, 0), Progress())
+    steps.backward(0, LossByTime(plan.device))
+    weights = trained_weights(steps.model.network).items()
+    return {name: weight.grad for name, weight in weights if weight.grad is not None}
 
 
 def run_to(trainer: Trainer, stop_at: int | None = None) -> Trainer:

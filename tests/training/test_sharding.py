@@ -20,21 +20,18 @@ from llada.optim.ema import trained_weights
 from llada.system.device import PrecisionName
 from llada.system.errors import UserError
 from llada.training import run_memory
-from llada.training.build import build_model
 from llada.training.config import NetworkOptions, OptimizerOptions, TrainConfig
-from llada.training.data_source import make_source
 from llada.training.forecast import check_memory
 from llada.training.group import Group
 from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.run_memory import TORCH_BYTES, expected_memory, shared_out_if_needed
-from llada.training.state import Progress, bytes_in
-from llada.training.step import Steps
+from llada.training.state import bytes_in
 from llada.training.trainer import Trainer
 from tests.support.commands import RunCommand
 from tests.support.ranks import get_ready
-from tests.support.runs import losses_of
+from tests.support.runs import first_gradients, losses_of
 
 CLOSE = 1e-5
 UNEVEN = NetworkOptions(d_model=20, n_heads=2, n_layers=2)  # 20 rows, of which the first of 8 processes has 3
@@ -106,19 +103,12 @@ def test_gradients_that_are_sent_after_each_batch_add_up_to_those_that_are_sent_
     """By torch's FSDP2 among one process, and without it; also if matrices are sent in bf16."""
     plan = RunPlan.of(replace(small_run, network=UNEVEN, accumulate=3, precision=precision), data)
 
-    def gradients(plan: RunPlan) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        steps = Steps(plan, build_model(plan, None), make_source(plan, 0), Progress())
-        steps.backward(0, LossByTime(plan.device))
-        weights = trained_weights(steps.model.network).items()
-        return {name: weight.grad for name, weight in weights if weight.grad is not None}
-
-    plain = gradients(plan)
+    plain = first_gradients(plan)
     assert any(bool(gradient.any()) for gradient in plain.values())
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         for keeps_whole in (False, True):
-            found = gradients(replace(plan, is_sharded=True, keeps_gradients_whole=keeps_whole))
+            found = first_gradients(replace(plan, is_sharded=True, keeps_gradients_whole=keeps_whole))
             assert found.keys() == plain.keys()
             for name, gradient in found.items():
                 assert torch.allclose(gradient, plain[name], rtol=0, atol=1e-7), name
