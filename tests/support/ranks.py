@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -40,10 +41,12 @@ class Ended:
 
 
 def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has, and that the system gives to nobody who connects."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def environment(**further: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from llada.system.errors import UserError
 from tests.support.commands import PATIENCE
 from tests.support.documents import ROOT, code_blocks, commands_of
 from tests.support.harness_tasks import evaluate, make_model, requests, write_tasks
+from tests.support.ranks import free_port
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -192,14 +192,11 @@ torch.distributed.destroy_process_group()
 def test_two_processes_find_what_one_finds(run: Path, tmp_path: Path) -> None:
     """As torchrun starts them."""
     tasks = write_tasks(tmp_path, make_model(run))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     result = tmp_path / "results.json"
     there = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
