@@ -10,7 +10,7 @@ Shape letters: W windows, L length, B batch, R rounds, P masks of a round.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -228,11 +228,13 @@ def draw_bounds(
     ratios: list[Tensor] = []
     n_maskable = windows.is_maskable.sum(1)
     same_counts = bool((n_maskable == n_maskable[0]).all())
+    total = 0.0
     for noisy, rows in _rounds(nll, windows, options.seed):
-        show = _progress_of_round(on_progress, values, wanted)
+        show = _progress_of_round(on_progress, len(values), wanted, total, len(values) * len(rows))
         bounds = _row_bounds(nll, noisy, windows.rows(rows), options, show)
         if not bool(bounds.isfinite().all()):
             raise UserError(NOT_FINITE)
+        total += float(bounds.sum())
         values.append(_by_window(bounds, rows, len(windows)))
         ratios.append(_by_window(noisy.p_mask[:, 0].double(), rows, len(windows)))
         if len(values) >= wanted and target is not None:
@@ -245,11 +247,9 @@ def draw_bounds(
 
 
 def _progress_of_round(
-    on_progress: OnProgress, values: Sequence[Tensor], wanted: int
+    on_progress: OnProgress, n_rounds: int, wanted: int, total: float, n_rows: int
 ) -> Callable[[float, float, int], None]:
-    """Convert progress within one round into progress over all `wanted` rounds; `values` (W, P) are the finished
-    ones."""
-    n_rounds, total, n_rows = len(values), sum(float(value.sum()) for value in values), sum(map(torch.numel, values))
+    """Convert progress within one round into progress over all `wanted` rounds; `total` nats of `n_rows` are done."""
     return lambda part, more, n: on_progress((n_rounds + part) / wanted, (total + more) / (n_rows + n))
 
 
