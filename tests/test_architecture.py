@@ -10,6 +10,8 @@ from typing import Any, TypeGuard
 
 import pytest
 
+from llada.cli import COMMANDS
+
 PACKAGE = Path(__file__).parents[1] / "src" / "llada"
 
 # The layer of every room: a module of the root, or a folder with all that is in it.
@@ -225,6 +227,13 @@ def test_nothing_is_unpickled() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     program = "import sys, llada.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_commands_do_not_wait_for_the_compiler() -> None:
+    """It takes longer to import than the rest of torch."""
+    modules = ", ".join(f"llada.cli.{name}" for name in COMMANDS)
+    program = f"import sys, {modules}; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -25,7 +25,7 @@ FOUNDING_DOCUMENT = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.t
 
 # What makes a command small enough for a test; the last of two equal flags counts.
 SMALLER = {
-    "download_shakespeare_dataset.py": ["--source", "file", "--input", "../text.txt"],
+    "download_shakespeare_dataset.py": ["--source", "file", "--input", "../text.txt", "--sequence_length", "256"],
     "train_llada_shakespeare.py": [
         "--d_model", "16", "--n_heads", "1", "--n_layers", "1", "--epochs", "0.1", "--evaluation_windows", "1",
         "--batch_size", "2",

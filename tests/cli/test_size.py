@@ -175,7 +175,7 @@ def test_attention_share() -> None:
 @pytest.fixture
 def on_a_cpu_of_a_teraflop(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (size_report, forecast):
-        monkeypatch.setattr(module, "matmul_flops_per_second", lambda *_: 1e12)
+        monkeypatch.setattr(module, "known_flops_per_second", lambda *_: 1e12)
     monkeypatch.setattr(size_report, "choose_device", lambda _: torch.device("cpu"))
 
 

@@ -137,6 +137,20 @@ def test_fused_attention_is_given_a_seed_for_each_row() -> None:
         assert torch.equal(attend_row_by_row(q[some], k[some], v[some], padding[some], layer), whole[some])
 
 
+def test_compiled_code_leaves_attention_row_by_row_alone() -> None:
+    """Which sets a seed for each row."""
+    layer, (q, k, v) = dropout(0.25), torch.randn(3, 5, 2, 4, 6)
+
+    def double(q: Tensor) -> Tensor:
+        return layer.attend_row_by_row(q + q, k, v, None, layer) * 2
+
+    with layer.rows.known_by(KEYS, KEYS.tolist()):
+        with pytest.raises(RuntimeError, match=r"torch\.compiler\.disable"):
+            torch.compile(double, backend="eager", fullgraph=True)(q)
+        found = torch.compile(double, backend="eager")(q)
+        assert torch.equal(found, 2 * attend_row_by_row(2 * q, k, v, None, layer))
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_rows_of_a_network_are_computed_alike_alone_and_together_and_again(is_causal: bool) -> None:
     """Its result and its gradients, also with activation checkpointing, also next to longer rows."""

@@ -20,7 +20,7 @@ from llada.costs.parameters import count_parameters, lora_parameters, total_para
 from llada.models import NetworkConfig
 from llada.models.head import LOGITS_AT_ONCE
 from llada.optim.adamw import MOMENT_BYTES
-from llada.system.device import PrecisionName, choose_device, choose_precision, matmul_flops_per_second
+from llada.system.device import PrecisionName, choose_device, choose_precision, known_flops_per_second
 from llada.training.config import NetworkName, NetworkOptions
 from llada.training.forecast import options_in_words
 
@@ -141,7 +141,7 @@ class SizeOptions:
         """Return the speed of the device's matmuls; None if it is another machine's and was not given."""
         if self.tflops is not None:
             return self.tflops * 1e12
-        return matmul_flops_per_second(choose_device("auto"), dtype) if self.is_this_machine else None
+        return known_flops_per_second(choose_device("auto"), dtype) if self.is_this_machine else None
 
     def setting(self) -> TrainingSetting:
         return TrainingSetting(

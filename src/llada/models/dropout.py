@@ -7,7 +7,8 @@ a layer again. Without keys, dropout is torch's own, whose masks depend on what 
 Shape letters: B batch, H heads, Q queries, L length, C channels of a head, N numbers in the last dimension.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -58,6 +59,7 @@ class Dropout(nn.Dropout):
     def __init__(self, p: float) -> None:
         super().__init__(p)
         self.rows, self.place = Rows(), 0
+        self.attend_row_by_row = _not_compiled() if p > 0 else attend_row_by_row
 
     @property
     def keys(self) -> Tensor | None:
@@ -144,7 +146,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropo
         p = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=p)
     if q.is_cuda:
-        return attend_row_by_row(q, k, v, attention_mask, dropout)
+        return dropout.attend_row_by_row(q, k, v, attention_mask, dropout)
     # A CPU has no fused attention with dropout: torch, too, computes all of the weights.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if attention_mask is not None:
@@ -155,7 +157,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropo
     return kept.to(v.dtype) @ (v * dropout.scale)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_row_by_row(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: Dropout) -> Tensor:
     """The same on a GPU, whose fused kernel draws its masks from a seed: each row is given its own."""
     mixed = []
@@ -165,3 +166,12 @@ def attend_row_by_row(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | 
         torch.manual_seed((seed + dropout.place) % 2**63)
         mixed.append(F.scaled_dot_product_attention(q[one], k[one], v[one], attn_mask=mask, dropout_p=dropout.p))
     return torch.cat(mixed)
+
+
+@functools.cache
+def _not_compiled() -> Callable[..., Tensor]:
+    """`attend_row_by_row` as compiled code leaves it alone.
+
+    To have that of every network, a decorator, would load torch._dynamo, for a second, as soon as any command starts.
+    """
+    return torch.compiler.disable(attend_row_by_row)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -175,6 +176,16 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: f
         if elapsed >= seconds / 2:
             return n_matmuls * 2 * size**3 / elapsed
         n_matmuls *= 2
+
+
+def known_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the speed of square matmuls in FLOPs per second, which is measured once for as many threads."""
+    return _measured_once(device, dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _measured_once(device: torch.device, dtype: torch.dtype, n_threads: int) -> float:
+    return matmul_flops_per_second(device, dtype)
 
 
 def describe_device(device: torch.device) -> str:

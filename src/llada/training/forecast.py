@@ -22,7 +22,7 @@ from llada.costs.parameters import count_parameters, total_parameters
 from llada.data.mixture import Mixture
 from llada.data.prepared import PreparedText
 from llada.data.sft import Answers
-from llada.system.device import describe_device, give_back_freed_memory, matmul_flops_per_second
+from llada.system.device import describe_device, give_back_freed_memory, known_flops_per_second
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, duration_in_words
 from llada.training.config import NoiseOptions
@@ -181,7 +181,7 @@ def expected_seconds(plan: RunPlan) -> float | None:
         plan.network_config,
         plan.length,
         tokens=plan.total_steps * plan.tokens_per_step,
-        flops_per_second=_times_as_fast(plan) * matmul_flops_per_second(plan.device, plan.precision.dtype),
+        flops_per_second=_times_as_fast(plan) * known_flops_per_second(plan.device, plan.precision.dtype),
         activation_checkpointing=plan.config.activation_checkpointing,
         on_cpu=plan.device.type == "cpu",
     )
@@ -232,7 +232,7 @@ def _what_fits(plan: RunPlan, available: float) -> str:
         may_be_shared_out=plan.config.parallel == "ddp" and can_be_shared_out(plan),
     )
     if ways:
-        speed_of = functools.cache(functools.partial(matmul_flops_per_second, plan.device))  # which takes a moment
+        speed_of = functools.partial(known_flops_per_second, plan.device)
         fitting = ", or ".join(_way_in_words(plan, way, speed_of) for way in ways)
         return f"it fits with {fitting}" + ("" if plan.config.base else f"; {ADVICE}")
     if plan.config.base is not None:

@@ -1,5 +1,6 @@
 """What a run writes down of itself and shows while it goes on: metrics.jsonl, curves.png, samples, warnings."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from llada.training.nan_guard import Guard, finite_or_none
 from llada.training.plan import RunPlan
 from llada.training.progress_bar import Display, Stopwatch
 from llada.training.state import Progress
+
+DRAW_EVERY_SECONDS = 15  # at most; the curves take a quarter of a second, as much as many steps of a small network
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class RunLog:
         self.folder, self.display, self.unit = folder, display, plan.data.tokenizer.unit
         self.device = plan.device
         self.watch = ConvergenceWatch(plan)
+        self._drawn = time.monotonic()
         self.open_at(progress)
 
     def open_at(self, progress: Progress) -> None:
@@ -137,12 +141,14 @@ class RunLog:
         if sample.warning:
             self.display.advise(sample.warning)
 
-    def close_up(self) -> None:
+    def close_up(self, is_last: bool) -> None:
         """Before a checkpoint, which must not know of lines that are missing on the disk."""
-        try:
-            draw_curves(self.metrics.path, self.folder / CURVES_FILE)
-        except Exception as error:  # a checkpoint is worth more than its picture
-            self.display.say(f"curves.png could not be drawn ({error}).")
+        if is_last or time.monotonic() - self._drawn >= DRAW_EVERY_SECONDS:
+            try:
+                draw_curves(self.metrics.path, self.folder / CURVES_FILE)
+            except Exception as error:  # a checkpoint is worth more than its picture
+                self.display.say(f"curves.png could not be drawn ({error}).")
+            self._drawn = time.monotonic()
         self.metrics.flush_to_disk()
 
 
@@ -176,7 +182,7 @@ class SilentLog(RunLog):
     def write_evaluation(self, step: int, result: Nelbo, sample: Sample, source: Source) -> None:
         """Process 0 does it."""
 
-    def close_up(self) -> None:
+    def close_up(self, is_last: bool) -> None:
         """There is nothing to close."""
 
 

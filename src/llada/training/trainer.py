@@ -342,7 +342,7 @@ class Trainer:
         """A checkpoint of the model with its averaged weights in place."""
         progress = self.progress
         self.meters.bring_to_main(self.group)
-        self.log.close_up()
+        self.log.close_up(is_last=not in_background)
         self.saver.wait()  # what is being written would be taken for space that is gone
         self.folder.check_space(self.state.expected_bytes(), progress.step)
         gathering = Gathering(self.group)
