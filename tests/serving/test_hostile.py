@@ -27,6 +27,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with a key, and with small limits."""
     limits = Limits(queue=2, batch=1, body_bytes=2000, patience=0.5)
     with live(served_toy(tmp_path_factory.mktemp("strict")), limits, api_key=KEY) as server:
+        server.server.config.timeout_keep_alive = 1
         yield server
 
 

@@ -100,7 +100,7 @@ def test_a_second_process_is_refused_and_sigterm_saves(
     command = [sys.executable, "-m", "llada", "train"]
     options = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--sequence_length", "24", "--device", "cpu"]
     length = ["--steps", "1000000", "--evaluate_every", "5", "--log_every", "1", "--evaluation_windows", "2"]
-    place = ["--data_dir", str(data.folder), "--output_dir", str(run)]
+    place = ["--data_dir", str(data.folder), "--output_dir", str(run), "--compile", "False"]
     first = subprocess.Popen([*command, *options, *length, *place], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
     while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline and first.poll() is None:
