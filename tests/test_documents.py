@@ -340,9 +340,10 @@ def test_demo_ends_with_the_number_a_sample_and_the_folder(demo: Demo, tmp_path:
     assert "--resume" in demo().stderr
 
 
-def test_demo_goes_on_where_it_was_stopped(demo: Demo, tmp_path: Path) -> None:
-    assert demo().returncode == 0
-    (tmp_path / "run" / "summary.txt").unlink()  # as if stopped after the training
+def test_demo_goes_on_where_it_was_stopped(demo: Demo, tmp_path: Path, warm_python: list[str]) -> None:
+    train = f"llada train --preset tiny --data_dir {tmp_path / 'data'} --output_dir run"
+    trained = run_small(train, tmp_path, warm_python)
+    assert trained.returncode == 0, trained.stderr  # as if stopped after the training
     again = demo()
     assert again.returncode == 0, again.stderr
     assert "--resume" in again.stderr
