@@ -88,15 +88,26 @@ def test_a_process_without_a_gpu_of_its_own_is_refused_unless_it_needs_none(monk
             pass
 
 
+def lines_of(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
 def wait_for_lines(run: Path, n: int) -> None:
     """Wait until a run has logged so many lines."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        path = run / "metrics.jsonl"
-        if path.exists() and len(path.read_bytes().splitlines()) >= n:
+        if lines_of(run) >= n:
             return
         time.sleep(0.05)
     raise AssertionError(f"{run} did not come to {n} lines")
+
+
+def wait_for_some(run: Path, seconds: float, n: int) -> None:
+    """Wait so long, or until a run has logged so many further lines if that is sooner."""
+    end, before = time.monotonic() + seconds, lines_of(run)
+    while time.monotonic() < end and lines_of(run) < before + n:
+        time.sleep(0.02)
 
 
 @pytest.mark.faults
@@ -176,7 +187,7 @@ KILLS = 20
 def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: PreparedText, tmp_path: Path) -> None:
     """torchrun starts the group again whenever one of the two is killed, and the run goes on from its checkpoint."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    steps = 1200  # more than the kills leave time for
+    steps = 1200  # more than the kills leave room for
     way = ["--evaluate_every", "5", "--log_every", "7", "--complementary"]  # checkpoints have sums of steps not logged
     assert torchrun(2, flags(way, data, whole, steps)).returncode == 0
     words = ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llada", *map(str, flags(way, data, run, steps))]
@@ -186,7 +197,7 @@ def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: Pr
     )  # fmt: skip
     chance, kills, killed = random.Random(0), 0, set()
     while group.poll() is None and kills < KILLS:
-        time.sleep(chance.uniform(0.5, 12.0))
+        wait_for_some(run, chance.uniform(0.5, 12.0), chance.randrange(1, 16))
         alive = [pid for pid in children_of(group.pid) if pid not in killed]
         if alive:
             victim = chance.choice(alive)
