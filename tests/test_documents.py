@@ -20,8 +20,9 @@ import yaml
 
 from llada import __version__, cli
 from llada.checkpoints.dummy import write_random_checkpoint
-from llada.cli import options, train
+from llada.cli import options
 from llada.system.errors import UserError
+from llada.training.config import TrainConfig
 from llada.training.presets import PRESETS
 from llada.training.run_folder import RunFolder
 from tests.support.commands import PATIENCE
@@ -171,7 +172,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tyro, "cli", read_and_stop)
     monkeypatch.setattr(RunFolder, "read_config", lambda folder: PRESETS["laptop"])
-    monkeypatch.setattr(train, "read_json", lambda path: PRESETS["laptop"].to_json())
+    monkeypatch.setattr(TrainConfig, "read", lambda path: PRESETS["laptop"])
 
 
 def complaint_of(line: str) -> str | None:

@@ -1,3 +1,5 @@
+import json
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,6 +34,22 @@ def test_a_configuration_from_before_rows_were_numbered_draws_by_step(small_run:
     del content["draws"]
     assert TrainConfig.from_json(content) == replace(small_run, draws="by_step")
     assert small_run.draws == "by_row"
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [({"clip": 0.0}, "`clip` must be more than 0, not 0: correct it."), ({"clips": 1.0}, "clips")],
+)
+def test_what_is_wrong_with_a_configuration_is_said_with_its_file(
+    part: dict[str, float], sentence: str, small_run: TrainConfig
+) -> None:
+    content = small_run.to_json()
+    small_run.output_dir.mkdir()
+    path = small_run.output_dir / "config.json"
+    path.write_text(json.dumps({**content, "optimizer": {**content["optimizer"], **part}}), encoding="utf-8")
+    for read in (lambda: TrainConfig.read(path), lambda: RunFolder.read_config(path.parent)):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{re.escape(sentence)}"):
+            read()
 
 
 def test_what_cannot_be_shared_out_is_refused(small_run: TrainConfig) -> None:

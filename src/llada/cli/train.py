@@ -30,7 +30,7 @@ from llada.evaluation.distributed import Shard
 from llada.models import EncoderConfig, NetworkConfig
 from llada.system.console import StderrConsole
 from llada.system.errors import UserError, is_out_of_memory
-from llada.system.files import check_writable, read_json, resolved
+from llada.system.files import check_writable, resolved
 from llada.system.format import duration_in_words
 from llada.system.locks import locked
 from llada.system.terminal import note, say
@@ -318,7 +318,7 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     if resume:
         default = RunFolder.read_config(folder)
     elif chosen.config:
-        default = TrainConfig.from_json(read_json(chosen.config))
+        default = TrainConfig.read(chosen.config)
         folder = chosen.output_dir or (folder if program.numbered_runs else default.output_dir)
     # A given length replaces the default's, whether that is in steps or in epochs.
     if chosen.epochs or chosen.steps:

@@ -17,6 +17,7 @@ from llada.forward_process import MaskSchedule, TimeSampling, schedule_by_name, 
 from llada.optim.optimizers import OptimizerOptions
 from llada.system.device import DeviceName, PrecisionName
 from llada.system.errors import UserError
+from llada.system.files import read_json
 from llada.system.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, LARGEST_SEED, SEED, SHARE, Checked, Range
 from llada.system.toolchains import ToolchainName
 from llada.training.data_options import DIALOGUE_FLAGS, DataOptions
@@ -280,6 +281,19 @@ class TrainConfig(Checked):
             return dacite.from_dict(cls, content, dacite.Config(strict=True, cast=[Path, tuple]))
         except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:  # a path of null, a number too long
             raise UserError(f"The configuration cannot be used ({error}): correct that key.") from error
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainConfig":
+        """Return the configuration in a file, which `to_json` wrote and people may have changed.
+
+        Raises:
+            UserError: it cannot be used; the message names the file.
+        """
+        content = read_json(path)
+        try:
+            return cls.from_json(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ from llada.checkpoints.run_layout import (
 from llada.models import MaskPredictor
 from llada.system.checksums import find_damage, write_checksums
 from llada.system.errors import UserError, first_line
-from llada.system.files import folder_written_whole, read_json, resolved, write_json
+from llada.system.files import folder_written_whole, resolved, write_json
 from llada.system.format import bytes_in_words
 from llada.system.locks import Lock
 from llada.system.regular_files import check_no_link, check_regular, make_own_folder
@@ -157,11 +157,11 @@ class RunFolder:
         """The configuration of the run in this folder.
 
         Raises:
-            UserError: there is no run, or its configuration is of another version.
+            UserError: there is no run, or its configuration cannot be used.
         """
         if not (path / CONFIG_FILE).is_file():
             raise UserError(f"{path} holds no run to resume: check the path, or start one without `resume`.")
-        return TrainConfig.from_json(read_json(path / CONFIG_FILE))
+        return TrainConfig.read(path / CONFIG_FILE)
 
     def recover(self) -> list[str]:
         """Put in order what a kill or a disk has left: to be called by the holder of the folder's lock.
