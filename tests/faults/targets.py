@@ -310,8 +310,9 @@ def foreign_state(world: World) -> tuple[st.SearchStrategy[Any], Callable[[Any],
     def use(edits: list[tuple[tuple[Any, ...], Any]]) -> None:
         state = copy.deepcopy(saved)
         for way, value in edits:
-            with contextlib.suppress(KeyError, IndexError, TypeError):  # an edit before it took its place away
-                _at(state, way[:-1])[way[-1]] = value
+            # An edit before it took its place away, or put a tensor there.
+            with contextlib.suppress(KeyError, IndexError, TypeError, RuntimeError):
+                _at(state, way[:-1])[way[-1]] = copy.deepcopy(value)  # later edits may go into it
         torch.save(state, folder / "training_state.pt")
         trainer.folder.load(trainer.state, trainer.plan.data.fingerprints, {}, allow_changed_data=True)
 

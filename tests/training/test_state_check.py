@@ -148,6 +148,17 @@ def test_settings_are_those_of_a_configuration(setting: Any, small_run: TrainCon
         check_state({**saved, "settings": setting}, trainer.state._expected())
 
 
+@pytest.mark.parametrize("wrong", [5, torch.zeros(()), torch.zeros(3)])
+def test_a_state_is_read_only_if_its_data_are_checksums(
+    wrong: object, small_run: TrainConfig, data: PreparedText
+) -> None:
+    """They are compared with those of today before anything else."""
+    folder = train(small_run, data).folder
+    torch.save({**read_state(folder.last), "data": wrong}, folder.last / STATE_FILE)
+    with pytest.raises(UserError, match=r"cannot be resumed from \(its data are not checksums by name\)"):
+        read_state(folder.last)
+
+
 def test_two_entries_of_one_memory_are_refused(trainer: Trainer) -> None:
     saved, expected = read_state(trainer.folder.last), trainer.state._expected()
     tensors = [path for path in entries(saved) if isinstance(at(saved, path), Tensor) and path[-1] != "momentum_buffer"]

@@ -25,7 +25,7 @@ from llada.system.errors import UserError, first_line
 from llada.training.gathering import Gathering
 from llada.training.group import ALONE
 from llada.training.nan_guard import first_non_finite
-from llada.training.state_check import Expected, check_progress, check_state
+from llada.training.state_check import Expected, check_progress, check_settings, check_state
 from llada.training.state_file import give_back, read_state_file
 
 STATE_FILE = "training_state.pt"
@@ -256,6 +256,7 @@ def read_state(folder: Path, is_mapped: bool = False) -> dict[str, Any]:
     try:
         saved = read_state_file(folder / STATE_FILE, is_mapped)
         check_progress(saved)
+        check_settings(saved)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise damaged_state(folder, error) from error
     state: dict[str, Any] = saved

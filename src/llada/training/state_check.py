@@ -51,7 +51,7 @@ def check_state(saved: Mapping[str, Any], expected: Expected) -> None:
         ValueError: an entry is missing, unknown, or has another shape, type or range.
     """
     check_progress(saved)
-    _check_settings(saved)
+    check_settings(saved)
     step = saved["progress"]["step"]
     _check_count("n_averaged", saved["n_averaged"], at_most=step)
     tensors = dict(_check_optimizers(saved["optimizers"], expected, step))
@@ -84,7 +84,12 @@ def check_progress(saved: Any) -> None:
         raise ValueError("its best_nelbo is not a bound")
 
 
-def _check_settings(saved: Mapping[str, Any]) -> None:
+def check_settings(saved: Mapping[str, Any]) -> None:
+    """Refuse what is said of a run's data and settings if it is none of that.
+
+    Raises:
+        ValueError: an entry has another type.
+    """
     if not isinstance(saved.get("is_compiled", False), bool):
         raise ValueError("its is_compiled is neither true nor false")
     data = saved.get("data", {})
