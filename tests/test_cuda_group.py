@@ -5,8 +5,6 @@ one process that sends to itself by NCCL, and sums of gradients by two processes
 `scripts/gpu-check`, as test_cuda.py is.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +23,9 @@ from llada.training.metrics import LossByTime
 from llada.training.plan import RunPlan
 from llada.training.run_folder import RunFolder
 from llada.training.trainer import Trainer
-from tests.support.commands import PATIENCE, RunCommand
-from tests.support.ranks import ONE_GPU, environment, finish, start
+from tests.support.commands import RunCommand
+from tests.support.groups import torchrun
+from tests.support.ranks import ONE_GPU, finish, start
 from tests.support.runs import first_gradients, losses_of
 from tests.test_cuda import ON, needs_gpu
 from tests.test_cuda import pytestmark as on_a_gpu
@@ -127,11 +126,7 @@ def test_two_processes_train_like_one(llada: RunCommand, data: PreparedText, tmp
 def test_more_processes_than_gpus_are_refused(data: PreparedText, tmp_path: Path) -> None:
     too_many, run = torch.cuda.device_count() + 1, tmp_path / "run"
     words = ["train", *SMALL, "--data_dir", data.folder, "--output_dir", run, "--steps", 4]
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={too_many}", "-m", "llada"]
-        + [str(word) for word in words],
-        capture_output=True, text=True, env=environment(), timeout=PATIENCE,
-    )  # fmt: skip
+    result = torchrun(too_many, words)
     assert result.returncode
     assert f"Process {too_many - 1} of this machine has no GPU of its own" in result.stderr
     assert not run.exists()

@@ -157,7 +157,7 @@ class RunFolder:
         """The configuration of the run in this folder.
 
         Raises:
-            UserError: there is no run, or its configuration cannot be used.
+            UserError: the folder lacks a run, or its configuration cannot be used.
         """
         if not (path / CONFIG_FILE).is_file():
             raise UserError(f"{path} holds no run to resume: check the path, or start one without `resume`.")
