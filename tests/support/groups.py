@@ -48,9 +48,22 @@ def assert_alike(run: Path, other: Path) -> None:
             assert row.get(key) == pytest.approx(twin.get(key), abs=100 * CLOSE)
 
 
-def torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
+def torchrun_words(processes: int, command: Sequence[object], *options: str) -> list[str]:
+    """What to type to have a command carried out by several processes of this machine."""
     words = [f"--nproc-per-node={processes}", *options, "-m", "llada", *map(str, command)]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
+
+
+def torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
+        torchrun_words(processes, command, *options),
         capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+def start_torchrun(processes: int, command: Sequence[object], *options: str) -> subprocess.Popen[str]:
+    """Start it, with both of its streams in one."""
+    return subprocess.Popen(
+        torchrun_words(processes, command, *options),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
     )  # fmt: skip

@@ -5,8 +5,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -24,8 +22,8 @@ from llada.training.group import ALONE, Group
 from llada.training.metrics import read_metrics
 from llada.training.roll_call import RollCall
 from tests.support.commands import PATIENCE, RunCommand, assert_one_sentence
-from tests.support.groups import assert_alike, flags, torchrun, weights_of
-from tests.support.ranks import ROOT, environment, finish, start
+from tests.support.groups import assert_alike, flags, start_torchrun, torchrun, weights_of
+from tests.support.ranks import finish, start
 from tests.support.runs import losses_of
 
 
@@ -166,11 +164,7 @@ def test_one_that_waits_for_a_healthy_one_is_not_named(parallel: str, data: Prep
 def test_a_signal_to_torchrun_and_all_that_it_started_saves(data: PreparedText, tmp_path: Path) -> None:
     """torchrun passes the signal on to processes that have had it."""
     run = tmp_path / "run"
-    words = ["--nproc-per-node=2", "-m", "llada", *map(str, flags(["--evaluate_every", "100000"], data, run, 100_000))]
-    group = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
-    )  # fmt: skip
+    group = start_torchrun(2, flags(["--evaluate_every", "100000"], data, run, 100_000))
     wait_for_lines(run, 5)
     for pid in (group.pid, *children_of(group.pid)):
         os.kill(pid, signal.SIGTERM)
@@ -190,11 +184,7 @@ def test_after_twenty_kills_the_weights_are_those_of_an_undisturbed_run(data: Pr
     steps = 1200  # more than the kills leave room for
     way = ["--evaluate_every", "5", "--log_every", "7", "--complementary"]  # checkpoints have sums of steps not logged
     assert torchrun(2, flags(way, data, whole, steps)).returncode == 0
-    words = ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llada", *map(str, flags(way, data, run, steps))]
-    group = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
-    )  # fmt: skip
+    group = start_torchrun(2, flags(way, data, run, steps), f"--max-restarts={KILLS}")
     chance, kills, killed = random.Random(0), 0, set()
     while group.poll() is None and kills < KILLS:
         wait_for_some(run, chance.uniform(0.5, 12.0), chance.randrange(1, 16))
