@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llada.cli import main
+from tests.support.commands import PATIENCE
 from tests.support.watched_runs import make_run, row
 
 
@@ -49,10 +50,10 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path, number: signal.Signals) -
             assert process.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
             assert address is not None
-            with urllib.request.urlopen(address[0] + "api/runs", timeout=10) as answer:
+            with urllib.request.urlopen(address[0] + "api/runs", timeout=PATIENCE) as answer:
                 assert answer.status == 200
             process.send_signal(number)
-            _, error = process.communicate(timeout=20)
+            _, error = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert (process.returncode, error) == (0, "")

@@ -294,7 +294,7 @@ class Server:
                 answer = server.answers[min(server.n_requests, len(server.answers) - 1)]
                 server.n_requests += 1
                 if answer.stalls:
-                    server.over.wait(timeout=10)
+                    server.over.wait(timeout=60)
                     return
                 self.send_response(answer.status)
                 self.send_header("Content-Length", str(len(answer.body) + answer.missing))

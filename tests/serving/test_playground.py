@@ -123,6 +123,12 @@ class Playground:
         self.page.locator("#seed").fill(str(seed))
         self.page.locator("#write").click()
 
+    def stop(self) -> None:
+        """Stop what is being written, if anything is; looked at and clicked at once, as it may end in between."""
+        self.page.evaluate(
+            "() => { const button = document.querySelector('#write'); if (button.textContent === 'Stop') button.click() }"
+        )
+
     def written(self, prompt: str, length: int = 24, seed: int = 7) -> str:
         if self.page.locator("#write").text_content() == "Stop":
             self.finished()
@@ -197,8 +203,7 @@ def test_masks_fall_step_by_step(browser: "Browser", address: str) -> None:
                  if (size === 27 && window.counts.at(-1) !== n) window.counts.push(n);
                  requestAnimationFrame(look); }; look(); }"""
         )
-        if page.locator("#write").text_content() == "Stop":
-            page.locator("#write").click()
+        playground.stop()
         playground.write("ab ", 24)
         page.wait_for_function("() => window.counts.at(-1) === 0")
         counts = page.evaluate("window.counts")

@@ -66,7 +66,6 @@ def visit(opened: Any, address: str) -> Iterator[Callable[..., Any]]:
         context = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **context}
         watched.append(Watched(opened, **context))
         page = watched[-1].page
-        page.set_default_timeout(8000)
         page.goto(address + fragment)
         page.wait_for_selector("#facts dt")
         page.wait_for_selector("#samples pre")

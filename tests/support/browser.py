@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync")  # fmt: skip
-TIMEOUT = 10_000  # milliseconds for anything that a test waits for
+TIMEOUT = 60_000  # milliseconds for anything that a test waits for
 LOCAL = {"127.0.0.1", "localhost"}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -89,6 +89,7 @@ class Watched:
 
     def __init__(self, browser: Any, **context: Any) -> None:
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(TIMEOUT)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.hosts: set[str | None] = set()
@@ -109,7 +110,7 @@ class Watched:
         self.context.close()
 
 
-def wait_until(page: Any, expression: str, seconds: float = 8.0) -> None:
+def wait_until(page: Any, expression: str, seconds: float = 60.0) -> None:
     """Wait until an expression of JavaScript is true. Playwright's own wait evaluates it within the page, which a
     content security policy forbids."""
     end = time.monotonic() + seconds

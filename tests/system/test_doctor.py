@@ -340,11 +340,11 @@ def test_compiler_that_cxx_names_in_vain_is_a_note(monkeypatch: pytest.MonkeyPat
 def test_compiler_that_fails_or_hangs_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = cxx.describe_compiler(str(script(tmp_path / "failing", "exit 4")))
     assert failing.failure == "failed (exit code 4)"
-    monkeypatch.setattr(cxx, "_SECONDS", 1)
+    monkeypatch.setattr(cxx, "_SECONDS", 3)
     pid = tmp_path / "pid"
     hanging = cxx.describe_compiler(str(script(tmp_path / "hanging", f"sleep 1000 & echo $! > {pid}; wait")))
-    assert hanging.failure == "took longer than 1 s"
-    deadline = time.monotonic() + 10
+    assert hanging.failure == "took longer than 3 s"
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(int(pid.read_text())) and time.monotonic() < deadline:
         if psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE:
             break
@@ -353,7 +353,7 @@ def test_compiler_that_fails_or_hangs_is_a_note(tmp_path: Path, monkeypatch: pyt
         assert not psutil.pid_exists(int(pid.read_text()))
     fact = cxx.compiler_fact(hanging, is_checked=True)
     assert fact.level == "note"
-    assert fact.advice.startswith(f"{tmp_path}/hanging took longer than 1 s, so runs go on uncompiled")
+    assert fact.advice.startswith(f"{tmp_path}/hanging took longer than 3 s, so runs go on uncompiled")
 
 
 GCC = """
@@ -551,10 +551,10 @@ def test_load_is_judged_by_the_share_of_the_machine() -> None:
 
 
 def test_children_answer_or_say_why_not() -> None:
-    assert ask("llada.system.format", "bytes_in_words", seconds=30).failure.startswith("TypeError")
-    assert ask("platform", "python_version", seconds=30) == Answer(platform.python_version())
-    assert ask("os", "abort", seconds=30).failure == "crashed (SIGABRT)"
-    assert ask("no_such_module", "f", seconds=30).failure == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert ask("llada.system.format", "bytes_in_words", seconds=300).failure.startswith("TypeError")
+    assert ask("platform", "python_version", seconds=300) == Answer(platform.python_version())
+    assert ask("os", "abort", seconds=300).failure == "crashed (SIGABRT)"
+    assert ask("no_such_module", "f", seconds=300).failure == "ModuleNotFoundError: No module named 'no_such_module'"
     assert run_limited([sys.executable, "-c", "import time; time.sleep(60)"], 0.2).failure == "took longer than 0.2 s"
     assert run_limited(["/nonexistent/g++"], 1).failure == "cannot be run: No such file or directory"
 
