@@ -126,7 +126,7 @@ class Playground:
     def stop(self) -> None:
         """Stop what is being written, if anything is; looked at and clicked at once, as it may end in between."""
         self.page.evaluate(
-            "() => { const button = document.querySelector('#write'); if (button.textContent === 'Stop') button.click() }"
+            "() => { const it = document.querySelector('#write'); if (it.textContent === 'Stop') it.click() }"
         )
 
     def written(self, prompt: str, length: int = 24, seed: int = 7) -> str:
