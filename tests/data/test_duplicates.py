@@ -50,6 +50,24 @@ def test_signatures_estimate_the_similarity_of_five_word_runs() -> None:
     assert (signature_of("a b") == signature_of("a b")).all()
 
 
+@pytest.mark.parametrize("alphabet", [range(0x4E00, 0x9FFF), range(0x3041, 0x3096), range(0x0E01, 0x0E2E)])
+def test_where_no_spaces_separate_words_each_character_is_one(alphabet: range) -> None:
+    rng = np.random.default_rng(0)
+    text = "".join(map(chr, rng.choice(alphabet, 400)))
+    other = text[:200] + "".join(map(chr, rng.choice(alphabet, 200)))
+    one, two = ({each[i : i + 5] for i in range(396)} for each in (text, other))
+    similarity = len(one & two) / len(one | two)
+    assert similarity == pytest.approx(1 / 3, abs=0.01)
+    equal = (signature_of(text) == signature_of(other)).mean()
+    assert equal == pytest.approx(similarity, abs=3 * (similarity * (1 - similarity) / 128) ** 0.5)
+    assert (signature_of(text) == signature_of(" ".join(text))).all()
+
+
+def test_words_of_both_kinds_stand_next_to_each_other() -> None:
+    mixed, spaced = "用PyTorch训练 3B模型。한국어 띄어쓰기", "用 PyTorch 训 练 3B 模 型 。한국어 띄어쓰기"
+    assert (signature_of(mixed) == signature_of(spaced)).all()
+
+
 def test_a_document_near_to_one_that_is_dropped_stays() -> None:
     """A chain: each is near to the next only, so the first and the third are kept."""
     words = [f"w{i}" for i in range(1000)]

@@ -1,6 +1,5 @@
 """The command `llada prepare`: from a text, or a corpus of any size, to the folder that training reads."""
 
-import glob
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +10,7 @@ from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
 from llada.data.hub_source import HubSource
-from llada.data.input_folders import files_below
+from llada.data.input_files import files_named
 from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_FILE, PreparedText, prepare
 from llada.data.sources import READ_SUFFIXES, TEXT_SUFFIXES, Source, find_files, is_for_blocks
 from llada.system.errors import UserError
@@ -144,12 +143,10 @@ def is_sharded(options: PrepareOptions) -> bool:
 
 def _asks_for_shards(name: str, output_dir: Path) -> bool:
     """Whether an input is for shards only: a folder with nothing but such files is, a folder with text is not."""
-    path = Path(name)
-    if not path.is_dir():
-        paths = [path] if path.exists() else [Path(match) for match in glob.glob(name, recursive=True)]
-        return any(is_for_blocks(p) for p in paths if not p.is_dir())
-    paths = files_below(path, READ_SUFFIXES, output_dir)
-    return any(map(is_for_blocks, paths)) and not any(p.suffix.lower() in TEXT_SUFFIXES for p in paths)
+    paths = files_named(name, READ_SUFFIXES, output_dir)
+    if Path(name).is_dir() and any(path.suffix.lower() in TEXT_SUFFIXES for path in paths):
+        return False
+    return any(map(is_for_blocks, paths))
 
 
 def _prepare_shards(options: PrepareOptions, program: Program) -> int:

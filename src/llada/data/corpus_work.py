@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,13 @@ PLACE_TYPE = "<u8"
 """Type of places in a shard, as numpy names it: ends of documents, starts of rows."""
 DIGEST_BYTES = 16
 SHINGLE_WORDS = 5
+UNSPACED = (
+    "\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Myanmar, Khmer
+    "\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31ff\uff66-\uff9f"  # radicals, kana, Bopomofo
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Characters, as in a class of a regular expression, of scripts that are written without spaces between words."""
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 PERMUTATIONS = 128
 CANDIDATES = 4
 """How many times as much as is wanted the sample is taken from: so much less than a source may be its text."""
@@ -168,9 +176,12 @@ def is_sampled(digest: bytes, share: float) -> bool:
 
 
 def signature_of(text: str) -> npt.NDArray[np.uint32]:
-    """Return the MinHash signature (PERMUTATIONS,) of a text, by runs of `SHINGLE_WORDS` words without case."""
+    """Return the MinHash signature (PERMUTATIONS,) of a text, by runs of `SHINGLE_WORDS` words without case.
+
+    A word is what spaces separate; a character of a script that is written without them is one by itself.
+    """
     datasketch = importlib.import_module("datasketch")  # an extra
-    words = text.casefold().split()
+    words = _WORD.findall(text.casefold())
     n = max(1, len(words) - SHINGLE_WORDS + 1)
     shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(n)}
     signature = datasketch.MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32, scheme="affine32")

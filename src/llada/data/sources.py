@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from llada.data.copies import Compression, compressed_pieces, load_zstandard, measure, unpacked
 from llada.data.corpus import looks_like_json
 from llada.data.given import HEAD_BYTES, KINDS
-from llada.data.input_folders import files_below
+from llada.data.input_files import input_files
 from llada.data.parquet_files import check_column, parquet_pieces
 from llada.data.pieces import Kind, Piece
 from llada.system.errors import UserError
@@ -147,7 +146,8 @@ def find_files(
     Raises:
         UserError: there are none, one cannot be read here, or a Parquet file lacks the column.
     """
-    paths = list(dict.fromkeys(path for name in inputs for path in _paths_of(name, output_dir, say)))
+    wanted, other = "file of text, JSONL or Parquet", "not named as text, JSONL or Parquet"
+    paths = input_files(inputs, READ_SUFFIXES, wanted, output_dir, other, say)
     files = tuple(describe_file(path, text_key) for path in paths)
     return Files(tuple(file for file in files if file.size), text_key)
 
@@ -156,20 +156,6 @@ def is_for_blocks(path: Path) -> bool:
     """Whether only the sharded format takes a file, by its name."""
     name = path.name.lower()
     return name.endswith((*LINE_SUFFIXES, *PARQUET_SUFFIXES, *COMPRESSED_SUFFIXES))
-
-
-def _paths_of(name: str, output_dir: Path | None, say: Callable[[str], None]) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        files = files_below(path, READ_SUFFIXES, output_dir, "not named as text, JSONL or Parquet", say)
-        if not files:
-            raise UserError(f"{path} holds no file of text, JSONL or Parquet: name the files themselves, or a glob.")
-        return files
-    found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    files = [p for p in found if not p.is_dir()]
-    if not name or not files:
-        raise UserError(f"No file matches {name!r}: check `input`.")
-    return files
 
 
 def describe_file(path: Path, text_key: str) -> SourceFile:

@@ -10,17 +10,23 @@ from llada.data.corpus import Corpus, read_files
 from llada.data.corpus_preparation import _Preparation
 from llada.data.prepared import prepare
 from llada.data.sources import find_files
+from llada.system.errors import UserError
 from tests.support.corpora import prepare_files, some_documents, write_as
+from tests.support.sentences import assert_one_sentence
 
 Say = Callable[[str], None]
 
 
-def read_small(folder: Path, output_dir: Path, say: Say) -> list[str]:
-    return list(read_files([str(folder)], say, output_dir).documents())
+def read_small(folder: Path | list[Path], output_dir: Path, say: Say) -> list[str]:
+    return list(read_files(names_of(folder), say, output_dir).documents())
 
 
-def read_sharded(folder: Path, output_dir: Path, say: Say) -> list[str]:
-    return [file.path.read_text() for file in find_files([str(folder)], "text", output_dir, say).files]
+def read_sharded(folder: Path | list[Path], output_dir: Path, say: Say) -> list[str]:
+    return [file.path.read_text() for file in find_files(names_of(folder), "text", output_dir, say).files]
+
+
+def names_of(inputs: Path | list[Path]) -> list[str]:
+    return [str(path) for path in (inputs if isinstance(inputs, list) else [inputs])]
 
 
 READERS = {"small": read_small, "sharded": read_sharded}
@@ -92,3 +98,31 @@ def test_links_to_folders_and_other_files_are_named(tmp_path: Path, reader: str)
         f"Left out of {folder}, {OTHER[reader]}: {folder / 'README.md'}, {folder / 'x.csv'} (2 in all); links to "
         f"folders: {folder / 'loop'}, {folder / 'more'} (2 in all)."
     ]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_is_read_once_whatever_names_lead_to_it(
+    tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "in/a.txt", "in/b.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "in" / "b.txt")
+    monkeypatch.chdir(tmp_path)
+    inputs = [Path("link.txt"), tmp_path / "in", Path("in", "*.txt"), Path("in", "..", "in", "a.txt")]
+    assert READERS[reader](inputs, tmp_path / "out", lambda sentence: None) == ["text of in/b.txt", "text of in/a.txt"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_glob_leaves_out_the_folder_that_is_written(tmp_path: Path, reader: str) -> None:
+    write(tmp_path, "a.txt", "out/b.txt", "out/unfinished/c.txt", "outer/d.txt")
+    said: list[str] = []
+    pattern = tmp_path / "**" / "*.txt"
+    assert READERS[reader](pattern, tmp_path / "out", said.append) == ["text of a.txt", "text of outer/d.txt"]
+    assert said == [
+        f"Left out of {pattern}, in the folder that is written: {tmp_path}/out/b.txt, "
+        f"{tmp_path}/out/unfinished/c.txt (2 in all)."
+    ]
+    given = tmp_path / "out" / "b.txt"
+    assert READERS[reader](given, tmp_path / "out", said.append) == ["text of out/b.txt"]
+    with pytest.raises(UserError, match=r"^What matches .* is in `output_dir`, .*: choose another one\.$") as caught:
+        READERS[reader](tmp_path / "out" / "*.txt", tmp_path / "out", said.append)
+    assert_one_sentence(caught.value)
