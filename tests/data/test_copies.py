@@ -2,8 +2,11 @@
 
 import errno
 import gzip
+import random
+import string
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +16,14 @@ from llada.data.copies import unpacked
 from llada.data.pieces import Bad
 from llada.data.sources import find_files
 from llada.system.errors import UserError
-from tests.support.corpora import some_documents, write_as
+from tests.support.corpora import documents_in, prepare_files, some_documents, to_lines, write_as
 from tests.support.sentences import assert_one_sentence
+
+
+def found_in(path: Path, size: int, folder: Path) -> list[Any]:
+    """The documents of a file, and what is bad in it."""
+    blocks = blocks_of(find_files([str(path)], "text").pieces(size, folder), size)
+    return [each for block in blocks for each in documents_of(block, "text")]
 
 
 @pytest.mark.parametrize("size", [3, 10, 64, 1000])
@@ -57,13 +66,71 @@ def test_a_line_that_is_too_long_is_not_copied_whole(
         assert max(block.size for block in blocks) <= size + 500 + 2 * 64
 
 
+@pytest.mark.parametrize("size", [10, 700, 10**6])
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
-def test_a_packed_file_that_breaks_off_is_refused(tmp_path: Path, kind: str) -> None:
-    path = write_as(tmp_path, kind, some_documents(200))
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(UserError, match="cannot be unpacked") as caught:
-        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
+def test_a_packed_file_that_breaks_off_gives_the_lines_before(tmp_path: Path, kind: str, size: int) -> None:
+    rng = random.Random(0)  # so that a line takes more than a bit when it is packed
+    documents = ["".join(rng.choices(string.printable, k=900)) for _ in range(200)]
+    path = write_as(tmp_path, kind, documents)
+    path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 3])
+    *found, last = found_in(path, size, tmp_path)
+    assert found == documents[: len(found)]
+    assert len(found) > (100 if kind == "jsonl.gz" else 20)  # of 133; zstd unpacks blocks of 128 KiB
+    assert isinstance(last, Bad)
+    assert last.describe() == f"Line {len(found) + 1} of {path} breaks off, and the file with it"
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("what", ["middle", "checksum"])
+def test_a_damaged_packed_file_is_refused(tmp_path: Path, kind: str, what: str) -> None:
+    """What is unpacked behind a damage, before a checksum shows it, may be other text than was written."""
+    path = write_as(tmp_path, kind, some_documents(5000))
+    packed = bytearray(path.read_bytes())
+    at = len(packed) // 2 if what == "middle" else len(packed) - 6
+    packed[at : at + 2] = bytes(255 - byte for byte in packed[at : at + 2])
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=r"cannot be unpacked \(.*\): restore it\.$") as caught:
+        found_in(path, 700, tmp_path)
     assert_one_sentence(caught.value)
+
+
+def test_of_a_packed_text_that_breaks_off_the_lines_before_are_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    content = "".join(f"line {i * i}\n" for i in range(3000))
+    packed = gzip.compress(content.encode(), mtime=0)
+    path.write_bytes(packed[: len(packed) // 2])
+    text, last = found_in(path, 10**6, tmp_path)
+    assert len(content) / 3 < len(text) < len(content)
+    assert content.startswith(text)
+    assert text.endswith("\n")
+    assert last.describe() == f"{path} breaks off (byte {len(text):,})"
+
+
+def test_a_file_that_breaks_off_stops_a_preparation_or_is_counted(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "b.jsonl", write_as(tmp_path, "jsonl.gz", some_documents(200))
+    whole.write_bytes(to_lines(some_documents(50, start=200)))
+    broken.write_bytes(broken.read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"^Line 1?\d\d of .* breaks off, .*: add `skip_bad=True`, or ") as caught:
+        prepare_files(tmp_path / "corpus", broken, whole)
+    assert_one_sentence(caught.value)
+    data = prepare_files(tmp_path / "corpus", broken, whole, skip_bad=True)
+    assert data.metadata["left_out"]["bad"] == 1
+    assert data.metadata["first_bad"] in str(caught.value)
+    found = {*documents_in(data, "train"), *documents_in(data, "val")}
+    assert {*some_documents(50, start=200)} < found < {*some_documents(250)}
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_file_that_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_as(tmp_path, "jsonl.gz", some_documents(20))
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(gzip.GzipFile, "read1", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        list(find_files([str(path)], "text").pieces(10**6, tmp_path))
 
 
 def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

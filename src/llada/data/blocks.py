@@ -6,10 +6,11 @@ so that it does not matter who reads it.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from llada.data.json_lines import line_documents
 from llada.data.parquet_files import parquet_documents
-from llada.data.pieces import Bad, Piece
+from llada.data.pieces import Bad, Piece, lines_before
 from llada.data.text_files import text_documents
 
 
@@ -52,3 +53,7 @@ def documents_of(block: Block, text_key: str) -> Iterator[str | Bad]:
             yield from line_documents(piece, text_key)
         else:
             yield from text_documents(piece)
+        if piece.breaks_off and piece.kind == "text":
+            yield Bad(piece, piece.end, "breaks off")
+        elif piece.breaks_off:
+            yield Bad(piece, lines_before(Path(piece.copy), piece.size) + 1, "breaks off, and the file with it")

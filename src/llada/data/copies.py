@@ -15,7 +15,7 @@ from llada.system.temporary_names import aside_of
 
 Compression = Literal["gzip", "zstd"]
 COPY = "copy"
-_READ = 1 << 20
+_READ = 1 << 17
 _MEASURED = 1 << 22  # bytes of content that show how much a file was compressed
 _PACKED_READ = 1 << 16
 _PACKED_AT_ONCE = 1 << 9  # 4 bytes of zstd can stand for 128 KiB: some 16 MB at a time then
@@ -26,7 +26,7 @@ class _Stream(Protocol):
     """What is read in order."""
 
     def read(self, size: int) -> bytes:
-        """Read `size` bytes, or what is left."""
+        """Read at most `size` bytes; there are none at the end only."""
 
     def readline(self, size: int) -> bytes:
         """Read to the end of a line, at most `size` bytes."""
@@ -35,23 +35,30 @@ class _Stream(Protocol):
 def compressed_pieces(path: Path, kind: Kind, compression: Compression, size: int, folder: Path) -> Iterator[Piece]:
     """Unpack a file in order into copies, each of which ends with a line, or, in a text without lines, a character.
 
+    Of a file that breaks off, the last piece ends with the last whole line, and says so.
+
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged; what was unpacked before shows it only may not be what was written.
     """
-    at, line, held = 0, 1, b""
+    at, line, held, breaks_off = 0, 1, b"", False
     with open(path, "rb") as raw:
-        stream = _NamedStream(unpacked(raw, compression, path), path)
+        stream = _Unpacked(unpacked(raw, compression, path), path)
         while True:
             copy, n_lines = aside_of(folder / COPY), 0
-            with open(copy, "wb") as written:
-                if kind == "lines":
-                    n_bytes, n_lines = _copy_lines(stream, written, size)
-                else:
-                    n_bytes, held = _copy_text(stream, written, size, held)
-            if not n_bytes:
+            with open(copy, "w+b") as written:
+                try:
+                    if kind == "lines":
+                        n_bytes, n_lines = _copy_lines(stream, written, size)
+                    else:
+                        n_bytes, held = _copy_text(stream, written, size, held)
+                except EOFError:
+                    n_bytes, breaks_off = _cut_to_lines(written), True
+            if not n_bytes and not breaks_off:
                 copy.unlink()
                 return
-            yield Piece(str(path), kind, at, at + n_bytes, n_bytes, str(copy), line)
+            yield Piece(str(path), kind, at, at + n_bytes, n_bytes, str(copy), line, breaks_off)
+            if breaks_off:
+                return
             at, line = at + n_bytes, line + n_lines
 
 
@@ -67,36 +74,48 @@ def unpacked(raw: BinaryIO, compression: Compression, path: Path) -> BinaryIO:
 def measure(path: Path, compression: Compression) -> tuple[int, int]:
     """Unpack the beginning of a file; returns its number of bytes, and of how many compressed ones they were made."""
     n_bytes = n_packed = 0
-    with contextlib.suppress(UserError), open(path, "rb") as raw:  # damage is reported when the file is read
-        stream = _NamedStream(unpacked(raw, compression, path), path)
+    with contextlib.suppress(UserError, EOFError), open(path, "rb") as raw:  # damage is reported when the file is read
+        stream = _Unpacked(unpacked(raw, compression, path), path)
         while n_bytes < _MEASURED and (chunk := stream.read(_READ)):
             n_bytes, n_packed = n_bytes + len(chunk), raw.tell()
     return n_bytes, n_packed
 
 
-class _NamedStream:
-    """A stream of unpacked content, whose errors name the file."""
+class _Unpacked:
+    """A stream of unpacked content; it raises EOFError where the file breaks off, and UserError if it is damaged."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self._stream, self._path = stream, path
+        self._stream: Any = stream
+        self._path = path
 
     def read(self, size: int) -> bytes:
-        with self._named():
-            return self._stream.read(size)
+        with self._named():  # `read1` gives what comes before the file breaks off, which `read` would throw away
+            content: bytes = self._stream.read1(size)
+            return content
 
     def readline(self, size: int) -> bytes:
         with self._named():
-            return self._stream.readline(size)
+            content: bytes = self._stream.readline(size)
+            return content
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            is_known = isinstance(error, EOFError | ValueError | OSError)
+            is_of_disk = isinstance(error, OSError) and error.errno is not None
+            is_known = isinstance(error, ValueError | OSError) and not is_of_disk
             if not is_known and type(error).__name__ not in ("ZstdError", "error"):  # of zstandard and zlib
                 raise
             raise UserError(f"{self._path} cannot be unpacked ({first_line(error)}): restore it.") from error
+
+
+def _cut_to_lines(written: BinaryIO) -> int:
+    """Cut a copy off behind its last whole line; returns how many bytes are left."""
+    written.seek(0)
+    n_bytes = sum(len(line) for line in written if line.endswith(b"\n"))
+    written.truncate(n_bytes)
+    return n_bytes
 
 
 def _copy_lines(stream: _Stream, written: BinaryIO, size: int) -> tuple[int, int]:

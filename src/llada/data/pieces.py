@@ -31,6 +31,8 @@ class Piece:
     """File that holds just these bytes, for a source that can only be read in order; it is removed after use."""
     first: int = 1
     """Number of the first line in a copy, or of the first row in Parquet."""
+    breaks_off: bool = False
+    """Whether the file ends behind the piece, in the middle of what was compressed."""
 
     @property
     def span(self) -> tuple[int, int]:
