@@ -30,6 +30,7 @@ from pathlib import Path
 
 import psutil
 
+from llada.checkpoints.run_layout import METRICS_FILE
 from llada.system.terminal import tell
 
 WORDS, LETTERS = 30_000, "etaoinshrdlucmfwypvbgkjqxz"
@@ -45,6 +46,7 @@ with open(sys.argv[1], encoding="utf-8") as lines:
         seconds += time.process_time() - begin
 print(seconds)
 """
+STEPS, LOOKED_AT, TURNS = 400, (1, 100, 200, 400), 3
 START = """
 import sys, time, psutil, torch
 from pathlib import Path
@@ -182,15 +184,37 @@ def ratio(path: Path, rounds: int) -> None:
 
 
 def start(gigabytes: float) -> None:
-    """Time the start of training from a folder of this size, of sparse files, and look at its memory."""
-    from tests.data.test_sharded import make_sparse
-    from tests.support.corpora import prepare_files, some_documents, write_as
+    """Time the start of training from a folder of this size, of sparse files, and look at its memory: of the reading
+    alone, and of the whole command."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.support.corpora import make_sparse, prepare_files, some_documents, write_as
 
     with tempfile.TemporaryDirectory(prefix="llada-") as name:
         folder = Path(name)
         data = prepare_files(folder / "small", write_as(folder, "jsonl", some_documents(80)))
         make_sparse(folder / "large", data, round(1000 * gigabytes / 64), 64_000_000)
         subprocess.run([sys.executable, "-c", START, folder / "large"], check=True)
+        seconds, memory = zip(*(_train(folder / "large", folder / f"run{turn}") for turn in range(TURNS)), strict=True)
+        tell(f"`llada train`, to the end of its first step: {', '.join(f'{each:.1f}' for each in seconds)} s")
+        tell(f"memory of the process, at steps {LOOKED_AT}: {'; '.join(map(str, memory))} MB")
+
+
+def _train(data_dir: Path, run: Path) -> tuple[float, list[int]]:
+    """Train `STEPS` steps: the seconds until the first one is done, and the memory in MB at the steps `LOOKED_AT`."""
+    options = ["--data_dir", data_dir, "--output_dir", run, "--steps", STEPS, "--warmup_steps", 0, "--log_every", 1]
+    begin, first = time.perf_counter(), 0.0
+    command = [sys.executable, "-m", "llada", "train", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            if not first and (run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size:
+                first = time.perf_counter() - begin
+            time.sleep(0.01)
+        assert process.stderr is not None
+        if process.returncode:
+            sys.exit(process.stderr.read())
+    rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    memory = {row["step"]: row["memory_bytes"] for row in rows if "memory_bytes" in row}
+    return first, [round(memory[step] / 1e6) for step in LOOKED_AT]
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from llada.data.corpus_inspection import describe_split, find_faults
 from llada.data.sharded import ShardedText
-from tests.data.test_sharded import edit_manifest
-from tests.support.corpora import documents_in, prepare_files, some_documents, write_as
+from tests.support.corpora import documents_in, edit_manifest, prepare_files, some_documents, write_as
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """Reading a folder of shards: the same numbers as from one array in memory, whatever the window."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -15,10 +13,10 @@ import torch
 
 from llada.data.batches import random_windows, stored_sequences
 from llada.data.prepared import PreparedText, Split, text_for
-from llada.data.sharded import MOST_MAPS, DocumentRows, MappedFiles, ShardedIds, ShardedText, read_manifest, seal_of
+from llada.data.sharded import MOST_MAPS, DocumentRows, MappedFiles, ShardedIds, ShardedText
 from llada.system.errors import UserError
 from llada.tokenizers.char import CharTokenizer
-from tests.support.corpora import documents_in, prepare_files, some_documents, write_as
+from tests.support.corpora import documents_in, edit_manifest, make_sparse, prepare_files, some_documents, write_as
 from tests.support.sentences import assert_one_sentence
 
 DOCUMENTS = some_documents(80)
@@ -159,12 +157,6 @@ def test_ids_beyond_the_vocabulary_are_refused_when_they_are_read(copy: Path) ->
     assert_one_sentence(caught.value)
 
 
-def edit_manifest(folder: Path, **changes: Any) -> None:
-    """Change the manifest and its seal, as somebody would who means it."""
-    manifest = read_manifest(folder) | changes
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "manifest_sha256": seal_of(manifest)}))
-
-
 def test_a_changed_or_foreign_manifest_is_refused(copy: Path) -> None:
     edit_manifest(copy, format_version=2)
     with pytest.raises(UserError, match="has another format than version 1 of llada-corpus") as caught:
@@ -185,23 +177,6 @@ def test_a_corpus_in_other_tokens_is_refused(data: ShardedText) -> None:
 
 
 # Size
-
-
-def make_sparse(folder: Path, data: ShardedText, n_shards: int, n_tokens: int) -> None:
-    """A corpus whose shards take no room on the disk; all their ids are 0."""
-    shutil.copytree(data.folder, folder)
-    manifest = read_manifest(folder)
-    facts = manifest["splits"]["train"]
-    shards = []
-    for i in range(n_shards):
-        name = f"train-{i:05d}.bin"
-        for stale in (name, f"train-{i:05d}.ends.bin"):
-            with open(folder / stale, "wb") as file:
-                file.truncate(n_tokens if stale == name else 8)
-        shards.append({**facts["shards"][0], "file": name, "tokens": n_tokens, "documents": 1})
-    edit_manifest(
-        folder, splits={**manifest["splits"], "train": {**facts, "tokens": n_shards * n_tokens, "shards": shards}}
-    )
 
 
 PROGRAM = """

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llada.data.corpus_preparation import CorpusSettings, Made, prepare_corpus
-from llada.data.sharded import ShardedText
+from llada.data.sharded import ShardedText, read_manifest, seal_of
 from llada.data.sources import find_files
 from llada.tokenizers.base import Tokenizer
 
@@ -83,3 +84,26 @@ def documents_in(data: ShardedText, split: str) -> list[str]:
 
 def files_in_folder(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    """Change the manifest and its seal, as somebody would who means it."""
+    manifest = read_manifest(folder) | changes
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "manifest_sha256": seal_of(manifest)}))
+
+
+def make_sparse(folder: Path, data: ShardedText, n_shards: int, n_tokens: int) -> None:
+    """A corpus whose shards take no room on the disk; all their ids are 0."""
+    shutil.copytree(data.folder, folder)
+    manifest = read_manifest(folder)
+    facts = manifest["splits"]["train"]
+    shards = []
+    for i in range(n_shards):
+        name = f"train-{i:05d}.bin"
+        for stale in (name, f"train-{i:05d}.ends.bin"):
+            with open(folder / stale, "wb") as file:
+                file.truncate(n_tokens if stale == name else 8)
+        shards.append({**facts["shards"][0], "file": name, "tokens": n_tokens, "documents": 1})
+    edit_manifest(
+        folder, splits={**manifest["splits"], "train": {**facts, "tokens": n_shards * n_tokens, "shards": shards}}
+    )

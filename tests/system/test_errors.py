@@ -2,10 +2,12 @@
 
 import errno
 import os
+import traceback
+import weakref
 
 import pytest
 
-from llada.system.errors import UserError, first_line, is_out_of_memory, system_remedy
+from llada.system.errors import UserError, first_line, forget_frames, is_out_of_memory, system_remedy
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
@@ -42,6 +44,26 @@ def test_an_error_is_quoted_by_its_first_line(error: BaseException | str, clause
 def test_what_libraries_say_when_memory_is_gone(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(ValueError(said))
+
+
+def test_what_the_functions_held_that_an_error_ended_can_be_let_go() -> None:
+    class Large:
+        def __init__(self) -> None:
+            self.itself = self
+
+    alive: list[weakref.ref[Large]] = []
+
+    def compute() -> None:
+        large = Large()
+        alive.append(weakref.ref(large))
+        raise MemoryError("no more")
+
+    with pytest.raises(MemoryError) as caught:
+        compute()
+    assert alive[0]() is not None
+    forget_frames(caught.value)
+    assert alive[0]() is None
+    assert 'raise MemoryError("no more")' in "".join(traceback.format_exception(caught.value))
 
 
 def test_what_is_missing_may_be_something_else_than_memory() -> None:

@@ -29,7 +29,7 @@ from llada.data.sft import Answers
 from llada.evaluation.distributed import Shard
 from llada.models import EncoderConfig, NetworkConfig
 from llada.system.console import StderrConsole
-from llada.system.errors import UserError, is_out_of_memory
+from llada.system.errors import UserError, forget_frames, is_out_of_memory
 from llada.system.files import check_writable, resolved
 from llada.system.format import duration_in_words
 from llada.system.locks import locked
@@ -168,27 +168,34 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
     plan = shared_out_if_needed(plan, group.is_any)
     group.together(lambda: announce(plan, console, in_flags))
     try:
-        trainer = group.together(lambda: Trainer(plan, folder, resume, start, asked.changed_data, group=group))
-        if resume:
-            folder.prune(plan.config.keep)  # a kill may have come in between
-        if trainer.fraction_done() >= 1:
-            if group.is_main:
-                note(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
-            return 0
-        if resume:
-            console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
-            for change in trainer.resumed.changed_settings:
-                console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
-        folder.start(plan.config)
-        if group.is_main and not resume:
-            _write_sampling_default(plan.config, folder)
-        trainer.run(Display(console, trainer.plan.total_steps, in_flags))
+        made = group.together(lambda: [Trainer(plan, folder, resume, start, asked.changed_data, group=group)])
+        return _train(made.pop(), resume, console, program)  # none stays here, so that an error can let go of it
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        forget_frames(error)  # what would fit is measured, which takes memory
         raise out_of_memory(plan, str(folder.path), folder.has_checkpoint()) from error
+
+
+def _train(trainer: Trainer, resume: bool, console: StderrConsole, program: Program) -> int:
+    """Train to the end, or to a signal; return the exit code."""
+    folder, config, is_main = trainer.folder, trainer.plan.config, trainer.group.is_main
+    if resume:
+        folder.prune(config.keep)  # a kill may have come in between
+    if trainer.fraction_done() >= 1:
+        if is_main:
+            note(f"The run in {folder.path} is complete; raise --steps, --epochs or --minutes to train it further.")
+        return 0
+    if resume:
+        console.print(f"Going on after step {trainer.progress.step:,}.", highlight=False)
+        for change in trainer.resumed.changed_settings:
+            console.print(in_flags(f"Changed since: {change}"), highlight=False, markup=False)
+    folder.start(config)
+    if is_main and not resume:
+        _write_sampling_default(config, folder)
+    trainer.run(Display(console, trainer.plan.total_steps, in_flags))
     is_complete = trainer.fraction_done() >= 1
-    if group.is_main:
+    if is_main:
         _say_the_end(trainer, program, is_complete)
     return 0 if is_complete else STOPPED_AND_SAVED
 

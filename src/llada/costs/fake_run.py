@@ -141,6 +141,12 @@ def forward_bytes(config: NetworkConfig, length: int, stores_bf16: bool) -> floa
 
 
 @lru_cache(maxsize=256)
+def drops(config: NetworkConfig) -> bool:
+    """Whether the network has dropout."""
+    return rows_of(shape_only(next(iter(kinds_of_layers(config))))) is not None
+
+
+@lru_cache(maxsize=256)
 def network_flops(config: NetworkConfig) -> Flops:
     """FLOPs of the whole network, its head included, as torch counts them at two lengths; a bias is not a matmul.
 
@@ -159,7 +165,7 @@ def network_flops(config: NetworkConfig) -> Flops:
 def _count_flops(config: NetworkConfig) -> tuple[int, list[int]]:
     """FLOPs around the layers for a token, and those of a layer for a sequence of each length."""
     of_layer = []
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         network = _build(config, RunSetting(max(FLOP_LENGTHS)))
         for length in FLOP_LENGTHS:
             _, (stream, *others) = _run_network(network, 1, length)

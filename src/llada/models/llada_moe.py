@@ -53,9 +53,9 @@ class Experts(nn.Module):
         return weights.to(tokens.dtype), chosen
 
     def _n_of_each(self, chosen: Tensor) -> list[int]:
-        """Count the tokens of each expert; on fake tensors, which have no values, assume an even spread."""
+        """Count the tokens of each expert; on fake or meta tensors, which have no values, assume an even spread."""
         n_experts = len(self.experts)
-        if isinstance(chosen, FakeTensor):
+        if chosen.is_meta or isinstance(chosen, FakeTensor):
             return [(chosen.numel() + place) // n_experts for place in range(n_experts)]
         n_of: list[int] = chosen.flatten().bincount(minlength=n_experts).tolist()
         return n_of

@@ -1,8 +1,10 @@
 """The one exception whose message is for people, and short descriptions of all others."""
 
 import errno
+import gc
 import os
 import re
+import traceback
 from collections.abc import Callable
 
 LONGEST_SENTENCE = 1000
@@ -93,6 +95,12 @@ def first_line(error: BaseException | str) -> str:
         return "" if isinstance(error, str) else type(error).__name__
     line = lines[0].rstrip(".:")[:_LONGEST_REASON]
     return line if isinstance(error, UserError) else line.replace("`", "'")
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the functions that an error has ended held, such as tensors; its traceback keeps its lines."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()  # what refers to itself, as the tensors that autograd keeps may
 
 
 def is_out_of_memory(error: BaseException) -> bool:
