@@ -102,3 +102,10 @@ def doctor(
         cwd=cwd,
     )
     return Report(result)
+
+
+def write_script(path: Path, text: str) -> Path:
+    """Write a program for a shell, and return its path."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
