@@ -195,7 +195,6 @@ def test_masks_fall_step_by_step(browser: "Browser", address: str) -> None:
         page.goto(address)
         playground = Playground(page)
         page.locator(".token").first.wait_for()
-        page.locator(".player-speed").select_option("4")
         page.evaluate(
             """() => { window.counts = []; const look = () => {
                  const n = document.querySelectorAll('.token.is-masked').length;
@@ -208,7 +207,7 @@ def test_masks_fall_step_by_step(browser: "Browser", address: str) -> None:
         page.wait_for_function("() => window.counts.at(-1) === 0")
         counts = page.evaluate("window.counts")
         assert counts == sorted(set(counts), reverse=True)
-        assert len(counts) > 8
+        assert len(counts) > 8  # a slow frame shows two steps at most, at normal speed
         assert counts[0] <= 24
         expected = events_of(address, prompt="ab ", length=24, seed=7, settings=FIRST_SETTINGS)[-1]
         assert playground.text() == expected["text"]

@@ -38,7 +38,7 @@ def compressed_pieces(path: Path, kind: Kind, compression: Compression, size: in
     Of a file that breaks off, the last piece ends with the last whole line, and says so.
 
     Raises:
-        UserError: the file is damaged; what was unpacked before shows it only may not be what was written.
+        UserError: the file is damaged, so that what was unpacked may not be what was written.
     """
     at, line, held, breaks_off = 0, 1, b"", False
     with open(path, "rb") as raw:

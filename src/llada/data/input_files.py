@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llada.data.corpus_folder import is_half_done
@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 def input_files(
-    inputs: Sequence[str], suffixes: Iterable[str], wanted: str, output_dir: Path | None, other: str, say: Say
+    inputs: Sequence[str], suffixes: Collection[str], wanted: str, output_dir: Path | None, other: str, say: Say
 ) -> list[Path]:
     """Find the files of paths, folders and globs, each once, whatever names lead to it.
 
@@ -49,7 +49,7 @@ def input_files(
 
 def files_named(
     name: str,
-    suffixes: Iterable[str],
+    suffixes: Collection[str],
     output_dir: Path | None = None,
     other: str = "",
     say: Say = lambda sentence: None,
@@ -77,7 +77,7 @@ def _matches(pattern: str) -> list[Path]:
     return [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if not path.is_dir()]
 
 
-def _files_below(folder: Path, suffixes: Iterable[str], output_dir: Path | None, other: str, say: Say) -> list[Path]:
+def _files_below(folder: Path, suffixes: Collection[str], output_dir: Path | None, other: str, say: Say) -> list[Path]:
     """Find the files with these suffixes in a folder and its subfolders, sorted, and report what else may hold text.
 
     What is hidden is left out without a word, as a shell's `*` does.
