@@ -80,6 +80,14 @@ def test_a_packed_file_that_breaks_off_gives_the_lines_before(tmp_path: Path, ki
     assert last.describe() == f"Line {len(found) + 1} of {path} breaks off, and the file with it"
 
 
+@pytest.mark.parametrize("magic", [0x50, 0x5A, 0x5F])
+def test_a_zstd_file_may_begin_with_a_frame_to_be_skipped(tmp_path: Path, magic: int) -> None:
+    """As pzstd writes them, for the sizes of what follows."""
+    path = write_as(tmp_path, "jsonl.zst", some_documents(20))
+    path.write_bytes(bytes([magic, 0x2A, 0x4D, 0x18, 4, 0, 0, 0, 1, 2, 3, 4]) + path.read_bytes())
+    assert found_in(path, 10**6, tmp_path) == some_documents(20)
+
+
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
 @pytest.mark.parametrize("what", ["middle", "checksum"])
 def test_a_damaged_packed_file_is_refused(tmp_path: Path, kind: str, what: str) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from llada.cli.prepare import tokenizer_named
 from llada.data import corpus_preparation
 from llada.data.corpus_preparation import Made
+from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
 from tests.support.corpora import documents_in, files_in_folder, prepare_files, some_documents, to_lines, write_as
 from tests.support.sentences import assert_one_sentence
@@ -98,6 +100,32 @@ def test_another_corpus_is_not_replaced_by_nothing(
     with pytest.raises(UserError, match=complaint):
         prepare_files(tmp_path / "corpus", tmp_path / "other.jsonl", overwrite=True)
     assert files_in_folder(tmp_path / "corpus") == before
+
+
+@pytest.mark.parametrize(("vocab_size", "remedy"), [(259, "260 or more"), (2**22 + 1, "4194304 or less")])
+def test_a_number_of_ids_that_cannot_be_leaves_the_corpus_that_is_there(
+    tmp_path: Path, source: Path, vocab_size: int, remedy: str
+) -> None:
+    prepare_files(tmp_path / "corpus", source)
+    before = files_in_folder(tmp_path / "corpus")
+    with pytest.raises(UserError, match=rf"`vocab_size={vocab_size}` .*: choose {remedy}\.") as caught:
+        prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=vocab_size, overwrite=True)
+    assert_one_sentence(caught.value)
+    assert files_in_folder(tmp_path / "corpus") == before
+
+
+def test_what_is_half_done_is_no_text_and_no_tokenizer(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_files(tmp_path / "corpus", source)
+    for use in (PreparedText.open, lambda folder: tokenizer_named(str(folder))):
+        with pytest.raises(UserError, match=r"corpus is half done: repeat the `llada prepare` that began it\.$"):
+            use(tmp_path / "corpus")
+    with pytest.raises(UserError, match=r"documents\.jsonl is a file, not a prepared text: give it to `llada prepare`"):
+        PreparedText.open(source)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, source: Path) -> None:

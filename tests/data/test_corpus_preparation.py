@@ -254,7 +254,7 @@ def test_a_character_that_the_tokenizer_lacks_is_named(tmp_path: Path, source: P
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match="`vocab_size=100` is too small") as caught:
+    with pytest.raises(UserError, match="`vocab_size=100` does not hold the 256 bytes") as caught:
         prepare_files(tmp_path / "corpus", source, tokenizer="bpe", vocab_size=100)
     assert_one_sentence(caught.value)
     assert not (tmp_path / "corpus").exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llada.data.batches import random_windows, stored_sequences
+from llada.data.corpus_inspection import describe_split
 from llada.data.prepared import PreparedText, Split, text_for
 from llada.data.sharded import MOST_MAPS, DocumentRows, MappedFiles, ShardedIds, ShardedText
 from llada.system.errors import UserError
@@ -154,6 +155,47 @@ def test_ids_beyond_the_vocabulary_are_refused_when_they_are_read(copy: Path) ->
     (copy / "train-00001.bin").write_bytes(content)
     with pytest.raises(UserError, match="has ids that its vocabulary lacks: `llada data validate`") as caught:
         PreparedText.open(copy).tokens("train")[:]
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01", None])
+def test_damaged_counts_are_named(copy: Path, content: bytes | None) -> None:
+    path = copy / "token_counts.npy"
+    if content is None:
+        np.save(path, np.load(path)[:, 1:])
+    else:
+        path.write_bytes(content)
+    tokens = PreparedText.open(copy).tokens("train")
+    assert isinstance(tokens, ShardedIds)
+    for read in (tokens.counts, lambda: describe_split(ShardedText.open(copy), "val")):
+        with pytest.raises(UserError, match=r"token_counts\.npy is damaged: restore it") as caught:
+            read()
+        assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("place", [2**62, 0, 5])
+def test_a_place_in_the_rows_that_cannot_be_is_named(tmp_path: Path, place: int) -> None:
+    data = prepare_files(tmp_path / "corpus", write_as(tmp_path, "jsonl", DOCUMENTS), packing="documents")
+    path = data.folder / "train-00000.rows.bin"
+    starts = np.fromfile(path, "<u8")
+    assert starts[3] > 5
+    starts[3] = place
+    starts.tofile(path)
+    rows = ShardedText.open(data.folder).rows["train"]
+    assert len(rows[[0, 4]]) == 2
+    with pytest.raises(UserError, match=r"train-00000\.rows\.bin is damaged: restore it") as caught:
+        rows[[2, 3]]
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("place", [0, 2**62, 2**64 - 1])
+def test_statistics_of_damaged_ends_are_refused(copy: Path, place: int) -> None:
+    path = copy / "train-00001.ends.bin"
+    ends = np.fromfile(path, "<u8")
+    ends[1] = place
+    ends.tofile(path)
+    with pytest.raises(UserError, match=r"train-00001\.ends\.bin is damaged: restore it") as caught:
+        describe_split(ShardedText.open(copy), "train")
     assert_one_sentence(caught.value)
 
 

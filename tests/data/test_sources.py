@@ -51,6 +51,7 @@ def test_a_file_is_unpacked_by_its_content_not_its_name(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'[\n{"text": "a"}]', "holds a JSON array"),
         ("a.jsonl", b'{\n "text": "a"}', "has objects over several lines"),
+        ("a.jsonl", b'{\r\n "text": "a"}', "has objects over several lines"),
         ("a.txt", b'{"text": "a"}\n', "is JSON, not a text"),
         ("a.parquet", b"PAR1\x15\x04", "is damaged, or not Parquet"),
         ("a.pdf", b"%PDF-1.7", "is a PDF, not text"),
@@ -99,6 +100,17 @@ def test_a_parquet_without_the_column_names_those_that_it_has(tmp_path: Path) ->
     assert_one_sentence(caught.value)
     with pytest.raises(UserError, match=r"column 'id' of .* is of type int64, not text"):
         find_files([str(path)], "id")
+
+
+def test_two_columns_of_a_name_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    text = pyarrow.array(["a", "b"])
+    parquet.write_table(pyarrow.Table.from_arrays([text, text], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has several columns 'text': rename them, or ") as caught:
+        find_files([str(tmp_path)], "text")
+    assert_one_sentence(caught.value)
 
 
 def test_a_column_of_lists_of_texts_is_refused(tmp_path: Path) -> None:

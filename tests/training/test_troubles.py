@@ -27,6 +27,7 @@ from llada.training.forecast import check_memory, out_of_memory, reasons_for_slo
 from llada.training.plan import RunPlan
 from llada.training.run_memory import TORCH_BYTES, setting_of
 from tests.support.commands import PATIENCE
+from tests.support.corpora import prepare_files, some_documents, write_as
 
 TINY = ["--preset", "tiny", "--d_model", "16", "--n_layers", "1", "--batch_size", "4", "--sequence_length", "24"]
 
@@ -162,6 +163,22 @@ def test_a_real_shortage_ends_with_the_sentence(text: str, tmp_path: Path) -> No
     assert "The memory did not suffice for this run" in result.stderr
     assert "--activation_checkpointing" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_documents_that_are_kept_apart_are_prepared_shorter_if_the_validation_text_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = write_as(tmp_path, "jsonl", some_documents(30))
+    data = prepare_files(tmp_path / "data", source, packing="documents", sequence_length=600)
+    n = len(data.tokens("val"))
+    options = ["--data_dir", data.folder, "--windows", "stored", "--output_dir", tmp_path / "run", "--steps", 2]
+    said = complaint(capsys, "train", *TINY, *options)
+    assert f"longer than the validation text of {n} tokens" in said
+    assert f"prepare it with --sequence_length {n} or less" in said
+    prepare_files(data.folder, source, packing="documents", sequence_length=n, overwrite=True)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", *map(str, [*TINY, *options])])
+    assert not exit_.value.code, capsys.readouterr().err
 
 
 def test_sequences_longer_than_the_validation_text_are_refused_with_the_length_that_fits(

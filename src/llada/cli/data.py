@@ -9,10 +9,10 @@ import tyro
 
 from llada.cli import Program
 from llada.cli.options import parse
-from llada.data.corpus_folder import is_half_done
+from llada.data.corpus_folder import refuse_half_done
 from llada.data.corpus_inspection import QUANTILES, describe_split, find_faults
 from llada.data.prepared import METADATA_FILE, PreparedText
-from llada.data.sharded import MANIFEST_FILE, SPLITS, ShardedText, read_manifest
+from llada.data.sharded import SPLITS, ShardedText, read_manifest
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, number_of
 from llada.system.terminal import say, tell
@@ -42,8 +42,7 @@ def run(arguments: Sequence[str], program: Program) -> int:
         return _small(options.action, folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: check the path.")
-    if is_half_done(folder) and not (folder / MANIFEST_FILE).is_file():
-        raise UserError(f"{folder} is half done: repeat the `llada prepare` that began it.")
+    refuse_half_done(folder)
     if options.action == "inspect":
         _inspect(folder)
         return 0

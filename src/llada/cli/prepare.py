@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llada.cli import Program
 from llada.cli.options import check_positive, parse
 from llada.data.corpus import SourceName, load_corpus
+from llada.data.corpus_folder import refuse_half_done
 from llada.data.hub_source import HubSource
 from llada.data.input_files import files_named
 from llada.data.prepared import DEFAULT_FOLDER, DOCUMENTATION_FOLDER, METADATA_FILE, PreparedText, prepare
@@ -163,7 +164,7 @@ def _prepare_shards(options: PrepareOptions, program: Program) -> int:
         data = prepare_corpus(
             source,
             options.text_key,
-            _tokenizer_of(options.tokenizer),
+            tokenizer_named(options.tokenizer),
             options.output_dir,
             settings,
             options.processes or max(1, int(usable_cores())),
@@ -191,7 +192,7 @@ def _source_of(options: PrepareOptions) -> Source:
     return find_files(options.input, options.text_key, options.output_dir, say)
 
 
-def _tokenizer_of(name: str) -> "Made | Tokenizer":
+def tokenizer_named(name: str) -> "Made | Tokenizer":
     if name == "characters":
         return "characters"
     if name == "bpe":
@@ -200,6 +201,7 @@ def _tokenizer_of(name: str) -> "Made | Tokenizer":
 
     if any(Path(name, file).is_file() for file in (METADATA_FILE, MANIFEST_FILE)):  # a text to mix this one with
         return PreparedText.open(Path(name)).tokenizer
+    refuse_half_done(Path(name))
     from llada.checkpoints.load import read_vocabulary  # imports torch
 
     return read_vocabulary(name)[0]

@@ -292,6 +292,12 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
     return answers
 
 
+def _processes_to_plan(text: str) -> int:
+    if int(text) < 1:
+        raise UserError(f"--dry_run plans for 1 process or more, not {text}: correct it, or leave N out.")
+    return int(text)
+
+
 def _parse(arguments: Sequence[str], program: Program, description: str, default_preset: str) -> Asked:
     """Read a command line.
 
@@ -304,14 +310,12 @@ def _parse(arguments: Sequence[str], program: Program, description: str, default
     base.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output_dir", "--output-dir", type=Path)
     first.add_argument("--changed_data", "--changed-data", action="store_true")
-    first.add_argument("--dry_run", "--dry-run", nargs="?", type=int, const=0)
+    first.add_argument("--dry_run", "--dry-run", nargs="?", type=_processes_to_plan, const=0)
     for length in ("--epochs", "--steps"):
         first.add_argument(length)
     chosen, rest = first.parse_known_args(arguments)
 
     resume = chosen.resume is not None
-    if chosen.dry_run is not None and chosen.dry_run < 0:
-        raise UserError(f"--dry_run plans for 1 process or more, not {chosen.dry_run}: correct it, or leave N out.")
     if chosen.changed_data and not resume:
         raise UserError("--changed_data is for a run that goes on: add --resume, or leave it out.")
     if chosen.resume and chosen.output_dir:

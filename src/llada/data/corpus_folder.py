@@ -86,6 +86,16 @@ def is_half_done(folder: Path) -> bool:
     return os.path.isfile(unfinished / SETTINGS_FILE) and not _foreign_in(unfinished)
 
 
+def refuse_half_done(folder: Path) -> None:
+    """Refuse a folder that holds a preparation that was stopped, and no corpus.
+
+    Raises:
+        UserError: it does.
+    """
+    if is_half_done(folder) and not (folder / MANIFEST_FILE).is_file():
+        raise UserError(f"{folder} is half done: repeat the `llada prepare` that began it.")
+
+
 def leave_nothing(folder: Path, though_done: bool = False) -> None:
     """Remove a preparation of which nothing was done, so that it holds up no other one.
 

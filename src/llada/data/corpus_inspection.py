@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from llada.data.corpus_work import PLACE_TYPE
 from llada.data.prepared import Ids, Split
-from llada.data.sharded import COUNTS_FILE, SPLITS, ShardedText, check_size, files_in, read_manifest
+from llada.data.sharded import (
+    COUNTS_FILE,
+    REMEDY,
+    SPLITS,
+    ShardedText,
+    check_size,
+    files_in,
+    read_counts,
+    read_manifest,
+)
 from llada.system.errors import UserError
 from llada.system.files import sha256_of
 from llada.tokenizers.base import load_tokenizer
@@ -59,10 +68,9 @@ def find_faults(folder: Path, report: Callable[[int, int], None] = lambda done, 
                 yield f"{shard['file']} has ids that the vocabulary lacks"
                 continue
             counts[i] += found
-            is_right = (np.diff(ends, prepend=0) > 0).all() and ends[-1] == len(tokens)
-            if not is_right or not (tokens[ends - 1] == tokenizer.eos_id).all():
+            if not _are_ends(ends, len(tokens)) or not (tokens[ends - 1] == tokenizer.eos_id).all():
                 yield f"{stem}.ends.bin does not say where the documents of {shard['file']} end"
-    if not damaged and not (counts == np.load(folder / COUNTS_FILE)).all():
+    if not damaged and not (counts == read_counts(folder, tokenizer.vocab_size)).all():
         yield f"{COUNTS_FILE} does not count the ids of the shards"
 
 
@@ -75,6 +83,11 @@ def _problem_of(path: Path, digest: str) -> str | None:
 def _map(path: Path, dtype: str, length: int) -> Ids:
     check_size(path, length * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype, "r", shape=(length,))
+
+
+def _are_ends(ends: npt.NDArray[np.int64], n_tokens: int) -> bool:
+    """Whether documents that follow each other may end there."""
+    return bool((np.diff(ends, prepend=0) > 0).all() and ends[-1] == n_tokens)
 
 
 def _count(tokens: Ids, n_ids: int) -> npt.NDArray[np.int64] | None:
@@ -112,11 +125,14 @@ class SplitStatistics:
 def describe_split(data: ShardedText, split: Split, n_frequent: int = 10) -> SplitStatistics:
     """Compute the statistics of a split from its counts and the ends of its documents; the ids are not read."""
     facts = data.metadata["splits"][split]
-    counts = np.load(data.folder / COUNTS_FILE)[SPLITS.index(split)]
+    counts = read_counts(data.folder, data.tokenizer.vocab_size)[SPLITS.index(split)]
     lengths = []
     for shard in facts["shards"]:
-        name = f"{Path(shard['file']).stem}.ends.bin"
-        lengths.append(np.diff(_map(data.folder / name, PLACE_TYPE, shard["documents"]).astype(np.int64), prepend=0))
+        path = data.folder / f"{Path(shard['file']).stem}.ends.bin"
+        ends = _map(path, PLACE_TYPE, shard["documents"]).astype(np.int64)
+        if not _are_ends(ends, shard["tokens"]):
+            raise UserError(f"{path} is damaged: {REMEDY}.")
+        lengths.append(np.diff(ends, prepend=0))
     together = np.concatenate(lengths)
     shares = counts / counts.sum()
     order = np.argsort(-counts, kind="stable")[:n_frequent]

@@ -59,7 +59,7 @@ from llada.system.locks import locked
 from llada.system.worker_processes import map_in_order
 from llada.tokenizers.base import Tokenizer, ids_of, load_tokenizer
 from llada.tokenizers.char import CharTokenizer
-from llada.tokenizers.train_bpe import SMALLEST_VOCABULARY, train_bpe
+from llada.tokenizers.train_bpe import check_vocab_size, train_bpe
 
 _BATCH_CHARACTERS = 1 << 20
 _BEGINNING_BYTES = 1 << 20  # of a piece of which only the first documents are wanted
@@ -115,8 +115,8 @@ def prepare_corpus(
         UserError: the source is broken, or gives no training or no validation text; the folder holds other things or
             another preparation, or another process writes it.
     """
-    if tokenizer == "bpe" and settings.vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"`vocab_size={settings.vocab_size}` is too small: choose {SMALLEST_VOCABULARY} or more.")
+    if tokenizer == "bpe":
+        check_vocab_size(settings.vocab_size)
     if settings.dedup == "near":
         load_datasketch()
     if overwrite and any((folder / name).is_file() for name in (MANIFEST_FILE, METADATA_FILE)):

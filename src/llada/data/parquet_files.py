@@ -44,6 +44,8 @@ def check_column(path: Path, text_key: str) -> int:
     if text_key not in schema.names:
         columns = ", ".join(schema.names[:20]) + (", ..." if len(schema.names) > 20 else "")
         raise UserError(f"{path} has no column {text_key!r} (its columns: {columns}): choose one by `text_key`.")
+    if schema.names.count(text_key) > 1:
+        raise UserError(f"{path} has several columns {text_key!r}: rename them, or choose another `text_key`.")
     kind = schema.field(text_key).type
     if not _is_text(kind):
         raise UserError(f"The column {text_key!r} of {path} is of type {kind}, not text: choose another `text_key`.")

@@ -243,6 +243,11 @@ class PreparedText:
 
             return ShardedText.open(folder)
         if not (folder / METADATA_FILE).is_file():
+            from llada.data.corpus_folder import refuse_half_done
+
+            refuse_half_done(folder)
+            if folder.is_file():
+                raise UserError(f"{folder} is a file, not a prepared text: give it to `llada prepare` first.")
             raise UserError(f"{folder} is not a complete prepared text: run {how_to_prepare(folder)}.")
         metadata = read_json(folder / METADATA_FILE)
         remedy = f"run {how_to_prepare(folder)} again"

@@ -102,15 +102,13 @@ class ShardedIds:
 
     ndim = 1
 
-    def __init__(self, files: MappedFiles, shards: Sequence[Mapping[str, Any]], n_rows: int, counts: Path) -> None:
+    def __init__(self, files: MappedFiles, shards: Sequence[Mapping[str, Any]], n_rows: int) -> None:
         """Describe the ids.
 
         Args:
             n_rows: number of rows of the network's embedding and one more id, MASK's; ids are checked against it.
-            counts: file with the number of times that each id comes in the split, in a row of its own.
         """
         self._files, self._shards, self._n_rows = files, shards, n_rows
-        self._counts = counts
         self._edges = np.cumsum([0, *(shard["tokens"] for shard in shards)], dtype=np.int64)
 
     @property
@@ -159,7 +157,7 @@ class ShardedIds:
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Return how often each id comes."""
-        return cast(npt.NDArray[np.int64], np.load(self._counts)[0 if self._is_train else 1])
+        return read_counts(self._files.folder, self._n_rows)[0 if self._is_train else 1]
 
     @property
     def _is_train(self) -> bool:
@@ -231,6 +229,8 @@ class DocumentRows:
         name = Path(self._shards[shard]["file"]).with_suffix(".rows.bin").name
         starts = self._files(name, int(self._shards[shard]["sequences"]) + 1)
         start, end = starts[number - self._edges[shard] : number - self._edges[shard] + 2].tolist()
+        if not 0 <= start < end <= self._shards[shard]["tokens"]:
+            raise UserError(f"{self._files.folder / name} is damaged: {REMEDY}.")
         edge = int(self._token_edges[shard])
         return edge + start, edge + min(end, start + self._length)
 
@@ -267,7 +267,7 @@ class ShardedText(PreparedText):
         length, rows = int(manifest["sequence_length"]), {}
         for split in SPLITS:
             shards = manifest["splits"][split]["shards"]
-            ids = ShardedIds(tokens, shards, tokenizer.vocab_size, folder / COUNTS_FILE)
+            ids = ShardedIds(tokens, shards, tokenizer.vocab_size)
             rows[split] = (
                 DocumentRows(ids, places, shards, length, tokenizer.pad_id)
                 if manifest["packing"] == "documents"
@@ -340,6 +340,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST_FILE} has changed since it was written (wrong checksum of its own): {remedy}."
         )
     return manifest
+
+
+def read_counts(folder: Path, n_ids: int) -> npt.NDArray[np.int64]:
+    """Read how often each id comes in each split (2, n_ids).
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        counts: npt.NDArray[np.int64] = np.load(folder / COUNTS_FILE)
+        if counts.shape == (len(SPLITS), n_ids):
+            return counts
+    except (EOFError, ValueError):
+        pass
+    raise UserError(f"{folder / COUNTS_FILE} is damaged: {REMEDY}.")
 
 
 def files_in(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -23,7 +23,11 @@ _PLAIN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *PARQUET_SUFFIXES)
 READ_SUFFIXES = (*_PLAIN_SUFFIXES, *(inner + outer for inner in _PLAIN_SUFFIXES for outer in COMPRESSED_SUFFIXES))
 """Ends of the names of files that are read in a folder."""
 # First bytes of files that hold no text, and of those that hold it compressed.
-_COMPRESSED: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED: dict[bytes, Compression] = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},  # to be skipped (RFC 8878, 3.1.2)
+}
 _HEAD = 1 << 20
 _MEASURED_FILES = 4  # that show how much the others were compressed
 
@@ -207,7 +211,7 @@ def _check_head(path: Path, head: bytes, kind: Kind) -> None:
     text = head.decode("utf-8", errors="ignore").removeprefix("\ufeff").lstrip()
     if kind == "lines" and text.startswith("["):
         raise UserError(f"{path} holds a JSON array: write its objects one a line (JSONL).")
-    if kind == "lines" and text.startswith("{\n"):
+    if kind == "lines" and text.startswith(("{\n", "{\r\n")):
         raise UserError(f"{path} has objects over several lines: write them one a line (JSONL).")
     if kind == "text" and looks_like_json(text):
         name = f".jsonl{path.suffix}" if path.suffix.lower() in COMPRESSED_SUFFIXES else ".jsonl"

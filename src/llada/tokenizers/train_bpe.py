@@ -12,6 +12,23 @@ from llada.tokenizers.char import BOS, EOS, MASK, PAD
 
 SMALLEST_VOCABULARY = 256 + 4
 """All bytes and the special tokens."""
+LARGEST_VOCABULARY = 1 << 22
+"""More ids than any text needs: the library sets memory aside for all of them, and aborts if there is not enough."""
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a number of ids that no byte-level BPE is trained with.
+
+    Raises:
+        UserError: it is smaller than the bytes need, or too large.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"`vocab_size={vocab_size}` does not hold the 256 bytes and 4 special tokens: choose {SMALLEST_VOCABULARY} "
+            "or more."
+        )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"`vocab_size={vocab_size}` is too large: choose {LARGEST_VOCABULARY} or less.")
 
 
 def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> BPETokenizer:
@@ -24,15 +41,11 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> BPETokenizer:
         vocab_size: number of ids, MASK and the other special tokens included; a short text gives fewer.
 
     Raises:
-        UserError: the vocabulary is smaller than the bytes need.
+        UserError: the vocabulary is smaller than the bytes need, or too large.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(
-            f"`vocab_size={vocab_size}` does not hold the 256 bytes and 4 special tokens: choose {SMALLEST_VOCABULARY} "
-            "or more."
-        )
+    check_vocab_size(vocab_size)
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()

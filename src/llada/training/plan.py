@@ -228,9 +228,12 @@ def _window_length_of(config: TrainConfig, data: PreparedText) -> int:
         check_window(data, length)
     shortest = min(len(data.tokens("train")), len(data.tokens("val")))
     if length > shortest:
+        remedy = f'add `windows="random"` `sequence_length={shortest}`'
+        if data.metadata.get("packing") == "documents":  # which random windows do not keep apart
+            remedy = f"prepare it with `sequence_length={shortest}` or less"
         raise UserError(
             f"Sequences of {length:,} are longer than the validation text of {len(data.tokens('val')):,} tokens in "
-            f'{data.folder}: add `windows="random"` `sequence_length={shortest}`, or use a longer text.'
+            f"{data.folder}: {remedy}, or use a longer text."
         )
     return length
 
