@@ -84,6 +84,8 @@ def test_under_torchrun_the_same_signal_within_seconds_is_no_second_one(monkeypa
                 assert stop.is_made
                 os.kill(os.getpid(), second)
                 assert came == [second] * stops
+            # Also while Python ends, which takes handlers of its own away, and no others.
+            assert (signal.getsignal(signal.SIGTERM) is signal.SIG_IGN) is not stops
             os.kill(os.getpid(), second)  # when the run has saved and ends
             assert came == [second, second] * stops
             for number in SIGNALS:

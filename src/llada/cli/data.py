@@ -12,7 +12,7 @@ from llada.cli.options import parse
 from llada.data.corpus_folder import refuse_half_done
 from llada.data.corpus_inspection import QUANTILES, describe_split, find_faults
 from llada.data.prepared import METADATA_FILE, PreparedText
-from llada.data.sharded import SPLITS, ShardedText, read_manifest
+from llada.data.sharded import SPLITS, ShardedText, check_there, read_manifest
 from llada.system.errors import UserError
 from llada.system.format import bytes_in_words, number_of
 from llada.system.terminal import say, tell
@@ -64,6 +64,7 @@ def _small(action: str, folder: Path) -> int:
 
 def _inspect(folder: Path) -> None:
     manifest = read_manifest(folder)
+    check_there(folder, manifest)
     source, tokenizer = manifest["source"], manifest["tokenizer"]
     tell(f"{folder}: a corpus in shards, {manifest['format']} version {manifest['format_version']}")
     if source["kind"] == "files":

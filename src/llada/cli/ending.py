@@ -103,7 +103,8 @@ def _terminated() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is end:  # a run that was stopped may have it ignored
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def describe(error: BaseException, command: str) -> tuple[int, str]:

@@ -210,7 +210,7 @@ def tokenizer_named(name: str) -> "Made | Tokenizer":
 def _tell_corpus(data: "ShardedText") -> None:
     manifest = data.metadata
     unit = data.tokenizer.unit
-    kind = manifest["tokenizer"]["kind"]
+    kind = {"checkpoint": "given"}.get(manifest["tokenizer"]["kind"], manifest["tokenizer"]["kind"])
     tell(f"Vocabulary: {data.tokenizer.vocab_size:,} ids ({kind}), stored as {manifest['dtype']}")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = manifest["splits"][name]

@@ -260,9 +260,7 @@ class ShardedText(PreparedText):
         """
         manifest = read_manifest(folder)
         tokenizer = load_tokenizer(folder, manifest)
-        for name, _ in files_in(manifest):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder / name} is missing: {REMEDY}.")
+        check_there(folder, manifest)
         tokens, places = MappedFiles(folder, manifest["dtype"]), MappedFiles(folder, PLACE_TYPE)
         length, rows = int(manifest["sequence_length"]), {}
         for split in SPLITS:
@@ -355,6 +353,17 @@ def read_counts(folder: Path, n_ids: int) -> npt.NDArray[np.int64]:
     except (EOFError, ValueError):
         pass
     raise UserError(f"{folder / COUNTS_FILE} is damaged: {REMEDY}.")
+
+
+def check_there(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder that lacks a file.
+
+    Raises:
+        UserError: it does.
+    """
+    for name, _ in files_in(manifest):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing: {REMEDY}.")
 
 
 def files_in(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -26,7 +26,8 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """Take note of the first signal; the second one, whichever it is, does what it did before.
 
-        Under torchrun, one of the same kind within a few seconds is not a second one, also not after the end.
+        Under torchrun, one of the same kind within a few seconds is not a second one. After a run that was stopped
+        there, such a signal and SIGTERM are ignored.
         A signal that the process was started to ignore stays ignored.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -52,5 +53,9 @@ class StopRequest:
         try:
             yield
         finally:
-            if not first:
-                restore()
+            # When one process has ended, torchrun signals the others. Python, as it ends, puts default handlers in the
+            # places of its own, and the signal would end the process before it has given its exit code.
+            ignored = {*first, signal.SIGTERM} if self.is_made and BY_TORCHRUN in os.environ else set()
+            for number, handler in before.items():
+                if signal.getsignal(number) is take_note:
+                    signal.signal(number, signal.SIG_IGN if number in ignored else handler)

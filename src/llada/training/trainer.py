@@ -172,6 +172,7 @@ class Trainer:
                 try:
                     done = self._timed_step()
                 except StepLeftError:
+                    self.stop.is_made = True  # in some process
                     self._save_where_it_left()
                     break
                 after = self.policy.after_step(
@@ -225,7 +226,8 @@ class Trainer:
 
     def _is_asked_to_stop(self) -> bool:
         """Whether any process is: one signal may reach one of them, or all, one after the other."""
-        return self.group.is_any(self.stop.is_made)
+        self.stop.is_made = self.group.is_any(self.stop.is_made)
+        return self.stop.is_made
 
     def _state_in_short(self) -> dict[str, str]:
         return state_in_short(self.model.network, self.progress)
