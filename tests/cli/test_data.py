@@ -168,6 +168,13 @@ def test_inspect_validate_and_stats(llada: RunCommand, corpus: Path) -> None:
     assert "tokens per document: mean" in llada("data", "stats", corpus).out
 
 
+def test_a_missing_shard_is_named_by_all(llada: RunCommand, corpus: Path) -> None:
+    (corpus / "train-00001.bin").unlink()
+    for action in ("inspect", "stats"):
+        assert_one_sentence(llada("data", action, corpus), "train-00001.bin is missing: restore it")
+    assert "train-00001.bin is missing" in llada("data", "validate", corpus).out
+
+
 def test_validate_fails_and_names_what_is_damaged(llada: RunCommand, corpus: Path) -> None:
     (corpus / "train-00001.bin").write_bytes(b"x")
     result = llada("data", "validate", corpus)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -172,6 +173,23 @@ def test_a_signal_to_torchrun_and_all_that_it_started_saves(data: PreparedText, 
     assert "Stopped; saved after step" in out, out
     assert "Stopped by SIGTERM" not in out
     assert (run / "checkpoints" / "last").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("turn", range(3))
+def test_a_signal_to_one_that_torchrun_started_ends_all_with_the_code_of_a_saved_run(
+    data: PreparedText, tmp_path: Path, turn: int
+) -> None:
+    """torchrun signals those that are left when one has ended, which may be while Python ends."""
+    run = tmp_path / "run"
+    group = start_torchrun(2, flags(["--evaluate_every", "100000"], data, run, 100_000))
+    wait_for_lines(run, 5)
+    os.kill(sorted(children_of(group.pid))[turn % 2], signal.SIGTERM)
+    out, _ = group.communicate(timeout=PATIENCE)
+    assert "Stopped; saved after step" in out, out
+    codes = re.findall(r"exitcode *: *(-?\d+)", out)
+    assert codes
+    assert {*codes} == {"75"}, out
 
 
 KILLS = 20
