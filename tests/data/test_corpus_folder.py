@@ -11,7 +11,15 @@ from llada.data import corpus_preparation
 from llada.data.corpus_preparation import Made
 from llada.data.prepared import PreparedText
 from llada.system.errors import UserError
-from tests.support.corpora import documents_in, files_in_folder, prepare_files, some_documents, to_lines, write_as
+from tests.support.corpora import (
+    documents_in,
+    files_in_folder,
+    prepare_files,
+    prepare_half,
+    some_documents,
+    to_lines,
+    write_as,
+)
 from tests.support.sentences import assert_one_sentence
 
 DOCUMENTS = some_documents(80)
@@ -30,10 +38,7 @@ def test_a_kill_while_another_preparation_is_removed_leaves_nothing_that_goes_on
     def kill(*arguments: Any) -> None:
         raise RuntimeError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_preparation._Preparation, "_write_manifest", kill)
-        with pytest.raises(RuntimeError):
-            prepare_files(tmp_path / "corpus", source)
+    prepare_half(monkeypatch, tmp_path / "corpus", source)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", kill)  # as it comes to `unfinished`
         with pytest.raises(RuntimeError):
@@ -49,10 +54,7 @@ def test_a_kill_while_another_preparation_is_removed_leaves_nothing_that_goes_on
 def test_a_preparation_with_other_settings_is_not_continued(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare_files(tmp_path / "corpus", source)
+    prepare_half(monkeypatch, tmp_path / "corpus", source)
     with pytest.raises(UserError, match=r"half done, with other settings \(`val_share`, then 0\.2\)") as caught:
         prepare_files(tmp_path / "corpus", source, val_share=0.3)
     assert_one_sentence(caught.value)
@@ -117,10 +119,7 @@ def test_a_number_of_ids_that_cannot_be_leaves_the_corpus_that_is_there(
 def test_what_is_half_done_is_no_text_and_no_tokenizer(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare_files(tmp_path / "corpus", source)
+    prepare_half(monkeypatch, tmp_path / "corpus", source)
     for use in (PreparedText.open, lambda folder: tokenizer_named(str(folder))):
         with pytest.raises(UserError, match=r"corpus is half done: repeat the `llada prepare` that began it\.$"):
             use(tmp_path / "corpus")
@@ -180,10 +179,7 @@ def test_all_that_a_preparation_leaves_is_known_as_its_own(
 ) -> None:
     """Killed as it removed its records, the settings first."""
     settings: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": 300, "dedup": "near"}
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare_files(tmp_path / "corpus", source, **settings)
+    prepare_half(monkeypatch, tmp_path / "corpus", source, **settings)
     unfinished = tmp_path / "corpus" / "unfinished"
     (unfinished / ".copy.llada-01234567.tmp").write_bytes(b"of a killed process")
     (unfinished / "settings.json").unlink()

@@ -242,7 +242,7 @@ def test_a_checkpoints_tokenizer_is_kept_byte_for_byte(tmp_path: Path, source: P
     first = prepare_files(tmp_path / "a", source, tokenizer="bpe", vocab_size=300)
     other = prepare_files(tmp_path / "b", source, tokenizer=first.tokenizer)
     assert other.tokenizer == first.tokenizer
-    assert other.metadata["tokenizer"]["kind"] == "checkpoint"
+    assert other.metadata["tokenizer"]["kind"] == "given"
     assert other.metadata["tokenizer"]["fingerprint"] == first.metadata["tokenizer"]["fingerprint"]
     assert other.tokens("train")[:].tolist() == first.tokens("train")[:].tolist()
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from llada.data.corpus import Corpus, read_files
-from llada.data.corpus_preparation import _Preparation
 from llada.data.prepared import prepare
 from llada.data.sources import find_files
 from llada.system.errors import UserError
-from tests.support.corpora import prepare_files, some_documents, write_as
+from tests.support.corpora import prepare_files, prepare_half, some_documents, write_as
 from tests.support.sentences import assert_one_sentence
 
 Say = Callable[[str], None]
@@ -39,14 +38,6 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text(f"text of {name}")
 
 
-def half_done(folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(_Preparation, "_write_manifest", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare_files(folder, source, tokenizer="bpe", vocab_size=300)
-    assert (folder / "unfinished" / "scan-00000.sample.jsonl").is_file()
-
-
 @pytest.mark.parametrize("reader", READERS)
 def test_hidden_folders_are_not_read(tmp_path: Path, reader: str) -> None:
     write(tmp_path / ".in", "a.txt", "b/c.txt", ".git/d.txt", "b/.ipynb_checkpoints/c.txt", ".e.txt", "b/.f/g/h.txt")
@@ -64,7 +55,8 @@ def test_what_a_preparation_wrote_is_not_read(tmp_path: Path, reader: str, monke
     source = write_as(tmp_path, "jsonl", some_documents(80))
     prepare(Corpus("abc " * 100, "file", "x"), folder / "five", 16)
     prepare_files(folder / "shards" / "inner", source)
-    half_done(folder / "half", source, monkeypatch)
+    prepare_half(monkeypatch, folder / "half", source, tokenizer="bpe", vocab_size=300)
+    assert (folder / "half" / "unfinished" / "scan-00000.sample.jsonl").is_file()
     write(folder, "five/own.txt", "shards/inner/own.txt", "half/own.txt")
     said: list[str] = []
     assert READERS[reader](folder, folder / "new", said.append) == expected

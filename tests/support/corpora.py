@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from llada.data import corpus_preparation
 from llada.data.corpus_preparation import CorpusSettings, Made, prepare_corpus
 from llada.data.sharded import ShardedText, read_manifest, seal_of
 from llada.data.sources import find_files
@@ -67,6 +70,14 @@ def prepare_files(
     chosen = CorpusSettings(**{"shard_mb": 0.002, "sequence_length": 8, "val_share": 0.2, **settings})
     source = find_files([str(path) for path in inputs], text_key)
     return prepare_corpus(source, text_key, tokenizer, folder, chosen, processes, overwrite)
+
+
+def prepare_half(monkeypatch: pytest.MonkeyPatch, folder: Path, *inputs: Path, **settings: Any) -> None:
+    """Prepare files as far as the manifest, which would be written last."""
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_preparation._Preparation, "_write_manifest", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_files(folder, *inputs, **settings)
 
 
 def documents_in(data: ShardedText, split: str) -> list[str]:

@@ -187,7 +187,7 @@ def test_a_dry_run_plans_for_any_number_of_processes_and_writes_nothing(
         assert "tokens a second" in result.err
     assert "in 4 at a time x 2 accumulated" in llada(*command, "--dry_run").err
     assert_one_sentence(llada(*command, "--dry_run", 3), "3 processes cannot share 4 x 2")
-    for wrong in (-2, 0):
+    for wrong in (-2, 0, "two"):
         assert_one_sentence(llada(*command, f"--dry_run={wrong}"), f"plans for 1 process or more, not {wrong}")
     assert not (tmp_path / "none").exists()
 

@@ -193,6 +193,7 @@ def _source_of(options: PrepareOptions) -> Source:
 
 
 def tokenizer_named(name: str) -> "Made | Tokenizer":
+    """Return the tokenizer of a checkpoint or of a prepared text, or, by its name, one that is made of the text."""
     if name == "characters":
         return "characters"
     if name == "bpe":
@@ -210,7 +211,7 @@ def tokenizer_named(name: str) -> "Made | Tokenizer":
 def _tell_corpus(data: "ShardedText") -> None:
     manifest = data.metadata
     unit = data.tokenizer.unit
-    kind = {"checkpoint": "given"}.get(manifest["tokenizer"]["kind"], manifest["tokenizer"]["kind"])
+    kind = manifest["tokenizer"]["kind"]
     tell(f"Vocabulary: {data.tokenizer.vocab_size:,} ids ({kind}), stored as {manifest['dtype']}")
     for name, label in (("train", "training"), ("val", "validation")):
         counts = manifest["splits"][name]

@@ -168,8 +168,12 @@ def _run(asked: Asked, folder: RunFolder, program: Program, group: Group) -> int
     plan = shared_out_if_needed(plan, group.is_any)
     group.together(lambda: announce(plan, console, in_flags))
     try:
-        made = group.together(lambda: [Trainer(plan, folder, resume, start, asked.changed_data, group=group)])
-        return _train(made.pop(), resume, console, program)  # none stays here, so that an error can let go of it
+        return _train(  # which alone holds the trainer, so that an error can let go of it
+            group.together(lambda: Trainer(plan, folder, resume, start, asked.changed_data, group=group)),
+            resume,
+            console,
+            program,
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -293,7 +297,7 @@ def _open_data(config: TrainConfig, start: Path | None = None) -> PreparedText |
 
 
 def _processes_to_plan(text: str) -> int:
-    if int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--dry_run plans for 1 process or more, not {text}: correct it, or leave N out.")
     return int(text)
 

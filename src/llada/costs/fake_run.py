@@ -141,8 +141,8 @@ def forward_bytes(config: NetworkConfig, length: int, stores_bf16: bool) -> floa
 
 
 @lru_cache(maxsize=256)
-def drops(config: NetworkConfig) -> bool:
-    """Whether the network has dropout."""
+def has_dropout(config: NetworkConfig) -> bool:
+    """Whether anything is dropped in training."""
     return rows_of(shape_only(next(iter(kinds_of_layers(config))))) is not None
 
 

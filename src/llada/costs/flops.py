@@ -3,7 +3,7 @@
 Shape letters: L length, D width.
 """
 
-from llada.costs.fake_run import RunSetting, drops, layer_costs, network_flops
+from llada.costs.fake_run import RunSetting, has_dropout, layer_costs, network_flops
 from llada.models.config_json import NetworkConfig, kinds_of_layers
 
 # Measured, docs/EXPERIMENTS.md: a whole step reaches 0.4 to 0.95 of the speed of large matmuls on a CPU.
@@ -53,7 +53,7 @@ def training_seconds(
 
 def dropped_scores_per_token(config: NetworkConfig, length: int) -> float:
     """Attention weights for which a CPU draws dropout's noise."""
-    if not drops(config):
+    if not has_dropout(config):
         return 0.0
     setting = RunSetting(length)
     kinds = kinds_of_layers(config).items()

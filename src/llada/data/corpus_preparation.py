@@ -309,7 +309,7 @@ class _Preparation:
         origin = Origin(
             digest_of_json(self.identity),
             self.source.provenance(),
-            self.tokenizer if isinstance(self.tokenizer, str) else "checkpoint",
+            self.tokenizer if isinstance(self.tokenizer, str) else "given",
             {"rule": self.settings.dedup, **near, **n_duplicates},
         )
         write_manifest(origin, tokenizer, self.unfinished / TOKENIZER_FOLDER, work, n_blocks)
